@@ -1,0 +1,1 @@
+"""Pairwise reward models, trained on a Ray cluster of any size."""

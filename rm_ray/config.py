@@ -1,0 +1,353 @@
+"""Every setting of a run: typed, frozen, validated when built; read from a YAML recipe."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import pydantic
+import yaml
+
+from rm_ray.errors import InputError
+
+BUILTIN = "builtin"
+"""Names the embedded pairs, tokenizer and model, which need no download."""
+
+
+def _require(holds: bool, name: str, value: object, rule: str) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {rule}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What the run is called, where it keeps its files, and its seed."""
+
+    name: str = "reward-model"
+    """The run's name and its folder under storage_path. The same name resumes the same run."""
+
+    storage_path: str = "~/rm_ray"
+    """Where runs and token caches are kept: a folder, a network mount, or a URI (s3://, gs://).
+    On a cluster of several machines it must be one that all of them reach."""
+
+    seed: int = 0
+    """Orders the pairs, samples the mixture and initialises the head."""
+
+    def __post_init__(self) -> None:
+        legal = bool(self.name) and self.name[0].isalnum()
+        legal = legal and all(c.isalnum() or c in "._-" for c in self.name)
+        _require(legal, "run.name", self.name, "letters, digits, '.', '_' and '-'")
+        _require(bool(self.storage_path), "run.storage_path", self.storage_path, "a path or a URI")
+        _require(self.seed >= 0, "run.seed", self.seed, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which preference pairs are trained on and which are refused."""
+
+    train: tuple[str, ...] = (f"{BUILTIN}:train",)
+    """Sources of training pairs, each 'path-or-dataset[:split][=share]': a .jsonl, .jsonl.gz or
+    .parquet file, a folder or glob of them, a saved or Hub dataset, or 'builtin'. A share with a
+    point is a fraction of the rows (0.5), one without is a number of rows (400)."""
+
+    eval: tuple[str, ...] = (f"{BUILTIN}:test",)
+    """Sources of held-out pairs, written like data.train; may be empty."""
+
+    max_length: int = 2048
+    """Most tokens that one conversation (prompt and response) may have."""
+
+    max_prompt_length: int | None = None
+    """Most tokens that the prompt may have; none: only max_length counts."""
+
+    over_length: Literal["drop", "truncate"] = "drop"
+    """A pair that is too long is dropped, or its prompt loses its oldest tokens. A response is
+    never cut: a pair whose response alone is too long is dropped in both cases."""
+
+    max_refused_fraction: float = 0.5
+    """The run stops before training when a larger share of the rows is refused."""
+
+    chat_template: str | None = None
+    """A Jinja chat template, or the path of a file with one; none: the tokenizer's own."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.train) > 0, "data.train", self.train, "a list of at least one source")
+        _require(self.max_length >= 2, "data.max_length", self.max_length, "at least 2")
+        limit = self.max_prompt_length
+        _require(limit is None or limit >= 1, "data.max_prompt_length", limit, "at least 1")
+        share = self.max_refused_fraction
+        _require(0 <= share <= 1, "data.max_refused_fraction", share, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The backbone, its tokenizer and how it is computed."""
+
+    name_or_path: str = BUILTIN
+    """A decoder on the Hub, a folder with one, a config.json (random weights), or 'builtin'."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a model on the Hub."""
+
+    tokenizer: str | None = None
+    """A tokenizer on the Hub or in a folder, or 'builtin'; none: the model's own."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the backbone. Master weights, optimizer, head and loss stay in float32."""
+
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of the backbone."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    liger: Literal["auto", "on", "off"] = "auto"
+    """Liger's fused Triton kernels, which need a GPU; 'auto' uses them where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """How preference pairs are grouped into optimizer steps and forward passes."""
+
+    global_batch_size: int = 64
+    """Pairs per optimizer step, over all workers. It need not divide by anything."""
+
+    tokens_per_micro_batch: int = 16_384
+    """Upper bound on the tokens of one forward pass on one worker, padding included. A single
+    pair that is larger gets a micro-batch of its own."""
+
+    layout: Literal["padded"] = "padded"
+    """How pairs are laid out in a micro-batch: right-padded to the longest."""
+
+    def __post_init__(self) -> None:
+        size, tokens = self.global_batch_size, self.tokens_per_micro_batch
+        _require(size >= 1, "batch.global_batch_size", size, "at least 1")
+        _require(tokens >= 1, "batch.tokens_per_micro_batch", tokens, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its learning-rate schedule and how long to train."""
+
+    learning_rate: float = 3e-6
+    """Peak learning rate."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's first and second moments."""
+
+    eps: float = 1e-8
+    """Added to AdamW's denominator."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
+
+    schedule: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
+    ] = "linear"
+    """Shape of the learning rate over all the steps of the run, counted once."""
+
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0 to its peak ('constant' has none)."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm; 0 leaves them as they are."""
+
+    epochs: int = 1
+    """Passes over the training pairs."""
+
+    max_episodes: int | None = None
+    """Stop after this many pairs, also in the middle of an epoch; none: after all epochs."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
+        in_range = all(0 <= beta < 1 for beta in self.betas)
+        _require(in_range, "optimizer.betas", self.betas, "two numbers from 0 up to, not with, 1")
+        _require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
+            value = getattr(self, name)
+            _require(value >= 0, f"optimizer.{name}", value, "at least 0")
+        _require(self.epochs >= 1, "optimizer.epochs", self.epochs, "at least 1")
+        limit = self.max_episodes
+        _require(limit is None or limit >= 1, "optimizer.max_episodes", limit, "at least 1")
+        _require(
+            self.schedule != "constant" or self.warmup_steps == 0,
+            "optimizer.warmup_steps",
+            self.warmup_steps,
+            "0 under schedule 'constant' (use 'constant_with_warmup')",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """How many workers train, on what, and how the model is sharded over them."""
+
+    num_workers: int | None = None
+    """Training processes; none: one for each GPU of the cluster, or 1 where there is none."""
+
+    use_gpu: bool | None = None
+    """One GPU for each worker; none: where the cluster has GPUs."""
+
+    cpus_per_worker: int = 1
+    """CPU cores (and threads of arithmetic) of each worker. Ray Data needs some beside them."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: 1 shards the optimizer, 2 also the gradients, 3 also the weights; 0 is
+    plain data parallelism without DeepSpeed."""
+
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep ZeRO's optimizer state ('optimizer'), and at stage 3 the weights too ('all'), in the
+    host's memory."""
+
+    def __post_init__(self) -> None:
+        workers, cpus = self.num_workers, self.cpus_per_worker
+        _require(workers is None or workers >= 1, "cluster.num_workers", workers, "at least 1")
+        _require(cpus >= 1, "cluster.cpus_per_worker", cpus, "at least 1")
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        rule = f"'none' unless cluster.zero_stage is at least {least} (it is {self.zero_stage})"
+        _require(self.zero_stage >= least, "cluster.offload", self.offload, rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When the held-out pairs are scored, and how many of them are shown."""
+
+    every_steps: int = 0
+    """Evaluate after every so many steps; 0: not at intervals."""
+
+    at_end: bool = True
+    """Evaluate after the last step."""
+
+    sample_rows: int = 16
+    """Held-out pairs shown with their texts and rewards after each evaluation."""
+
+    def __post_init__(self) -> None:
+        every, rows = self.every_steps, self.sample_rows
+        _require(every >= 0, "evaluation.every_steps", every, "at least 0")
+        _require(rows >= 0, "evaluation.sample_rows", rows, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the whole training state is saved and which checkpoints stay."""
+
+    every_steps: int = 0
+    """Save after every so many steps; 0: only after the last one."""
+
+    keep: int = 2
+    """Checkpoints that stay; the newest always does."""
+
+    keep_best_by: str | None = None
+    """Keep the best checkpoints by this metric ('eval/rm/accuracy', 'eval/rm/loss', ...), beside
+    the newest; none: the newest ones. An eval metric is measured at each checkpoint."""
+
+    def __post_init__(self) -> None:
+        every, keep, metric = self.every_steps, self.keep, self.keep_best_by
+        _require(every >= 0, "checkpoint.every_steps", every, "at least 0")
+        _require(keep >= 1, "checkpoint.keep", keep, "at least 1")
+        known = metric is None or metric.startswith(("eval/rm/", "train/rm/"))
+        _require(known, "checkpoint.keep_best_by", metric, "an eval/rm/ or train/rm/ metric")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlflowConfig:
+    """Where metrics go."""
+
+    tracking_uri: str | None = None
+    """An MLflow server or database; none: an SQLite file beside the runs in storage_path."""
+
+    experiment: str = "rm_ray"
+    """The MLflow experiment that the run is part of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run, whole."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
+
+    def __post_init__(self) -> None:
+        metric = self.checkpoint.keep_best_by or ""
+        _require(
+            bool(self.data.eval) or not metric.startswith("eval/"),
+            "checkpoint.keep_best_by",
+            metric,
+            "none or a train/rm/ metric where data.eval is empty",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain, JSON-ready values; ``from_dict`` gives the same config back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any], origin: str = "the configuration") -> TrainConfig:
+        """Build a config from nested dictionaries, refusing unknown names and wrong types.
+
+        Raises:
+            InputError: naming the field, its value and the rule, or the nearest known name.
+        """
+        _refuse_unknown(cls, settings, prefix="", origin=origin)
+        try:
+            return pydantic.TypeAdapter(cls).validate_python(settings)
+        except pydantic.ValidationError as error:
+            raise InputError(f"{origin}: {_explain(error)}") from None
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> TrainConfig:
+        """Read a recipe; sections and fields it leaves out keep their defaults."""
+        try:
+            settings = yaml.safe_load(path.read_text()) or {}
+        except FileNotFoundError:
+            near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
+            raise InputError(f"--recipe {path}: no such file. Recipes beside it: {near}") from None
+        except yaml.YAMLError as error:
+            raise InputError(f"--recipe {path} is not valid YAML: {error}") from None
+        if not isinstance(settings, dict):
+            raise InputError(f"--recipe {path} must hold sections with fields, got {settings!r}")
+        return cls.from_dict(settings, origin=str(path))
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"section.field": value}`` for nested settings."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _refuse_unknown(cls: type, settings: dict[str, Any], prefix: str, origin: str) -> None:
+    hints = get_type_hints(cls)
+    known = [f.name for f in fields(cls)]
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"{origin}: unknown field '{prefix}{name}'; {hint}")
+        if is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise InputError(f"{origin}: '{prefix}{name}' is a section of fields, got {value!r}")
+            _refuse_unknown(hints[name], value, f"{prefix}{name}.", origin)  # type: ignore[arg-type]
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """Return one line for each wrong value: the field, the rule, what was given."""
+    lines = []
+    for detail in error.errors():
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            lines.append(str(cause))
+        else:
+            name = ".".join(str(part) for part in detail["loc"])
+            lines.append(f"{name}: {detail['msg']}, got {detail['input']!r}")
+    return "; ".join(dict.fromkeys(lines))

@@ -1,0 +1,227 @@
+"""The plan's order, through Ray Data, to each rank's iterator.
+
+Each rank runs an ordered Ray Data pipeline of its own: a range of steps, whose tasks plan the step
+and gather this rank's micro-batches from the mapped token table. A step is planned where it is
+read, so starting at step 1,000,000 costs what starting at step 0 does, and there is no
+coordinator that all ranks share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.train import DataConfig
+
+from rm_ray.data.padding import PaddedPairs, pad_pairs
+from rm_ray.data.plan import MicroBatch, Plan
+from rm_ray.data.token_table import TokenParts, TokenTable, open_table
+
+MOST_TASKS = 256
+"""Tasks of one pipeline; beyond them tasks cover more steps, so that start-up stays constant."""
+
+STEPS_PER_TASK = 8
+
+BLOCK_BYTES = 2 * 2**20
+"""A task hands micro-batches over in blocks of about this size, without waiting for its end."""
+
+PREFETCHED = 4
+"""Micro-batches held ready beside the one in use."""
+
+_SCHEMA = pa.schema(
+    {
+        "step": pa.int64(),
+        "position": pa.int32(),
+        "num_micro_batches": pa.int32(),
+        "rank": pa.int32(),
+        "pairs": pa.list_(pa.int64()),
+        "weights": pa.list_(pa.float32()),
+        "margins": pa.list_(pa.float32()),
+        "prompt_lengths": pa.list_(pa.int32()),
+        "lengths": pa.list_(pa.int32()),
+        "ids": pa.list_(pa.int32()),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPairs:
+    """What is streamed, small enough to send anywhere: the cache and the plan's settings."""
+
+    cache: TokenParts
+    global_batch_size: int
+    tokens_per_micro_batch: int
+    seed: int = 0
+    epochs: int = 1
+    max_episodes: int | None = None
+    shuffle: bool = True
+
+    def plan(self, table: TokenTable) -> Plan:
+        """Return the plan over a table's pairs."""
+        return Plan(
+            lengths=table.lengths,
+            global_batch_size=self.global_batch_size,
+            tokens_per_micro_batch=self.tokens_per_micro_batch,
+            seed=self.seed,
+            epochs=self.epochs,
+            max_episodes=self.max_episodes,
+            shuffle=self.shuffle,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedMicroBatch:
+    """A planned micro-batch with its token ids: ``P`` chosen, then ``P`` rejected rows."""
+
+    plan: MicroBatch
+    margins: np.ndarray
+    prompt_lengths: np.ndarray
+    rows: list[np.ndarray]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the conversations that count, without padding."""
+        weights = np.concatenate([self.plan.weights, self.plan.weights])
+        return int(sum(len(row) for row, weight in zip(self.rows, weights, strict=True) if weight))
+
+    def pad(self, pad_token_id: int) -> PaddedPairs:
+        """Lay the pairs out as right-padded tensors."""
+        middle = len(self.rows) // 2
+        return pad_pairs(
+            self.rows[:middle],
+            self.rows[middle:],
+            margins=self.margins,
+            weights=self.plan.weights,
+            pad_token_id=pad_token_id,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankStream:
+    """One rank's share of the plan; what ``ray.train.get_dataset_shard`` returns here."""
+
+    planned: PlannedPairs
+    rank: int
+    world_size: int
+
+    def steps(self, first_step: int, num_steps: int) -> Iterator[list[LoadedMicroBatch]]:
+        """Yield this rank's micro-batches of each step, in order, from ``first_step`` on."""
+        rows = self._rows(first_step, num_steps) if first_step < num_steps else iter(())
+        for step in range(first_step, num_steps):
+            first = next(rows)
+            micro_batches = [first, *islice(rows, first.plan.num_micro_batches - 1)]
+            for position, micro_batch in enumerate(micro_batches):
+                self._check(micro_batch.plan, step, position)
+            yield micro_batches
+
+    def _check(self, got: MicroBatch, step: int, position: int) -> None:
+        expected = (step, position, self.rank)
+        if (got.step, got.position, got.rank) != expected:
+            raise RuntimeError(
+                f"rank {self.rank} was sent the micro-batch of (step, position, rank) = "
+                f"{(got.step, got.position, got.rank)} instead of {expected}"
+            )
+
+    def _rows(self, first_step: int, num_steps: int) -> Iterator[LoadedMicroBatch]:
+        num_tasks = min(-(-(num_steps - first_step) // STEPS_PER_TASK), MOST_TASKS)
+        dataset = ray.data.range(num_steps - first_step, override_num_blocks=num_tasks)
+        dataset = dataset.map_batches(
+            _load_steps, fn_args=(self, first_step), batch_size=1, num_cpus=1
+        )
+        dataset.context.target_max_block_size = BLOCK_BYTES
+        options = dataset.context.execution_options
+        options.preserve_order = True
+        options.resource_limits = options.resource_limits.copy(cpu=2)
+        batches = dataset.iterator().iter_batches(
+            batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED
+        )
+        return (_from_arrow(batch) for batch in batches)
+
+
+def _load_steps(
+    batch: dict[str, np.ndarray], stream: RankStream, first_step: int
+) -> Iterator[pa.Table]:
+    """Gather a rank's micro-batches of some steps; runs in a Ray Data task."""
+    table = open_table(stream.planned.cache)
+    plan = stream.planned.plan(table)
+    for offset in batch["id"]:
+        for micro_batch in load_step(
+            table, plan, int(offset) + first_step, rank=stream.rank, world_size=stream.world_size
+        ):
+            yield _to_arrow(micro_batch)
+
+
+def load_step(
+    table: TokenTable, plan: Plan, step: int, *, rank: int, world_size: int
+) -> Iterator[LoadedMicroBatch]:
+    """Gather the token ids of a rank's micro-batches of a step."""
+    for micro_batch in plan.micro_batches(step, rank=rank, world_size=world_size):
+        chosen = [table.chosen_ids(pair) for pair in micro_batch.pairs]
+        rejected = [table.rejected_ids(pair) for pair in micro_batch.pairs]
+        yield LoadedMicroBatch(
+            plan=micro_batch,
+            margins=table.margin[micro_batch.pairs],
+            prompt_lengths=table.prompt_length[micro_batch.pairs],
+            rows=chosen + rejected,
+        )
+
+
+def _to_arrow(micro_batch: LoadedMicroBatch) -> pa.Table:
+    plan = micro_batch.plan
+    row = {
+        "step": plan.step,
+        "position": plan.position,
+        "num_micro_batches": plan.num_micro_batches,
+        "rank": plan.rank,
+        "pairs": plan.pairs,
+        "weights": plan.weights,
+        "margins": micro_batch.margins,
+        "prompt_lengths": micro_batch.prompt_lengths,
+        "lengths": [len(ids) for ids in micro_batch.rows],
+        "ids": np.concatenate(micro_batch.rows),
+    }
+    return pa.table({name: [value] for name, value in row.items()}, schema=_SCHEMA)
+
+
+def _from_arrow(table: pa.Table) -> LoadedMicroBatch:
+    def array(name: str) -> np.ndarray:
+        values: np.ndarray = table.column(name).combine_chunks().flatten().to_numpy()
+        return values
+
+    def number(name: str) -> int:
+        return int(table.column(name)[0].as_py())
+
+    return LoadedMicroBatch(
+        plan=MicroBatch(
+            step=number("step"),
+            position=number("position"),
+            num_micro_batches=number("num_micro_batches"),
+            rank=number("rank"),
+            pairs=array("pairs"),
+            weights=array("weights"),
+        ),
+        margins=array("margins"),
+        prompt_lengths=array("prompt_lengths"),
+        rows=np.split(array("ids"), np.cumsum(array("lengths"))[:-1]),
+    )
+
+
+class PerRankStreams(DataConfig):  # type: ignore[misc]
+    """Hands every training worker the stream of its own rank."""
+
+    def configure(
+        self, datasets: dict[str, PlannedPairs], world_size: int, *_: Any, **__: Any
+    ) -> list[dict[str, RankStream]]:
+        """Return, for each rank, its stream of each dataset."""
+        return [
+            {
+                name: RankStream(planned=planned, rank=rank, world_size=world_size)
+                for name, planned in datasets.items()
+            }
+            for rank in range(world_size)
+        ]

@@ -1,0 +1,162 @@
+"""The embedded default: generated preference pairs and a tokenizer for them, with no download.
+
+Five kinds of task, each with a rule that tells the better answer: facts about colours, opposites,
+counting, manners, and answering in the language asked for. Remarks are added to either answer at
+random, so that length says nothing about which one is better.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+SPLITS = {"train": 6_000, "test": 500}
+"""Pairs of each split."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+_NAMES = ("Ana", "Ben", "Chen", "Dina", "Emil", "Fatou", "Goro", "Hana", "Ivan", "Jo", "Kofi", "Lu")
+_REMARKS = (
+    "I hope that helps.",
+    "That is all I know.",
+    "Ask me again if you like.",
+    "This is a common question.",
+    "Let me know what you think about it.",
+    "There is more to say, of course.",
+)
+_COLOURS = {
+    "grass": "green", "snow": "white", "coal": "black", "a lemon": "yellow", "blood": "red",
+    "the sea": "blue", "chocolate": "brown", "a plum": "purple", "a carrot": "orange",
+    "a flamingo": "pink", "milk": "white", "a frog": "green", "the night": "black",
+    "a tomato": "red", "the sky": "blue", "honey": "yellow",
+}  # fmt: skip
+_OPPOSITES = {
+    "hot": "cold", "big": "small", "fast": "slow", "light": "dark", "early": "late",
+    "open": "closed", "rich": "poor", "soft": "hard", "young": "old", "wet": "dry",
+    "high": "low", "full": "empty",
+}  # fmt: skip
+_KIND_ANSWERS = (
+    "Of course, I am glad to help you.",
+    "Good question, let us look at it together.",
+    "Thank you for asking, here is my advice.",
+    "Certainly, we can solve this step by step.",
+)
+_RUDE_ANSWERS = (
+    "That is a stupid thing to ask.",
+    "Leave me alone and do it yourself.",
+    "I do not care about your problem.",
+    "Only a fool would need help here.",
+)
+_ERRANDS = ("taxes", "garden", "essay", "bicycle", "printer", "homework", "kitchen", "letter")
+_GREETINGS = {
+    "French": ("Bonjour, comment allez-vous ?", "Salut, bonne journée à vous."),
+    "Spanish": ("Hola, ¿cómo estás hoy?", "Buenos días, mucho gusto."),
+    "German": ("Guten Tag, wie geht es Ihnen?", "Hallo, schön Sie zu sehen."),
+    "Italian": ("Buongiorno, come sta oggi?", "Ciao, piacere di vederti."),
+}
+
+
+def _colour(rng: random.Random) -> tuple[str, str, str]:
+    thing, colour = rng.choice(list(_COLOURS.items()))
+    wrong = rng.choice(sorted(set(_COLOURS.values()) - {colour}))
+    subject = thing[0].upper() + thing[1:]
+    return f"What colour is {thing}?", f"{subject} is {colour}.", f"{subject} is {wrong}."
+
+
+def _opposite(rng: random.Random) -> tuple[str, str, str]:
+    pairs = list(_OPPOSITES.items()) + [(b, a) for a, b in _OPPOSITES.items()]
+    word, opposite = rng.choice(pairs)
+    wrong = rng.choice(sorted({b for _, b in pairs} - {opposite}))
+    answer = "The opposite of {} is {}."
+    question = f"What is the opposite of {word}?"
+    return question, answer.format(word, opposite), answer.format(word, wrong)
+
+
+def _count(rng: random.Random) -> tuple[str, str, str]:
+    first, length = rng.randint(1, 12), rng.randint(4, 6)
+    numbers = list(range(first, first + length))
+    wrong = numbers.copy()
+    i = rng.randrange(length - 1)
+    wrong[i], wrong[i + 1] = wrong[i + 1], wrong[i]
+    spoken, misspoken = (", ".join(map(str, n)) + "." for n in (numbers, wrong))
+    return f"Count from {first} to {numbers[-1]}.", spoken, misspoken
+
+
+def _manners(rng: random.Random) -> tuple[str, str, str]:
+    question = f"Can you help me with my {rng.choice(_ERRANDS)}?"
+    return question, rng.choice(_KIND_ANSWERS), rng.choice(_RUDE_ANSWERS)
+
+
+def _language(rng: random.Random) -> tuple[str, str, str]:
+    asked, other = rng.sample(sorted(_GREETINGS), 2)
+    question = f"Please greet me in {asked}."
+    return question, rng.choice(_GREETINGS[asked]), rng.choice(_GREETINGS[other])
+
+
+_TASKS: dict[str, Callable[[random.Random], tuple[str, str, str]]] = {
+    "colours": _colour,
+    "opposites": _opposite,
+    "counting": _count,
+    "manners": _manners,
+    "languages": _language,
+}
+
+
+def generate_pairs(split: str, count: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield raw rows of a split; a longer ``count`` begins with the same rows.
+
+    No prompt with its answers is in both splits: each split is asked by people of its own.
+    """
+    rng = random.Random(f"rm_ray {split}")
+    names = _NAMES[:9] if split == "train" else _NAMES[9:]
+    kinds = list(_TASKS)
+    for i in range(SPLITS[split] if count is None else count):
+        kind = kinds[i % len(kinds)]
+        question, better, worse = _TASKS[kind](rng)
+        prompt = {"role": "user", "content": f"{rng.choice(names)} asks: {question}"}
+        sides = [
+            [prompt, {"role": "assistant", "content": _with_remarks(answer, rng)}]
+            for answer in (better, worse)
+        ]
+        yield {"chosen": sides[0], "rejected": sides[1], "source": f"builtin/{kind}"}
+
+
+def _with_remarks(answer: str, rng: random.Random) -> str:
+    return " ".join([answer, *rng.sample(_REMARKS, rng.randint(0, 2))])
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on the training split; the same at every call."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1_024,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (
+        message["content"]
+        for row in generate_pairs("train", 2_000)
+        for message in (*row["chosen"], row["rejected"][-1])
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        chat_template=CHAT_TEMPLATE,
+        model_input_names=["input_ids", "attention_mask"],
+    )

@@ -1,0 +1,241 @@
+"""Raw rows -> token ids in Parquet, once; with a manifest and a quarantine of refused rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from pyarrow import fs as pafs
+from ray.exceptions import RayError
+from transformers import PreTrainedTokenizerBase
+
+from rm_ray.config import DataConfig
+from rm_ray.data import sources
+from rm_ray.data.contract import Pair, Reason, RefusedError, parse_pair
+from rm_ray.data.sources import Selection, SourceSpec
+from rm_ray.data.token_table import SCHEMA, TokenParts
+from rm_ray.data.tokenization import PairTokenizer, TokenizedPair
+from rm_ray.data.tokenization import fingerprint as tokenizer_fingerprint
+from rm_ray.errors import InputError
+from rm_ray.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raised whenever the same rows would be stored as something else."""
+
+ABANDONED_AFTER_S = 3_600.0
+"""A build folder untouched for so long belongs to nobody (a build writes every few seconds)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCache:
+    """A finished build: Parquet parts, quarantine file and the counts of its manifest."""
+
+    parts: TokenParts
+    folder: Storage
+    data_hash: str
+    num_pairs: int
+    num_tokens: int
+    """Tokens of both conversations of all pairs."""
+    pairs_by_source: dict[str, int]
+    refused: dict[str, int]
+    """Refused rows by reason."""
+
+    @property
+    def num_refused(self) -> int:
+        """Rows in the quarantine file."""
+        return sum(self.refused.values())
+
+    @property
+    def quarantine(self) -> str:
+        """Path of the refused rows: JSON Lines of origin, row, reason, detail and raw row."""
+        return self.folder.join("quarantine.jsonl")
+
+
+def build_token_cache(
+    specs: Sequence[str],
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    storage: Storage,
+) -> TokenCache:
+    """Tokenise the sources over all CPUs of the cluster, or find that it was done before.
+
+    Raises:
+        InputError: a source cannot be read.
+    """
+    selections = sources.select([SourceSpec.parse(text) for text in specs], seed)
+    data_hash = sources.fingerprint(selections)
+    origins = tuple(selection.fragment.origin for selection in selections)
+    key = _key(data_hash, origins, config, tokenizer)
+    home = storage.folder(f"token_cache/{key}")
+    if (manifest := home.read_json("manifest.json")) is not None:
+        logger.info("token cache %s: found, %s pairs", key, f"{manifest['num_pairs']:,}")
+        return _from_manifest(home, manifest)
+    _remove_abandoned(home)
+    started = time.monotonic()
+    build = f"build-{uuid.uuid4().hex[:8]}"
+    parts = TokenParts(
+        key=f"{key}-{build}",
+        parts=home.folder(f"{build}/parts"),
+        origins=origins,
+    )
+    _write_parts(selections, PairTokenizer(tokenizer, config), parts)
+    counts = _write_quarantine(parts, home.folder(build))
+    manifest = {"key": key, "build": build, "data_hash": data_hash, **counts}
+    home.write_json("manifest.json", manifest)
+    seconds = time.monotonic() - started
+    logger.info("token cache %s: %s pairs in %.1f s", key, f"{counts['num_pairs']:,}", seconds)
+    return _from_manifest(home, manifest)
+
+
+def _key(
+    data_hash: str,
+    origins: Sequence[str],
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> str:
+    parts = {
+        "format": FORMAT,
+        "data": data_hash,
+        "origins": origins,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "limits": [config.max_length, config.max_prompt_length, config.over_length],
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _from_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
+    return TokenCache(
+        parts=TokenParts(
+            key=f"{manifest['key']}-{manifest['build']}",
+            parts=home.folder(f"{manifest['build']}/parts"),
+            origins=tuple(manifest["origins"]),
+        ),
+        folder=home.folder(manifest["build"]),
+        data_hash=manifest["data_hash"],
+        num_pairs=manifest["num_pairs"],
+        num_tokens=manifest["num_tokens"],
+        pairs_by_source=manifest["pairs_by_source"],
+        refused=manifest["refused"],
+    )
+
+
+def _remove_abandoned(home: Storage) -> None:
+    """Delete what interrupted builds left; a build that is still being written stays."""
+    for info in home.list():
+        selector = pafs.FileSelector(info.path, recursive=True)
+        files = home.filesystem.get_file_info(selector) if info.type == pafs.FileType.Directory else []
+        newest = max((f.mtime_ns or 0 for f in [info, *files]), default=0)
+        if files and time.time() - newest / 1e9 > ABANDONED_AFTER_S:
+            home.delete(info.base_name)
+
+
+class _TokenizeRows:
+    """A Ray Data worker that keeps its tokenizer from batch to batch."""
+
+    def __init__(self, pair_tokenizer: PairTokenizer, origins: Sequence[str]) -> None:
+        self.pair_tokenizer = pair_tokenizer
+        self.origins = origins
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        origins = [self.origins[fragment] for fragment in batch["fragment"]]
+        rows = tokenize_rows(self.pair_tokenizer, batch["json"], origins)
+        columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names[2:]}
+        return pa.table(
+            {"fragment": batch["fragment"], "row": batch["row"], **columns}, schema=SCHEMA
+        )
+
+
+def tokenize_rows(
+    pair_tokenizer: PairTokenizer, texts: Sequence[str], origins: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Turn raw JSON rows into cache rows; a refused one keeps its reason and raw text."""
+    parsed = [_parse(text, origin) for text, origin in zip(texts, origins, strict=True)]
+    pairs = [pair for pair in parsed if isinstance(pair, Pair)]
+    tokenized = iter(pair_tokenizer.tokenize(pairs))
+    rows: list[dict[str, Any]] = []
+    for text, pair in zip(texts, parsed, strict=True):
+        result = next(tokenized) if isinstance(pair, Pair) else pair
+        if isinstance(pair, Pair) and isinstance(result, TokenizedPair):
+            rows.append(
+                {"source": pair.source, "margin": pair.margin, "reason": "", **asdict(result)}
+            )
+        else:
+            assert isinstance(result, RefusedError)
+            rows.append({"reason": str(result.reason), "detail": result.detail, "raw": text})
+    return rows
+
+
+def _parse(text: str, origin: str) -> Pair | RefusedError:
+    row = json.loads(text)
+    if not isinstance(row, dict):
+        return RefusedError(Reason.NOT_MESSAGES, f"the row is a {type(row).__name__}")
+    try:
+        return parse_pair(row, default_source=origin)
+    except RefusedError as refusal:
+        return refusal
+
+
+def _write_parts(
+    selections: Sequence[Selection], pair_tokenizer: PairTokenizer, parts: TokenParts
+) -> None:
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    filesystem, path = parts.parts.filesystem, parts.parts.path
+    filesystem.create_dir(path, recursive=True)
+    try:
+        sources.to_ray_dataset(selections).map_batches(
+            _TokenizeRows,
+            fn_constructor_args=(pair_tokenizer, parts.origins),
+            batch_size=256,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus - 1)),
+            num_cpus=1,
+        ).write_parquet(path, filesystem=filesystem)
+    except RayError as error:
+        raise _input_error_in(error) or error from None
+
+
+def _input_error_in(error: BaseException | None) -> InputError | None:
+    """Find the error of a source in the chain that Ray wraps around it."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return InputError(str(error.args[0]))
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def _write_quarantine(parts: TokenParts, folder: Storage) -> dict[str, Any]:
+    """Write the refused rows as JSON Lines; return all the counts of the manifest."""
+    refused: Counter[str] = Counter()
+    with folder.filesystem.open_output_stream(folder.join("quarantine.jsonl")) as file:
+        columns = ("fragment", "row", "reason", "detail", "raw")
+        for batch in parts.scan(columns, refused=True):
+            for row in batch.to_pylist():
+                refused[row["reason"]] += 1
+                line = {"origin": parts.origins[row.pop("fragment")], **row}
+                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+    by_source: Counter[str] = Counter()
+    num_tokens = 0
+    for batch in parts.scan(("source", "chosen_ids", "rejected_ids"), refused=False):
+        by_source.update(batch.column("source").to_pylist())
+        num_tokens += len(batch.column("chosen_ids").flatten())
+        num_tokens += len(batch.column("rejected_ids").flatten())
+    return {
+        "origins": list(parts.origins),
+        "num_pairs": by_source.total(),
+        "num_tokens": num_tokens,
+        "pairs_by_source": dict(sorted(by_source.items())),
+        "refused": dict(refused.most_common()),
+    }

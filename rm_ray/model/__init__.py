@@ -1,0 +1,1 @@
+"""The reward model: a decoder backbone and a scalar head."""

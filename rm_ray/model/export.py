@@ -1,0 +1,59 @@
+"""The directory that every Hugging Face client reads alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rm_ray.model.reward_model import RewardModel
+
+
+def export_model(
+    model: RewardModel,
+    weights: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+) -> None:
+    """Write weights, config and tokenizer for ``AutoModelForSequenceClassification``.
+
+    ``weights`` are those of the reward model, gathered whole on the CPU.
+    """
+    prefix = "classifier."
+    state = {
+        name.removeprefix(prefix): tensor.to(dtype).contiguous()
+        for name, tensor in weights.items()
+    }
+    classifier = model.classifier
+    classifier.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    _mend_config(folder / "config.json", dtype)
+    _mend_tokenizer_config(folder / "tokenizer_config.json")
+
+
+def _mend_config(path: Path, dtype: torch.dtype) -> None:
+    """Add what transformers 4 and the servers built on it read under older names."""
+    config = json.loads(path.read_text())
+    name = str(dtype).removeprefix("torch.")
+    config |= {"dtype": name, "torch_dtype": name, "use_cache": True}
+    rope: dict[str, Any] = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        is_plain = scaling.get("rope_type", "default") == "default"
+        config["rope_scaling"] = None if is_plain else scaling
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _mend_tokenizer_config(path: Path) -> None:
+    config = json.loads(path.read_text())
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")

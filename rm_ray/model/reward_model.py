@@ -1,0 +1,198 @@
+"""The reward model: a decoder backbone and a scalar head on each sequence's last token."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rm_ray.config import BUILTIN, ModelConfig
+from rm_ray.data.padding import PaddedPairs
+from rm_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer whose product is computed in float32, whatever the weights are stored in."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map ``[..., hidden]`` of any float type to ``[..., out]`` float32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.weight.float())
+
+
+class RewardModel(nn.Module):
+    """Scores the two conversations of each pair.
+
+    Wraps a transformers sequence classifier of one label, so that what is trained is what its
+    ``save_pretrained`` writes.
+    """
+
+    def __init__(self, classifier: PreTrainedModel) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pairs: PaddedPairs) -> Tensor:
+        """Return ``[2P]`` float32 rewards: of the chosen, then of the rejected conversations."""
+        hidden = self.classifier.base_model(
+            input_ids=pairs.input_ids, attention_mask=pairs.attention_mask, use_cache=False
+        ).last_hidden_state
+        rows = torch.arange(len(hidden), device=hidden.device)
+        rewards: Tensor = self.classifier.score(hidden[rows, pairs.last_positions])
+        return rewards.squeeze(-1)
+
+
+def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Return the architecture, with one label, no dropout and the tokenizer's pad token.
+
+    Raises:
+        InputError: the model cannot be found or reached.
+    """
+    architecture = _architecture(config, len(tokenizer))
+    architecture.num_labels = 1
+    architecture.problem_type = "regression"
+    architecture.use_cache = False
+    architecture.pad_token_id = tokenizer.pad_token_id
+    _disable_dropout(architecture)
+    return architecture
+
+
+def _architecture(config: ModelConfig, vocab_size: int) -> PretrainedConfig:
+    name = config.name_or_path
+    if name == BUILTIN:
+        return LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=2_048,
+        )
+    path = Path(name).expanduser()
+    try:
+        if path.suffix == ".json":
+            fields = json.loads(path.read_text())
+            return AutoConfig.for_model(fields.pop("model_type"), **fields)
+        source = str(path) if path.is_dir() else name
+        return AutoConfig.from_pretrained(source, revision=config.revision)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model.name_or_path '{name}' cannot be loaded: it must be a folder with config.json "
+            "and weights, a config.json with model_type (random weights), or a name on the Hugging "
+            "Face Hub that this machine can reach (HF_TOKEN for a gated one, HF_ENDPOINT for a "
+            f"mirror; model.revision is {config.revision!r}). {reason}"
+        ) from None
+
+
+def _disable_dropout(architecture: PretrainedConfig) -> None:
+    """Set every dropout probability of an architecture to zero (arXiv:1909.08593, p. 3)."""
+    for name, value in architecture.to_dict().items():
+        is_rate = "dropout" in name or name.endswith(("_pdrop", "_drop"))
+        if is_rate and isinstance(value, float):
+            setattr(architecture, name, 0.0)
+
+
+def has_weights(config: ModelConfig) -> bool:
+    """Tell whether the model comes with weights, rather than from a config alone."""
+    return config.name_or_path != BUILTIN and not config.name_or_path.endswith(".json")
+
+
+def build_reward_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> RewardModel:
+    """Build the model in float32 on the CPU, the same on every rank.
+
+    Call it before ZeRO shards anything: the head and resized embeddings are initialised here.
+
+    Raises:
+        InputError: the model cannot be loaded, or is not a decoder with a ``score`` head.
+    """
+    architecture = load_config(config, tokenizer)
+    torch.manual_seed(seed)
+    try:
+        if has_weights(config):
+            path = Path(config.name_or_path).expanduser()
+            classifier = AutoModelForSequenceClassification.from_pretrained(
+                str(path) if path.is_dir() else config.name_or_path,
+                config=architecture,
+                revision=config.revision,
+                dtype=torch.float32,
+                attn_implementation=config.attention,
+            )
+        else:
+            classifier = AutoModelForSequenceClassification.from_config(
+                architecture, dtype=torch.float32, attn_implementation=config.attention
+            )
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model.name_or_path '{config.name_or_path}': {reason}") from None
+    if not isinstance(classifier._modules.get("score"), nn.Linear):
+        raise InputError(
+            f"model.name_or_path '{config.name_or_path}' is a {architecture.model_type} without a "
+            "'score' head on its last token; reward models are decoders (Llama, Qwen, GPT-NeoX ...)"
+        )
+    _resize_embeddings(classifier, len(tokenizer))
+    classifier.score = _new_head(architecture.get_text_config().hidden_size, seed)
+    if config.gradient_checkpointing:
+        classifier.gradient_checkpointing_enable({"use_reentrant": False})
+    return RewardModel(classifier)
+
+
+def _resize_embeddings(classifier: PreTrainedModel, vocab_size: int) -> None:
+    """Make room for an added pad token; rows that a model keeps spare are used, not cut."""
+    if classifier.get_input_embeddings().num_embeddings < vocab_size:
+        classifier.resize_token_embeddings(vocab_size)
+
+
+def _new_head(hidden_size: int, seed: int) -> Float32Linear:
+    """Return a head drawn from N(0, 1/sqrt(hidden + 1)) (arXiv:2009.01325, p. 11)."""
+    head = Float32Linear(hidden_size, 1, bias=False)
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.normal_(head.weight, std=1 / math.sqrt(hidden_size + 1), generator=generator)
+    return head
+
+
+def apply_liger(model: RewardModel, choice: str, *, on_gpu: bool) -> bool:
+    """Swap in Liger's fused RMSNorm, SwiGLU and rotary kernels; tell whether it was done.
+
+    Raises:
+        InputError: ``choice`` is 'on' and there is no GPU, or no kernels for this architecture.
+    """
+    if choice == "off" or (choice == "auto" and not on_gpu):
+        return False
+    if not on_gpu:
+        raise InputError(
+            "model.liger is 'on', but Liger's Triton kernels need a GPU and the workers have none "
+            "(cluster.use_gpu); use 'auto' or 'off'"
+        )
+    from liger_kernel.transformers.monkey_patch import (  # imports Triton, which needs a GPU
+        MODEL_TYPE_TO_APPLY_LIGER_FN,
+        _apply_liger_kernel_to_instance,
+    )
+
+    model_type = model.classifier.config.model_type
+    if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        if choice == "on":
+            raise InputError(f"model.liger is 'on', but Liger has no kernels for '{model_type}'")
+        logger.info("liger: no kernels for '%s', going on without", model_type)
+        return False
+    _apply_liger_kernel_to_instance(
+        model.classifier, fused_linear_cross_entropy=False, cross_entropy=False
+    )
+    return True

@@ -1,0 +1,121 @@
+"""A folder that every machine of the cluster reaches: local, network mount, or object store."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from rm_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder on a pyarrow filesystem; names passed to its methods are relative to it."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def open(cls, uri: str) -> Storage:
+        """Open a local path or a URI of a scheme that pyarrow or fsspec knows.
+
+        Raises:
+            InputError: the scheme is unknown or its package is not installed.
+        """
+        if "://" not in uri:
+            return cls(pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve()))
+        try:
+            return cls(*pafs.FileSystem.from_uri(uri))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            pass
+        try:
+            filesystem, path = fsspec.url_to_fs(uri)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"run.storage_path '{uri}' cannot be opened: {error}") from None
+        return cls(pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path)
+
+    def folder(self, name: str) -> Storage:
+        """Return a folder below this one."""
+        return Storage(self.filesystem, self.join(name))
+
+    def join(self, name: str) -> str:
+        """Return the full path of a name, in the filesystem's own form."""
+        return f"{self.path.rstrip('/')}/{name}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether paths can be opened as ordinary files on this machine."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def check_writable(self) -> None:
+        """Write, read and delete a small file.
+
+        Raises:
+            InputError: one of them failed.
+        """
+        probe = f".probe-{uuid.uuid4().hex}"
+        try:
+            self.write_text(probe, probe)
+            if self.read_text(probe) != probe:
+                raise OSError("what was written does not read back")
+            self.filesystem.delete_file(self.join(probe))
+        except OSError as error:
+            raise InputError(
+                f"run.storage_path '{self.path}' cannot be written: {error}. Choose a folder or "
+                "URI that this user may write, with --run.storage_path"
+            ) from None
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a file or folder is there."""
+        return bool(self.filesystem.get_file_info(self.join(name)).type != pafs.FileType.NotFound)
+
+    def list(self, name: str = "") -> list[pafs.FileInfo]:
+        """Return what lies directly in a folder, by name; nothing where it is missing."""
+        selector = pafs.FileSelector(self.join(name).rstrip("/"), allow_not_found=True)
+        return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.base_name)
+
+    def read_text(self, name: str) -> str:
+        """Return a file's text."""
+        with self.filesystem.open_input_stream(self.join(name)) as stream:
+            return stream.read().decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file at once: readers see the old text or the new one, never a part."""
+        self.filesystem.create_dir(os.path.dirname(self.join(name)), recursive=True)
+        target = self.join(name)
+        draft = f"{target}.{uuid.uuid4().hex}.tmp" if self.is_local else target
+        with self.filesystem.open_output_stream(draft) as stream:
+            stream.write(text.encode())
+        if draft != target:
+            self.filesystem.move(draft, target)
+
+    def read_json(self, name: str) -> Any:
+        """Return a file's JSON value, or None where there is no such file."""
+        return json.loads(self.read_text(name)) if self.exists(name) else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON value at once."""
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def delete(self, name: str) -> None:
+        """Delete a folder and what is in it."""
+        self.filesystem.delete_dir(self.join(name))
+
+    def upload(self, local: Path, name: str) -> None:
+        """Copy a local folder here."""
+        target = self.join(name)
+        self.filesystem.create_dir(target, recursive=True)
+        pafs.copy_files(
+            str(local),
+            target,
+            source_filesystem=pafs.LocalFileSystem(),
+            destination_filesystem=self.filesystem,
+        )

@@ -1,0 +1,1 @@
+"""The training loop, from one optimizer step to a whole Ray Train run."""

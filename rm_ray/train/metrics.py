@@ -1,0 +1,54 @@
+"""True means over pairs: sums and a count, added up over micro-batches and ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SUMS = ("loss", "accuracy", "chosen_rewards", "rejected_rewards", "reward_margin", "ties")
+_COUNT = len(_SUMS)
+
+
+@dataclass
+class PairMetrics:
+    """Sums over pairs, in float64 and on the rewards' device until they are asked for."""
+
+    sums: Tensor
+    """``[8]``: loss, accuracy, chosen, rejected, margin, ties, number of pairs, tokens."""
+
+    @classmethod
+    def zero(cls, device: torch.device) -> PairMetrics:
+        """Start with no pairs."""
+        return cls(torch.zeros(_COUNT + 2, dtype=torch.float64, device=device))
+
+    def add(self, rewards: Tensor, losses: Tensor, weights: Tensor, *, num_tokens: int) -> None:
+        """Add P pairs: ``rewards`` ``[2P]``, ``losses`` and ``weights`` ``[P]``.
+
+        A tie counts as half a correct answer. A weight of 0 leaves a pair out, whatever it holds.
+        """
+        chosen, rejected = rewards.detach().double().chunk(2)
+        margins = chosen - rejected
+        ties = (margins == 0).double()
+        correct = (margins > 0).double() + ties / 2
+        columns = [losses.detach().double(), correct, chosen, rejected, margins, ties]
+        columns.append(torch.ones_like(margins))
+        rows = torch.stack(columns)
+        self.sums[:-1] += torch.where(weights > 0, rows, torch.zeros_like(rows)).sum(dim=1)
+        self.sums[-1] += num_tokens
+
+    def means(self, prefix: str) -> dict[str, float]:
+        """Return ``{prefix/name: mean}``; ``ties`` is the share of pairs with equal rewards."""
+        sums = self.sums.tolist()
+        return {f"{prefix}/{name}": sums[i] / sums[_COUNT] for i, name in enumerate(_SUMS)}
+
+    @property
+    def count(self) -> int:
+        """Pairs added."""
+        return round(self.sums[_COUNT].item())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of both conversations of all pairs added."""
+        return round(self.sums[-1].item())

@@ -1,0 +1,42 @@
+"""AdamW, its parameter groups and the learning rate of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from rm_ray.config import OptimizerConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on matrices and none on vectors (norms, biases)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+    )
+
+
+def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> Callable[[int], float]:
+    """Return the learning rate as a function of the steps completed, from 0 to ``num_steps``.
+
+    The shapes are transformers' ``get_scheduler``'s, over the run's steps counted once.
+    """
+    placeholder = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    scheduler = get_scheduler(
+        config.schedule,
+        placeholder,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=num_steps,
+    )
+    factor = scheduler.lr_lambdas[0]
+    return lambda step: config.learning_rate * float(factor(step))

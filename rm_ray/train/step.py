@@ -1,0 +1,81 @@
+"""One optimizer step: the gradient is the mean of the pair losses over the global batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rm_ray.data.stream import LoadedMicroBatch
+from rm_ray.train.engine import Engine
+from rm_ray.train.loss import bradley_terry_loss
+from rm_ray.train.metrics import PairMetrics
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss or gradient is not a finite number; raised on every rank alike."""
+
+    def __init__(self, step: int, pairs: Sequence[int]) -> None:
+        super().__init__(f"the loss of step {step} is not finite")
+        self.step = step
+        self.pairs = tuple(pairs)
+        """Indices of the pairs whose loss is not finite; of the whole step if it is the gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """What a step measured, over all ranks."""
+
+    pairs: PairMetrics
+    grad_norm: float
+
+
+def train_step(
+    engine: Engine,
+    micro_batches: Sequence[LoadedMicroBatch],
+    *,
+    num_pairs: int,
+    learning_rate: float,
+    pad_token_id: int,
+) -> StepMetrics:
+    """Train on this rank's micro-batches of a step that holds ``num_pairs`` over all ranks.
+
+    Raises:
+        NonFiniteLossError: before the weights are touched, where it is the loss.
+    """
+    metrics = PairMetrics.zero(engine.device)
+    losses_of: list[Tensor] = []
+    scale = engine.world_size / num_pairs  # the engine averages over ranks
+    for i, micro_batch in enumerate(micro_batches):
+        pairs = micro_batch.pad(pad_token_id).to(engine.device)
+        with engine.micro_batch(is_last=i == len(micro_batches) - 1):
+            rewards = engine.rewards(pairs)
+            losses = bradley_terry_loss(*rewards.chunk(2), pairs.margins)
+            engine.backward((losses * pairs.weights).sum() * scale)
+        metrics.add(rewards, losses, pairs.weights, num_tokens=micro_batch.num_tokens)
+        losses_of.append(losses.detach())
+    engine.sum_over_ranks(metrics.sums)
+    assert metrics.count == num_pairs, f"{metrics.count} pairs in a step of {num_pairs}"
+    step = micro_batches[0].plan.step
+    if not torch.isfinite(metrics.sums).all():
+        raise NonFiniteLossError(step, _at_fault(engine, micro_batches, losses_of))
+    grad_norm = engine.step(learning_rate)
+    if not math.isfinite(grad_norm):
+        everything = [torch.full_like(losses, math.nan) for losses in losses_of]
+        raise NonFiniteLossError(step, _at_fault(engine, micro_batches, everything))
+    return StepMetrics(pairs=metrics, grad_norm=grad_norm)
+
+
+def _at_fault(
+    engine: Engine, micro_batches: Sequence[LoadedMicroBatch], losses_of: Sequence[Tensor]
+) -> list[int]:
+    mine = [
+        int(pair)
+        for micro_batch, losses in zip(micro_batches, losses_of, strict=True)
+        for pair, loss in zip(micro_batch.plan.pairs, losses.tolist(), strict=True)
+        if not math.isfinite(loss)
+    ]
+    return sorted({pair for pairs in engine.gather_objects(mine) for pair in pairs})
