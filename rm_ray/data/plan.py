@@ -30,10 +30,9 @@ class MicroBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The steps of a run over N pairs; ``lengths`` ``[N]`` is each pair's longer conversation."""
+class PlanSettings:
+    """What decides a plan beside the pairs themselves."""
 
-    lengths: np.ndarray
     global_batch_size: int
     tokens_per_micro_batch: int
     seed: int = 0
@@ -41,47 +40,71 @@ class Plan:
     max_episodes: int | None = None
     shuffle: bool = True
 
-    @property
-    def num_pairs(self) -> int:
-        """Pairs in an epoch."""
-        return len(self.lengths)
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """How many steps a run over ``num_pairs`` pairs has, and how many pairs each holds."""
+
+    num_pairs: int
+    settings: PlanSettings
 
     @property
     def num_episodes(self) -> int:
         """Pairs trained on in the whole run, each counted once an epoch."""
-        whole = self.num_pairs * self.epochs
-        return whole if self.max_episodes is None else min(whole, self.max_episodes)
+        whole = self.num_pairs * self.settings.epochs
+        limit = self.settings.max_episodes
+        return whole if limit is None else min(whole, limit)
 
     @property
-    def steps_per_epoch(self) -> int:
+    def per_epoch(self) -> int:
         """Steps of a whole epoch; the last may hold fewer pairs."""
-        return -(-self.num_pairs // self.global_batch_size)
+        return -(-self.num_pairs // self.settings.global_batch_size)
 
     @property
-    def num_steps(self) -> int:
+    def total(self) -> int:
         """Optimizer steps of the whole run."""
         epochs, rest = divmod(self.num_episodes, self.num_pairs)
-        return epochs * self.steps_per_epoch + -(-rest // self.global_batch_size)
+        return epochs * self.per_epoch + -(-rest // self.settings.global_batch_size)
 
     def episodes_before(self, step: int) -> int:
         """Return how many pairs the steps before this one hold."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        episodes = epoch * self.num_pairs + within * self.global_batch_size
+        epoch, within = divmod(step, self.per_epoch)
+        episodes = epoch * self.num_pairs + within * self.settings.global_batch_size
         return min(episodes, self.num_episodes)
+
+    def size(self, step: int) -> int:
+        """Return how many pairs a step (counted from 0) holds."""
+        return self.episodes_before(step + 1) - self.episodes_before(step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The steps of a run over N pairs; ``lengths`` ``[N]`` is each pair's longer conversation."""
+
+    lengths: np.ndarray
+    settings: PlanSettings
+
+    @property
+    def steps(self) -> Steps:
+        """The number and sizes of the steps."""
+        return Steps(num_pairs=len(self.lengths), settings=self.settings)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the pairs of an epoch in order: ``[N]``, each index once."""
+        if not self.settings.shuffle:
+            return np.arange(len(self.lengths))
+        return epoch_order(len(self.lengths), self.settings.seed, epoch)
 
     def pairs_of_step(self, step: int) -> np.ndarray:
         """Return the pairs of a step (counted from 0): ``[B]`` indices, B the true batch size."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.num_pairs, self.seed, epoch) if self.shuffle else None
-        first = within * self.global_batch_size
-        size = self.episodes_before(step + 1) - self.episodes_before(step)
-        return np.arange(first, first + size) if order is None else order[first : first + size]
+        epoch, within = divmod(step, self.steps.per_epoch)
+        first = within * self.settings.global_batch_size
+        return self.order(epoch)[first : first + self.steps.size(step)]
 
     def micro_batches(self, step: int, *, rank: int, world_size: int) -> list[MicroBatch]:
         """Return what a rank computes in a step; every rank has equally many micro-batches."""
         pairs = self.pairs_of_step(step)
-        groups = spread(self.lengths[pairs], world_size, self.tokens_per_micro_batch)
-        mine = groups[rank]
+        mine = spread(self.lengths[pairs], world_size, self.settings.tokens_per_micro_batch)[rank]
         return [
             MicroBatch(
                 step=step,
@@ -89,17 +112,16 @@ class Plan:
                 num_micro_batches=len(mine),
                 rank=rank,
                 pairs=pairs[members],
-                weights=np.full(len(members), counts, dtype=np.float32),
+                weights=np.full(len(members), weight, dtype=np.float32),
             )
-            for position, (members, counts) in enumerate(mine)
+            for position, (members, weight) in enumerate(mine)
         ]
 
     def fingerprint(self) -> str:
         """Hash what decides the pairs of every step, so that a resumed run can compare."""
         digest = hashlib.sha256(np.ascontiguousarray(self.lengths).tobytes())
-        first_order = epoch_order(self.num_pairs, self.seed, 0) if self.shuffle else self.lengths
-        digest.update(np.ascontiguousarray(first_order).tobytes())
-        digest.update(f"{self.global_batch_size} {self.seed} {self.shuffle}".encode())
+        digest.update(self.order(0).tobytes())
+        digest.update(str(self.settings.global_batch_size).encode())
         return digest.hexdigest()
 
 

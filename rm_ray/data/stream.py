@@ -19,7 +19,7 @@ import ray.data
 from ray.train import DataConfig
 
 from rm_ray.data.padding import PaddedPairs, pad_pairs
-from rm_ray.data.plan import MicroBatch, Plan
+from rm_ray.data.plan import MicroBatch, Plan, PlanSettings
 from rm_ray.data.token_table import TokenParts, TokenTable, open_table
 
 MOST_TASKS = 256
@@ -54,24 +54,11 @@ class PlannedPairs:
     """What is streamed, small enough to send anywhere: the cache and the plan's settings."""
 
     cache: TokenParts
-    global_batch_size: int
-    tokens_per_micro_batch: int
-    seed: int = 0
-    epochs: int = 1
-    max_episodes: int | None = None
-    shuffle: bool = True
+    settings: PlanSettings
 
     def plan(self, table: TokenTable) -> Plan:
-        """Return the plan over a table's pairs."""
-        return Plan(
-            lengths=table.lengths,
-            global_batch_size=self.global_batch_size,
-            tokens_per_micro_batch=self.tokens_per_micro_batch,
-            seed=self.seed,
-            epochs=self.epochs,
-            max_episodes=self.max_episodes,
-            shuffle=self.shuffle,
-        )
+        """Return the plan over the cache's pairs."""
+        return Plan(lengths=table.lengths, settings=self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)

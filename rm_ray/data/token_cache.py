@@ -42,9 +42,12 @@ ABANDONED_AFTER_S = 3_600.0
 class TokenCache:
     """A finished build: Parquet parts, quarantine file and the counts of its manifest."""
 
+    key: str
+    """Hash of contents, tokenizer, template and limits."""
     parts: TokenParts
     folder: Storage
     data_hash: str
+    """Hash of the contents alone."""
     num_pairs: int
     num_tokens: int
     """Tokens of both conversations of all pairs."""
@@ -119,6 +122,7 @@ def _key(
 
 def _from_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
     return TokenCache(
+        key=manifest["key"],
         parts=TokenParts(
             key=f"{manifest['key']}-{manifest['build']}",
             parts=home.folder(f"{manifest['build']}/parts"),

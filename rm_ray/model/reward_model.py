@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -106,6 +107,20 @@ def _disable_dropout(architecture: PretrainedConfig) -> None:
         is_rate = "dropout" in name or name.endswith(("_pdrop", "_drop"))
         if is_rate and isinstance(value, float):
             setattr(architecture, name, 0.0)
+
+
+def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse, from its config alone, a model that cannot be trained.
+
+    Raises:
+        InputError: it cannot be found, or has no sequence classification.
+    """
+    architecture = load_config(config, tokenizer)
+    if type(architecture) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InputError(
+            f"model.name_or_path '{config.name_or_path}' is a {architecture.model_type}, for which "
+            "transformers has no sequence classification; choose a decoder such as Llama or Qwen"
+        )
 
 
 def has_weights(config: ModelConfig) -> bool:

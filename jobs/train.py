@@ -1,0 +1,11 @@
+"""Train a reward model: ``python jobs/train.py --recipe jobs/recipes/debug.yaml``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rm_ray.command import main  # noqa: E402 - the package lies beside this folder
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

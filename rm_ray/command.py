@@ -1,0 +1,122 @@
+"""The command line of a training job: a recipe, settings that win over it, and the summary."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+
+from rm_ray.config import TrainConfig
+from rm_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train a reward model from preference pairs.
+
+    Every setting has a default, may be set by the recipe, and by an option here, which wins:
+    ``python jobs/train.py --recipe jobs/recipes/debug.yaml --optimizer.learning_rate 1e-4``.
+    Running the same command again resumes the run of that name, or says that it is finished.
+    """
+
+    recipe: Path | None = None
+    """YAML file with the settings of this run, by section."""
+
+    dry_run: bool = False
+    """Check everything, print the resolved settings, data counts and steps, and stop."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(
+        default_factory=TrainConfig
+    )
+
+
+def parse_command(arguments: Sequence[str]) -> TrainCommand:
+    """Read the command line over its recipe over the defaults; exit with 2 where it is wrong.
+
+    Raises:
+        InputError: the recipe is missing, or a setting in it is unknown or wrong.
+    """
+    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first_look.add_argument("--recipe", type=Path)
+    recipe = first_look.parse_known_args(arguments)[0].recipe
+    config = TrainConfig() if recipe is None else TrainConfig.from_yaml(recipe)
+    return tyro.cli(
+        TrainCommand,
+        prog="python jobs/train.py",
+        args=list(arguments),
+        default=TrainCommand(recipe=recipe, config=config),
+        use_underscores=True,
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, or say what a run would do; return the exit status."""
+    log_to_stdout()
+    try:
+        command = parse_command(arguments)
+        # Ray, torch and the rest take seconds to import; --help and wrong settings need none.
+        from rm_ray.train.trainer import TrainingError, dry_run, train
+
+        if command.dry_run:
+            logger.info("%s", yaml.safe_dump(dry_run(command.config), sort_keys=False).rstrip())
+            return 0
+        try:
+            result = train(command.config)
+        except TrainingError as error:
+            logger.error("error: %s", error)
+            return 1
+    except InputError as error:
+        logger.error("error: %s", error)
+        return 2
+    logger.info("%s", summarise(result))
+    return 0
+
+
+def log_to_stdout() -> None:
+    """Show what the package logs, a line each, and of other packages only warnings."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("rm_ray")
+    package.handlers[:] = [handler]
+    package.setLevel(logging.INFO)
+    package.propagate = False
+
+
+def summarise(result: dict[str, Any]) -> str:
+    """Return the closing page of a run: metrics, speed, where everything is."""
+    metrics: dict[str, float] = result["metrics"]
+    names = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "ties")
+    lines = ["", f"run '{result['name']}': {result['steps']:,} steps, {result['episodes']:,} pairs"]
+    lines.append(f"  {'':18}{'last batch':>12}{'held out':>12}")
+    for name in names:
+        cells = [metrics.get(f"{part}/rm/{name}") for part in ("train", "eval")]
+        shown = "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells)
+        lines.append(f"  {name:18}{shown}")
+    lines.append(
+        f"  {result['pairs_per_second']:.1f} pairs/s, {result['tokens_per_second']:,.0f} tokens/s "
+        f"on {result['workers']} worker{'s' * (result['workers'] != 1)}; "
+        f"{result['seconds']:.0f} s from the first step to the last evaluation"
+    )
+    refused = sum(row["rows"] for row in result["refused"])
+    lines.append(f"  pairs: {result['train_pairs']:,} to train on, {result['eval_pairs']:,} held "
+                 f"out, {refused:,} refused")  # fmt: skip
+    places = {
+        "model": result["export"],
+        "last checkpoint": result["last_checkpoint"],
+        "best checkpoint": result["best_checkpoint"],
+        "plots": result["plots"],
+        "result": f"{result['folder']}/result.json",
+        "MLflow run": f"{result['mlflow_run_id']} at {result['mlflow_tracking_uri']}",
+        "see it": result["mlflow_view"],
+    }
+    lines += [f"  {name:18}{place}" for name, place in places.items()]
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""Six panels of a run: accuracy, loss, both rewards, margin and learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rm_ray.tracking.history import Record
+
+_PANELS = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "lr")
+_AXES = {"episodes": "pairs trained on (episodes)", "hours": "hours"}
+
+
+def plot_run(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
+    """Draw the run over episodes and over hours; return the two PNG files."""
+    paths = []
+    for axis, label in _AXES.items():
+        figure = Figure(figsize=(13, 7), layout="constrained")
+        figure.suptitle(title)
+        for axes, name in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
+            _draw(axes, records, name, axis)
+            axes.set_xlabel(label)
+        path = folder / f"training_over_{axis}.png"
+        figure.savefig(path, dpi=110)
+        paths.append(path)
+    return paths
+
+
+def _draw(axes: Axes, records: Sequence[Record], name: str, axis: str) -> None:
+    """Draw the batch means with their running mean, and the held-out points over them."""
+    axes.set_title(f"train/rm/{name}", fontsize=10)
+    axes.grid(alpha=0.25)
+    x, y = _series(records, "train", f"train/rm/{name}", axis)
+    smooth = name != "lr" and len(y) >= 20
+    axes.plot(x, y, color="C0", alpha=0.35 if smooth else 1.0, linewidth=1, label="train")
+    if smooth:
+        axes.plot(x, _running_mean(y), color="C0", linewidth=1.8, label="train, smoothed")
+    x, y = _series(records, "eval", f"eval/rm/{name}", axis)
+    if len(x):
+        axes.plot(x, y, "o-", color="C1", markersize=4, linewidth=1, label="held out")
+    if len(axes.lines) > 1:
+        axes.legend(fontsize=8)
+
+
+def _series(
+    records: Sequence[Record], kind: str, name: str, axis: str
+) -> tuple[np.ndarray, np.ndarray]:
+    chosen = [r for r in records if r.kind == kind and name in r.metrics]
+    x = [r.hours if axis == "hours" else r.metrics["episode"] for r in chosen]
+    return np.array(x), np.array([r.metrics[name] for r in chosen])
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Average over a window of a twentieth of the run, narrower at both ends."""
+    half = max(1, len(values) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    mean: np.ndarray = (sums[high] - sums[low]) / (high - low)
+    return mean
