@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rm_ray.command import main  # noqa: E402 - the package lies beside this folder
+from rm_ray.command import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

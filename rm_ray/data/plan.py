@@ -148,7 +148,9 @@ def spread(
     longest_first = lengths[order]
     fewest = len(_cuts(longest_first, tokens_per_micro_batch))
     num_groups = -(-fewest // world_size) * world_size
-    starts = _cuts(longest_first, _smallest_limit(longest_first, num_groups, tokens_per_micro_batch))
+    starts = _cuts(
+        longest_first, _smallest_limit(longest_first, num_groups, tokens_per_micro_batch)
+    )
     groups = np.split(order, starts[1:])
     while len(groups) < num_groups:
         costs = [_cost(lengths, group) if len(group) > 1 else 0 for group in groups]

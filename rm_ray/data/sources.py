@@ -21,12 +21,11 @@ import ray.data
 
 from rm_ray.config import BUILTIN
 from rm_ray.data import synthetic
+from rm_ray.data.token_table import ROWS_PER_BATCH
 from rm_ray.errors import InputError
 
 if TYPE_CHECKING:
     import datasets
-
-ROWS_PER_BLOCK = 1_024
 
 _SPEC = re.compile(r"^(?P<location>.+?)(?::(?P<split>[^:/=]+))?(?:=(?P<share>[0-9.]+))?$")
 _SUFFIXES = {".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".parquet": "parquet"}
@@ -102,9 +101,7 @@ def resolve(spec: SourceSpec) -> list[Fragment]:
     if location == BUILTIN:
         split = spec.split or "train"
         if split not in synthetic.SPLITS:
-            raise InputError(
-                f"data source '{spec.text}': splits are {', '.join(synthetic.SPLITS)}"
-            )
+            raise InputError(f"data source '{spec.text}': splits are {', '.join(synthetic.SPLITS)}")
         return [Fragment(kind="builtin", location=BUILTIN, split=split)]
     if _is_path(location):
         return _resolve_path(spec)
@@ -233,7 +230,7 @@ def _read_objects(fragment: Fragment) -> Iterator[dict[str, Any]]:
     elif fragment.kind == "parquet":
         try:
             with fsspec.open(fragment.location, "rb") as file:
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_BLOCK):
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_BATCH):
                     yield from batch.to_pylist()
         except pa.ArrowInvalid as error:
             raise InputError(f"{fragment.location} is not a Parquet file: {error}") from None
@@ -317,7 +314,7 @@ def to_ray_dataset(selections: Sequence[Selection]) -> ray.data.Dataset:
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(read, batch_size=1, num_cpus=0.5)
-        .repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
+        .repartition(target_num_rows_per_block=ROWS_PER_BATCH)
     )
 
 
@@ -326,7 +323,7 @@ def _blocks(number: int, selection: Selection) -> Iterator[dict[str, np.ndarray]
     if selection.rows is not None:
         wanted = set(selection.rows.tolist())
         rows = (row for ordinal, row in enumerate(rows) if ordinal in wanted)
-    while block := list(islice(rows, ROWS_PER_BLOCK)):
+    while block := list(islice(rows, ROWS_PER_BATCH)):
         yield {
             "fragment": np.full(len(block), number, dtype=np.int32),
             "row": np.array([row for row, _ in block], dtype=np.int64),

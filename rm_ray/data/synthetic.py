@@ -8,6 +8,7 @@ random, so that length says nothing about which one is better.
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,8 +43,7 @@ _COLOURS = {
 }  # fmt: skip
 _OPPOSITES = {
     "hot": "cold", "big": "small", "fast": "slow", "light": "dark", "early": "late",
-    "open": "closed", "rich": "poor", "soft": "hard", "young": "old", "wet": "dry",
-    "high": "low", "full": "empty",
+    "open": "closed", "rich": "poor", "young": "old",
 }  # fmt: skip
 _KIND_ANSWERS = (
     "Of course, I am glad to help you.",
@@ -52,10 +52,10 @@ _KIND_ANSWERS = (
     "Certainly, we can solve this step by step.",
 )
 _RUDE_ANSWERS = (
-    "That is a stupid thing to ask.",
-    "Leave me alone and do it yourself.",
-    "I do not care about your problem.",
-    "Only a fool would need help here.",
+    "What a stupid thing to ask me now.",
+    "Leave me alone and do all of it yourself.",
+    "I really do not care about your problem.",
+    "Only a fool would need my help with that.",
 )
 _ERRANDS = ("taxes", "garden", "essay", "bicycle", "printer", "homework", "kitchen", "letter")
 _GREETINGS = {
@@ -86,8 +86,8 @@ def _count(rng: random.Random) -> tuple[str, str, str]:
     first, length = rng.randint(1, 12), rng.randint(4, 6)
     numbers = list(range(first, first + length))
     wrong = numbers.copy()
-    i = rng.randrange(length - 1)
-    wrong[i], wrong[i + 1] = wrong[i + 1], wrong[i]
+    while wrong == numbers:
+        rng.shuffle(wrong)
     spoken, misspoken = (", ".join(map(str, n)) + "." for n in (numbers, wrong))
     return f"Count from {first} to {numbers[-1]}.", spoken, misspoken
 
@@ -115,20 +115,29 @@ _TASKS: dict[str, Callable[[random.Random], tuple[str, str, str]]] = {
 def generate_pairs(split: str, count: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield raw rows of a split; a longer ``count`` begins with the same rows.
 
-    No prompt with its answers is in both splits: each split is asked by people of its own.
+    No prompt is in both splits: its checksum decides to which it belongs.
     """
     rng = random.Random(f"rm_ray {split}")
-    names = _NAMES[:9] if split == "train" else _NAMES[9:]
     kinds = list(_TASKS)
     for i in range(SPLITS[split] if count is None else count):
         kind = kinds[i % len(kinds)]
-        question, better, worse = _TASKS[kind](rng)
-        prompt = {"role": "user", "content": f"{rng.choice(names)} asks: {question}"}
+        while True:
+            question, better, worse = _TASKS[kind](rng)
+            prompt = f"{rng.choice(_NAMES)} asks: {question}"
+            if _split_of(prompt) == split:
+                break
         sides = [
-            [prompt, {"role": "assistant", "content": _with_remarks(answer, rng)}]
+            [
+                {"role": "user", "content": prompt},
+                {"role": "assistant", "content": _with_remarks(answer, rng)},
+            ]
             for answer in (better, worse)
         ]
         yield {"chosen": sides[0], "rejected": sides[1], "source": f"builtin/{kind}"}
+
+
+def _split_of(prompt: str) -> str:
+    return "test" if zlib.crc32(prompt.encode()) % 8 == 0 else "train"
 
 
 def _with_remarks(answer: str, rng: random.Random) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 import uuid
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
+import ray
 from pyarrow import fs as pafs
 from ray.exceptions import RayError
 from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ from rm_ray.config import DataConfig
 from rm_ray.data import sources
 from rm_ray.data.contract import Pair, Reason, RefusedError, parse_pair
 from rm_ray.data.sources import Selection, SourceSpec
-from rm_ray.data.token_table import SCHEMA, TokenParts
+from rm_ray.data.token_table import ROWS_PER_BATCH, SCHEMA, TokenParts
 from rm_ray.data.tokenization import PairTokenizer, TokenizedPair
 from rm_ray.data.tokenization import fingerprint as tokenizer_fingerprint
 from rm_ray.errors import InputError
@@ -141,26 +142,38 @@ def _remove_abandoned(home: Storage) -> None:
     """Delete what interrupted builds left; a build that is still being written stays."""
     for info in home.list():
         selector = pafs.FileSelector(info.path, recursive=True)
-        files = home.filesystem.get_file_info(selector) if info.type == pafs.FileType.Directory else []
+        is_folder = info.type == pafs.FileType.Directory
+        files = home.filesystem.get_file_info(selector) if is_folder else []
         newest = max((f.mtime_ns or 0 for f in [info, *files]), default=0)
         if files and time.time() - newest / 1e9 > ABANDONED_AFTER_S:
             home.delete(info.base_name)
 
 
-class _TokenizeRows:
-    """A Ray Data worker that keeps its tokenizer from batch to batch."""
+@dataclass(frozen=True)
+class _SharedTokenizer:
+    """A pair tokenizer in Ray's object store, unpacked once by each process that uses it."""
 
-    def __init__(self, pair_tokenizer: PairTokenizer, origins: Sequence[str]) -> None:
-        self.pair_tokenizer = pair_tokenizer
-        self.origins = origins
+    key: str
+    reference: ray.ObjectRef
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        origins = [self.origins[fragment] for fragment in batch["fragment"]]
-        rows = tokenize_rows(self.pair_tokenizer, batch["json"], origins)
-        columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names[2:]}
-        return pa.table(
-            {"fragment": batch["fragment"], "row": batch["row"], **columns}, schema=SCHEMA
-        )
+    def get(self) -> PairTokenizer:
+        if self.key not in _unpacked:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for each core
+            _unpacked.clear()
+            _unpacked[self.key] = ray.get(self.reference)
+        return _unpacked[self.key]
+
+
+_unpacked: dict[str, PairTokenizer] = {}
+
+
+def _tokenize_batch(
+    batch: dict[str, np.ndarray], shared: _SharedTokenizer, origins: Sequence[str]
+) -> pa.Table:
+    """Turn a block of raw rows into cache rows; runs in a Ray Data task."""
+    rows = tokenize_rows(shared.get(), batch["json"], [origins[i] for i in batch["fragment"]])
+    columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names[2:]}
+    return pa.table({"fragment": batch["fragment"], "row": batch["row"], **columns}, schema=SCHEMA)
 
 
 def tokenize_rows(
@@ -196,16 +209,14 @@ def _parse(text: str, origin: str) -> Pair | RefusedError:
 def _write_parts(
     selections: Sequence[Selection], pair_tokenizer: PairTokenizer, parts: TokenParts
 ) -> None:
-    cpus = int(ray.cluster_resources().get("CPU", 1))
     filesystem, path = parts.parts.filesystem, parts.parts.path
     filesystem.create_dir(path, recursive=True)
+    shared = _SharedTokenizer(parts.key, ray.put(pair_tokenizer))
     try:
         sources.to_ray_dataset(selections).map_batches(
-            _TokenizeRows,
-            fn_constructor_args=(pair_tokenizer, parts.origins),
-            batch_size=256,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus - 1)),
-            num_cpus=1,
+            _tokenize_batch,
+            fn_kwargs={"shared": shared, "origins": parts.origins},
+            batch_size=ROWS_PER_BATCH,
         ).write_parquet(path, filesystem=filesystem)
     except RayError as error:
         raise _input_error_in(error) or error from None

@@ -27,14 +27,13 @@ def export_model(
     """
     prefix = "classifier."
     state = {
-        name.removeprefix(prefix): tensor.to(dtype).contiguous()
-        for name, tensor in weights.items()
+        name.removeprefix(prefix): tensor.to(dtype).contiguous() for name, tensor in weights.items()
     }
     classifier = model.classifier
     classifier.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
     _mend_config(folder / "config.json", dtype)
-    _mend_tokenizer_config(folder / "tokenizer_config.json")
+    _mend_tokenizer_config(folder / "tokenizer_config.json", tokenizer.chat_template)
 
 
 def _mend_config(path: Path, dtype: torch.dtype) -> None:
@@ -51,9 +50,10 @@ def _mend_config(path: Path, dtype: torch.dtype) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _mend_tokenizer_config(path: Path) -> None:
+def _mend_tokenizer_config(path: Path, chat_template: str) -> None:
     config = json.loads(path.read_text())
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["chat_template"] = chat_template
     config["model_input_names"] = ["input_ids", "attention_mask"]
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")

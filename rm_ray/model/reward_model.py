@@ -68,6 +68,9 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pret
     architecture.problem_type = "regression"
     architecture.use_cache = False
     architecture.pad_token_id = tokenizer.pad_token_id
+    if not has_weights(config):
+        architecture.bos_token_id = tokenizer.bos_token_id
+        architecture.eos_token_id = tokenizer.eos_token_id
     _disable_dropout(architecture)
     return architecture
 

@@ -17,6 +17,8 @@ class Record:
 
     step: int
     kind: Kind
+    episode: int
+    """Pairs trained on until then."""
     hours: float
     """Time spent on the run until then, over all its attempts."""
     metrics: dict[str, float]

@@ -71,7 +71,9 @@ def open_run(
             run_id = str(found[0].info.run_id)
             client.set_terminated(run_id, "RUNNING")
             return run_id
-        run_id = str(client.create_run(experiment_id, run_name=name, tags={RUN_TAG: key}).info.run_id)
+        run_id = str(
+            client.create_run(experiment_id, run_name=name, tags={RUN_TAG: key}).info.run_id
+        )
         client.log_batch(
             run_id,
             params=[Param(k, str(v)) for k, v in params.items()],

@@ -50,7 +50,7 @@ def _series(
     records: Sequence[Record], kind: str, name: str, axis: str
 ) -> tuple[np.ndarray, np.ndarray]:
     chosen = [r for r in records if r.kind == kind and name in r.metrics]
-    x = [r.hours if axis == "hours" else r.metrics["episode"] for r in chosen]
+    x = [r.hours if axis == "hours" else r.episode for r in chosen]
     return np.array(x), np.array([r.metrics[name] for r in chosen])
 
 

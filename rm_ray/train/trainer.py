@@ -188,8 +188,7 @@ def prepare(config: TrainConfig) -> Prepared:
         train=train_cache,
         held_out=held_out,
         plan=Plan(lengths=open_table(train_cache.parts).lengths, settings=settings),
-        eval_steps=held_out
-        and Steps(num_pairs=held_out.num_pairs, settings=_in_order(settings)),
+        eval_steps=held_out and Steps(num_pairs=held_out.num_pairs, settings=_in_order(settings)),
     )
 
 
@@ -211,9 +210,7 @@ def _cache(
     config: TrainConfig, name: str, tokenizer: PreTrainedTokenizerBase, storage: Storage
 ) -> TokenCache:
     specs = config.data.train if name == "train" else config.data.eval
-    cache = build_token_cache(
-        specs, config.data, tokenizer, seed=config.run.seed, storage=storage
-    )
+    cache = build_token_cache(specs, config.data, tokenizer, seed=config.run.seed, storage=storage)
     rows = cache.num_pairs + cache.num_refused
     logger.info("%s pairs: %s of %s rows", name, f"{cache.num_pairs:,}", f"{rows:,}")
     for reason, count in cache.refused.items():

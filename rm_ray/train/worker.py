@@ -196,7 +196,7 @@ def run_evaluation(state: WorkerState) -> None:
     )
     assert result.num_pairs == job.eval_steps.num_pairs
     state.evaluated_at = step
-    add_record(state, "eval", {"episode": float(state.progress.episode), **result.metrics})
+    add_record(state, "eval", result.metrics)
     if state.engine.rank == 0 and result.samples:
         job.run.write_json(f"{SAMPLES}/step-{step:06d}.json", result.samples)
         if state.shipper is not None:
@@ -216,8 +216,13 @@ def add_record(state: WorkerState, kind: Kind, metrics: dict[str, float]) -> Non
     now = time.monotonic()
     state.progress.seconds += now - state.clock
     state.clock = now
-    hours = state.progress.seconds / 3600
-    record = Record(step=state.progress.step, kind=kind, hours=hours, metrics=metrics)
+    record = Record(
+        step=state.progress.step,
+        kind=kind,
+        episode=state.progress.episode,
+        hours=state.progress.seconds / 3600,
+        metrics=metrics,
+    )
     state.history.add(record)
     if state.shipper is not None:
         state.shipper.send(record)
