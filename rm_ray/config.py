@@ -336,10 +336,8 @@ def _refuse_unknown(cls: type, settings: dict[str, Any], prefix: str, origin: st
             raise InputError(f"{origin}: unknown field '{prefix}{name}'; {hint}")
         if is_dataclass(hints[name]):
             if not isinstance(value, dict):
-                raise InputError(
-                    f"{origin}: '{prefix}{name}' is a section of fields, got {value!r}"
-                )
-            _refuse_unknown(hints[name], value, f"{prefix}{name}.", origin)  # type: ignore[arg-type]
+                raise InputError(f"{origin}: '{prefix}{name}' holds fields, got {value!r}")
+            _refuse_unknown(hints[name], value, f"{prefix}{name}.", origin)
 
 
 def _explain(error: pydantic.ValidationError) -> str:

@@ -85,7 +85,8 @@ class Storage:
     def read_text(self, name: str) -> str:
         """Return a file's text."""
         with self.filesystem.open_input_stream(self.join(name)) as stream:
-            return stream.read().decode()
+            text: str = stream.read().decode()
+            return text
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file at once: readers see the old text or the new one, never a part."""

@@ -171,7 +171,9 @@ def _tokenize_batch(
     batch: dict[str, np.ndarray], shared: _SharedTokenizer, origins: Sequence[str]
 ) -> pa.Table:
     """Turn a block of raw rows into cache rows; runs in a Ray Data task."""
-    rows = tokenize_rows(shared.get(), batch["json"], [origins[i] for i in batch["fragment"]])
+    rows = tokenize_rows(
+        shared.get(), batch["json"].tolist(), [origins[i] for i in batch["fragment"]]
+    )
     columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names[2:]}
     return pa.table({"fragment": batch["fragment"], "row": batch["row"], **columns}, schema=SCHEMA)
 

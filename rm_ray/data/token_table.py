@@ -116,7 +116,8 @@ class TokenTable:
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each pair's longer conversation, ``[N]``."""
-        return np.maximum(self.chosen_length, self.rejected_length)
+        longest: np.ndarray = np.maximum(self.chosen_length, self.rejected_length)
+        return longest
 
     def pair_id(self, pair: int) -> str:
         """Return where the pair came from, as ``origin:row``."""

@@ -86,7 +86,7 @@ def _read_template(template: str) -> str:
     path = Path(template).expanduser()
     if not path.is_file():
         raise InputError(
-            f"data.chat_template '{template}' is neither a Jinja template nor a file on this machine"
+            f"data.chat_template '{template}' is neither a Jinja template nor a file here"
         )
     return path.read_text()
 

@@ -39,7 +39,8 @@ def evaluate(
             for micro_batch in micro_batches:
                 pairs = micro_batch.pad(tokenizer.pad_token_id).to(engine.device)
                 rewards = engine.rewards(pairs)
-                losses = bradley_terry_loss(*rewards.chunk(2), pairs.margins)
+                chosen, rejected = rewards.chunk(2)
+                losses = bradley_terry_loss(chosen, rejected, pairs.margins)
                 totals.add(rewards, losses, pairs.weights, num_tokens=micro_batch.num_tokens)
                 if (micro_batch.plan.pairs < sample_rows).any():
                     scores = rewards.reshape(2, -1).cpu().numpy()

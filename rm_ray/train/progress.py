@@ -66,7 +66,6 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-@ray.remote(num_cpus=0)
 class ProgressBoard:
     """Lines from the workers, kept until the driver fetches them."""
 
@@ -86,6 +85,11 @@ class ProgressBoard:
         """Return the live line and the lines since the last call."""
         lines, self._lines = self._lines, []
         return self._status, lines
+
+
+def start_board() -> Any:
+    """Start a board as an actor beside the driver."""
+    return ray.remote(num_cpus=0)(ProgressBoard).remote()
 
 
 class BoardWriter(logging.Handler):

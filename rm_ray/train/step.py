@@ -22,7 +22,7 @@ class NonFiniteLossError(ArithmeticError):
         super().__init__(f"the loss of step {step} is not finite")
         self.step = step
         self.pairs = tuple(pairs)
-        """Indices of the pairs whose loss is not finite; of the whole step if it is the gradient."""
+        """Indices of the pairs whose loss is not finite; all of the step if a gradient is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ def train_step(
         pairs = micro_batch.pad(pad_token_id).to(engine.device)
         with engine.micro_batch(is_last=i == len(micro_batches) - 1):
             rewards = engine.rewards(pairs)
-            losses = bradley_terry_loss(*rewards.chunk(2), pairs.margins)
+            chosen, rejected = rewards.chunk(2)
+            losses = bradley_terry_loss(chosen, rejected, pairs.margins)
             engine.backward((losses * pairs.weights).sum() * scale)
         metrics.add(rewards, losses, pairs.weights, num_tokens=micro_batch.num_tokens)
         losses_of.append(losses.detach())

@@ -27,7 +27,7 @@ from rm_ray.tracking.history import History
 from rm_ray.tracking.mlflow_run import MlflowTarget, finish_run, open_run
 from rm_ray.tracking.plots import plot_run
 from rm_ray.train.optimizer import learning_rate_schedule
-from rm_ray.train.progress import BoardReader, ProgressBoard
+from rm_ray.train.progress import BoardReader, start_board
 from rm_ray.train.session import fit_to_cluster, ray_cluster
 from rm_ray.train.worker import TrainJob, train_loop_per_worker
 
@@ -188,7 +188,9 @@ def prepare(config: TrainConfig) -> Prepared:
         train=train_cache,
         held_out=held_out,
         plan=Plan(lengths=open_table(train_cache.parts).lengths, settings=settings),
-        eval_steps=held_out and Steps(num_pairs=held_out.num_pairs, settings=_in_order(settings)),
+        eval_steps=(
+            Steps(num_pairs=held_out.num_pairs, settings=_in_order(settings)) if held_out else None
+        ),
     )
 
 
@@ -277,7 +279,7 @@ def fit(prepared: Prepared) -> ray.train.Result:
         }
         run.write_json(RUN, started)
     refuse_other_data(prepared, started)
-    board = ProgressBoard.remote()
+    board = start_board()
     job = TrainJob(
         config=config,
         tokenizer=prepared.tokenizer,
@@ -314,8 +316,8 @@ def refuse_other_data(prepared: Prepared, started: dict[str, Any]) -> None:
         )
     if cluster.zero_stage > 0 and cluster.num_workers != before["num_workers"]:
         raise InputError(
-            f"cluster.num_workers is {cluster.num_workers}, but the ZeRO-{cluster.zero_stage} state "
-            f"of run '{prepared.config.run.name}' is sharded over {before['num_workers']}; resume "
+            f"cluster.num_workers is {cluster.num_workers}, but the ZeRO-{cluster.zero_stage} "
+            f"state of run '{prepared.config.run.name}' is sharded over {before['num_workers']}; resume "
             "with that many"
         )
 
