@@ -317,8 +317,8 @@ def refuse_other_data(prepared: Prepared, started: dict[str, Any]) -> None:
     if cluster.zero_stage > 0 and cluster.num_workers != before["num_workers"]:
         raise InputError(
             f"cluster.num_workers is {cluster.num_workers}, but the ZeRO-{cluster.zero_stage} "
-            f"state of run '{prepared.config.run.name}' is sharded over {before['num_workers']}; resume "
-            "with that many"
+            f"state of run '{prepared.config.run.name}' is sharded over {before['num_workers']}; "
+            "resume with that many"
         )
 
 
