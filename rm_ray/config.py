@@ -235,11 +235,11 @@ class CheckpointConfig:
     """Save after every so many steps; 0: only after the last one."""
 
     keep: int = 2
-    """Checkpoints that stay; the newest always does."""
+    """Checkpoints that stay: the newest, or the best by keep_best_by and the newest beside them."""
 
     keep_best_by: str | None = None
-    """Keep the best checkpoints by this metric ('eval/rm/accuracy', 'eval/rm/loss', ...), beside
-    the newest; none: the newest ones. An eval metric is measured at each checkpoint."""
+    """Metric by which checkpoints are the best ('eval/rm/accuracy', 'eval/rm/loss', ...); none:
+    the newest stay. An eval metric is measured at each checkpoint."""
 
     def __post_init__(self) -> None:
         every, keep, metric = self.every_steps, self.keep, self.keep_best_by

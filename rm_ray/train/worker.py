@@ -32,6 +32,8 @@ from rm_ray.train.step import NonFiniteLossError, train_step
 logger = logging.getLogger(__name__)
 
 EXPORT, SAMPLES = "export", "samples"
+EVAL_SAMPLES = "eval_samples"
+"""What the samples' folder is called in MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,9 @@ def restore(state: WorkerState) -> None:
         logger.info("resumed from the checkpoint of step %d", state.progress.step)
     if state.engine.rank == 0 and job.mlflow_run_id is not None:
         state.shipper = MetricShipper(job.mlflow, job.mlflow_run_id, state.history.records)
+        for info in job.run.list(SAMPLES):
+            rows = job.run.read_json(f"{SAMPLES}/{info.base_name}")
+            state.shipper.send_table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
 
 
 def train_stream(state: WorkerState) -> Iterator[list[LoadedMicroBatch]]:
@@ -198,9 +203,10 @@ def run_evaluation(state: WorkerState) -> None:
     state.evaluated_at = step
     add_record(state, "eval", result.metrics)
     if state.engine.rank == 0 and result.samples:
-        job.run.write_json(f"{SAMPLES}/step-{step:06d}.json", result.samples)
+        name = f"step-{step:06d}.json"
+        job.run.write_json(f"{SAMPLES}/{name}", result.samples)
         if state.shipper is not None:
-            state.shipper.send_table(f"eval_samples/step-{step:06d}.json", result.samples)
+            state.shipper.send_table(f"{EVAL_SAMPLES}/{name}", result.samples)
     logger.info(
         "evaluation at step %d: accuracy %.4f, loss %.4f, margin %+.3f over %d pairs",
         step,

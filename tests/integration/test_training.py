@@ -1,0 +1,244 @@
+"""A run on a real Ray cluster: what it measures, leaves behind, and does when it is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import NUM_STEPS, FinishedRun, small_run
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rm_ray.config import TrainConfig
+from rm_ray.data.plan import PlanSettings, Steps
+from rm_ray.data.sources import SourceSpec, select
+from rm_ray.data.synthetic import generate_pairs
+from rm_ray.errors import InputError
+from rm_ray.train.checkpoint import find_fault
+from rm_ray.train.trainer import dry_run, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TRAIN_METRICS = {
+    "episode", "epoch", "train/rm/accuracy", "train/rm/loss", "train/rm/chosen_rewards",
+    "train/rm/rejected_rewards", "train/rm/reward_margin", "train/rm/lr", "train/rm/grad_norm",
+}  # fmt: skip
+EVAL_METRICS = {
+    f"eval/rm/{name}"
+    for name in (
+        "accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "ties",
+    )
+}  # fmt: skip
+
+
+def history(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def exported_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "export" / "model.safetensors")
+
+
+def test_result_json_says_what_was_done(finished: FinishedRun) -> None:
+    result = json.loads((finished.folder / "result.json").read_text())
+    assert result == finished.result
+    assert (result["steps"], result["episodes"]) == (NUM_STEPS, 2 * 153)
+    assert (result["train_pairs"], result["eval_pairs"], result["workers"]) == (153, 41, 2)
+    assert result["metrics"].keys() >= TRAIN_METRICS | EVAL_METRICS
+    assert result["pairs_per_second"] > 0
+    assert result["tokens_per_second"] > 20 * result["pairs_per_second"]
+    for path in ("export", "best_checkpoint", "last_checkpoint", "plots"):
+        assert Path(result[path]).is_dir(), path
+
+
+def test_held_out_metrics_equal_those_of_the_exported_model(finished: FinishedRun) -> None:
+    """Each pair once, whatever the number of workers: scored again alone, by transformers."""
+    model = AutoModelForSequenceClassification.from_pretrained(finished.folder / "export")
+    tokenizer = AutoTokenizer.from_pretrained(finished.folder / "export")
+    rows = select([SourceSpec.parse("builtin:test=41")], seed=1)[0].rows
+    pairs = [row for i, row in enumerate(generate_pairs("test")) if i in set(rows.tolist())]
+    rewards = {"chosen": [], "rejected": []}
+    with torch.no_grad():
+        for pair in pairs:
+            for side, values in rewards.items():
+                ids = tokenizer.apply_chat_template(pair[side], return_tensors="pt")
+                values.append(model(**ids).logits[0, 0])
+    chosen, rejected = (torch.stack(rewards[side]).double() for side in rewards)
+    metrics = finished.result["metrics"]
+    assert len(chosen) == 41
+    assert metrics["eval/rm/accuracy"] == pytest.approx((chosen > rejected).double().mean().item())
+    expected = {
+        "eval/rm/loss": -F.logsigmoid(chosen - rejected).mean(),
+        "eval/rm/chosen_rewards": chosen.mean(),
+        "eval/rm/rejected_rewards": rejected.mean(),
+        "eval/rm/reward_margin": (chosen - rejected).mean(),
+    }
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value.item(), abs=1e-5), name
+
+
+def test_the_learning_rate_runs_over_all_steps_once(finished: FinishedRun) -> None:
+    rates = [r["metrics"]["train/rm/lr"] for r in history(finished.folder) if r["kind"] == "train"]
+    expected = [1e-3 * (s / 4 if s < 4 else (NUM_STEPS - s) / (NUM_STEPS - 4)) for s in range(20)]
+    assert rates == pytest.approx(expected)
+
+
+def test_mlflow_has_every_metric_of_every_step_once(finished: FinishedRun) -> None:
+    check_mlflow(finished.result, finished.settings)
+
+
+def check_mlflow(result: dict, settings: dict) -> None:
+    client = mlflow.MlflowClient(result["mlflow_tracking_uri"])
+    run_id = result["mlflow_run_id"]
+    for name in TRAIN_METRICS:
+        steps = [point.step for point in client.get_metric_history(run_id, name)]
+        assert sorted(steps) == list(range(1, NUM_STEPS + 1)), name
+    for name in EVAL_METRICS:
+        steps = [point.step for point in client.get_metric_history(run_id, name)]
+        assert sorted(steps) == [5, 10, 15, 20], name
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optimizer.learning_rate"] == "0.001"
+    assert run.data.params["run.seed"] == "1"
+    artifacts = {item.path for item in client.list_artifacts(run_id)}
+    assert {"config.yaml", "plots", "eval_samples"} <= artifacts
+    samples = {item.path for item in client.list_artifacts(run_id, "eval_samples")}
+    assert samples == {f"eval_samples/step-{step:06d}.json" for step in (5, 10, 15, 20)}
+    plots = {item.path for item in client.list_artifacts(run_id, "plots")}
+    assert plots == {"plots/training_over_episodes.png", "plots/training_over_hours.png"}
+
+
+def test_samples_show_texts_and_rewards(finished: FinishedRun) -> None:
+    samples = json.loads((finished.folder / "samples" / "step-000020.json").read_text())
+    rows = select([SourceSpec.parse("builtin:test=41")], seed=1)[0].rows[:5].tolist()
+    pairs = [row for i, row in enumerate(generate_pairs("test")) if i in rows]
+    assert len(samples) == 5
+    for sample, pair in zip(samples, pairs, strict=True):
+        assert pair["chosen"][0]["content"] in sample["prompt"]
+        assert sample["chosen"] == pair["chosen"][-1]["content"] + "<|end|>"
+        assert sample["rejected"] == pair["rejected"][-1]["content"] + "<|end|>"
+        assert sample["correct"] == (sample["chosen_reward"] > sample["rejected_reward"])
+
+
+def test_the_best_and_the_newest_checkpoints_stay_whole(finished: FinishedRun) -> None:
+    kept = sorted(finished.folder.glob("checkpoint_*/"))
+    states = [json.loads((folder / "state.json").read_text()) for folder in kept]
+    losses = {r["step"]: r["metrics"]["eval/rm/loss"] for r in history(finished.folder)
+              if r["kind"] == "eval"}  # fmt: skip
+    best = sorted(losses, key=lambda step: losses[step])[:2]
+    assert {state["progress"]["step"] for state in states} == {*best, NUM_STEPS}
+    assert str(kept[-1]) == finished.result["last_checkpoint"]
+    best_folder = kept[[state["progress"]["step"] for state in states].index(best[0])]
+    assert str(best_folder) == finished.result["best_checkpoint"]
+    steps = Steps(num_pairs=153, settings=PlanSettings(global_batch_size=16,
+                  tokens_per_micro_batch=700, epochs=2))  # fmt: skip
+    for folder, state in zip(kept, states, strict=True):
+        assert find_fault(folder) is None
+        assert state["world_size"] == 2
+        assert state["progress"]["episode"] == steps.episodes_before(state["progress"]["step"])
+        names = {path.name for path in folder.iterdir()}
+        assert {"rng-00000.pt", "rng-00001.pt", "optimizer.pt", "model.safetensors"} <= names
+
+
+def test_the_same_command_again_says_it_is_finished(finished: FinishedRun) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.is_file()}
+    assert train(TrainConfig.from_dict(finished.settings)) == finished.result
+    after = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.is_file()}
+    assert before == after
+
+
+def test_a_changed_configuration_under_an_old_name_is_refused(finished: FinishedRun) -> None:
+    settings = json.loads(json.dumps(finished.settings))
+    settings["optimizer"]["learning_rate"] = 2e-3
+    settings["batch"]["global_batch_size"] = 8
+    with pytest.raises(InputError) as refusal:
+        train(TrainConfig.from_dict(settings))
+    assert "optimizer.learning_rate was 0.001 and is 0.002" in str(refusal.value)
+    assert "batch.global_batch_size was 16 and is 8" in str(refusal.value)
+
+
+def test_a_dry_run_says_what_a_run_would_do(cluster: None, storage: Path) -> None:
+    plan = dry_run(TrainConfig.from_dict(small_run(storage, "dry")))
+    assert (plan["steps"], plan["steps_per_epoch"], plan["episodes"]) == (20, 10, 306)
+    assert (plan["train_pairs"], plan["eval_pairs"]) == (153, 41)
+    assert plan["learning_rate"]["first_step"] == 0
+    assert plan["learning_rate"]["after_warmup"] == 1e-3
+    assert plan["config"]["cluster"]["num_workers"] == 2
+    assert not (storage / "dry").exists()
+
+
+def first_checkpoint(folder: Path) -> Path | None:
+    return next((path.parent for path in folder.glob("checkpoint_*/manifest.json")), None)
+
+
+def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and first_checkpoint(folder) is None:
+        time.sleep(0.05)
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            process.send_signal(signal.SIGKILL)
+            killed.append(process.pid)
+            return
+
+
+def test_a_killed_worker_changes_nothing_in_the_end(finished: FinishedRun, storage: Path) -> None:
+    settings = small_run(storage, "killed")
+    killed: list[int] = []
+    killer = threading.Thread(
+        target=kill_a_worker_after_the_first_checkpoint, args=(storage / "killed", killed)
+    )
+    killer.start()
+    result = train(TrainConfig.from_dict(settings))
+    killer.join()
+    assert len(killed) == 1
+    assert_same_outcome(storage / "killed", finished.folder)
+    check_mlflow(result, settings)
+
+
+def test_a_killed_driver_goes_on_with_the_same_command(
+    finished: FinishedRun, storage: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(small_run(storage, "driver-killed")))
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(recipe)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    folder = storage / "driver-killed"
+    with (tmp_path / "first.log").open("w") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        while driver.poll() is None and first_checkpoint(folder) is None:
+            time.sleep(0.05)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.wait()
+    assert not (folder / "result.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "resumed from the checkpoint of step" in again.stdout
+    assert "run 'driver-killed': 20 steps, 306 pairs" in again.stdout
+    assert_same_outcome(folder, finished.folder)
+    _, alive = psutil.wait_procs(children, timeout=120)
+    assert not alive, "a killed driver leaves no process of its local Ray behind"
+
+
+def assert_same_outcome(folder: Path, expected: Path) -> None:
+    """Weights bit for bit, and every metric of every step."""
+    weights, expected_weights = exported_weights(folder), exported_weights(expected)
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, expected_weights[name]), name
+    ours, theirs = history(folder), history(expected)
+    assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        for name in mine["metrics"]:
+            if not name.startswith("perf/"):
+                assert mine["metrics"][name] == other["metrics"][name], (mine["step"], name)

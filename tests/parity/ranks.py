@@ -1,0 +1,160 @@
+"""What each process of a parity test runs: our engine and step, without Ray."""
+
+import os
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate.state import AcceleratorState, GradientState
+from tables import builtin_table
+
+from rm_ray.config import ClusterConfig, ModelConfig, OptimizerConfig
+from rm_ray.data.plan import Plan, PlanSettings
+from rm_ray.data.stream import load_step
+from rm_ray.model.reward_model import build_reward_model
+from rm_ray.train.engine import Engine
+from rm_ray.train.optimizer import learning_rate_schedule
+from rm_ray.train.step import train_step
+
+NUM_PAIRS, SEED = 52, 3
+SETTINGS = PlanSettings(
+    # 52 = 7 x 7 + 3 and 130 = 2 x 52 + 26: short last steps, and an odd pair on 2 ranks.
+    global_batch_size=7,
+    tokens_per_micro_batch=260,
+    seed=SEED,
+    epochs=3,
+    max_episodes=130,
+)
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-3,
+    eps=1e-5,  # Adam divides by a gradient's size: without it, rounding of a zero becomes a step
+    weight_decay=0.1,
+    warmup_steps=3,
+    max_grad_norm=0.5,
+    schedule="linear",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine to try."""
+
+    zero_stage: int
+    dtype: str = "float32"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    offload: Literal["none", "optimizer", "all"] = "none"
+
+    @property
+    def name(self) -> str:
+        """How its results are called."""
+        return f"{self.zero_stage}-{self.dtype}-{self.offload}"
+
+
+def spawn(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
+    """Run ``function(rank, *arguments)`` in processes joined by gloo."""
+    port = random.SystemRandom().randint(20_000, 30_000)
+    mp.spawn(_join, (world_size, port, function, arguments), nprocs=world_size)
+
+
+def _join(rank: int, world_size: int, port: int, function: Any, arguments: Any) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    warnings.simplefilter("ignore", FutureWarning)  # of DeepSpeed's own calls
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    function(rank, *arguments)
+    dist.destroy_process_group()
+
+
+class Trainer:
+    """An engine over generated pairs that takes the plan's steps."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        table_folder = folder / f"table-{os.getpid()}"
+        self.table, self.tokenizer = (
+            builtin_table(table_folder, NUM_PAIRS)
+            if not table_folder.exists()
+            else _reopen(table_folder)
+        )
+        self.plan = Plan(lengths=self.table.lengths, settings=SETTINGS)
+        self.engine = Engine(
+            build_reward_model(case.model, self.tokenizer, seed=SEED),
+            OPTIMIZER,
+            ClusterConfig(zero_stage=case.zero_stage, offload=case.offload),
+            dtype=getattr(torch, case.dtype),
+            use_gpu=False,
+        )
+        self.learning_rate = learning_rate_schedule(OPTIMIZER, self.plan.steps.total)
+
+    def train(self, first_step: int, last_step: int) -> list[tuple[float, float]]:
+        """Take steps; return each one's loss and gradient norm."""
+        measured = []
+        for step in range(first_step, last_step):
+            micro_batches = load_step(
+                self.table,
+                self.plan,
+                step,
+                rank=self.engine.rank,
+                world_size=self.engine.world_size,
+            )
+            metrics = train_step(
+                self.engine,
+                list(micro_batches),
+                num_pairs=self.plan.steps.size(step),
+                learning_rate=self.learning_rate(step),
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            measured.append((metrics.pairs.means("train")["train/loss"], metrics.grad_norm))
+        return measured
+
+
+def _reopen(folder: Path) -> Any:
+    from rm_ray.data.token_table import _map_table
+    from rm_ray.data.tokenization import load_tokenizer
+
+    return _map_table(folder), load_tokenizer("builtin")
+
+
+def train_all(rank: int, cases: list[Case], folder: Path) -> None:
+    """Train every case to the end; rank 0 leaves losses, norms and weights behind."""
+    for case in cases:
+        trainer = Trainer(case, folder)
+        measured = trainer.train(0, trainer.plan.steps.total)
+        weights = trainer.engine.weights()
+        if rank == 0:
+            torch.save((measured, weights), folder / f"{case.name}.pt")
+
+
+def interrupt_all(rank: int, cases: list[Case], folder: Path) -> None:
+    """Train every case with a save, a fresh engine and a load in the middle."""
+    for case in cases:
+        before = Trainer(case, folder)
+        total = before.plan.steps.total
+        measured = before.train(0, total // 2)
+        saved = folder / f"saved-{case.name}"
+        saved.mkdir(exist_ok=True)
+        before.engine.save(saved)
+        dist.barrier()
+        after = Trainer(case, folder)
+        after.engine.load(saved)
+        measured += after.train(total // 2, total)
+        weights = after.engine.weights()
+        if rank == 0:
+            torch.save((measured, weights), folder / f"resumed-{case.name}.pt")
+
+
+def gather_head(rank: int, model: ModelConfig, folder: Path) -> None:
+    """Shard a model under ZeRO-3 and leave its gathered head behind."""
+    weights = Trainer(Case(zero_stage=3, model=model), folder).engine.weights()
+    if rank == 0:
+        torch.save(weights["classifier.score.weight"], folder / "head.pt")

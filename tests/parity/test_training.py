@@ -1,0 +1,133 @@
+"""Training equals an independent loop in plain PyTorch, on any number of ranks and ZeRO stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ranks import NUM_PAIRS, OPTIMIZER, SEED, SETTINGS, Case, gather_head, interrupt_all, spawn
+from ranks import train_all as train_all_cases
+from tables import builtin_table
+from torch.optim.lr_scheduler import LambdaLR
+
+from rm_ray.config import ModelConfig
+from rm_ray.data.plan import Plan
+from rm_ray.model.reward_model import build_reward_model
+
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[float, float]], Any]:
+    """Losses, norms and weights of a loop that knows nothing of micro-batches, ranks or engines.
+
+    The rewards are those of transformers' own sequence classifier, one pair at a time.
+    """
+    table, tokenizer = builtin_table(tmp_path_factory.mktemp("reference") / "table", NUM_PAIRS)
+    plan = Plan(lengths=table.lengths, settings=SETTINGS)
+    model = build_reward_model(ModelConfig(), tokenizer, seed=SEED).classifier
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+        lr=1e-3,
+        eps=1e-5,
+    )
+    total = plan.steps.total
+    schedule = LambdaLR(
+        optimizer, lambda step: step / 3 if step < 3 else (total - step) / (total - 3)
+    )
+    measured = []
+    for step in range(total):
+        optimizer.zero_grad()
+        pairs = plan.pairs_of_step(step)
+        losses = []
+        for pair in pairs:
+            chosen = model(torch.tensor(table.chosen_ids(pair)).long()[None]).logits[0, 0]
+            rejected = model(torch.tensor(table.rejected_ids(pair)).long()[None]).logits[0, 0]
+            losses.append(-F.logsigmoid(chosen - rejected))
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        measured.append((loss.item(), norm.item()))
+    return measured, {f"classifier.{k}": v for k, v in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What our engine leaves on 1 and on 2 ranks, at every ZeRO stage, in both dtypes."""
+    folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
+    cases = [Case(stage) for stage in STAGES]
+    if request.param == 2:
+        cases += [Case(stage, dtype="bfloat16") for stage in (0, 2)]
+        cases += [Case(2, offload="optimizer"), Case(3, offload="all")]
+    spawn(train_all_cases, request.param, cases, folder)
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_step_equals_the_plain_loop(
+    trained: Path, stage: int, reference: tuple[list[tuple[float, float]], Any]
+) -> None:
+    check_against(reference, trained / f"{stage}-float32-none.pt")
+
+
+@pytest.mark.parametrize("name", ["2-float32-optimizer", "3-float32-all"])
+def test_offloading_changes_nothing(trained: Path, name: str, reference: Any) -> None:
+    if not (trained / f"{name}.pt").exists():
+        pytest.skip("offloading is tried on 2 ranks only")
+    check_against(reference, trained / f"{name}.pt")
+
+
+def check_against(reference: tuple[list[tuple[float, float]], Any], path: Path) -> None:
+    measured, weights = torch.load(path)
+    expected, expected_weights = reference
+    assert len(expected) == 20
+    torch.testing.assert_close(torch.tensor(measured), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected_weights[name], rtol=0, atol=1e-5)
+
+
+def test_bfloat16_follows_float32(trained: Path, reference: Any) -> None:
+    found = sorted(trained.glob("*-bfloat16-none.pt"))
+    if not found:
+        pytest.skip("bfloat16 is tried on 2 ranks only")
+    for path in found:
+        measured, _ = torch.load(path)
+        losses = torch.tensor(measured)[:, 0]
+        expected = torch.tensor(reference[0])[:, 0]
+        assert (losses - expected).abs().max() < 0.1
+        assert not torch.equal(losses, expected)
+
+
+def test_a_resumed_engine_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    cases = [Case(stage) for stage in STAGES]
+    spawn(train_all_cases, 2, cases, tmp_path)
+    spawn(interrupt_all, 2, cases, tmp_path)
+    for stage in STAGES:
+        measured, weights = torch.load(tmp_path / f"resumed-{stage}-float32-none.pt")
+        expected, expected_weights = torch.load(tmp_path / f"{stage}-float32-none.pt")
+        assert measured == expected
+        for name, weight in weights.items():
+            assert torch.equal(weight, expected_weights[name]), (stage, name)
+
+
+def test_the_head_is_drawn_as_stiennon_et_al_say_also_under_zero_3(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 32, "vocab_size": 1024,
+        "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 64,
+    }  # fmt: skip
+    path = tmp_path / "wide.json"
+    path.write_text(json.dumps(config))
+    spawn(gather_head, 2, ModelConfig(name_or_path=str(path)), tmp_path)
+    head = torch.load(tmp_path / "head.pt")
+    assert head.shape == (1, 4096)
+    # The standard error of a mean of n draws is sigma / sqrt(n), of their sigma sigma / sqrt(2n).
+    sigma = 1 / 4097**0.5
+    assert abs(head.mean()) < 4 * sigma / 4096**0.5
+    assert abs(head.std() / sigma - 1) < 4 / (2 * 4096) ** 0.5

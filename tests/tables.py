@@ -1,0 +1,40 @@
+"""Token tables for tests, made in this process instead of by Ray Data."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rm_ray.config import DataConfig
+from rm_ray.data.synthetic import generate_pairs
+from rm_ray.data.token_cache import tokenize_rows
+from rm_ray.data.token_table import SCHEMA, TABLE_COLUMNS, TokenTable, _map_table, write_table
+from rm_ray.data.tokenization import PairTokenizer, load_tokenizer
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def make_table(
+    folder: Path, rows: Iterable[dict[str, Any]], tokenizer: Any, **limits: Any
+) -> TokenTable:
+    """Tokenise raw rows and map them; refused rows are left out."""
+    texts = [json.dumps(row) for row in rows]
+    pair_tokenizer = PairTokenizer(tokenizer, DataConfig(**limits))
+    cached = [
+        {"fragment": 0, "row": i, **row}
+        for i, row in enumerate(tokenize_rows(pair_tokenizer, texts, ["rows"] * len(texts)))
+        if not row["reason"]
+    ]
+    schema = pa.schema([SCHEMA.field(name) for name in TABLE_COLUMNS])
+    columns = {name: [row[name] for row in cached] for name in TABLE_COLUMNS}
+    batch = pa.record_batch(columns, schema=schema)
+    write_table([batch], ("rows",), folder)
+    return _map_table(folder)
+
+
+def builtin_table(folder: Path, count: int, split: str = "train") -> tuple[TokenTable, Any]:
+    """Return a table of generated pairs and their tokenizer."""
+    tokenizer = load_tokenizer("builtin")
+    return make_table(folder, generate_pairs(split, count), tokenizer), tokenizer
