@@ -5,7 +5,8 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
 
 use_environment() {
-    local python="${PYTHON:-python3}" stamp=.venv/.installed wanted
+    local python="${PYTHON:-python3}" stamp=.venv/.installed wanted file options=()
+    for file in "$@"; do options+=(-r "$file"); done
     if [ ! -x .venv/bin/python ]; then
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
             echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3" >&2
@@ -17,7 +18,7 @@ use_environment() {
     wanted="$(cat "$@" | sha256sum)"
     if ! grep -qsxF "$wanted" "$stamp"; then
         echo "== installing $* (some minutes the first time)"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@")
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check "${options[@]}"
         echo "$wanted" >>"$stamp"
     else
         echo "== .venv has what $* ask for"

@@ -254,7 +254,7 @@ class MlflowConfig:
     """Where metrics go."""
 
     tracking_uri: str | None = None
-    """An MLflow server or database; none: an SQLite file beside the runs in storage_path."""
+    """An MLflow server or database; none: an SQLite file in run.storage_path."""
 
     experiment: str = "rm_ray"
     """The MLflow experiment that the run is part of."""

@@ -123,7 +123,10 @@ def _kind_of(path: str) -> Kind | None:
 
 def _resolve_path(spec: SourceSpec) -> list[Fragment]:
     location = spec.location if "://" in spec.location else str(Path(spec.location).expanduser())
-    filesystem, path = fsspec.url_to_fs(location)
+    try:
+        filesystem, path = fsspec.url_to_fs(location)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"data source '{spec.text}' cannot be opened: {error}") from None
     if filesystem.isdir(path):
         inside = {name.rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
         if inside & {"dataset_info.json", "dataset_dict.json"}:

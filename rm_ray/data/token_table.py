@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import getpass
 import json
+import os
 import shutil
 import tempfile
 import uuid
@@ -126,7 +126,7 @@ class TokenTable:
 
 def local_home() -> Path:
     """The folder of this machine and user that mapped tables are kept in."""
-    return Path(tempfile.gettempdir()) / f"rm_ray-{getpass.getuser()}"
+    return Path(tempfile.gettempdir()) / f"rm_ray-{os.getuid()}"
 
 
 def write_table(batches: Iterable[pa.RecordBatch], origins: Sequence[str], folder: Path) -> None:

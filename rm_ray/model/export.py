@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from rm_ray.errors import InputError
 from rm_ray.model.reward_model import RewardModel
 
 
@@ -34,6 +36,38 @@ def export_model(
     tokenizer.save_pretrained(folder)
     _mend_config(folder / "config.json", dtype)
     _mend_tokenizer_config(folder / "tokenizer_config.json", tokenizer.chat_template)
+
+
+_PROBES = (
+    "It's 3.14, 2,718 and 1000000 -- isn't it?",
+    "  two spaces,\ttab\n\n\nlines  ",
+    "Héllo wörld, 你好，世界, здравствуй 🙂",
+    "def f(x):\n    return x_1 + CamelCase[0]  # done",
+)
+
+
+def check_export(architecture: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that clients would read otherwise beside this model.
+
+    For some families transformers' ``AutoTokenizer`` rebuilds the tokenizer by the model's type.
+
+    Raises:
+        InputError: it gives other ids than the tokenizer itself.
+    """
+    with tempfile.TemporaryDirectory(prefix="rm_ray-tokenizer-") as folder:
+        tokenizer.save_pretrained(folder)
+        _mend_tokenizer_config(Path(folder) / "tokenizer_config.json", tokenizer.chat_template)
+        architecture.save_pretrained(folder)
+        read = AutoTokenizer.from_pretrained(folder)
+    for probe in _PROBES:
+        expected, got = tokenizer(probe)["input_ids"], read(probe)["input_ids"]
+        if got != expected:
+            raise InputError(
+                f"model.tokenizer: beside a '{architecture.model_type}' model transformers reads "
+                f"this tokenizer as {type(read).__name__} and gives other ids for {probe!r}, so "
+                "clients of the trained model would score other tokens; use the model's own "
+                "tokenizer"
+            )
 
 
 def _mend_config(path: Path, dtype: torch.dtype) -> None:

@@ -58,7 +58,7 @@ class RewardModel(nn.Module):
 
 
 def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """Return the architecture, with one label, no dropout and the tokenizer's pad token.
+    """Return the architecture, with one label and no dropout.
 
     Raises:
         InputError: the model cannot be found or reached.
@@ -67,7 +67,7 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pret
     architecture.num_labels = 1
     architecture.problem_type = "regression"
     architecture.use_cache = False
-    architecture.pad_token_id = tokenizer.pad_token_id
+    architecture.pad_token_id = None  # set once there is an embedding for it
     if not has_weights(config):
         architecture.bos_token_id = tokenizer.bos_token_id
         architecture.eos_token_id = tokenizer.eos_token_id
@@ -112,8 +112,8 @@ def _disable_dropout(architecture: PretrainedConfig) -> None:
             setattr(architecture, name, 0.0)
 
 
-def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse, from its config alone, a model that cannot be trained.
+def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Return the architecture, or refuse from it alone a model that cannot be trained.
 
     Raises:
         InputError: it cannot be found, or has no sequence classification.
@@ -124,6 +124,7 @@ def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) 
             f"model.name_or_path '{config.name_or_path}' is a {architecture.model_type}, for which "
             "transformers has no sequence classification; choose a decoder such as Llama or Qwen"
         )
+    return architecture
 
 
 def has_weights(config: ModelConfig) -> bool:
@@ -166,9 +167,11 @@ def build_reward_model(
             "'score' head on its last token; reward models are decoders (Llama, Qwen, GPT-NeoX ...)"
         )
     _resize_embeddings(classifier, len(tokenizer))
+    classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    classifier.config.pad_token_id = tokenizer.pad_token_id
     classifier.score = _new_head(architecture.get_text_config().hidden_size, seed)
     if config.gradient_checkpointing:
-        classifier.gradient_checkpointing_enable({"use_reentrant": False})
+        classifier.activation_checkpointing_enable({"use_reentrant": False})
     return RewardModel(classifier)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rm_ray.data.stream import LoadedMicroBatch
+from rm_ray.data.loading import LoadedMicroBatch
 from rm_ray.train.engine import Engine
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.metrics import PairMetrics

@@ -21,6 +21,7 @@ from rm_ray.data.token_cache import TokenCache, build_token_cache
 from rm_ray.data.token_table import open_table
 from rm_ray.data.tokenization import ends_assistant_turn, load_tokenizer
 from rm_ray.errors import InputError
+from rm_ray.model.export import check_export
 from rm_ray.model.reward_model import check_architecture
 from rm_ray.storage import Storage
 from rm_ray.tracking.history import History
@@ -61,11 +62,10 @@ class Prepared:
 
     @property
     def mlflow(self) -> MlflowTarget:
-        """Where metrics go; an SQLite file in the storage (or here) if nothing is set."""
+        """Where metrics go: an SQLite file in the storage if nothing is set."""
         uri = self.config.mlflow.tracking_uri
         if uri is None:
-            home = Path(self.storage.path) if self.storage.is_local else Path.cwd()
-            uri = f"sqlite:///{home / 'mlflow.db'}"
+            uri = f"sqlite:///{self.storage.join('mlflow.db')}"
         return MlflowTarget(tracking_uri=uri, experiment=self.config.mlflow.experiment)
 
     @property
@@ -160,6 +160,11 @@ def prepare(config: TrainConfig) -> Prepared:
         )
     storage = Storage.open(config.run.storage_path)
     storage.check_writable()
+    if config.mlflow.tracking_uri is None and not storage.is_local:
+        raise InputError(
+            f"mlflow.tracking_uri is not set, and its default, an SQLite file in run.storage_path, "
+            f"cannot be kept at '{config.run.storage_path}'; name an MLflow server"
+        )
     tokenizer = load_tokenizer(
         config.model.tokenizer or _tokenizer_of(config.model.name_or_path),
         revision=config.model.revision if config.model.tokenizer is None else None,
@@ -170,7 +175,7 @@ def prepare(config: TrainConfig) -> Prepared:
             "the chat template ends the assistant's turn without an end-of-turn or EOS token: the "
             "reward is read from a token that looks the same in the middle of a response"
         )
-    check_architecture(config.model, tokenizer)
+    check_export(check_architecture(config.model, tokenizer), tokenizer)
     train_cache = _cache(config, "train", tokenizer, storage)
     held_out = _cache(config, "eval", tokenizer, storage) if config.data.eval else None
     batch, optimizer = config.batch, config.optimizer

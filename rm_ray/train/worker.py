@@ -15,8 +15,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rm_ray.config import TrainConfig
+from rm_ray.data.loading import LoadedMicroBatch
 from rm_ray.data.plan import Steps
-from rm_ray.data.stream import LoadedMicroBatch, RankStream
+from rm_ray.data.stream import RankStream
 from rm_ray.model.export import export_model
 from rm_ray.model.reward_model import apply_liger, build_reward_model
 from rm_ray.storage import Storage

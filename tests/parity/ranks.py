@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState, GradientState
 from tables import builtin_table
 
 from rm_ray.config import ClusterConfig, ModelConfig, OptimizerConfig
+from rm_ray.data.loading import load_step
 from rm_ray.data.plan import Plan, PlanSettings
-from rm_ray.data.stream import load_step
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.engine import Engine
 from rm_ray.train.optimizer import learning_rate_schedule

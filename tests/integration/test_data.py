@@ -1,0 +1,183 @@
+"""The token cache and the stream on a real Ray cluster."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from tables import SHARED_DATA
+
+from rm_ray.config import DataConfig
+from rm_ray.data.plan import PlanSettings
+from rm_ray.data.stream import PerRankStreams, PlannedPairs, RankStream
+from rm_ray.data.token_cache import build_token_cache
+from rm_ray.data.token_table import open_table
+from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.storage import Storage
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build(specs: list[str], folder: Path, seed: int = 0, **limits: object):
+    storage = Storage.open(str(folder))
+    return build_token_cache(
+        specs, DataConfig(**limits), load_tokenizer("builtin"), seed=seed, storage=storage
+    )
+
+
+def write_rows(path: Path, rows: list[object]) -> str:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+def pair(question: str, better: str, worse: str) -> dict:
+    return {"prompt": question, "chosen": better, "rejected": worse}
+
+
+def test_a_mixture_is_cached_in_order_with_its_quarantine(cluster, tmp_path):
+    good = [pair(f"Question {i}?", f"yes {i}", f"no {i}") for i in range(30)]
+    bad = [pair("q", "same", "same"), {"chosen": 3, "rejected": []}, [1, 2]]
+    first = write_rows(tmp_path / "a.jsonl", [*good[:10], *bad, *good[10:20]])
+    second = write_rows(tmp_path / "b.jsonl.gz", good[20:])
+    cache = build([first, second, "builtin:test=0.1"], tmp_path / "storage")
+    assert cache.num_pairs == 30 + 50
+    assert cache.refused == {"not messages": 2, "identical responses": 1}
+    table = open_table(cache.parts)
+    ids = [table.pair_id(i) for i in range(len(table))]
+    rows = [*range(10), *range(13, 23)]
+    assert ids[:20] == [f"{first}:{row}" for row in rows]
+    assert ids[20:30] == [f"{second}:{row}" for row in range(10)]
+    tokenizer = load_tokenizer("builtin")
+    assert "Question 13?" in tokenizer.decode(table.chosen_ids(13))
+    assert "yes 13" in tokenizer.decode(table.chosen_ids(13))
+    assert "no 13" in tokenizer.decode(table.rejected_ids(13))
+    refused = [json.loads(line) for line in Path(cache.quarantine).read_text().splitlines()]
+    found = {(row["origin"], row["row"], row["reason"]) for row in refused}
+    assert found == {
+        (first, 10, "identical responses"),
+        (first, 11, "not messages"),
+        (first, 12, "not messages"),
+    }
+    assert [json.loads(row["raw"]) for row in sorted(refused, key=lambda r: r["row"])] == bad
+
+
+def test_the_same_key_is_found_and_a_changed_one_is_built(cluster, tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [pair(f"Question {i}?", "yes " * (i + 1), "no") for i in range(8)]
+    spec = write_rows(path, rows)
+    storage = tmp_path / "storage"
+    first = build([spec], storage)
+    stamp = Path(first.quarantine).stat().st_mtime_ns
+    again = build([spec], storage)
+    assert again == first
+    assert Path(again.quarantine).stat().st_mtime_ns == stamp
+    shorter = build([spec], storage, max_length=20)
+    assert shorter.key != first.key
+    assert shorter.num_pairs < first.num_pairs
+    assert set(shorter.refused) == {"too long"}
+    write_rows(path, rows[:-1])
+    fewer = build([spec], storage)
+    assert (fewer.num_pairs, first.num_pairs) == (7, 8)
+    assert fewer.data_hash != first.data_hash
+
+
+def test_an_interrupted_build_never_passes_for_a_finished_one(tmp_path):
+    """A process that builds a cache is killed with its Ray as soon as a part is written."""
+    storage = tmp_path / "storage"
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from rm_ray.config import ClusterConfig, DataConfig\n"
+        "from rm_ray.data.token_cache import build_token_cache\n"
+        "from rm_ray.data.tokenization import load_tokenizer\n"
+        "from rm_ray.storage import Storage\n"
+        "from rm_ray.train.session import ray_cluster\n"
+        "with ray_cluster(ClusterConfig()):\n"
+        "    cache = build_token_cache(['builtin:train'], DataConfig(),\n"
+        "        load_tokenizer('builtin'), seed=0, storage=Storage.open(sys.argv[2]))\n"
+        "    print(cache.num_pairs, len(cache.parts.origins))\n"
+    )
+    command = [sys.executable, "-c", script, str(ROOT), str(storage)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    builder = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+    while builder.poll() is None and not list(storage.glob("token_cache/*/build-*/parts/*")):
+        time.sleep(0.01)
+    processes = psutil.Process(builder.pid).children(recursive=True)
+    builder.kill()
+    builder.wait()
+    for process in processes:
+        if process.is_running():
+            process.kill()
+    assert list(storage.glob("token_cache/*/build-*/parts/*"))
+    assert not list(storage.glob("token_cache/*/manifest.json"))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["6000", "1"]
+    assert len(list(storage.glob("token_cache/*/manifest.json"))) == 1
+
+
+def test_real_rows_that_are_broken_upstream_are_all_refused(cluster, tmp_path):
+    path = SHARED_DATA / "malformed_raw.jsonl"
+    if not path.exists():
+        pytest.skip(f"needs the real pairs in {SHARED_DATA}")
+    cache = build([str(path)], tmp_path / "storage")
+    assert cache.num_pairs == 0
+    assert cache.refused == {
+        "empty": 28,
+        "speaker tag inside a turn": 24,
+        "speakers do not alternate": 3,
+    }
+
+
+@pytest.fixture(scope="module")
+def planned(cluster, tmp_path_factory) -> PlannedPairs:
+    cache = build(["builtin:train=130"], tmp_path_factory.mktemp("stream"))
+    settings = PlanSettings(
+        global_batch_size=24, tokens_per_micro_batch=500, epochs=3, max_episodes=350, seed=4
+    )
+    return PlannedPairs(cache=cache.parts, settings=settings)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_rank_gets_its_plan_in_order_with_its_tokens(planned, world_size):
+    table = open_table(planned.cache)
+    plan = planned.plan(table)
+    streams = PerRankStreams().configure({"train": planned}, world_size)
+    for rank, stream in enumerate(shards["train"] for shards in streams):
+        got = list(stream.steps(0, plan.steps.total))
+        assert len(got) == plan.steps.total == 15
+        for step, micro_batches in enumerate(got):
+            expected = plan.micro_batches(step, rank=rank, world_size=world_size)
+            assert len(micro_batches) == len(expected)
+            for mine, theirs in zip(micro_batches, expected, strict=True):
+                assert np.array_equal(mine.plan.pairs, theirs.pairs)
+                assert np.array_equal(mine.plan.weights, theirs.weights)
+                for k, p in enumerate(theirs.pairs):
+                    assert np.array_equal(mine.rows[k], table.chosen_ids(p))
+                    rejected = mine.rows[len(theirs.pairs) + k]
+                    assert np.array_equal(rejected, table.rejected_ids(p))
+
+
+def test_a_resumed_stream_begins_where_the_other_would_be(planned):
+    whole = RankStream(planned=planned, rank=1, world_size=2)
+    total = planned.plan(open_table(planned.cache)).steps.total
+    ids = [[p.tolist() for m in step for p in m.rows] for step in whole.steps(0, total)]
+    for first in (1, 7, total - 1):
+        resumed = [[p.tolist() for m in s for p in m.rows] for s in whole.steps(first, total)]
+        assert resumed == ids[first:]
+    assert list(whole.steps(total, total)) == []
+
+
+def test_a_rank_refuses_a_micro_batch_that_is_not_its_own(planned, monkeypatch):
+    mine = RankStream(planned=planned, rank=0, world_size=2)
+    other = RankStream(planned=planned, rank=1, world_size=2)
+    rows = [micro_batch for step in other.steps(0, 2) for micro_batch in step]
+    monkeypatch.setattr(RankStream, "_rows", lambda self, *steps: iter(rows))
+    with pytest.raises(RuntimeError, match=r"rank 0 was sent .*\(0, 0, 1\) instead of \(0, 0, 0\)"):
+        list(mine.steps(0, 2))
