@@ -151,7 +151,7 @@ def test_each_rank_gets_its_plan_in_order_with_its_tokens(planned, world_size):
     streams = PerRankStreams().configure({"train": planned}, world_size)
     for rank, stream in enumerate(shards["train"] for shards in streams):
         got = list(stream.steps(0, plan.steps.total))
-        assert len(got) == plan.steps.total == 15
+        assert len(got) == plan.steps.total == 16
         for step, micro_batches in enumerate(got):
             expected = plan.micro_batches(step, rank=rank, world_size=world_size)
             assert len(micro_batches) == len(expected)

@@ -1,0 +1,118 @@
+"""Pairs per second of a 1-worker Ray run against the same step loop called without Ray.
+
+Both train the debug recipe's model on its pairs, in turn, each in a process of its own; the speed
+is the steady state, the first step left out.
+
+    python tests/benchmarks/ray_overhead.py [--runs 5] [--steps 40]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from machine import ROOT, describe_machine
+
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+RECIPE = ROOT / "jobs" / "recipes" / "debug.yaml"
+
+
+def main() -> None:
+    """Run both in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.bare is not None:
+        print(json.dumps(train_bare(options.bare, options.steps)))
+        return
+    with_ray, without, waits = [], [], []
+    with tempfile.TemporaryDirectory(prefix="rm_ray-overhead-") as name:
+        for run in range(options.runs):
+            result = train_with_ray(Path(name), f"run-{run}", options.steps)
+            with_ray.append(result["pairs_per_second"])
+            lines = Path(result["folder"], "history.jsonl").read_text().splitlines()
+            records = [json.loads(line) for line in lines]
+            shares = [r["metrics"]["perf/data_wait_share"] for r in records if r["kind"] == "train"]
+            waits.append(statistics.median(shares[1:]))
+            command = [sys.executable, __file__, "--bare", f"{name}/bare-{run}"]
+            command += ["--steps", str(options.steps)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            without.append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{describe_machine()}; {options.runs} runs of {options.steps} steps each, in turn\n")
+    print("| | pairs/s, median | least | most |\n|---|---|---|---|")
+    for title, speeds in (("one Ray worker", with_ray), ("step loop without Ray", without)):
+        cells = (statistics.median(speeds), min(speeds), max(speeds))
+        print(f"| {title} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
+    ratios = [a / b for a, b in zip(with_ray, without, strict=True)]
+    print(f"\nratio, median of the turns: {statistics.median(ratios):.3f}")
+    print(f"share of a step spent waiting for data: {statistics.median(waits):.4f}")
+
+
+def train_with_ray(folder: Path, name: str, steps: int) -> dict:
+    """Train as a user would; return the run's ``result.json``."""
+    from rm_ray.config import TrainConfig
+
+    episodes = steps * TrainConfig.from_yaml(RECIPE).batch.global_batch_size
+    command = [
+        sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(RECIPE),
+        "--run.name", name, "--run.storage_path", str(folder),
+        "--optimizer.max_episodes", str(episodes), "--evaluation.every_steps", "0",
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads((folder / name / "result.json").read_text())
+
+
+def train_bare(folder: Path, steps: int) -> float:
+    """Take the same steps in this process, reading the same mapped table; return pairs/s."""
+    import torch
+    from tables import builtin_table
+
+    from rm_ray.config import TrainConfig
+    from rm_ray.data.loading import load_step
+    from rm_ray.data.plan import Plan, PlanSettings
+    from rm_ray.data.synthetic import SPLITS
+    from rm_ray.model.reward_model import build_reward_model
+    from rm_ray.train.engine import Engine
+    from rm_ray.train.optimizer import learning_rate_schedule
+    from rm_ray.train.step import train_step
+
+    config = TrainConfig.from_yaml(RECIPE)
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    table, tokenizer = builtin_table(folder, SPLITS["train"])
+    batch = config.batch.global_batch_size
+    settings = PlanSettings(
+        global_batch_size=batch,
+        tokens_per_micro_batch=config.batch.tokens_per_micro_batch,
+        seed=config.run.seed,
+        epochs=config.optimizer.epochs,
+        max_episodes=steps * batch,
+    )
+    plan = Plan(lengths=table.lengths, settings=settings)
+    model = build_reward_model(config.model, tokenizer, seed=config.run.seed)
+    engine = Engine(model, config.optimizer, config.cluster, dtype=torch.float32, use_gpu=False)
+    rate = learning_rate_schedule(config.optimizer, plan.steps.total)
+    started = 0.0
+    for step in range(plan.steps.total):
+        if step == 1:
+            started = time.monotonic()
+        train_step(
+            engine,
+            list(load_step(table, plan, step, rank=0, world_size=1)),
+            num_pairs=plan.steps.size(step),
+            learning_rate=rate(step),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return (plan.steps.num_episodes - batch) / (time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Peak memory of the token cache build on N and on 10 N rows: it should not grow with them.
+
+Each build runs in a process and a local Ray of its own, in turn. Memory is the unique set size of
+the driver and all Ray processes together, beside the object store, whose size is fixed.
+
+    python tests/benchmarks/token_cache_memory.py [--rows 20000] [--runs 3]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+from machine import ROOT, describe_machine
+
+sys.path.insert(0, str(ROOT))
+
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+def main() -> None:
+    """Run the builds in turn and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(build(options.one)))
+        return
+    counts = (options.rows, 10 * options.rows)
+    measured: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
+    with tempfile.TemporaryDirectory(prefix="rm_ray-memory-") as folder:
+        files = {count: write_rows(Path(folder) / f"{count}.jsonl", count) for count in counts}
+        for _ in range(options.runs):
+            for count in counts:
+                command = [sys.executable, __file__, "--one", str(files[count])]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                measured[count].append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"{describe_machine()}; medians of {options.runs} runs\n")
+    print(
+        "| rows | file MB | peak MB, driver | peak MB, all processes | object store MB | rows/s |"
+    )
+    print("|---|---|---|---|---|---|")
+    for count, runs in measured.items():
+        names = ("file_mb", "driver_mb", "all_mb", "store_mb", "rows_per_second")
+        cells = [f"{statistics.median(run[name] for run in runs):.0f}" for name in names]
+        print(f"| {count:,} | {' | '.join(cells)} |")
+    small, large = (statistics.median(r["all_mb"] for r in runs) for runs in measured.values())
+    print(f"\n10 times the rows: {large / small:.2f} times the peak")
+
+
+def write_rows(path: Path, count: int) -> Path:
+    """Write generated pairs as JSON Lines."""
+    from rm_ray.data.synthetic import generate_pairs
+
+    with path.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in generate_pairs("train", count))
+    return path
+
+
+def build(source: Path) -> dict[str, float]:
+    """Build one cache and return what it took."""
+    import ray
+
+    from rm_ray.config import ClusterConfig, DataConfig
+    from rm_ray.data.token_cache import build_token_cache
+    from rm_ray.data.tokenization import load_tokenizer
+    from rm_ray.storage import Storage
+    from rm_ray.train.session import ray_cluster
+
+    ray.init(
+        address="local",
+        num_cpus=os.cpu_count(),
+        object_store_memory=OBJECT_STORE_BYTES,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+    peak = {"driver_mb": 0.0, "all_mb": 0.0, "store_mb": 0.0}
+    done = threading.Event()
+    watcher = threading.Thread(target=watch, args=(peak, done))
+    with ray_cluster(ClusterConfig()), tempfile.TemporaryDirectory() as folder:
+        watcher.start()
+        started = time.monotonic()
+        cache = build_token_cache(
+            [str(source)], DataConfig(), load_tokenizer("builtin"), seed=0,
+            storage=Storage.open(folder),
+        )  # fmt: skip
+        seconds = time.monotonic() - started
+        done.set()
+        watcher.join()
+    ray.shutdown()
+    rows = cache.num_pairs + cache.num_refused
+    return {"file_mb": source.stat().st_size / 1e6, "rows_per_second": rows / seconds, **peak}
+
+
+def watch(peak: dict[str, float], done: threading.Event) -> None:
+    """Sample the memory of this process and its descendants until told to stop."""
+    this = psutil.Process()
+    while not done.wait(0.2):
+        sizes = []
+        for process in [this, *this.children(recursive=True)]:
+            try:
+                sizes.append(process.memory_full_info())
+            except psutil.NoSuchProcess:
+                continue
+        peak["driver_mb"] = max(peak["driver_mb"], sizes[0].uss / 1e6)
+        peak["all_mb"] = max(peak["all_mb"], sum(size.uss for size in sizes) / 1e6)
+        peak["store_mb"] = max(peak["store_mb"], max(size.shared for size in sizes) / 1e6)
+
+
+if __name__ == "__main__":
+    main()
