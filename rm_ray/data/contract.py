@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 Message = dict[str, str]
+
+LARGEST_MARGIN = 1e6
+"""Beyond it a float32 loss has no digits left for the rewards."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -25,7 +27,7 @@ class Reason(StrEnum):
     SPEAKERS_DO_NOT_ALTERNATE = "speakers do not alternate"
     PROMPTS_DIFFER = "prompts differ"
     IDENTICAL_RESPONSES = "identical responses"
-    BAD_MARGIN = "margin not a finite number"
+    BAD_MARGIN = "margin not a usable number"
     RESERVED_TOKENS = "reserved tokens in content"
     TEMPLATE_REFUSED = "refused by the chat template"
     IDENTICAL_AFTER_TEMPLATING = "identical after templating"
@@ -167,6 +169,7 @@ def _check_turns(messages: list[Message], side: str) -> None:
 def _margin(value: Any) -> float:
     if value is None:
         return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= LARGEST_MARGIN:  # also false for nan
         raise RefusedError(Reason.BAD_MARGIN, repr(value)[:80])
     return float(value)

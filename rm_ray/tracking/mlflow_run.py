@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ class MlflowTarget:
         """The command that shows the runs in a browser, or the address that does already."""
         if self.tracking_uri.startswith("http"):
             return self.tracking_uri
-        return f"mlflow ui --backend-store-uri {self.tracking_uri}"
+        return f"{sys.executable} -m mlflow ui --backend-store-uri {self.tracking_uri}"
 
 
 def open_run(

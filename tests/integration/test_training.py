@@ -18,6 +18,7 @@ from conftest import NUM_STEPS, FinishedRun, small_run
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rm_ray.command import main
 from rm_ray.config import TrainConfig
 from rm_ray.data.plan import PlanSettings, Steps
 from rm_ray.data.sources import SourceSpec, select
@@ -242,3 +243,19 @@ def assert_same_outcome(folder: Path, expected: Path) -> None:
         for name in mine["metrics"]:
             if not name.startswith("perf/"):
                 assert mine["metrics"][name] == other["metrics"][name], (mine["step"], name)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs(
+    cluster: None, storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    settings = small_run(storage, "not-finite")
+    settings["optimizer"] = {"learning_rate": 1e30, "schedule": "constant", "max_grad_norm": 0.0}
+    settings["checkpoint"] = {"every_steps": 1, "keep": 1}
+    recipe.write_text(json.dumps(settings))
+    assert main(["--recipe", str(recipe)]) == 1
+    printed = capsys.readouterr().out
+    assert "of step 1 is not a finite number" in printed
+    assert "Pairs at fault: builtin:train:" in printed
+    assert first_checkpoint(storage / "not-finite") is not None
+    assert not (storage / "not-finite" / "result.json").exists()

@@ -1,0 +1,416 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rm_ray.command import parse_command
+from rm_ray.config import (
+    BatchConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EvaluationConfig,
+    MlflowConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+    flatten,
+)
+from rm_ray.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
+
+NOTHING_AT_ITS_DEFAULT = TrainConfig(
+    run=RunConfig(name="other-run", storage_path="/mnt/runs", seed=7),
+    data=DataConfig(
+        train=("a.jsonl=0.5", "org/name:train=400"),
+        eval=("b.parquet",),
+        max_length=512,
+        max_prompt_length=256,
+        over_length="truncate",
+        max_refused_fraction=0.1,
+        chat_template="{{ messages }}",
+    ),
+    model=ModelConfig(
+        name_or_path="org/model",
+        revision="main",
+        tokenizer="org/tokenizer",
+        dtype="bfloat16",
+        attention="eager",
+        gradient_checkpointing=True,
+        liger="off",
+    ),
+    batch=BatchConfig(global_batch_size=256, tokens_per_micro_batch=1024),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-5,
+        betas=(0.8, 0.95),
+        eps=1e-6,
+        weight_decay=0.1,
+        schedule="cosine",
+        warmup_steps=3,
+        max_grad_norm=0.0,
+        epochs=2,
+        max_episodes=100,
+    ),
+    cluster=ClusterConfig(
+        num_workers=4, use_gpu=True, cpus_per_worker=2, zero_stage=3, offload="all"
+    ),
+    evaluation=EvaluationConfig(every_steps=5, at_end=False, sample_rows=2),
+    checkpoint=CheckpointConfig(every_steps=5, keep=3, keep_best_by="eval/rm/loss"),
+    mlflow=MlflowConfig(tracking_uri="http://127.0.0.1:5000", experiment="other"),
+)
+
+
+def write_recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def message_of_wrong(settings: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as caught:
+        TrainConfig.from_dict(settings, origin="recipe.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), NOTHING_AT_ITS_DEFAULT])
+def test_a_config_survives_a_dictionary_and_json(config: TrainConfig):
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_round_trip_covers_every_field():
+    default, other = flatten(TrainConfig().to_dict()), flatten(NOTHING_AT_ITS_DEFAULT.to_dict())
+
+    same = {name for name in default if default[name] == other[name]}
+
+    assert same == {"batch.layout"}  # the one field with a single legal value
+
+
+def test_what_a_dictionary_leaves_out_keeps_its_default():
+    config = TrainConfig.from_dict({"optimizer": {"epochs": 3}})
+
+    assert config.optimizer == OptimizerConfig(epochs=3)
+    assert config == TrainConfig(optimizer=OptimizerConfig(epochs=3))
+
+
+def test_flatten_joins_sections_and_fields_with_points():
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
+        "a.b": 1,
+        "a.c.d": [2],
+        "e": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "unknown", "nearest"),
+    [
+        ({"optimiser": {}}, "optimiser", "optimizer"),
+        ({"optimizer": {"learnin_rate": 1e-4}}, "optimizer.learnin_rate", "learning_rate"),
+        ({"data": {"max_lenght": 5}}, "data.max_lenght", "data.max_length"),
+        ({"batch": {"global_batchsize": 5}}, "batch.global_batchsize", "batch.global_batch_size"),
+    ],
+)
+def test_an_unknown_field_names_the_nearest(settings: dict[str, Any], unknown: str, nearest: str):
+    message = message_of_wrong(settings)
+
+    assert message.startswith(f"recipe.yaml: unknown field '{unknown}'; did you mean '")
+    assert nearest in message.split("did you mean")[1]
+
+
+def test_an_unknown_field_like_no_other_lists_those_there_are():
+    message = message_of_wrong({"mlflow": {"zzz": 1}})
+
+    assert message == "recipe.yaml: unknown field 'mlflow.zzz'; known: tracking_uri, experiment"
+
+
+def test_a_section_that_holds_no_fields_is_refused():
+    assert message_of_wrong({"data": 3}) == "recipe.yaml: 'data' holds fields, got 3"
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("run", "seed", "three"),
+        ("run", "seed", 1.5),
+        ("run", "name", 3),
+        ("data", "train", "builtin:train"),
+        ("data", "over_length", "cut"),
+        ("data", "max_length", None),
+        ("model", "dtype", "float16"),
+        ("model", "gradient_checkpointing", "maybe"),
+        ("batch", "global_batch_size", [1]),
+        ("batch", "layout", "packed-tight"),
+        ("optimizer", "learning_rate", "fast"),
+        ("optimizer", "betas", [0.9]),
+        ("optimizer", "schedule", "stairs"),
+        ("optimizer", "epochs", 1.5),
+        ("cluster", "zero_stage", 4),
+        ("cluster", "offload", "disk"),
+        ("evaluation", "at_end", "sometimes"),
+    ],
+)
+def test_a_wrong_type_names_its_field_and_value(section: str, field: str, value: Any):
+    message = message_of_wrong({section: {field: value}})
+
+    assert f"{section}.{field}" in message
+    shown = value[0] if field == "betas" else value
+    assert str(shown) in message.split("got")[-1]
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("run", "name", ""),
+        ("run", "name", "a/b"),
+        ("run", "name", ".hidden"),
+        ("run", "storage_path", ""),
+        ("run", "seed", -1),
+        ("data", "train", []),
+        ("data", "max_length", 1),
+        ("data", "max_prompt_length", 0),
+        ("data", "max_refused_fraction", 1.5),
+        ("data", "max_refused_fraction", -0.1),
+        ("batch", "global_batch_size", 0),
+        ("batch", "tokens_per_micro_batch", 0),
+        ("optimizer", "learning_rate", 0),
+        ("optimizer", "learning_rate", float("nan")),
+        ("optimizer", "betas", [0.9, 1.0]),
+        ("optimizer", "eps", 0),
+        ("optimizer", "weight_decay", -0.1),
+        ("optimizer", "warmup_steps", -1),
+        ("optimizer", "max_grad_norm", -1),
+        ("optimizer", "epochs", 0),
+        ("optimizer", "max_episodes", 0),
+        ("cluster", "num_workers", 0),
+        ("cluster", "cpus_per_worker", 0),
+        ("cluster", "offload", "optimizer"),
+        ("evaluation", "every_steps", -1),
+        ("evaluation", "sample_rows", -1),
+        ("checkpoint", "every_steps", -1),
+        ("checkpoint", "keep", 0),
+        ("checkpoint", "keep_best_by", "accuracy"),
+    ],
+)
+def test_a_value_out_of_range_names_its_field_and_value(section: str, field: str, value: Any):
+    message = message_of_wrong({section: {field: value}})
+
+    assert f"{section}.{field} must be " in message
+    if value != []:
+        numbers = tuple(value) if isinstance(value, list) else value
+        kept = type(getattr(getattr(TrainConfig(), section), field))
+        shown = float(numbers) if kept is float else numbers
+        assert message.endswith(f"got {shown!r}")
+
+
+def test_an_infinite_learning_rate_is_refused():
+    settings = {"optimizer": {"learning_rate": float("inf")}}
+
+    assert "optimizer.learning_rate must be " in message_of_wrong(settings)
+
+
+@pytest.mark.parametrize("field", ["epochs", "learning_rate", "warmup_steps"])
+def test_a_boolean_is_not_a_number(field: str):
+    message = message_of_wrong({"optimizer": {field: True}})
+
+    assert f"optimizer.{field}" in message
+    assert message.endswith("got True")
+
+
+def test_every_wrong_value_is_named_at_once():
+    message = message_of_wrong({"run": {"seed": -1}, "optimizer": {"epochs": "all"}})
+
+    assert "run.seed must be at least 0, got -1" in message
+    assert "optimizer.epochs" in message
+
+
+def test_a_dataclass_built_directly_is_checked_too():
+    with pytest.raises(InputError, match=r"batch\.global_batch_size must be at least 1, got 0"):
+        BatchConfig(global_batch_size=0)
+
+
+def test_fields_that_contradict_each_other_are_refused():
+    warm = message_of_wrong({"optimizer": {"schedule": "constant", "warmup_steps": 3}})
+    assert "optimizer.warmup_steps" in warm
+    assert "constant_with_warmup" in warm
+
+    offload = message_of_wrong({"cluster": {"zero_stage": 2, "offload": "all"}})
+    assert "cluster.offload" in offload
+    assert "at least 3 (it is 2)" in offload
+
+    best = {"data": {"eval": []}, "checkpoint": {"keep_best_by": "eval/rm/loss"}}
+    assert "checkpoint.keep_best_by" in message_of_wrong(best)
+
+
+def test_offload_is_accepted_from_the_stage_that_has_something_to_offload():
+    for stage, offload in ((1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")):
+        settings = {"cluster": {"zero_stage": stage, "offload": offload}}
+        assert TrainConfig.from_dict(settings).cluster.offload == offload
+
+
+def test_scientific_notation_without_a_point_is_a_number_in_yaml(tmp_path: Path):
+    recipe = write_recipe(tmp_path, "optimizer:\n  learning_rate: 3e-6\n  eps: 1E-7\n")
+    assert isinstance(yaml.safe_load(recipe.read_text())["optimizer"]["learning_rate"], str)
+
+    optimizer = TrainConfig.from_yaml(recipe).optimizer
+
+    assert optimizer.learning_rate == 3e-6
+    assert optimizer.eps == 1e-7
+
+
+def test_lists_in_yaml_become_the_tuples_of_the_config(tmp_path: Path):
+    recipe = write_recipe(
+        tmp_path, "data:\n  train: [a.jsonl=0.5, b]\noptimizer:\n  betas: [0.8, 0.9]\n"
+    )
+
+    config = TrainConfig.from_yaml(recipe)
+
+    assert config.data.train == ("a.jsonl=0.5", "b")
+    assert config.optimizer.betas == (0.8, 0.9)
+
+
+def test_an_empty_recipe_is_the_default(tmp_path: Path):
+    assert TrainConfig.from_yaml(write_recipe(tmp_path, "# nothing set\n")) == TrainConfig()
+
+
+def test_a_wrong_recipe_is_named_in_the_error(tmp_path: Path):
+    recipe = write_recipe(tmp_path, "run:\n  sead: 3\n")
+
+    with pytest.raises(InputError) as caught:
+        TrainConfig.from_yaml(recipe)
+
+    assert str(caught.value) == f"{recipe}: unknown field 'run.sead'; did you mean 'run.seed'?"
+
+
+def test_a_missing_recipe_names_those_beside_it(tmp_path: Path):
+    there = write_recipe(tmp_path, "")
+
+    with pytest.raises(InputError) as caught:
+        TrainConfig.from_yaml(tmp_path / "missing.yaml")
+
+    assert "missing.yaml: no such file" in str(caught.value)
+    assert str(there) in str(caught.value)
+
+
+def test_a_folder_given_as_recipe_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="--recipe"):
+        TrainConfig.from_yaml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("run: [", "not valid YAML"), ("- a\n- b\n", "must hold sections")]
+)
+def test_a_recipe_that_is_not_yaml_or_holds_no_sections_is_refused(
+    tmp_path: Path, text: str, told: str
+):
+    with pytest.raises(InputError, match=told):
+        TrainConfig.from_yaml(write_recipe(tmp_path, text))
+
+
+def test_there_are_recipes():
+    assert ROOT / "jobs" / "recipes" / "debug.yaml" in RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[path.name for path in RECIPES])
+def test_every_recipe_loads_and_keeps_what_it_says(recipe: Path):
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    settings = flatten(TrainConfig.from_yaml(recipe).to_dict())
+    loaded = {name: plain(value) for name, value in settings.items()}
+
+    for name, value in flatten(yaml.safe_load(recipe.read_text())).items():
+        given = value if not isinstance(loaded[name], float) else float(value)
+        assert loaded[name] == given, name
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path: Path):
+    recipe = write_recipe(
+        tmp_path, "optimizer:\n  learning_rate: 1e-3\n  epochs: 4\n  betas: [0.8, 0.9]\n"
+    )
+    options = ["--optimizer.learning_rate", "5e-4", "--data.train", "a.jsonl", "b=3"]
+
+    for arguments in (
+        ["--recipe", str(recipe), *options],
+        [*options, f"--recipe={recipe}"],
+    ):
+        command = parse_command(arguments)
+
+        assert command.recipe == recipe
+        assert command.config == TrainConfig(
+            data=DataConfig(train=("a.jsonl", "b=3")),
+            optimizer=OptimizerConfig(learning_rate=5e-4, epochs=4, betas=(0.8, 0.9)),
+        )
+
+
+def test_without_arguments_the_command_is_the_default():
+    command = parse_command([])
+
+    assert command.config == TrainConfig()
+    assert command.recipe is None
+    assert command.dry_run is False
+
+
+def test_every_field_can_be_set_from_the_command_line():
+    def words(value: Any) -> list[str]:
+        return [str(v) for v in value] if isinstance(value, tuple) else [str(value)]
+
+    settings = flatten(NOTHING_AT_ITS_DEFAULT.to_dict())
+    arguments = [word for name, value in settings.items() for word in (f"--{name}", *words(value))]
+
+    command = parse_command([*arguments, "--dry_run"])
+
+    assert command.config == NOTHING_AT_ITS_DEFAULT
+    assert command.dry_run is True
+
+
+def test_options_may_be_written_with_dashes():
+    assert parse_command(["--dry-run", "--batch.global-batch-size", "3"]).config == TrainConfig(
+        batch=BatchConfig(global_batch_size=3)
+    )
+
+
+def test_the_held_out_sources_can_be_emptied_from_the_command_line():
+    assert parse_command(["--data.eval"]).config.data.eval == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--optimizer.learnin_rate", "1"], "--optimizer.learning_rate"),
+        (["--optimizer.epochs", "1.5"], "--optimizer.epochs"),
+        (["--cluster.zero_stage", "4"], "--cluster.zero_stage"),
+        (["--run.seed", "-1"], "run.seed must be at least 0, got -1"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_names_the_option(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as caught:
+        parse_command(arguments)
+
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert told in printed.out + printed.err
+
+
+def test_a_wrong_recipe_is_an_input_error_of_the_command(tmp_path: Path):
+    recipe = write_recipe(tmp_path, "optimizer:\n  epochs: none\n")
+
+    with pytest.raises(InputError, match=r"optimizer\.epochs"):
+        parse_command(["--recipe", str(recipe)])
+
+
+def test_help_shows_every_field(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        parse_command(["--help"])
+
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert [name for name in flatten(TrainConfig().to_dict()) if f"--{name}" not in shown] == []
+    assert "Peak learning rate." in shown

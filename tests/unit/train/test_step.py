@@ -1,0 +1,128 @@
+import pytest
+import torch
+from tables import builtin_table
+
+from rm_ray.config import ClusterConfig, ModelConfig, OptimizerConfig
+from rm_ray.data.loading import load_step
+from rm_ray.data.plan import Plan, PlanSettings
+from rm_ray.model.reward_model import build_reward_model
+from rm_ray.train.engine import Engine
+from rm_ray.train.evaluate import evaluate
+from rm_ray.train.step import NonFiniteLossError, train_step
+
+NUM_PAIRS = 12
+
+
+@pytest.fixture(scope="module")
+def table_and_tokenizer(tmp_path_factory):
+    return builtin_table(tmp_path_factory.mktemp("step") / "table", NUM_PAIRS)
+
+
+def build(tokenizer, seed=0, **optimizer):
+    return Engine(
+        build_reward_model(ModelConfig(), tokenizer, seed=seed),
+        OptimizerConfig(learning_rate=1e-3, **optimizer),
+        ClusterConfig(),
+        dtype=torch.float32,
+        use_gpu=False,
+    )
+
+
+def take(engine, table, tokenizer, budget=400, batch=NUM_PAIRS):
+    settings = PlanSettings(global_batch_size=batch, tokens_per_micro_batch=budget)
+    plan = Plan(lengths=table.lengths, settings=settings)
+    micro_batches = list(load_step(table, plan, 0, rank=0, world_size=1))
+    return len(micro_batches), train_step(
+        engine,
+        micro_batches,
+        num_pairs=plan.steps.size(0),
+        learning_rate=1e-3,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def weights(engine):
+    return {name: weight.clone() for name, weight in engine.weights().items()}
+
+
+def test_the_gradient_does_not_depend_on_the_micro_batches(table_and_tokenizer):
+    norms = {}
+    for budget in (60, 300, 10_000):
+        engine = build(table_and_tokenizer[1])
+        count, measured = take(engine, *table_and_tokenizer, budget=budget)
+        norms[count] = measured.grad_norm
+    assert set(norms) == {NUM_PAIRS, *norms} and len(norms) == 3
+    first, *others = norms.values()
+    assert others == pytest.approx([first] * 2, rel=1e-5)
+
+
+def test_clipping_is_to_the_norm_asked_for_and_zero_leaves_it_off(table_and_tokenizer):
+    """With plain SGD-like moments the first AdamW step ignores scale, so look at the gradient."""
+    seen = {}
+    for limit in (0.0, 0.25):
+        engine = build(table_and_tokenizer[1], max_grad_norm=limit)
+        step = engine.optimizer.step
+        norms = []
+
+        def spy(engine=engine, step=step, norms=norms):
+            grads = [p.grad for p in engine.module.parameters()]
+            norms.append(torch.nn.utils.get_total_norm(grads).item())
+            step()
+
+        engine.optimizer.step = spy
+        _, measured = take(engine, *table_and_tokenizer)
+        seen[limit] = (measured.grad_norm, norms[0])
+    assert seen[0.0][0] == pytest.approx(seen[0.0][1])
+    assert seen[0.25][0] == pytest.approx(seen[0.0][0])
+    assert seen[0.25][1] == pytest.approx(0.25, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_names_its_pairs_and_leaves_the_weights(table_and_tokenizer):
+    table, tokenizer = table_and_tokenizer
+    engine = build(tokenizer)
+    ids = [set(table.chosen_ids(p)) | set(table.rejected_ids(p)) for p in range(NUM_PAIRS)]
+    token, owner = next(
+        (token, pair)
+        for pair in range(NUM_PAIRS)
+        for token in ids[pair]
+        if sum(token in other for other in ids) == 1
+    )
+    with torch.no_grad():
+        engine.module.classifier.get_input_embeddings().weight[int(token)] = float("nan")
+    before = weights(engine)
+    with pytest.raises(NonFiniteLossError) as stopped:
+        take(engine, table, tokenizer)
+    assert stopped.value.pairs == (owner,)
+    assert stopped.value.step == 0
+    for name, weight in weights(engine).items():
+        torch.testing.assert_close(weight, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_evaluation_counts_each_pair_once_and_changes_nothing(table_and_tokenizer):
+    table, tokenizer = table_and_tokenizer
+    engine = build(tokenizer)
+    before = weights(engine)
+    settings = PlanSettings(global_batch_size=5, tokens_per_micro_batch=150, shuffle=False)
+    plan = Plan(lengths=table.lengths, settings=settings)
+    steps = [list(load_step(table, plan, s, rank=0, world_size=1)) for s in range(3)]
+    result = evaluate(engine, steps, tokenizer, sample_rows=3)
+    assert result.num_pairs == NUM_PAIRS
+    assert [sample["pair"] for sample in result.samples] == [0, 1, 2]
+    for name, weight in weights(engine).items():
+        assert torch.equal(weight, before[name])
+    _, measured = take(engine, table, tokenizer)
+    trained = measured.pairs.means("eval/rm")
+    assert result.metrics == pytest.approx(trained, abs=1e-6)
+
+
+def test_equal_rewards_are_reported_as_ties(table_and_tokenizer):
+    table, tokenizer = table_and_tokenizer
+    engine = build(tokenizer)
+    torch.nn.init.zeros_(engine.module.classifier.score.weight)
+    settings = PlanSettings(global_batch_size=5, tokens_per_micro_batch=150, shuffle=False)
+    plan = Plan(lengths=table.lengths, settings=settings)
+    steps = [list(load_step(table, plan, s, rank=0, world_size=1)) for s in range(3)]
+    metrics = evaluate(engine, steps, tokenizer, sample_rows=0).metrics
+    assert metrics["eval/rm/ties"] == 1.0
+    assert metrics["eval/rm/accuracy"] == 0.5
+    assert metrics["eval/rm/loss"] == pytest.approx(0.6931472)
