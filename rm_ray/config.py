@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -284,8 +285,13 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain, JSON-ready values; ``from_dict`` gives the same config back."""
+        """Return nested dictionaries; ``from_dict`` gives the same config back."""
         return asdict(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as they look after a round trip through JSON: tuples are lists."""
+        settings: dict[str, Any] = json.loads(json.dumps(self.to_dict()))
+        return settings
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any], origin: str = "the configuration") -> TrainConfig:

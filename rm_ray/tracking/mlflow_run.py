@@ -22,7 +22,7 @@ from rm_ray.tracking.history import Record
 logger = logging.getLogger(__name__)
 
 RUN_TAG = "rm_ray.run"
-"""Tag that tells a run of ours, by the path of its folder."""
+"""Tag that tells a run of ours, by the key that it was given at its beginning."""
 
 _MARKER = {"train": "episode", "eval": "eval/rm/loss"}
 """A metric that every record of a kind has, to ask MLflow how far it got."""
@@ -49,7 +49,8 @@ class MlflowTarget:
         """The command that shows the runs in a browser, or the address that does already."""
         if self.tracking_uri.startswith("http"):
             return self.tracking_uri
-        return f"{sys.executable} -m mlflow ui --backend-store-uri {self.tracking_uri}"
+        start = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {sys.executable} -m mlflow ui"
+        return f"{start} --backend-store-uri {self.tracking_uri}"
 
 
 def open_run(
@@ -66,8 +67,7 @@ def open_run(
                 target.experiment, artifact_location=_artifact_location(target.tracking_uri)
             )
         )
-        quoted = key.replace("'", "\\'")
-        found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{quoted}'")
+        found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
         if found:
             run_id = str(found[0].info.run_id)
             client.set_terminated(run_id, "RUNNING")

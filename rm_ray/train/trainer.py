@@ -5,31 +5,26 @@ from __future__ import annotations
 import logging
 import platform
 import tempfile
-from dataclasses import dataclass, replace
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray.train.torch import TorchTrainer
-from transformers import PreTrainedTokenizerBase
 
 from rm_ray.config import TrainConfig, flatten
-from rm_ray.data.plan import Plan, PlanSettings, Steps
 from rm_ray.data.stream import PerRankStreams, PlannedPairs
-from rm_ray.data.token_cache import TokenCache, build_token_cache
 from rm_ray.data.token_table import open_table
-from rm_ray.data.tokenization import ends_assistant_turn, load_tokenizer
 from rm_ray.errors import InputError
-from rm_ray.model.export import check_export
-from rm_ray.model.reward_model import check_architecture
 from rm_ray.storage import Storage
 from rm_ray.tracking.history import History
-from rm_ray.tracking.mlflow_run import MlflowTarget, finish_run, open_run
+from rm_ray.tracking.mlflow_run import finish_run, open_run
 from rm_ray.tracking.plots import plot_run
-from rm_ray.train.optimizer import learning_rate_schedule
-from rm_ray.train.progress import BoardReader, start_board
-from rm_ray.train.session import fit_to_cluster, ray_cluster
+from rm_ray.train.board import BoardReader, start_board
+from rm_ray.train.prepare import Prepared, describe_data, describe_run, in_order, prepare
+from rm_ray.train.session import ray_cluster
 from rm_ray.train.worker import TrainJob, train_loop_per_worker
 
 logger = logging.getLogger(__name__)
@@ -43,52 +38,10 @@ _MAY_CHANGE = ("cluster.num_workers", "cluster.use_gpu", "cluster.cpus_per_worke
 """Fields that a resumed run may change: what trains, not what is trained."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Everything known before a worker starts."""
-
-    config: TrainConfig
-    tokenizer: PreTrainedTokenizerBase
-    storage: Storage
-    train: TokenCache
-    held_out: TokenCache | None
-    plan: Plan
-    eval_steps: Steps | None
-
-    @property
-    def run(self) -> Storage:
-        """The run's folder."""
-        return self.storage.folder(self.config.run.name)
-
-    @property
-    def mlflow(self) -> MlflowTarget:
-        """Where metrics go: an SQLite file in the storage if nothing is set."""
-        uri = self.config.mlflow.tracking_uri
-        if uri is None:
-            uri = f"sqlite:///{self.storage.join('mlflow.db')}"
-        return MlflowTarget(tracking_uri=uri, experiment=self.config.mlflow.experiment)
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What a resumed run must share with the one it goes on with."""
-        return {"data": self.train.key, "plan": self.plan.fingerprint()}
-
-    @property
-    def refused(self) -> list[dict[str, Any]]:
-        """Refused rows, counted by set and reason."""
-        caches = {"train": self.train, "eval": self.held_out}
-        return [
-            {"set": name, "reason": reason, "rows": count}
-            for name, cache in caches.items()
-            if cache is not None
-            for reason, count in cache.refused.items()
-        ]
-
-
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Prepare everything, train nothing; return what a run would do."""
     with ray_cluster(config.cluster):
-        return describe(prepare(config))
+        return describe_run(prepare(config))
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -124,7 +77,7 @@ def refuse_other_config(run: Storage, config: TrainConfig) -> None:
     started = run.read_json(RUN)
     if started is None:
         return
-    before, now = flatten(started["config"]), flatten(_as_json(config))
+    before, now = flatten(started["config"]), flatten(config.to_json())
     differing = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
@@ -137,153 +90,19 @@ def refuse_other_config(run: Storage, config: TrainConfig) -> None:
         )
 
 
-def _as_json(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings as they look after a round trip through JSON."""
-    settings = config.to_dict()
-    for section in settings.values():
-        for name, value in section.items():
-            section[name] = list(value) if isinstance(value, tuple) else value
-    return settings
-
-
-def prepare(config: TrainConfig) -> Prepared:
-    """Check everything that can be checked, and tokenise what has not been yet.
-
-    Raises:
-        InputError: something given cannot be trained on.
-    """
-    config = replace(config, cluster=fit_to_cluster(config.cluster))
-    if config.model.liger == "on" and not config.cluster.use_gpu:
-        raise InputError(
-            "model.liger is 'on', but Liger's Triton kernels need a GPU and the workers have none; "
-            "use 'auto' or 'off'"
-        )
-    storage = Storage.open(config.run.storage_path)
-    storage.check_writable()
-    if config.mlflow.tracking_uri is None and not storage.is_local:
-        raise InputError(
-            f"mlflow.tracking_uri is not set, and its default, an SQLite file in run.storage_path, "
-            f"cannot be kept at '{config.run.storage_path}'; name an MLflow server"
-        )
-    tokenizer = load_tokenizer(
-        config.model.tokenizer or _tokenizer_of(config.model.name_or_path),
-        revision=config.model.revision if config.model.tokenizer is None else None,
-        chat_template=config.data.chat_template,
-    )
-    if not ends_assistant_turn(tokenizer):
-        logger.warning(
-            "the chat template ends the assistant's turn without an end-of-turn or EOS token: the "
-            "reward is read from a token that looks the same in the middle of a response"
-        )
-    check_export(check_architecture(config.model, tokenizer), tokenizer)
-    train_cache = _cache(config, "train", tokenizer, storage)
-    held_out = _cache(config, "eval", tokenizer, storage) if config.data.eval else None
-    batch, optimizer = config.batch, config.optimizer
-    settings = PlanSettings(
-        global_batch_size=batch.global_batch_size,
-        tokens_per_micro_batch=batch.tokens_per_micro_batch,
-        seed=config.run.seed,
-        epochs=optimizer.epochs,
-        max_episodes=optimizer.max_episodes,
-    )
-    return Prepared(
-        config=config,
-        tokenizer=tokenizer,
-        storage=storage,
-        train=train_cache,
-        held_out=held_out,
-        plan=Plan(lengths=open_table(train_cache.parts).lengths, settings=settings),
-        eval_steps=(
-            Steps(num_pairs=held_out.num_pairs, settings=_in_order(settings)) if held_out else None
-        ),
-    )
-
-
-def _tokenizer_of(model: str) -> str:
-    if model.endswith(".json"):
-        raise InputError(
-            f"model.name_or_path '{model}' is a config without a tokenizer; name one with "
-            "model.tokenizer"
-        )
-    return model
-
-
-def _in_order(settings: PlanSettings) -> PlanSettings:
-    """Return the plan of one pass over held-out pairs."""
-    return replace(settings, epochs=1, max_episodes=None, shuffle=False)
-
-
-def _cache(
-    config: TrainConfig, name: str, tokenizer: PreTrainedTokenizerBase, storage: Storage
-) -> TokenCache:
-    specs = config.data.train if name == "train" else config.data.eval
-    cache = build_token_cache(specs, config.data, tokenizer, seed=config.run.seed, storage=storage)
-    rows = cache.num_pairs + cache.num_refused
-    logger.info("%s pairs: %s of %s rows", name, f"{cache.num_pairs:,}", f"{rows:,}")
-    for reason, count in cache.refused.items():
-        logger.info("  refused %6d  %s", count, reason)
-    if cache.refused:
-        logger.info("  refused rows are in %s", cache.quarantine)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in cache.refused.items())
-    if cache.num_pairs == 0:
-        raise InputError(
-            f"data.{name}: nothing is left to train on; all {rows} rows were refused ({reasons}). "
-            f"See {cache.quarantine}"
-        )
-    if cache.num_refused > config.data.max_refused_fraction * rows:
-        raise InputError(
-            f"data.{name}: {cache.num_refused} of {rows} rows were refused ({reasons}), more than "
-            f"data.max_refused_fraction {config.data.max_refused_fraction} allows. See "
-            f"{cache.quarantine}; mend the data, or raise the fraction"
-        )
-    return cache
-
-
-def describe(prepared: Prepared) -> dict[str, Any]:
-    """Return what a run would do: resolved settings, counts, steps, learning-rate end points."""
-    steps = prepared.plan.steps
-    rate = learning_rate_schedule(prepared.config.optimizer, steps.total)
-    warmup = min(prepared.config.optimizer.warmup_steps, steps.total)
-    return {
-        "config": _as_json(prepared.config),
-        "train_pairs": prepared.train.num_pairs,
-        "train_pairs_by_source": prepared.train.pairs_by_source,
-        "train_tokens": prepared.train.num_tokens,
-        "eval_pairs": prepared.held_out.num_pairs if prepared.held_out else 0,
-        "refused": prepared.refused,
-        "steps": steps.total,
-        "steps_per_epoch": steps.per_epoch,
-        "episodes": steps.num_episodes,
-        "learning_rate": {
-            "first_step": rate(0),
-            "after_warmup": rate(warmup),
-            "last_step": rate(steps.total - 1),
-        },
-    }
-
-
 def fit(prepared: Prepared) -> ray.train.Result:
     """Run the workers until the last step is trained and the model is exported."""
     config, run = prepared.config, prepared.run
-    key = f"{run.path}@{prepared.train.data_hash[:12]}"
-    run_id = open_run(
+    record = open_record(prepared)
+    refuse_other_data(prepared, record)
+    record["mlflow_run_id"] = open_run(
         prepared.mlflow,
         name=config.run.name,
-        key=key,
-        params={**flatten(_as_json(config)), "data_hash": prepared.train.data_hash},
+        key=record["key"],
+        params={**flatten(config.to_json()), "data_hash": prepared.train.data_hash},
         tags=versions(),
     )
-    started = run.read_json(RUN)
-    if started is None:
-        started = {
-            "config": _as_json(config),
-            "identity": prepared.identity,
-            "mlflow_run_id": run_id,
-            "data": describe_data(prepared),
-            "versions": versions(),
-        }
-        run.write_json(RUN, started)
-    refuse_other_data(prepared, started)
+    run.write_json(RUN, record)
     board = start_board()
     job = TrainJob(
         config=config,
@@ -294,7 +113,7 @@ def fit(prepared: Prepared) -> ray.train.Result:
         use_gpu=bool(config.cluster.use_gpu),
         plan_fingerprint=prepared.identity["plan"],
         mlflow=prepared.mlflow,
-        mlflow_run_id=run_id,
+        mlflow_run_id=record["mlflow_run_id"],
         board=board,
     )
     workers = f"{config.cluster.num_workers} worker{'s' * (config.cluster.num_workers != 1)}"
@@ -304,16 +123,36 @@ def fit(prepared: Prepared) -> ray.train.Result:
             return _trainer(prepared, job).fit()
         except ray.train.TrainingFailedError as error:
             raise _explain(error) from error
+        except ray.exceptions.RayError as error:
+            raise TrainingError(
+                f"Ray lost the run ({type(error).__name__}: {error}); the same command goes on "
+                "from its newest checkpoint"
+            ) from error
 
 
-def refuse_other_data(prepared: Prepared, started: dict[str, Any]) -> None:
+def open_record(prepared: Prepared) -> dict[str, Any]:
+    """Return what is known of the run since its beginning, which may be now."""
+    record = prepared.run.read_json(RUN)
+    if record is None:
+        record = {
+            "key": uuid.uuid4().hex,
+            "config": prepared.config.to_json(),
+            "identity": prepared.identity,
+            "data": describe_data(prepared),
+            "versions": versions(),
+        }
+        prepared.run.write_json(RUN, record)
+    return dict(record)
+
+
+def refuse_other_data(prepared: Prepared, record: dict[str, Any]) -> None:
     """Compare pairs, tokens and shards with those that the run of this name began with.
 
     Raises:
         InputError: saying what differs.
     """
-    cluster, before = prepared.config.cluster, started["config"]["cluster"]
-    if prepared.identity != started["identity"]:
+    cluster, before = prepared.config.cluster, record["config"]["cluster"]
+    if prepared.identity != record["identity"]:
         raise InputError(
             f"run '{prepared.config.run.name}' began with other training pairs, tokenizer or chat "
             "template than those of now, though its configuration is the same; restore them, or "
@@ -327,23 +166,6 @@ def refuse_other_data(prepared: Prepared, started: dict[str, Any]) -> None:
         )
 
 
-def describe_data(prepared: Prepared) -> dict[str, Any]:
-    """Return hashes and counts of the pairs, for the run's record."""
-    sets = {"train": prepared.train, "eval": prepared.held_out}
-    return {
-        name: {
-            "data_hash": cache.data_hash,
-            "pairs": cache.num_pairs,
-            "pairs_by_source": cache.pairs_by_source,
-            "tokens": cache.num_tokens,
-            "refused": cache.refused,
-            "quarantine": cache.quarantine,
-        }
-        for name, cache in sets.items()
-        if cache is not None
-    }
-
-
 def versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
     packages = ("torch", "ray", "transformers", "accelerate", "deepspeed", "liger-kernel")
@@ -355,7 +177,7 @@ def _trainer(prepared: Prepared, job: TrainJob) -> TorchTrainer:
     config, storage = prepared.config, prepared.storage
     streams = {"train": PlannedPairs(cache=prepared.train.parts, settings=prepared.plan.settings)}
     if prepared.held_out is not None:
-        settings = _in_order(prepared.plan.settings)
+        settings = in_order(prepared.plan.settings)
         streams["eval"] = PlannedPairs(cache=prepared.held_out.parts, settings=settings)
     metric = config.checkpoint.keep_best_by
     return TorchTrainer(
@@ -421,8 +243,8 @@ def finish(prepared: Prepared, fitted: ray.train.Result) -> dict[str, Any]:
             finish_run(
                 prepared.mlflow,
                 run_id,
-                config=_as_json(config),
-                refused=prepared.refused,
+                config=config.to_json(),
+                refused=prepared.row_counts,
                 figures=figures,
             )
     run.write_text(HISTORY, history.to_json_lines())

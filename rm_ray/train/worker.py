@@ -23,11 +23,12 @@ from rm_ray.model.reward_model import apply_liger, build_reward_model
 from rm_ray.storage import Storage
 from rm_ray.tracking.history import History, Kind, Record
 from rm_ray.tracking.mlflow_run import MetricShipper, MlflowTarget
+from rm_ray.train.board import BoardWriter
 from rm_ray.train.checkpoint import RunIdentity, restore_checkpoint, save_checkpoint
 from rm_ray.train.engine import Engine
 from rm_ray.train.evaluate import evaluate
 from rm_ray.train.optimizer import learning_rate_schedule
-from rm_ray.train.progress import BoardWriter, Progress, describe
+from rm_ray.train.progress import Progress, describe
 from rm_ray.train.step import NonFiniteLossError, train_step
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def describe_machine() -> str:
     """Return processor, cores, versions and commit in one line."""
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")]  # fmt: skip
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()

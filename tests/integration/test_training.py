@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -192,8 +195,39 @@ def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int]) ->
             return
 
 
-def test_a_killed_worker_changes_nothing_in_the_end(finished: FinishedRun, storage: Path) -> None:
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server on loopback."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1",
+        "--artifacts-destination", str(tmp_path / "artifacts"),
+    ]  # fmt: skip
+    quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | quick)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield address
+    children = psutil.Process(server.pid).children(recursive=True)
+    server.terminate()
+    psutil.wait_procs(children, timeout=10)
+    server.wait()
+
+
+def test_a_killed_worker_changes_nothing_in_the_end(
+    finished: FinishedRun, storage: Path, mlflow_server: str
+) -> None:
     settings = small_run(storage, "killed")
+    settings["mlflow"]["tracking_uri"] = mlflow_server
     killed: list[int] = []
     killer = threading.Thread(
         target=kill_a_worker_after_the_first_checkpoint, args=(storage / "killed", killed)

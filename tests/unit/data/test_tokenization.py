@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -6,7 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from tokenizers import processors
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from rm_ray.config import DataConfig
 from rm_ray.data.contract import Message, Pair, Reason, RefusedError, parse_pair
@@ -72,8 +74,13 @@ def template_ids(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
 
 
 def with_begin_token() -> Tokenizer:
+    """A tokenizer that begins plain texts with a token that its template writes too."""
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.bos_token_id)]
+    )
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     tokenizer.chat_template = "{{ bos_token }}" + CHAT_TEMPLATE
     return tokenizer
 
@@ -318,6 +325,21 @@ def test_a_response_that_is_too_long_alone_is_refused_under_truncation_too():
     assert refusal_of(pair, **limit).reason == Reason.TOO_LONG
 
 
+def test_what_only_a_generation_prompt_holds_is_never_cut_from_the_responses():
+    template = CHAT_TEMPLATE.replace("'<|assistant|>\n' }}{% endif %}", "'A' * 400 }}{% endif %}")
+    tokenizer = load_tokenizer("builtin", chat_template=template)
+    pair = pair_of("Why?", "So.", "No.")
+    whole = tokens_of(pair, tokenizer)
+    assert whole.prompt_length > whole.prefix_length
+
+    limits = {"over_length": "truncate", "max_length": len(whole.chosen_ids) - whole.prefix_length}
+    assert (
+        tokens_of(pair, tokenizer, **limits).chosen_ids == whole.chosen_ids[whole.prefix_length :]
+    )
+    limits["max_length"] -= 1
+    assert refusal_of(pair, tokenizer, **limits).reason == Reason.TOO_LONG
+
+
 @given(
     st.text("abc \né", min_size=1, max_size=30),
     st.text("abc \né", min_size=1, max_size=12),
@@ -406,10 +428,14 @@ def test_a_pad_token_that_the_template_writes_is_replaced(tmp_path: Path):
 
 
 def test_padding_is_on_the_right_whatever_the_tokenizer_says(tmp_path: Path):
-    tokenizer = build_tokenizer()
-    tokenizer.padding_side = "left"
+    folder = saved(build_tokenizer(), tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "padding_side": "left"})
+    )
+    assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
 
-    assert load_tokenizer(saved(tokenizer, tmp_path)).padding_side == "right"
+    assert load_tokenizer(folder).padding_side == "right"
 
 
 def test_padding_and_truncation_stored_in_a_tokenizer_change_no_ids(tmp_path: Path):

@@ -1,0 +1,210 @@
+"""From a configuration to everything known before a worker starts: caches, plan, checks."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rm_ray.config import TrainConfig
+from rm_ray.data.plan import Plan, PlanSettings, Steps
+from rm_ray.data.token_cache import TokenCache, build_token_cache
+from rm_ray.data.token_table import open_table
+from rm_ray.data.tokenization import ends_assistant_turn, load_tokenizer
+from rm_ray.errors import InputError
+from rm_ray.model.export import check_export
+from rm_ray.model.reward_model import check_architecture
+from rm_ray.storage import Storage
+from rm_ray.tracking.mlflow_run import MlflowTarget
+from rm_ray.train.optimizer import learning_rate_schedule
+from rm_ray.train.session import fit_to_cluster
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything known before a worker starts."""
+
+    config: TrainConfig
+    tokenizer: PreTrainedTokenizerBase
+    storage: Storage
+    train: TokenCache
+    held_out: TokenCache | None
+    plan: Plan
+    eval_steps: Steps | None
+
+    @property
+    def run(self) -> Storage:
+        """The run's folder."""
+        return self.storage.folder(self.config.run.name)
+
+    @property
+    def mlflow(self) -> MlflowTarget:
+        """Where metrics go: an SQLite file in the storage if nothing is set."""
+        uri = self.config.mlflow.tracking_uri
+        if uri is None:
+            uri = f"sqlite:///{self.storage.join('mlflow.db')}"
+        return MlflowTarget(tracking_uri=uri, experiment=self.config.mlflow.experiment)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a resumed run must share with the one it goes on with."""
+        return {"data": self.train.key, "plan": self.plan.fingerprint()}
+
+    @property
+    def refused(self) -> list[dict[str, Any]]:
+        """Refused rows, counted by set and reason."""
+        caches = {"train": self.train, "eval": self.held_out}
+        return [
+            {"set": name, "reason": reason, "rows": count}
+            for name, cache in caches.items()
+            if cache is not None
+            for reason, count in cache.refused.items()
+        ]
+
+    @property
+    def row_counts(self) -> list[dict[str, Any]]:
+        """Rows kept and refused, by set and reason."""
+        caches = {"train": self.train, "eval": self.held_out}
+        kept = [
+            {"set": name, "reason": "(kept)", "rows": cache.num_pairs}
+            for name, cache in caches.items()
+            if cache is not None
+        ]
+        return kept + self.refused
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Check everything that can be checked, and tokenise what has not been yet.
+
+    Raises:
+        InputError: something given cannot be trained on.
+    """
+    config = replace(config, cluster=fit_to_cluster(config.cluster))
+    if config.model.liger == "on" and not config.cluster.use_gpu:
+        raise InputError(
+            "model.liger is 'on', but Liger's Triton kernels need a GPU and the workers have none; "
+            "use 'auto' or 'off'"
+        )
+    storage = Storage.open(config.run.storage_path)
+    storage.check_writable()
+    if config.mlflow.tracking_uri is None and not storage.is_local:
+        raise InputError(
+            f"mlflow.tracking_uri is not set, and its default, an SQLite file in run.storage_path, "
+            f"cannot be kept at '{config.run.storage_path}'; name an MLflow server"
+        )
+    tokenizer = load_tokenizer(
+        config.model.tokenizer or _tokenizer_of(config.model.name_or_path),
+        revision=config.model.revision if config.model.tokenizer is None else None,
+        chat_template=config.data.chat_template,
+    )
+    if not ends_assistant_turn(tokenizer):
+        logger.warning(
+            "the chat template ends the assistant's turn without an end-of-turn or EOS token: the "
+            "reward is read from a token that looks the same in the middle of a response"
+        )
+    check_export(check_architecture(config.model, tokenizer), tokenizer)
+    train_cache = _cache(config, "train", tokenizer, storage)
+    held_out = _cache(config, "eval", tokenizer, storage) if config.data.eval else None
+    batch, optimizer = config.batch, config.optimizer
+    settings = PlanSettings(
+        global_batch_size=batch.global_batch_size,
+        tokens_per_micro_batch=batch.tokens_per_micro_batch,
+        seed=config.run.seed,
+        epochs=optimizer.epochs,
+        max_episodes=optimizer.max_episodes,
+    )
+    return Prepared(
+        config=config,
+        tokenizer=tokenizer,
+        storage=storage,
+        train=train_cache,
+        held_out=held_out,
+        plan=Plan(lengths=open_table(train_cache.parts).lengths, settings=settings),
+        eval_steps=(
+            Steps(num_pairs=held_out.num_pairs, settings=in_order(settings)) if held_out else None
+        ),
+    )
+
+
+def _tokenizer_of(model: str) -> str:
+    if model.endswith(".json"):
+        raise InputError(
+            f"model.name_or_path '{model}' is a config without a tokenizer; name one with "
+            "model.tokenizer"
+        )
+    return model
+
+
+def in_order(settings: PlanSettings) -> PlanSettings:
+    """Return the plan of one pass over held-out pairs."""
+    return replace(settings, epochs=1, max_episodes=None, shuffle=False)
+
+
+def _cache(
+    config: TrainConfig, name: str, tokenizer: PreTrainedTokenizerBase, storage: Storage
+) -> TokenCache:
+    specs = config.data.train if name == "train" else config.data.eval
+    cache = build_token_cache(specs, config.data, tokenizer, seed=config.run.seed, storage=storage)
+    rows = cache.num_pairs + cache.num_refused
+    logger.info("%s pairs: %s of %s rows", name, f"{cache.num_pairs:,}", f"{rows:,}")
+    for reason, count in cache.refused.items():
+        logger.info("  refused %6d  %s", count, reason)
+    if cache.refused:
+        logger.info("  refused rows are in %s", cache.quarantine)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in cache.refused.items())
+    if cache.num_pairs == 0:
+        raise InputError(
+            f"data.{name}: nothing is left to train on; all {rows} rows were refused ({reasons}). "
+            f"See {cache.quarantine}"
+        )
+    if cache.num_refused > config.data.max_refused_fraction * rows:
+        raise InputError(
+            f"data.{name}: {cache.num_refused} of {rows} rows were refused ({reasons}), more than "
+            f"data.max_refused_fraction {config.data.max_refused_fraction} allows. See "
+            f"{cache.quarantine}; mend the data, or raise the fraction"
+        )
+    return cache
+
+
+def describe_run(prepared: Prepared) -> dict[str, Any]:
+    """Return what a run would do: resolved settings, counts, steps, learning-rate end points."""
+    steps = prepared.plan.steps
+    rate = learning_rate_schedule(prepared.config.optimizer, steps.total)
+    warmup = min(prepared.config.optimizer.warmup_steps, steps.total)
+    return {
+        "config": prepared.config.to_json(),
+        "train_pairs": prepared.train.num_pairs,
+        "train_pairs_by_source": prepared.train.pairs_by_source,
+        "train_tokens": prepared.train.num_tokens,
+        "eval_pairs": prepared.held_out.num_pairs if prepared.held_out else 0,
+        "refused": prepared.refused,
+        "steps": steps.total,
+        "steps_per_epoch": steps.per_epoch,
+        "episodes": steps.num_episodes,
+        "learning_rate": {
+            "first_step": rate(0),
+            "after_warmup": rate(warmup),
+            "last_step": rate(steps.total - 1),
+        },
+    }
+
+
+def describe_data(prepared: Prepared) -> dict[str, Any]:
+    """Return hashes and counts of the pairs, for the run's record."""
+    sets = {"train": prepared.train, "eval": prepared.held_out}
+    return {
+        name: {
+            "data_hash": cache.data_hash,
+            "pairs": cache.num_pairs,
+            "pairs_by_source": cache.pairs_by_source,
+            "tokens": cache.num_tokens,
+            "refused": cache.refused,
+            "quarantine": cache.quarantine,
+        }
+        for name, cache in sets.items()
+        if cache is not None
+    }
