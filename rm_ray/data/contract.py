@@ -20,6 +20,7 @@ class Reason(StrEnum):
 
     MISSING_FIELD = "chosen or rejected missing"
     NOT_MESSAGES = "not messages"
+    NOT_UNICODE = "not valid Unicode"
     UNKNOWN_ROLE = "unknown role"
     EMPTY = "empty"
     LAST_TURN_NOT_ASSISTANT = "last turn not assistant"
@@ -135,8 +136,10 @@ def _messages(value: Any, name: str) -> list[Message]:
     return messages
 
 
+_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_STRAY_SPEAKER = re.compile(r"(?:^|\s)(?:Human|Assistant):")
+_STRAY_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+_SPEAKER = re.compile(r"(?:^|\s)(?:Human|Assistant):")
 
 
 def _transcript(text: str) -> list[Message]:
@@ -164,6 +167,8 @@ def _check_turns(messages: list[Message], side: str) -> None:
     for message in messages:
         if message["role"] in ("user", "assistant") and not message["content"].strip():
             raise RefusedError(Reason.EMPTY, f"a turn of the {message['role']} in {side}")
+        if _HALF_SURROGATE.search(message["content"]):
+            raise RefusedError(Reason.NOT_UNICODE, f"half a surrogate pair in {side}")
 
 
 def _margin(value: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -151,20 +152,17 @@ def _remove_abandoned(home: Storage) -> None:
 
 @dataclass(frozen=True)
 class _SharedTokenizer:
-    """A pair tokenizer in Ray's object store, unpacked once by each process that uses it."""
+    """A pair tokenizer in Ray's object store, too large to travel with every task."""
 
-    key: str
     reference: ray.ObjectRef
 
-    def get(self) -> PairTokenizer:
-        if self.key not in _unpacked:
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for each core
-            _unpacked.clear()
-            _unpacked[self.key] = ray.get(self.reference)
-        return _unpacked[self.key]
 
-
-_unpacked: dict[str, PairTokenizer] = {}
+@functools.lru_cache(maxsize=1)
+def _unpack(shared: _SharedTokenizer) -> PairTokenizer:
+    """Fetch the tokenizer, once in each process that uses it."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for each core
+    tokenizer: PairTokenizer = ray.get(shared.reference)
+    return tokenizer
 
 
 def _tokenize_batch(
@@ -172,7 +170,7 @@ def _tokenize_batch(
 ) -> pa.Table:
     """Turn a block of raw rows into cache rows; runs in a Ray Data task."""
     rows = tokenize_rows(
-        shared.get(), batch["json"].tolist(), [origins[i] for i in batch["fragment"]]
+        _unpack(shared), batch["json"].tolist(), [origins[i] for i in batch["fragment"]]
     )
     columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names[2:]}
     return pa.table({"fragment": batch["fragment"], "row": batch["row"], **columns}, schema=SCHEMA)
@@ -213,7 +211,7 @@ def _write_parts(
 ) -> None:
     filesystem, path = parts.parts.filesystem, parts.parts.path
     filesystem.create_dir(path, recursive=True)
-    shared = _SharedTokenizer(parts.key, ray.put(pair_tokenizer))
+    shared = _SharedTokenizer(ray.put(pair_tokenizer))
     try:
         sources.to_ray_dataset(selections).map_batches(
             _tokenize_batch,
