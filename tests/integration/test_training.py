@@ -240,24 +240,42 @@ def test_a_killed_worker_changes_nothing_in_the_end(
     check_mlflow(result, settings)
 
 
-def test_a_killed_driver_goes_on_with_the_same_command(
+def newest_committed(folder: Path) -> str | None:
+    """The checkpoint that Ray would restore."""
+    try:
+        snapshot = json.loads((folder / "checkpoint_manager_snapshot.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    latest = snapshot["latest_checkpoint_result"]
+    return latest and latest["checkpoint_dir_name"]
+
+
+def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     finished: FinishedRun, storage: Path, tmp_path: Path
 ) -> None:
+    """The same command goes on from the checkpoint before the one that is damaged."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(small_run(storage, "driver-killed")))
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(recipe)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     folder = storage / "driver-killed"
+    seen: set[str | None] = {None}
     with (tmp_path / "first.log").open("w") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        while driver.poll() is None and first_checkpoint(folder) is None:
-            time.sleep(0.05)
+        while driver.poll() is None and len(seen) < 3:
+            seen.add(newest_committed(folder))
+            time.sleep(0.02)
         children = psutil.Process(driver.pid).children(recursive=True)
         driver.kill()
         driver.wait()
     assert not (folder / "result.json").exists()
+    damaged = folder / str(newest_committed(folder)) / "model.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-100] ^= 1
+    damaged.write_bytes(content)
     again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{damaged.parent.name} is not used: model.safetensors does not have" in again.stdout
     assert "resumed from the checkpoint of step" in again.stdout
     assert "run 'driver-killed': 20 steps, 306 pairs" in again.stdout
     assert_same_outcome(folder, finished.folder)

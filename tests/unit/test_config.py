@@ -81,6 +81,14 @@ def message_of_wrong(settings: dict[str, Any]) -> str:
 def test_a_config_survives_a_dictionary_and_json(config: TrainConfig):
     assert TrainConfig.from_dict(config.to_dict()) == config
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert TrainConfig.from_dict(config.to_json()) == config
+
+
+def test_a_config_as_json_is_what_json_reads_back():
+    settings = NOTHING_AT_ITS_DEFAULT.to_json()
+
+    assert json.loads(json.dumps(settings)) == settings
+    assert settings["data"]["train"] == ["a.jsonl=0.5", "org/name:train=400"]
 
 
 def test_the_round_trip_covers_every_field():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rm_ray.data.contract import ROLES, Pair, Reason, RefusedError, parse_pair
+from rm_ray.data.contract import LARGEST_MARGIN, ROLES, Pair, Reason, RefusedError, parse_pair
 
 Row = dict[str, Any]
 
@@ -149,7 +149,10 @@ def test_a_source_is_kept_and_else_the_default_stands():
         assert parse_pair({**row, "source": no_name}, "file.jsonl").source == "file.jsonl"
 
 
-@pytest.mark.parametrize(("margin", "expected"), [(None, 0.0), (0.25, 0.25), (-2, -2.0), (3, 3.0)])
+@pytest.mark.parametrize(
+    ("margin", "expected"),
+    [(None, 0.0), (0.25, 0.25), (-2, -2.0), (3, 3.0), (LARGEST_MARGIN, LARGEST_MARGIN)],
+)
 def test_a_margin_is_a_number_and_zero_where_there_is_none(margin: Any, expected: float):
     pair = parse_pair({"chosen": "So.", "rejected": "No.", "margin": margin})
 
@@ -184,6 +187,9 @@ REFUSED: list[tuple[Reason, Row]] = [
     (Reason.NOT_MESSAGES, both({"role": "user", "content": ["Why?"]})),
     (Reason.NOT_MESSAGES, {"prompt": 3, "chosen": "So.", "rejected": "No."}),
     (Reason.NOT_MESSAGES, {"prompt": {"a": 1}, "chosen": PAIR.chosen, "rejected": PAIR.rejected}),
+    (Reason.NOT_UNICODE, {"chosen": "half an emoji \ud83d", "rejected": "No."}),
+    (Reason.NOT_UNICODE, {"chosen": "So.", "rejected": "\ude00 half an emoji"}),
+    (Reason.NOT_UNICODE, both(user("half an emoji \ud83d"))),
     (Reason.UNKNOWN_ROLE, both(turn("human", "Why?"))),
     (Reason.UNKNOWN_ROLE, both({"content": "Why?"})),
     (Reason.UNKNOWN_ROLE, both({"role": ["user"], "content": "Why?"})),
@@ -225,8 +231,10 @@ REFUSED: list[tuple[Reason, Row]] = [
     (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": True}),
     (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": float("nan")}),
     (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": float("inf")}),
+    (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": -float("inf")}),
     (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": 10**400}),
-    (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": 1e39}),  # inf in float32
+    (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": 1.01 * LARGEST_MARGIN}),
+    (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": -1.01 * LARGEST_MARGIN}),
 ]
 
 
@@ -264,7 +272,8 @@ def test_a_refusal_says_what_was_found():
     "row",
     [
         {"chosen": "half an emoji \ud83d", "rejected": "No."},
-        both(user("half an emoji \ud83d")),
+        {"chosen": "So.", "half an emoji \ud83d": "No."},
+        both({"role": "\ud83d", "content": "Why?"}),
         {"chosen": "Human: \ud83d Human: Why?\n\nAssistant: So.", "rejected": "No."},
     ],
 )

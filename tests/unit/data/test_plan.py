@@ -343,10 +343,30 @@ def test_ranks_beyond_the_number_of_pairs_repeat_a_pair_that_does_not_count(
         assert lengths[members].tolist() == [lengths.min()]  # the cheapest there is
 
 
-def test_nothing_is_repeated_where_there_are_pairs_for_all_ranks():
-    for world_size in WORLD_SIZES:
-        ranks = spread(np.arange(1, 10), world_size, 1_000_000)
-        assert [weight for batches in ranks for _, weight in batches] == [1.0] * world_size
+@given(lengths_of_pairs, world_sizes, budgets)
+def test_a_pair_is_repeated_only_where_there_are_fewer_pairs_than_micro_batches(
+    lengths: np.ndarray, world_size: int, budget: int
+):
+    ranks = spread(lengths, world_size, budget)
+
+    weights = [weight for micro_batches in ranks for _, weight in micro_batches]
+    assert weights.count(0.0) == max(len(weights) - len(lengths), 0)
+
+
+def test_a_micro_batch_is_halved_where_a_rank_would_have_none():
+    # In fours, 16 equal pairs make 4 micro-batches, in threes 6; five ranks need 5.
+    ranks = spread(np.full(16, 10), 5, 1_000)
+
+    assert sorted(len(members) for ((members, _),) in ranks) == [2, 2, 4, 4, 4]
+
+
+def test_ranks_take_turns_at_the_costliest_micro_batch():
+    ranks = spread(np.array([40, 30, 20, 10]), 2, 1)  # every pair stands alone
+
+    assert [[members.tolist() for members, _ in batches] for batches in ranks] == [
+        [[0], [3]],
+        [[1], [2]],
+    ]
 
 
 @given(lengths_of_pairs, world_sizes, budgets)

@@ -330,12 +330,11 @@ def test_what_only_a_generation_prompt_holds_is_never_cut_from_the_responses():
     tokenizer = load_tokenizer("builtin", chat_template=template)
     pair = pair_of("Why?", "So.", "No.")
     whole = tokens_of(pair, tokenizer)
-    assert whole.prompt_length > whole.prefix_length
+    shared = whole.prefix_length
+    assert whole.prompt_length > shared
 
-    limits = {"over_length": "truncate", "max_length": len(whole.chosen_ids) - whole.prefix_length}
-    assert (
-        tokens_of(pair, tokenizer, **limits).chosen_ids == whole.chosen_ids[whole.prefix_length :]
-    )
+    limits = {"over_length": "truncate", "max_length": len(whole.chosen_ids) - shared}
+    assert tokens_of(pair, tokenizer, **limits).chosen_ids == whole.chosen_ids[shared:]
     limits["max_length"] -= 1
     assert refusal_of(pair, tokenizer, **limits).reason == Reason.TOO_LONG
 
