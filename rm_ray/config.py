@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import pydantic
 import yaml
@@ -161,7 +162,8 @@ class OptimizerConfig:
     """Stop after this many pairs, also in the middle of an epoch; none: after all epochs."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
+        rate = self.learning_rate
+        _require(0 < rate < math.inf, "optimizer.learning_rate", rate, "above 0 and finite")
         in_range = all(0 <= beta < 1 for beta in self.betas)
         _require(in_range, "optimizer.betas", self.betas, "two numbers from 0 up to, not with, 1")
         _require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
@@ -310,8 +312,8 @@ class TrainConfig:
     def from_yaml(cls, path: Path) -> TrainConfig:
         """Read a recipe; sections and fields it leaves out keep their defaults."""
         try:
-            settings = yaml.safe_load(path.read_text()) or {}
-        except FileNotFoundError:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (FileNotFoundError, IsADirectoryError):
             near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
             raise InputError(f"--recipe {path}: no such file. Recipes beside it: {near}") from None
         except yaml.YAMLError as error:
@@ -344,6 +346,8 @@ def _refuse_unknown(cls: type, settings: dict[str, Any], prefix: str, origin: st
             if not isinstance(value, dict):
                 raise InputError(f"{origin}: '{prefix}{name}' holds fields, got {value!r}")
             _refuse_unknown(hints[name], value, f"{prefix}{name}.", origin)
+        elif isinstance(value, bool) and bool not in (hints[name], *get_args(hints[name])):
+            raise InputError(f"{origin}: {prefix}{name} must not be true or false, got {value}")
 
 
 def _explain(error: pydantic.ValidationError) -> str:

@@ -40,9 +40,9 @@ class RefusedError(Exception):
     """A row breaks the contract; carries the reason and a short detail."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else str(reason))
         self.reason = reason
-        self.detail = detail
+        self.detail = _encodable(detail)
+        super().__init__(f"{reason}: {self.detail}" if detail else str(reason))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,8 @@ def parse_pair(row: dict[str, Any], default_source: str = "") -> Pair:
         if row.get(side) is None:
             raise RefusedError(Reason.MISSING_FIELD, f"columns: {', '.join(row) or 'none'}")
         sides[side] = _conversation(row[side], row.get("prompt"), side)
+        if not sides[side]:
+            raise RefusedError(Reason.EMPTY, f"{side} has no turns")
     chosen, rejected = sides["chosen"], sides["rejected"]
     if chosen[:-1] != rejected[:-1]:
         raise RefusedError(Reason.PROMPTS_DIFFER)
@@ -93,7 +95,7 @@ def parse_pair(row: dict[str, Any], default_source: str = "") -> Pair:
         chosen=chosen,
         rejected=rejected,
         margin=_margin(row.get("margin")),
-        source=source if isinstance(source, str) and source else default_source,
+        source=_encodable(source) if isinstance(source, str) and source else default_source,
     )
 
 
@@ -110,7 +112,7 @@ def _conversation(value: Any, prompt: Any, side: str) -> list[Message]:
     if isinstance(prompt, str):
         complete = len(messages) > 1
     else:
-        complete = messages[: len(explicit)] == explicit
+        complete = len(messages) > len(explicit) and messages[: len(explicit)] == explicit
     return messages if complete else explicit + messages
 
 
@@ -138,13 +140,12 @@ def _messages(value: Any, name: str) -> list[Message]:
 
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_STRAY_HALF_SURROGATE = re.compile("[\ud800-\udfff]")
-_SPEAKER = re.compile(r"(?:^|\s)(?:Human|Assistant):")
+_STRAY_SPEAKER = re.compile(r"(?:^|\s)(?:Human|Assistant):")
 
 
 def _transcript(text: str) -> list[Message]:
     """Read Anthropic's plain-text dialogue format (arXiv:2204.05862)."""
-    parts = _SPEAKER.split("\n\n" + text.strip("\n"))
+    parts = _SPEAKER.split("\n\n" + text.strip())
     roles = {"Human": "user", "Assistant": "assistant"}
     messages = [
         {"role": roles[speaker], "content": content.strip()}
@@ -159,8 +160,6 @@ def _transcript(text: str) -> list[Message]:
 
 
 def _check_turns(messages: list[Message], side: str) -> None:
-    if not messages:
-        raise RefusedError(Reason.EMPTY, f"{side} has no turns")
     if messages[-1]["role"] != "assistant":
         role = messages[-1]["role"]
         raise RefusedError(Reason.LAST_TURN_NOT_ASSISTANT, f"{side} ends with {role!r}")
@@ -178,3 +177,8 @@ def _margin(value: Any) -> float:
     if not is_number or not abs(value) <= LARGEST_MARGIN:  # also false for nan
         raise RefusedError(Reason.BAD_MARGIN, repr(value)[:80])
     return float(value)
+
+
+def _encodable(text: str) -> str:
+    """Return text that a file can hold: half a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()

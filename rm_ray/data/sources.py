@@ -54,6 +54,8 @@ class SourceSpec:
         if match is None:
             raise InputError(f"data source '{text}' must look like path-or-dataset[:split][=share]")
         share = match["share"]
+        if share and (share == "." or share.count(".") > 1):
+            raise InputError(f"data source '{text}': the share '{share}' is no number")
         fraction = float(share) if share and "." in share else None
         count = int(share) if share and "." not in share else None
         if fraction is not None and not 0 < fraction <= 1:
@@ -105,6 +107,11 @@ def resolve(spec: SourceSpec) -> list[Fragment]:
         return [Fragment(kind="builtin", location=BUILTIN, split=split)]
     if _is_path(location):
         return _resolve_path(spec)
+    if "=" in location:
+        raise InputError(
+            f"data source '{spec.text}': a share must be a fraction like 0.5 or a number of rows "
+            "like 400"
+        )
     return [Fragment(kind="hub", location=location, split=spec.split or "train")]
 
 
@@ -130,12 +137,13 @@ def _resolve_path(spec: SourceSpec) -> list[Fragment]:
     if filesystem.isdir(path):
         inside = {name.rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
         if inside & {"dataset_info.json", "dataset_dict.json"}:
-            return [Fragment(kind="saved", location=location, split=spec.split)]
+            where = location if "://" in location else path
+            return [Fragment(kind="saved", location=where, split=spec.split)]
         found = [name for name in filesystem.find(path) if _kind_of(name)]
-    elif any(c in path for c in "*?["):
-        found = [name for name in filesystem.glob(path) if _kind_of(name)]
+    elif filesystem.isfile(path):
+        found = [path]
     else:
-        found = [path] if filesystem.isfile(path) else []
+        found = [name for name in filesystem.glob(path) if _kind_of(name)]
     if not found:
         raise InputError(
             f"data source '{spec.text}': no such file, or nothing in it that ends in "
@@ -166,6 +174,8 @@ def select(specs: Sequence[SourceSpec], seed: int) -> list[Selection]:
         sizes = [count_rows(fragment) for fragment in fragments]
         total = sum(sizes)
         wanted = round((spec.fraction or 0) * total) if spec.count is None else spec.count
+        if not wanted:
+            raise InputError(f"data source '{spec.text}' comes to no row of {total}")
         if wanted > total:
             raise InputError(f"data source '{spec.text}' asks for {wanted} rows of {total}")
         rng = np.random.default_rng([seed, zlib.crc32(spec.location.encode())])
@@ -204,11 +214,15 @@ def read_rows(fragment: Fragment) -> Iterator[tuple[int, str]]:
 
 
 def _read_json_lines(path: str) -> Iterator[tuple[int, str]]:
+    for i, raw in _read_lines(path):
+        yield i, _checked_json(raw, f"{path}, line {i + 1}")
+
+
+def _read_lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not blank."""
     try:
         with fsspec.open(path, "rb", compression="infer") as lines:
-            for i, raw in enumerate(lines):
-                if raw.strip():
-                    yield i, _checked_json(raw, f"{path}, line {i + 1}")
+            yield from ((i, raw) for i, raw in enumerate(lines) if raw.strip())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is not a whole gzip file: {error}") from None
 
@@ -235,8 +249,10 @@ def _read_objects(fragment: Fragment) -> Iterator[dict[str, Any]]:
             with fsspec.open(fragment.location, "rb") as file:
                 for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_BATCH):
                     yield from batch.to_pylist()
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{fragment.location} is not a Parquet file: {error}") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(
+                f"{fragment.location} is not a Parquet file, or a damaged one: {error}"
+            ) from None
     else:
         yield from load_dataset(fragment)
 
@@ -250,7 +266,12 @@ def load_dataset(fragment: Fragment) -> datasets.Dataset:
     import datasets  # seconds to import, and most runs read plain files
 
     if fragment.kind == "saved":
-        loaded = datasets.load_from_disk(fragment.location)
+        try:
+            loaded = datasets.load_from_disk(fragment.location)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"data source '{fragment.origin}' is not a whole saved dataset: {error}"
+            ) from None
         if isinstance(loaded, datasets.Dataset):
             if fragment.split:
                 raise InputError(f"data source '{fragment.origin}': this dataset has no splits")
@@ -278,8 +299,7 @@ def count_rows(fragment: Fragment) -> int:
         with fsspec.open(fragment.location, "rb") as file:
             return int(pq.ParquetFile(file).metadata.num_rows)
     if fragment.kind == "jsonl":
-        with fsspec.open(fragment.location, "rb", compression="infer") as lines:
-            return sum(1 for line in lines if line.strip())
+        return sum(1 for _ in _read_lines(fragment.location))
     return len(load_dataset(fragment))
 
 

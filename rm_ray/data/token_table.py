@@ -133,6 +133,20 @@ def write_table(batches: Iterable[pa.RecordBatch], origins: Sequence[str], folde
     """Write cache rows (of any order) as flat arrays; the folder appears whole or not at all."""
     draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
     draft.mkdir(parents=True)
+    try:
+        _write_draft(batches, origins, draft)
+    except BaseException:
+        shutil.rmtree(draft)
+        raise
+    try:
+        draft.rename(folder)
+    except OSError:  # another process of this machine was first
+        shutil.rmtree(draft)
+        if not folder.is_dir():
+            raise
+
+
+def _write_draft(batches: Iterable[pa.RecordBatch], origins: Sequence[str], draft: Path) -> None:
     names: dict[str, int] = {}
     columns: dict[str, list[np.ndarray]] = {name: [np.empty(0, t)] for name, t in _COLUMNS.items()}
     position = 0
@@ -153,12 +167,6 @@ def write_table(batches: Iterable[pa.RecordBatch], origins: Sequence[str], folde
         np.save(draft / f"{name}.npy", array[order])
     names_of = {"sources": list(names), "origins": list(origins)}
     (draft / "names.json").write_text(json.dumps(names_of))
-    try:
-        draft.rename(folder)
-    except OSError:  # another process of this machine was first
-        shutil.rmtree(draft)
-        if not folder.is_dir():
-            raise
 
 
 def _column_arrays(batch: pa.RecordBatch, names: dict[str, int]) -> dict[str, np.ndarray]:

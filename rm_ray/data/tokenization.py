@@ -19,6 +19,13 @@ from rm_ray.errors import InputError
 
 PAD_TOKEN = "<|rm_pad|>"
 
+TEMPLATE_FAILURES = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError
+)  # fmt: skip
+"""What a template raises over a row: its own refusals, and Python's for what it does with it."""
+
+_PROBE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "An answer."}]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedPair:
@@ -56,7 +63,7 @@ def load_tokenizer(
             "into text; set data.chat_template to a Jinja template or to the path of one"
         )
     tokenizer.padding_side = "right"
-    _give_own_pad_token(tokenizer)
+    _give_own_pad_token(tokenizer, _template_ids(tokenizer))
     return tokenizer
 
 
@@ -91,9 +98,23 @@ def _read_template(template: str) -> str:
     return path.read_text()
 
 
-def _give_own_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Padding with EOS (or BOS) would hide real tokens from clients that pool by token id."""
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
+def _template_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of a short conversation, what the template writes around it included."""
+    try:
+        ids = tokenizer.apply_chat_template(_PROBE, return_dict=False)
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(
+            f"data.chat_template (or the tokenizer's own) has a mistake in line {error.lineno}: "
+            f"{error.message}"
+        ) from None
+    except TEMPLATE_FAILURES:  # the rows may be of a form that it takes
+        return set()
+    return set(ids)
+
+
+def _give_own_pad_token(tokenizer: PreTrainedTokenizerBase, written: set[int]) -> None:
+    """Padding with a real token would hide that one from clients that pool by token id."""
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id} | written
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
 
@@ -112,10 +133,12 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def ends_assistant_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether the template writes an end-of-turn or EOS token after the last response."""
-    answer = "An answer."
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    tail = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+    try:
+        text = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
+    except TEMPLATE_FAILURES:
+        return True  # the rows that it refuses too will say so
+    after = text.rpartition(_PROBE[-1]["content"])[2]
+    tail = tokenizer(after, add_special_tokens=False)["input_ids"]
     return bool(_special_ids(tokenizer).intersection(tail))
 
 
@@ -169,8 +192,9 @@ class PairTokenizer:
         try:
             chosen, rejected = self._apply(pair.chosen), self._apply(pair.rejected)
             prompt = self._apply(pair.prompt, add_generation_prompt=True) if pair.prompt else ""
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise RefusedError(Reason.TEMPLATE_REFUSED, str(error)) from None
+        except TEMPLATE_FAILURES as error:
+            detail = str(error) or type(error).__name__
+            raise RefusedError(Reason.TEMPLATE_REFUSED, detail) from None
         if not chosen or not rejected:
             raise RefusedError(Reason.TEMPLATE_REFUSED, "it gives no text")
         return prompt, chosen, rejected
