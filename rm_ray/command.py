@@ -18,6 +18,8 @@ from rm_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+PROGRAM = "python jobs/train.py"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand:
@@ -45,13 +47,13 @@ def parse_command(arguments: Sequence[str]) -> TrainCommand:
     Raises:
         InputError: the recipe is missing, or a setting in it is unknown or wrong.
     """
-    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first_look = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     first_look.add_argument("--recipe", type=Path)
     recipe = first_look.parse_known_args(arguments)[0].recipe
     config = TrainConfig() if recipe is None else TrainConfig.from_yaml(recipe)
     return tyro.cli(
         TrainCommand,
-        prog="python jobs/train.py",
+        prog=PROGRAM,
         args=list(arguments),
         default=TrainCommand(recipe=recipe, config=config),
         use_underscores=True,

@@ -129,7 +129,9 @@ class Plan:
 def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of an epoch: ``[N]``, each index once."""
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    return rng.permutation(num_pairs)
+    order = rng.permutation(num_pairs)
+    order.setflags(write=False)  # it is kept and shared
+    return order
 
 
 def spread(
