@@ -16,6 +16,8 @@ from rm_ray.errors import InputError
 
 BUILTIN = "builtin"
 """Names the embedded pairs, tokenizer and model, which need no download."""
+METRICS = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin")
+"""What is measured of pairs in training and in evaluation."""
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
@@ -42,7 +44,7 @@ class RunConfig:
         legal = legal and all(c.isalnum() or c in "._-" for c in self.name)
         _require(legal, "run.name", self.name, "letters, digits, '.', '_' and '-'")
         _require(bool(self.storage_path), "run.storage_path", self.storage_path, "a path or a URI")
-        _require(self.seed >= 0, "run.seed", self.seed, "at least 0")
+        _require(0 <= self.seed < 2**32, "run.seed", self.seed, "from 0 to 4294967295")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +168,10 @@ class OptimizerConfig:
         _require(0 < rate < math.inf, "optimizer.learning_rate", rate, "above 0 and finite")
         in_range = all(0 <= beta < 1 for beta in self.betas)
         _require(in_range, "optimizer.betas", self.betas, "two numbers from 0 up to, not with, 1")
-        _require(self.eps > 0, "optimizer.eps", self.eps, "above 0")
+        _require(0 < self.eps < math.inf, "optimizer.eps", self.eps, "above 0 and finite")
         for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
             value = getattr(self, name)
-            _require(value >= 0, f"optimizer.{name}", value, "at least 0")
+            _require(0 <= value < math.inf, f"optimizer.{name}", value, "at least 0 and finite")
         _require(self.epochs >= 1, "optimizer.epochs", self.epochs, "at least 1")
         limit = self.max_episodes
         _require(limit is None or limit >= 1, "optimizer.max_episodes", limit, "at least 1")
@@ -248,8 +250,9 @@ class CheckpointConfig:
         every, keep, metric = self.every_steps, self.keep, self.keep_best_by
         _require(every >= 0, "checkpoint.every_steps", every, "at least 0")
         _require(keep >= 1, "checkpoint.keep", keep, "at least 1")
-        known = metric is None or metric.startswith(("eval/rm/", "train/rm/"))
-        _require(known, "checkpoint.keep_best_by", metric, "an eval/rm/ or train/rm/ metric")
+        known = [f"{part}/rm/{name}" for part in ("eval", "train") for name in METRICS]
+        rule = f"one of {', '.join(known)}"
+        _require(metric is None or metric in known, "checkpoint.keep_best_by", metric, rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +319,7 @@ class TrainConfig:
         except (FileNotFoundError, IsADirectoryError):
             near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
             raise InputError(f"--recipe {path}: no such file. Recipes beside it: {near}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"--recipe {path} is not valid YAML: {error}") from None
         if not isinstance(settings, dict):
             raise InputError(f"--recipe {path} must hold sections with fields, got {settings!r}")

@@ -35,7 +35,9 @@ class Storage:
         try:
             return cls(*pafs.FileSystem.from_uri(uri))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            pass
+            pass  # a scheme that fsspec may know
+        except OSError as error:
+            raise InputError(f"run.storage_path '{uri}' cannot be opened: {error}") from None
         try:
             filesystem, path = fsspec.url_to_fs(uri)
         except (ValueError, ImportError) as error:

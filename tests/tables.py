@@ -10,7 +10,7 @@ import pyarrow as pa
 from rm_ray.config import DataConfig
 from rm_ray.data.synthetic import generate_pairs
 from rm_ray.data.token_cache import tokenize_rows
-from rm_ray.data.token_table import SCHEMA, TABLE_COLUMNS, TokenTable, _map_table, write_table
+from rm_ray.data.token_table import SCHEMA, TABLE_COLUMNS, TokenTable, map_table, write_table
 from rm_ray.data.tokenization import PairTokenizer, load_tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -31,7 +31,7 @@ def make_table(
     columns = {name: [row[name] for row in cached] for name in TABLE_COLUMNS}
     batch = pa.record_batch(columns, schema=schema)
     write_table([batch], ("rows",), folder)
-    return _map_table(folder)
+    return map_table(folder)
 
 
 def builtin_table(folder: Path, count: int, split: str = "train") -> tuple[TokenTable, Any]:

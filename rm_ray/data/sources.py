@@ -8,6 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -225,6 +226,8 @@ def _read_lines(path: str) -> Iterator[tuple[int, bytes]]:
             yield from ((i, raw) for i, raw in enumerate(lines) if raw.strip())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is not a whole gzip file: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def _checked_json(raw: bytes, where: str) -> str:
@@ -233,10 +236,10 @@ def _checked_json(raw: bytes, where: str) -> str:
         json.loads(text)
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8 text ({error})") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{where}: not valid JSON ({error.msg} at character {error.pos + 1}); each line must "
-            "be one object with 'chosen' and 'rejected'"
+            f"{where}: not valid JSON ({error}); each line must be one object with 'chosen' and "
+            "'rejected'"
         ) from None
     return text
 
@@ -245,16 +248,20 @@ def _read_objects(fragment: Fragment) -> Iterator[dict[str, Any]]:
     if fragment.kind == "builtin":
         yield from synthetic.generate_pairs(fragment.split or "train")
     elif fragment.kind == "parquet":
-        try:
-            with fsspec.open(fragment.location, "rb") as file:
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_BATCH):
-                    yield from batch.to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(
-                f"{fragment.location} is not a Parquet file, or a damaged one: {error}"
-            ) from None
+        with _open_parquet(fragment.location) as file:
+            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
+                yield from batch.to_pylist()
     else:
         yield from load_dataset(fragment)
+
+
+@contextmanager
+def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with fsspec.open(path, "rb") as file:
+            yield pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a Parquet file, or a damaged one: {error}") from None
 
 
 def load_dataset(fragment: Fragment) -> datasets.Dataset:
@@ -296,8 +303,8 @@ def count_rows(fragment: Fragment) -> int:
     if fragment.kind == "builtin":
         return synthetic.SPLITS[fragment.split or "train"]
     if fragment.kind == "parquet":
-        with fsspec.open(fragment.location, "rb") as file:
-            return int(pq.ParquetFile(file).metadata.num_rows)
+        with _open_parquet(fragment.location) as file:
+            return int(file.metadata.num_rows)
     if fragment.kind == "jsonl":
         return sum(1 for _ in _read_lines(fragment.location))
     return len(load_dataset(fragment))

@@ -30,6 +30,11 @@ STEPS_PER_TASK = 8
 BLOCK_BYTES = 2 * 2**20
 """A task hands micro-batches over in blocks of about this size, without waiting for its end."""
 
+TASKS_AT_ONCE = 2
+
+READ_AHEAD_BYTES = 64 * 2**20
+"""What a rank's pipeline may hold in the object store ahead of its reader."""
+
 PREFETCHED = 4
 """Micro-batches held ready beside the one in use."""
 
@@ -90,13 +95,18 @@ class RankStream:
     def _rows(self, first_step: int, num_steps: int) -> Iterator[LoadedMicroBatch]:
         num_tasks = min(-(-(num_steps - first_step) // STEPS_PER_TASK), MOST_TASKS)
         dataset = ray.data.range(num_steps - first_step, override_num_blocks=num_tasks)
+        # A task that waits for its reader must not hold a CPU that another rank's needs.
         dataset = dataset.map_batches(
-            _load_steps, fn_args=(self, first_step), batch_size=1, num_cpus=1
+            _load_steps,
+            fn_args=(self, first_step),
+            batch_size=1,
+            num_cpus=0,
+            concurrency=TASKS_AT_ONCE,
         )
         dataset.context.target_max_block_size = BLOCK_BYTES
         options = dataset.context.execution_options
         options.preserve_order = True
-        options.resource_limits = options.resource_limits.copy(cpu=2)
+        options.resource_limits = options.resource_limits.copy(object_store_memory=READ_AHEAD_BYTES)
         batches = dataset.iterator().iter_batches(
             batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED
         )

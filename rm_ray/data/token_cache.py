@@ -28,7 +28,7 @@ from rm_ray.data.sources import Selection, SourceSpec
 from rm_ray.data.token_table import ROWS_PER_BATCH, SCHEMA, TokenParts
 from rm_ray.data.tokenization import PairTokenizer, TokenizedPair
 from rm_ray.data.tokenization import fingerprint as tokenizer_fingerprint
-from rm_ray.errors import InputError
+from rm_ray.errors import find_input_error
 from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ ABANDONED_AFTER_S = 3_600.0
 class TokenCache:
     """A finished build: Parquet parts, quarantine file and the counts of its manifest."""
 
-    key: str
-    """Hash of contents, tokenizer, template and limits."""
+    identity: str
+    """Hash of contents, tokenizer, template and limits, wherever the files lie."""
     parts: TokenParts
     folder: Storage
     data_hash: str
@@ -84,7 +84,8 @@ def build_token_cache(
     selections = sources.select([SourceSpec.parse(text) for text in specs], seed)
     data_hash = sources.fingerprint(selections)
     origins = tuple(selection.fragment.origin for selection in selections)
-    key = _key(data_hash, origins, config, tokenizer)
+    identity = _hash(data_hash, tokenizer_fingerprint(tokenizer), _limits(config))
+    key = _hash(FORMAT, identity, origins)[:16]
     home = storage.folder(f"token_cache/{key}")
     if (manifest := home.read_json("manifest.json")) is not None:
         logger.info("token cache %s: found, %s pairs", key, f"{manifest['num_pairs']:,}")
@@ -99,32 +100,25 @@ def build_token_cache(
     )
     _write_parts(selections, PairTokenizer(tokenizer, config), parts)
     counts = _write_quarantine(parts, home.folder(build))
-    manifest = {"key": key, "build": build, "data_hash": data_hash, **counts}
+    hashes = {"identity": identity, "data_hash": data_hash}
+    manifest = {"key": key, "build": build, **hashes, **counts}
     home.write_json("manifest.json", manifest)
     seconds = time.monotonic() - started
     logger.info("token cache %s: %s pairs in %.1f s", key, f"{counts['num_pairs']:,}", seconds)
     return _from_manifest(home, manifest)
 
 
-def _key(
-    data_hash: str,
-    origins: Sequence[str],
-    config: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
-) -> str:
-    parts = {
-        "format": FORMAT,
-        "data": data_hash,
-        "origins": origins,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "limits": [config.max_length, config.max_prompt_length, config.over_length],
-    }
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+def _limits(config: DataConfig) -> list[int | str | None]:
+    return [config.max_length, config.max_prompt_length, config.over_length]
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _from_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
     return TokenCache(
-        key=manifest["key"],
+        identity=manifest["identity"],
         parts=TokenParts(
             key=f"{manifest['key']}-{manifest['build']}",
             parts=home.folder(f"{manifest['build']}/parts"),
@@ -219,16 +213,7 @@ def _write_parts(
             batch_size=ROWS_PER_BATCH,
         ).write_parquet(path, filesystem=filesystem)
     except RayError as error:
-        raise _input_error_in(error) or error from None
-
-
-def _input_error_in(error: BaseException | None) -> InputError | None:
-    """Find the error of a source in the chain that Ray wraps around it."""
-    while error is not None:
-        if isinstance(error, InputError):
-            return InputError(str(error.args[0]))
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+        raise find_input_error(error) or error from None
 
 
 def _write_quarantine(parts: TokenParts, folder: Storage) -> dict[str, Any]:

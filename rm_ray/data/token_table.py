@@ -195,11 +195,12 @@ def open_table(cache: TokenParts) -> TokenTable:
     folder = local_home() / "tables" / cache.key
     if not folder.is_dir():
         write_table(cache.scan(TABLE_COLUMNS, refused=False), cache.origins, folder)
-    return _map_table(folder)
+    return map_table(folder)
 
 
 @functools.lru_cache(maxsize=4)
-def _map_table(folder: Path) -> TokenTable:
+def map_table(folder: Path) -> TokenTable:
+    """Map a folder that ``write_table`` made."""
     names = json.loads((folder / "names.json").read_text())
     path = folder / "tokens.bin"
     empty = not path.stat().st_size

@@ -90,12 +90,13 @@ def _load(name_or_path: str, revision: str | None) -> PreTrainedTokenizerBase:
 def _read_template(template: str) -> str:
     if "{" in template:
         return template
-    path = Path(template).expanduser()
-    if not path.is_file():
+    try:
+        return Path(template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"data.chat_template '{template}' is neither a Jinja template nor a file here"
-        )
-    return path.read_text()
+            f"data.chat_template '{template[:200]}' is neither a Jinja template nor a text file "
+            f"here: {error}"
+        ) from None
 
 
 def _template_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

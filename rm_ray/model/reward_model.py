@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -91,11 +92,11 @@ def _architecture(config: ModelConfig, vocab_size: int) -> PretrainedConfig:
     try:
         if path.suffix == ".json":
             fields = json.loads(path.read_text())
-            return AutoConfig.for_model(fields.pop("model_type"), **fields)
+            return AutoConfig.for_model(**fields)
         source = str(path) if path.is_dir() else name
         return AutoConfig.from_pretrained(source, revision=config.revision)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"model.name_or_path '{name}' cannot be loaded: it must be a folder with config.json "
             "and weights, a config.json with model_type (random weights), or a name on the Hugging "
@@ -124,7 +125,29 @@ def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) 
             f"model.name_or_path '{config.name_or_path}' is a {architecture.model_type}, for which "
             "transformers has no sequence classification; choose a decoder such as Llama or Qwen"
         )
+    path = Path(config.name_or_path).expanduser()
+    if path.is_dir() and not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
+        raise InputError(
+            f"model.name_or_path '{config.name_or_path}' is a folder without weights "
+            "(*.safetensors, *.bin); name its config.json for random ones"
+        )
+    try:
+        with torch.device("meta"):
+            _from_config(config, architecture)
+    except (ValueError, ImportError, TypeError, RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"model.name_or_path '{config.name_or_path}' with model.attention "
+            f"'{config.attention}' cannot be built: {reason}"
+        ) from None
     return architecture
+
+
+def _from_config(config: ModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+        architecture, dtype=torch.float32, attn_implementation=config.attention
+    )
+    return model
 
 
 def has_weights(config: ModelConfig) -> bool:
@@ -155,9 +178,7 @@ def build_reward_model(
                 attn_implementation=config.attention,
             )
         else:
-            classifier = AutoModelForSequenceClassification.from_config(
-                architecture, dtype=torch.float32, attn_implementation=config.attention
-            )
+            classifier = _from_config(config, architecture)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model.name_or_path '{config.name_or_path}': {reason}") from None

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 RUN_TAG = "rm_ray.run"
 """Tag that tells a run of ours, by the key that it was given at its beginning."""
 
+UNREACHABLE = (MlflowException, OSError, ImportError)
+"""What a call raises when MLflow is away or refuses, or a database's driver is not installed."""
+
 _MARKER = {"train": "episode", "eval": "eval/rm/loss"}
 """A metric that every record of a kind has, to ask MLflow how far it got."""
 
@@ -70,21 +73,24 @@ def open_run(
         found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{key}'")
         if found:
             run_id = str(found[0].info.run_id)
-            client.set_terminated(run_id, "RUNNING")
-            return run_id
-        run_id = str(
-            client.create_run(experiment_id, run_name=name, tags={RUN_TAG: key}).info.run_id
-        )
+            client.update_run(run_id, status="RUNNING")
+        else:
+            created = client.create_run(experiment_id, run_name=name, tags={RUN_TAG: key})
+            run_id = str(created.info.run_id)
         client.log_batch(
             run_id,
-            params=[Param(k, str(v)) for k, v in params.items()],
+            params=[] if found and found[0].data.params else _params(params),
             tags=[RunTag(k, v) for k, v in tags.items()],
         )
-    except (MlflowException, OSError) as error:
+    except UNREACHABLE as error:
         reason = str(error).splitlines()[0]
         logger.warning("MLflow at %s cannot be used: %s", target.tracking_uri, reason)
         return None
     return run_id
+
+
+def _params(params: dict[str, Any]) -> list[Param]:
+    return [Param(name, str(value)) for name, value in params.items()]
 
 
 def _artifact_location(tracking_uri: str) -> str | None:
@@ -103,27 +109,30 @@ class MetricShipper:
     def __init__(self, target: MlflowTarget, run_id: str, history: Sequence[Record]) -> None:
         self._target, self._run_id = target, run_id
         self._queue: queue.Queue[Record | tuple[str, list[dict[str, Any]]] | None] = queue.Queue()
+        self._unsent = 0
         for record in history:
-            self._queue.put(record)
+            self.send(record)
         self._thread = threading.Thread(target=self._run, name="mlflow-shipper", daemon=True)
         self._thread.start()
 
     def send(self, record: Record) -> None:
         """Hand over the metrics of a step."""
+        self._unsent += 1
         self._queue.put(record)
 
     def send_table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Hand over a table, shown under ``name`` among the run's artifacts."""
+        self._unsent += 1
         self._queue.put((name, rows))
 
     def close(self, patience_s: float = 30.0) -> int:
         """Send what is left, for so long; return how many items stay unsent."""
         self._queue.put(None)
         self._thread.join(patience_s)
-        return self._queue.qsize() if self._thread.is_alive() else 0
+        return self._unsent
 
     def _run(self) -> None:
-        client = self._target.client()
+        client = self._retry(self._target.client)
         shipped = self._retry(lambda: {k: self._last_step(client, k) for k in _MARKER})
         is_open = True
         while is_open:
@@ -136,7 +145,9 @@ class MetricShipper:
             records = [item for item in items if isinstance(item, Record)]
             for name, rows in tables:
                 self._retry(lambda n=name, r=rows: log_table(client, self._run_id, n, r))
+                self._unsent -= 1
             new = [r for r in records if r.step > shipped[r.kind]]
+            self._unsent -= len(records) - len(new)
             for first in range(0, len(new), 40):
                 metrics = [
                     Metric(name, value, record.timestamp, record.step)
@@ -144,6 +155,7 @@ class MetricShipper:
                     for name, value in record.metrics.items()
                 ]
                 self._retry(lambda m=metrics: client.log_batch(self._run_id, metrics=m))
+                self._unsent -= len(new[first : first + 40])
 
     def _last_step(self, client: mlflow.MlflowClient, kind: str) -> int:
         points = client.get_metric_history(self._run_id, _MARKER[kind])
@@ -155,7 +167,7 @@ class MetricShipper:
         while True:
             try:
                 return call()
-            except (MlflowException, OSError) as error:
+            except UNREACHABLE as error:
                 logger.warning("MLflow does not answer, trying again: %s", str(error)[:200])
                 time.sleep(delay)
                 delay = min(2 * delay, 30.0)
@@ -175,11 +187,20 @@ def finish_run(
     target: MlflowTarget,
     run_id: str,
     *,
+    history: Sequence[Record],
     config: dict[str, Any],
     refused: list[dict[str, Any]],
     figures: Sequence[Path],
 ) -> None:
-    """Add the run's config, refused rows and figures, and mark it finished."""
+    """Send what MLflow missed, add config, refused rows and figures, and mark it finished."""
+    if unsent := MetricShipper(target, run_id, history).close():
+        logger.warning(
+            "MLflow at %s did not take %d of %d records; history.jsonl in the run's folder has all",
+            target.tracking_uri,
+            unsent,
+            len(history),
+        )
+        return
     try:
         client = target.client()
         client.log_dict(run_id, config, "config.yaml")
@@ -187,5 +208,13 @@ def finish_run(
         for figure in figures:
             client.log_artifact(run_id, str(figure), "plots")
         client.set_terminated(run_id, "FINISHED")
-    except (MlflowException, OSError) as error:
+    except UNREACHABLE as error:
         logger.warning("MLflow did not take the run's files: %s", str(error)[:200])
+
+
+def fail_run(target: MlflowTarget, run_id: str) -> None:
+    """Mark a run as failed."""
+    try:
+        target.client().set_terminated(run_id, "FAILED")
+    except UNREACHABLE as error:
+        logger.warning("MLflow does not know that the run failed: %s", str(error)[:200])

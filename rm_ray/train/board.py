@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from typing import Any, TextIO
+from typing import Any
 
 import ray
 
@@ -66,8 +66,8 @@ class BoardReader:
     every few seconds.
     """
 
-    def __init__(self, board: Any, stream: TextIO = sys.stdout, *, every_s: float = 5.0) -> None:
-        self._board, self._stream, self._every_s = board, stream, every_s
+    def __init__(self, board: Any, *, every_s: float = 5.0) -> None:
+        self._board, self._stream, self._every_s = board, sys.stdout, every_s
         self._stop = threading.Event()
         self._shown, self._shown_at = "", 0.0
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)

@@ -166,6 +166,7 @@ def _deepspeed_settings(
     return {
         "zero_optimization": zero,
         "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "gradient_clipping": optimizer.max_grad_norm,
         "gradient_accumulation_steps": 1,
         "train_micro_batch_size_per_gpu": 1,

@@ -52,7 +52,11 @@ class Prepared:
     @property
     def identity(self) -> dict[str, str]:
         """What a resumed run must share with the one it goes on with."""
-        return {"data": self.train.key, "plan": self.plan.fingerprint()}
+        return {
+            "train": self.train.identity,
+            "eval": self.held_out.identity if self.held_out else "",
+            "plan": self.plan.fingerprint(),
+        }
 
     @property
     def refused(self) -> list[dict[str, Any]]:

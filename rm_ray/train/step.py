@@ -47,7 +47,7 @@ def train_step(
         NonFiniteLossError: before the weights are touched, where it is the loss.
     """
     metrics = PairMetrics.zero(engine.device)
-    losses_of: list[Tensor] = []
+    checks: list[Tensor] = []
     scale = engine.world_size / num_pairs  # the engine averages over ranks
     for i, micro_batch in enumerate(micro_batches):
         pairs = micro_batch.pad(pad_token_id).to(engine.device)
@@ -57,26 +57,27 @@ def train_step(
             losses = bradley_terry_loss(chosen, rejected, pairs.margins)
             engine.backward((losses * pairs.weights).sum() * scale)
         metrics.add(rewards, losses, pairs.weights, num_tokens=micro_batch.num_tokens)
-        losses_of.append(losses.detach())
+        checks.append((losses + chosen - rejected).detach())
     engine.sum_over_ranks(metrics.sums)
     assert metrics.count == num_pairs, f"{metrics.count} pairs in a step of {num_pairs}"
     step = micro_batches[0].plan.step
     if not torch.isfinite(metrics.sums).all():
-        raise NonFiniteLossError(step, _at_fault(engine, micro_batches, losses_of))
+        raise NonFiniteLossError(step, _at_fault(engine, micro_batches, checks))
     grad_norm = engine.step(learning_rate)
     if not math.isfinite(grad_norm):
-        everything = [torch.full_like(losses, math.nan) for losses in losses_of]
+        everything = [torch.full_like(check, math.nan) for check in checks]
         raise NonFiniteLossError(step, _at_fault(engine, micro_batches, everything))
     return StepMetrics(pairs=metrics, grad_norm=grad_norm)
 
 
 def _at_fault(
-    engine: Engine, micro_batches: Sequence[LoadedMicroBatch], losses_of: Sequence[Tensor]
+    engine: Engine, micro_batches: Sequence[LoadedMicroBatch], checks: Sequence[Tensor]
 ) -> list[int]:
+    """Return the pairs, over all ranks, whose check ``[P]`` is not finite."""
     mine = [
         int(pair)
-        for micro_batch, losses in zip(micro_batches, losses_of, strict=True)
-        for pair, loss in zip(micro_batch.plan.pairs, losses.tolist(), strict=True)
-        if not math.isfinite(loss)
+        for micro_batch, check in zip(micro_batches, checks, strict=True)
+        for pair, value in zip(micro_batch.plan.pairs, check.tolist(), strict=True)
+        if not math.isfinite(value)
     ]
     return sorted({pair for pairs in engine.gather_objects(mine) for pair in pairs})

@@ -17,10 +17,10 @@ from ray.train.torch import TorchTrainer
 from rm_ray.config import TrainConfig, flatten
 from rm_ray.data.stream import PerRankStreams, PlannedPairs
 from rm_ray.data.token_table import open_table
-from rm_ray.errors import InputError
+from rm_ray.errors import InputError, find_input_error
 from rm_ray.storage import Storage
 from rm_ray.tracking.history import History
-from rm_ray.tracking.mlflow_run import finish_run, open_run
+from rm_ray.tracking.mlflow_run import fail_run, finish_run, open_run
 from rm_ray.tracking.plots import plot_run
 from rm_ray.train.board import BoardReader, start_board
 from rm_ray.train.prepare import Prepared, describe_data, describe_run, in_order, prepare
@@ -95,13 +95,14 @@ def fit(prepared: Prepared) -> ray.train.Result:
     config, run = prepared.config, prepared.run
     record = open_record(prepared)
     refuse_other_data(prepared, record)
-    record["mlflow_run_id"] = open_run(
+    run_id = open_run(
         prepared.mlflow,
         name=config.run.name,
         key=record["key"],
         params={**flatten(config.to_json()), "data_hash": prepared.train.data_hash},
         tags=versions(),
     )
+    record["mlflow_run_id"] = run_id or record.get("mlflow_run_id")
     run.write_json(RUN, record)
     board = start_board()
     job = TrainJob(
@@ -152,11 +153,13 @@ def refuse_other_data(prepared: Prepared, record: dict[str, Any]) -> None:
         InputError: saying what differs.
     """
     cluster, before = prepared.config.cluster, record["config"]["cluster"]
-    if prepared.identity != record["identity"]:
+    then, now = record["identity"], prepared.identity
+    differing = [name for name in now if then.get(name) != now[name]]
+    if differing:
         raise InputError(
-            f"run '{prepared.config.run.name}' began with other training pairs, tokenizer or chat "
-            "template than those of now, though its configuration is the same; restore them, or "
-            "choose another --run.name"
+            f"run '{prepared.config.run.name}' began with other pairs, tokenizer or chat template "
+            f"than those of now (differing: {', '.join(differing)}), though its configuration is "
+            "the same; restore them, or choose another --run.name"
         )
     if cluster.zero_stage > 0 and cluster.num_workers != before["num_workers"]:
         raise InputError(
@@ -215,13 +218,8 @@ def score_order(metric: str | None) -> str:
 def _explain(error: ray.train.TrainingFailedError) -> Exception:
     """Return the user's error where there is one inside, else what failed and where."""
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, InputError):
-                return InputError(str(cause))
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return TrainingError(str(error))
+    found = (find_input_error(failure) for failure in failures.values())
+    return next((cause for cause in found if cause), TrainingError(str(error)))
 
 
 def finish(prepared: Prepared, fitted: ray.train.Result) -> dict[str, Any]:
@@ -232,10 +230,12 @@ def finish(prepared: Prepared, fitted: ray.train.Result) -> dict[str, Any]:
     """
     config, run = prepared.config, prepared.run
     outcome = dict(fitted.return_value or {})
+    run_id = run.read_json(RUN)["mlflow_run_id"]
     if "not_finite" in outcome:
+        if run_id is not None:
+            fail_run(prepared.mlflow, run_id)
         raise TrainingError(_describe_not_finite(prepared, outcome["not_finite"]))
     history = History.from_json_lines(outcome.pop("history").splitlines())
-    run_id = run.read_json(RUN)["mlflow_run_id"]
     with tempfile.TemporaryDirectory(prefix="rm_ray-plots-") as folder:
         figures = plot_run(history.records, f"{config.run.name}", Path(folder))
         run.upload(Path(folder), PLOTS)
@@ -243,6 +243,7 @@ def finish(prepared: Prepared, fitted: ray.train.Result) -> dict[str, Any]:
             finish_run(
                 prepared.mlflow,
                 run_id,
+                history=history.records,
                 config=config.to_json(),
                 refused=prepared.row_counts,
                 figures=figures,
@@ -281,7 +282,7 @@ def _describe_not_finite(prepared: Prepared, found: dict[str, Any]) -> str:
     ids = [table.pair_id(pair) for pair in found["pairs"]]
     shown = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
     return (
-        f"the loss or gradient of step {found['step']} is not a finite number, so training stopped "
-        f"before it could spoil the weights. Pairs at fault: {shown}. Look at them, or lower "
-        "optimizer.learning_rate; the checkpoints before it are kept"
+        f"the loss or gradient of step {found['step']} is not a finite number, so training "
+        f"stopped. Pairs at fault: {shown}. Look at them, or lower optimizer.learning_rate; the "
+        "checkpoints before it are kept"
     )

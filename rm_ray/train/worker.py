@@ -132,6 +132,8 @@ def restore(state: WorkerState) -> None:
     if state.engine.rank == 0 and job.mlflow_run_id is not None:
         state.shipper = MetricShipper(job.mlflow, job.mlflow_run_id, state.history.records)
         for info in job.run.list(SAMPLES):
+            if not info.base_name.endswith(".json"):
+                continue  # a kill may leave a draft
             rows = job.run.read_json(f"{SAMPLES}/{info.base_name}")
             state.shipper.send_table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
 

@@ -80,9 +80,12 @@ def test_the_same_key_is_found_and_a_changed_one_is_built(cluster, tmp_path):
     assert again == first
     assert Path(again.quarantine).stat().st_mtime_ns == stamp
     shorter = build([spec], storage, max_length=20)
-    assert shorter.key != first.key
+    assert shorter.identity != first.identity
     assert shorter.num_pairs < first.num_pairs
     assert set(shorter.refused) == {"too long"}
+    moved = build([write_rows(tmp_path / "moved.jsonl", rows)], storage)
+    assert (moved.identity, moved.data_hash) == (first.identity, first.data_hash)
+    assert open_table(moved.parts).pair_id(0) == f"{tmp_path / 'moved.jsonl'}:0"
     write_rows(path, rows[:-1])
     fewer = build([spec], storage)
     assert (fewer.num_pairs, first.num_pairs) == (7, 8)

@@ -95,13 +95,13 @@ def test_the_debug_recipe_runs_as_a_submitted_job(head: Head, tmp_path: Path) ->
         RAY, "job", "submit", "--address", head.dashboard, "--working-dir", str(ROOT), "--",
         sys.executable, "jobs/train.py", "--recipe", "jobs/recipes/debug.yaml",
         "--run.name", "submitted", "--run.storage_path", str(storage),
-        "--optimizer.max_episodes", "320", "--cluster.cpus_per_worker", "1",
     ]  # fmt: skip
     job = subprocess.run(command, env=head.environment, capture_output=True, text=True, check=False)
     assert job.returncode == 0, job.stdout + job.stderr
-    assert "step 5/5 · episode 320" in job.stdout
-    assert "run 'submitted': 5 steps, 320 pairs" in job.stdout
+    assert "step 282/282 · episode 18,000" in job.stdout
+    assert "run 'submitted': 282 steps, 18,000 pairs" in job.stdout
     assert "succeeded" in job.stdout
     result = json.loads((storage / "submitted" / "result.json").read_text())
-    assert (result["steps"], result["episodes"], result["eval_pairs"]) == (5, 320, 500)
+    assert (result["steps"], result["episodes"], result["eval_pairs"]) == (282, 18_000, 500)
+    assert result["metrics"]["eval/rm/accuracy"] >= 0.90
     assert Path(result["export"], "model.safetensors").is_file()

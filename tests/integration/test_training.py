@@ -195,6 +195,29 @@ def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int]) ->
             return
 
 
+def test_a_killed_worker_under_zero_3_goes_on_with_the_same_losses(
+    finished: FinishedRun, storage: Path
+) -> None:
+    settings = small_run(storage, "zero-3")
+    settings["cluster"]["zero_stage"] = 3
+    killed: list[int] = []
+    killer = threading.Thread(
+        target=kill_a_worker_after_the_first_checkpoint, args=(storage / "zero-3", killed)
+    )
+    killer.start()
+    train(TrainConfig.from_dict(settings))
+    killer.join()
+    assert len(killed) == 1
+    ours, plain = history(storage / "zero-3"), history(finished.folder)
+    assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in plain]
+    for mine, other in zip(ours, plain, strict=True):
+        name = f"{mine['kind']}/rm/loss"
+        assert mine["metrics"][name] == pytest.approx(other["metrics"][name], abs=1e-4)
+    weights, expected = exported_weights(storage / "zero-3"), exported_weights(finished.folder)
+    assert weights.keys() == expected.keys()
+    assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in expected.items()}
+
+
 @pytest.fixture
 def mlflow_server(tmp_path: Path) -> Iterator[str]:
     """A real MLflow server on loopback."""
@@ -279,6 +302,12 @@ def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     assert "resumed from the checkpoint of step" in again.stdout
     assert "run 'driver-killed': 20 steps, 306 pairs" in again.stdout
     assert_same_outcome(folder, finished.folder)
+    result = json.loads((folder / "result.json").read_text())
+    check_mlflow(result, small_run(storage, "driver-killed"))
+    client = mlflow.MlflowClient(result["mlflow_tracking_uri"])
+    experiment = client.get_experiment_by_name("tests")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.run_name for run in runs].count("driver-killed") == 1
     _, alive = psutil.wait_procs(children, timeout=120)
     assert not alive, "a killed driver leaves no process of its local Ray behind"
 
@@ -304,6 +333,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs(
     settings = small_run(storage, "not-finite")
     settings["optimizer"] = {"learning_rate": 1e30, "schedule": "constant", "max_grad_norm": 0.0}
     settings["checkpoint"] = {"every_steps": 1, "keep": 1}
+    settings["data"]["eval"] = []
     recipe.write_text(json.dumps(settings))
     assert main(["--recipe", str(recipe)]) == 1
     printed = capsys.readouterr().out
@@ -311,3 +341,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs(
     assert "Pairs at fault: builtin:train:" in printed
     assert first_checkpoint(storage / "not-finite") is not None
     assert not (storage / "not-finite" / "result.json").exists()
+    record = json.loads((storage / "not-finite" / "run.json").read_text())
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    assert client.get_run(record["mlflow_run_id"]).info.status == "FAILED"

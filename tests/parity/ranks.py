@@ -1,7 +1,7 @@
 """What each process of a parity test runs: our engine and step, without Ray."""
 
 import os
-import random
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,18 +58,18 @@ class Case:
 
 def spawn(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
     """Run ``function(rank, *arguments)`` in processes joined by gloo."""
-    port = random.SystemRandom().randint(20_000, 30_000)
-    mp.spawn(_join, (world_size, port, function, arguments), nprocs=world_size)
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = Path(folder) / "store"
+        mp.spawn(_join, (world_size, meeting, function, arguments), nprocs=world_size)
 
 
-def _join(rank: int, world_size: int, port: int, function: Any, arguments: Any) -> None:
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
+def _join(rank: int, world_size: int, meeting: Path, function: Any, arguments: Any) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
     warnings.simplefilter("ignore", FutureWarning)  # of DeepSpeed's own calls
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size
+    )
     function(rank, *arguments)
     dist.destroy_process_group()
 
@@ -119,10 +119,10 @@ class Trainer:
 
 
 def _reopen(folder: Path) -> Any:
-    from rm_ray.data.token_table import _map_table
+    from rm_ray.data.token_table import map_table
     from rm_ray.data.tokenization import load_tokenizer
 
-    return _map_table(folder), load_tokenizer("builtin")
+    return map_table(folder), load_tokenizer("builtin")
 
 
 def train_all(rank: int, cases: list[Case], folder: Path) -> None:

@@ -63,7 +63,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
     cases = [Case(stage) for stage in STAGES]
     if request.param == 2:
-        cases += [Case(stage, dtype="bfloat16") for stage in (0, 2)]
+        cases += [Case(stage, dtype="bfloat16") for stage in (0, 2, 3)]
         cases += [Case(2, offload="optimizer"), Case(3, offload="all")]
     spawn(train_all_cases, request.param, cases, folder)
     return folder
