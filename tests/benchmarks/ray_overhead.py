@@ -3,7 +3,9 @@
 Both train the debug recipe's model on its pairs, in turn, each in a process of its own; the speed
 is the steady state, the first step left out.
 
-    python tests/benchmarks/ray_overhead.py [--runs 5] [--steps 40]
+    python tests/benchmarks/ray_overhead.py [--runs 5] [--steps 40] [--threads 1]
+
+Leave a core to Ray's own processes: with as many threads as cores, both compete for the last one.
 """
 
 import argparse
@@ -28,25 +30,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare is not None:
-        print(json.dumps(train_bare(options.bare, options.steps)))
+        print(json.dumps(train_bare(options.bare, options.steps, options.threads)))
         return
     with_ray, without, waits = [], [], []
     with tempfile.TemporaryDirectory(prefix="rm_ray-overhead-") as name:
         for run in range(options.runs):
-            result = train_with_ray(Path(name), f"run-{run}", options.steps)
+            result = train_with_ray(Path(name), f"run-{run}", options.steps, options.threads)
             with_ray.append(result["pairs_per_second"])
             lines = Path(result["folder"], "history.jsonl").read_text().splitlines()
             records = [json.loads(line) for line in lines]
             shares = [r["metrics"]["perf/data_wait_share"] for r in records if r["kind"] == "train"]
             waits.append(statistics.median(shares[1:]))
             command = [sys.executable, __file__, "--bare", f"{name}/bare-{run}"]
-            command += ["--steps", str(options.steps)]
+            command += ["--steps", str(options.steps), "--threads", str(options.threads)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             without.append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"{describe_machine()}; {options.runs} runs of {options.steps} steps each, in turn\n")
+    print(
+        f"{describe_machine()}; {options.runs} runs of {options.steps} steps each, in turn; "
+        f"{options.threads} threads of arithmetic\n"
+    )
     print("| | pairs/s, median | least | most |\n|---|---|---|---|")
     for title, speeds in (("one Ray worker", with_ray), ("step loop without Ray", without)):
         cells = (statistics.median(speeds), min(speeds), max(speeds))
@@ -56,7 +62,7 @@ def main() -> None:
     print(f"share of a step spent waiting for data: {statistics.median(waits):.4f}")
 
 
-def train_with_ray(folder: Path, name: str, steps: int) -> dict:
+def train_with_ray(folder: Path, name: str, steps: int, threads: int) -> dict:
     """Train as a user would; return the run's ``result.json``."""
     from rm_ray.config import TrainConfig
 
@@ -65,13 +71,14 @@ def train_with_ray(folder: Path, name: str, steps: int) -> dict:
         sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(RECIPE),
         "--run.name", name, "--run.storage_path", str(folder),
         "--optimizer.max_episodes", str(episodes), "--evaluation.every_steps", "0",
+        "--cluster.cpus_per_worker", str(threads),
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads((folder / name / "result.json").read_text())
 
 
-def train_bare(folder: Path, steps: int) -> float:
+def train_bare(folder: Path, steps: int, threads: int) -> float:
     """Take the same steps in this process, reading the same mapped table; return pairs/s."""
     import torch
     from tables import builtin_table
@@ -86,7 +93,7 @@ def train_bare(folder: Path, steps: int) -> float:
     from rm_ray.train.step import train_step
 
     config = TrainConfig.from_yaml(RECIPE)
-    torch.set_num_threads(config.cluster.cpus_per_worker)
+    torch.set_num_threads(threads)
     table, tokenizer = builtin_table(folder, SPLITS["train"])
     batch = config.batch.global_batch_size
     settings = PlanSettings(
