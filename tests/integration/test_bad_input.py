@@ -5,7 +5,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from conftest import small_run
+from runs import small_run
 
 from rm_ray.command import main
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NUM_STEPS, FinishedRun, small_run
+from runs import NUM_STEPS, FinishedRun, small_run
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
