@@ -64,7 +64,14 @@ def spawn(function: Callable[..., None], world_size: int, *arguments: Any) -> No
 
 
 def _join(rank: int, world_size: int, meeting: Path, function: Any, arguments: Any) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        # Accelerate asks for them; the group is joined below, by a file.
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
     warnings.simplefilter("ignore", FutureWarning)  # of DeepSpeed's own calls
     torch.set_num_threads(1)
     dist.init_process_group(
