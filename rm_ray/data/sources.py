@@ -238,10 +238,16 @@ def _checked_json(raw: bytes, where: str) -> str:
         raise InputError(f"{where}: not UTF-8 text ({error})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{where}: not valid JSON ({error}); each line must be one object with 'chosen' and "
+            f"{where}: not valid JSON ({_reason(error)}); each line must be one object with 'chosen' and "
             "'rejected'"
         ) from None
     return text
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return str(error)
 
 
 def _read_objects(fragment: Fragment) -> Iterator[dict[str, Any]]:
