@@ -238,8 +238,8 @@ def _checked_json(raw: bytes, where: str) -> str:
         raise InputError(f"{where}: not UTF-8 text ({error})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{where}: not valid JSON ({_reason(error)}); each line must be one object with 'chosen' and "
-            "'rejected'"
+            f"{where}: not valid JSON ({_reason(error)}); each line must be one object with "
+            "'chosen' and 'rejected'"
         ) from None
     return text
 
