@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,15 +136,12 @@ def write_table(batches: Iterable[pa.RecordBatch], origins: Sequence[str], folde
     draft.mkdir(parents=True)
     try:
         _write_draft(batches, origins, draft)
-    except BaseException:
-        shutil.rmtree(draft)
-        raise
-    try:
-        draft.rename(folder)
-    except OSError:  # another process of this machine was first
-        shutil.rmtree(draft)
-        if not folder.is_dir():
-            raise
+        with suppress(OSError):  # another process of this machine was first
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    if not folder.is_dir():
+        raise OSError(f"the token table could not be moved to {folder}")
 
 
 def _write_draft(batches: Iterable[pa.RecordBatch], origins: Sequence[str], draft: Path) -> None:
