@@ -15,6 +15,7 @@ import yaml
 
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError
+from rm_ray.recipe import read_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def parse_command(arguments: Sequence[str]) -> TrainCommand:
     first_look = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     first_look.add_argument("--recipe", type=Path)
     recipe = first_look.parse_known_args(arguments)[0].recipe
-    config = TrainConfig() if recipe is None else TrainConfig.from_yaml(recipe)
+    config = TrainConfig() if recipe is None else read_recipe(recipe)
     return tyro.cli(
         TrainCommand,
         prog=PROGRAM,

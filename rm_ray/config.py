@@ -1,16 +1,11 @@
-"""Every setting of a run: typed, frozen, validated when built; read from a YAML recipe."""
+"""Every setting of a run: typed, frozen, validated when built."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
-
-import pydantic
-import yaml
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from rm_ray.errors import InputError
 
@@ -18,6 +13,10 @@ BUILTIN = "builtin"
 """Names the embedded pairs, tokenizer and model, which need no download."""
 METRICS = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin")
 """What is measured of pairs in training and in evaluation."""
+
+
+Layout = Literal["packed", "padded"]
+"""How pairs lie in a micro-batch: each distinct token once, or right-padded conversations."""
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
@@ -101,7 +100,8 @@ class ModelConfig:
     """Arithmetic of the backbone. Master weights, optimizer, head and loss stay in float32."""
 
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of the backbone."""
+    """Attention implementation under batch.layout 'padded'; 'packed' has its own, for which
+    'sdpa' stands: variable-length flash attention on GPUs in bfloat16, elsewhere PyTorch's."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -118,11 +118,13 @@ class BatchConfig:
     """Pairs per optimizer step, over all workers. It need not divide by anything."""
 
     tokens_per_micro_batch: int = 16_384
-    """Upper bound on the tokens of one forward pass on one worker, padding included. A single
-    pair that is larger gets a micro-batch of its own."""
+    """Upper bound on the tokens of one forward pass on one worker: distinct ones where packed,
+    padding included where padded. A single pair that is larger gets a micro-batch of its own."""
 
-    layout: Literal["padded"] = "padded"
-    """How pairs are laid out in a micro-batch: right-padded to the longest."""
+    layout: Layout = "packed"
+    """'packed': one row of distinct tokens, so that a pair's shared prefix is computed once and
+    nothing is padded; 'padded': right-padded conversations. A model that cannot be packed is
+    padded, and says so."""
 
     def __post_init__(self) -> None:
         size, tokens = self.global_batch_size, self.tokens_per_micro_batch
@@ -281,6 +283,10 @@ class TrainConfig:
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
 
     def __post_init__(self) -> None:
+        attention = self.model.attention
+        rule = "'sdpa' under batch.layout 'packed' (set batch.layout to 'padded' for another)"
+        packed = self.batch.layout == "packed"
+        _require(not packed or attention == "sdpa", "model.attention", attention, rule)
         metric = self.checkpoint.keep_best_by or ""
         _require(
             bool(self.data.eval) or not metric.startswith("eval/"),
@@ -290,40 +296,13 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested dictionaries; ``from_dict`` gives the same config back."""
+        """Return nested dictionaries; ``recipe.parse_config`` gives the same config back."""
         return asdict(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as they look after a round trip through JSON: tuples are lists."""
         settings: dict[str, Any] = json.loads(json.dumps(self.to_dict()))
         return settings
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any], origin: str = "the configuration") -> TrainConfig:
-        """Build a config from nested dictionaries, refusing unknown names and wrong types.
-
-        Raises:
-            InputError: naming the field, its value and the rule, or the nearest known name.
-        """
-        _refuse_unknown(cls, settings, prefix="", origin=origin)
-        try:
-            return pydantic.TypeAdapter(cls).validate_python(settings)
-        except pydantic.ValidationError as error:
-            raise InputError(f"{origin}: {_explain(error)}") from None
-
-    @classmethod
-    def from_yaml(cls, path: Path) -> TrainConfig:
-        """Read a recipe; sections and fields it leaves out keep their defaults."""
-        try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (FileNotFoundError, IsADirectoryError):
-            near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
-            raise InputError(f"--recipe {path}: no such file. Recipes beside it: {near}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"--recipe {path} is not valid YAML: {error}") from None
-        if not isinstance(settings, dict):
-            raise InputError(f"--recipe {path} must hold sections with fields, got {settings!r}")
-        return cls.from_dict(settings, origin=str(path))
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -335,32 +314,3 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _refuse_unknown(cls: type, settings: dict[str, Any], prefix: str, origin: str) -> None:
-    hints = get_type_hints(cls)
-    known = [f.name for f in fields(cls)]
-    for name, value in settings.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known: {', '.join(known)}"
-            raise InputError(f"{origin}: unknown field '{prefix}{name}'; {hint}")
-        if is_dataclass(hints[name]):
-            if not isinstance(value, dict):
-                raise InputError(f"{origin}: '{prefix}{name}' holds fields, got {value!r}")
-            _refuse_unknown(hints[name], value, f"{prefix}{name}.", origin)
-        elif isinstance(value, bool) and bool not in (hints[name], *get_args(hints[name])):
-            raise InputError(f"{origin}: {prefix}{name} must not be true or false, got {value}")
-
-
-def _explain(error: pydantic.ValidationError) -> str:
-    """Return one line for each wrong value: the field, the rule, what was given."""
-    lines = []
-    for detail in error.errors():
-        cause = detail.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):
-            lines.append(str(cause))
-        else:
-            name = ".".join(str(part) for part in detail["loc"])
-            lines.append(f"{name}: {detail['msg']}, got {detail['input']!r}")
-    return "; ".join(dict.fromkeys(lines))

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from runs import FinishedRun, small_run
 
-from rm_ray.config import ClusterConfig, TrainConfig
+from rm_ray.config import ClusterConfig
+from rm_ray.recipe import parse_config
 from rm_ray.train.session import ray_cluster
 from rm_ray.train.trainer import train
 
@@ -28,5 +29,5 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(cluster: None, storage: Path) -> FinishedRun:
     """An uninterrupted run; the others are compared with it."""
     settings = small_run(storage, "quiet")
-    result = train(TrainConfig.from_dict(settings))
+    result = train(parse_config(settings))
     return FinishedRun(settings, storage / "quiet", result)

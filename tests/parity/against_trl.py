@@ -33,6 +33,7 @@ from rm_ray.data.token_table import open_table  # noqa: E402
 from rm_ray.data.tokenization import load_tokenizer  # noqa: E402
 from rm_ray.model.export import export_model  # noqa: E402
 from rm_ray.model.reward_model import build_reward_model  # noqa: E402
+from rm_ray.recipe import parse_config  # noqa: E402
 from rm_ray.train.prepare import prepare  # noqa: E402
 from rm_ray.train.session import ray_cluster  # noqa: E402
 from rm_ray.train.trainer import train  # noqa: E402
@@ -60,7 +61,7 @@ def main() -> None:
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """Train ours, then TRL's, from the same weights in the same order."""
     (folder / "model.json").write_text(json.dumps(MODEL))
-    config = TrainConfig.from_dict(settings(options, folder))
+    config = parse_config(settings(options, folder))
     started = time.monotonic()
     ours = train(config)
     ours_seconds = time.monotonic() - started

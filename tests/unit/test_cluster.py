@@ -17,6 +17,7 @@ import yaml
 
 from rm_ray.config import TrainConfig
 from rm_ray.data.synthetic import CHAT_TEMPLATE
+from rm_ray.recipe import parse_config, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RAYJOB = ROOT / "cluster" / "kuberay-rayjob.yaml"
@@ -34,7 +35,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def tulu3_recipe() -> TrainConfig:
-    return TrainConfig.from_yaml(RECIPES / "tulu3_8b.yaml")
+    return read_recipe(RECIPES / "tulu3_8b.yaml")
 
 
 def refuse_unknown_fields(schema: dict[str, Any]) -> dict[str, Any]:
@@ -255,14 +256,14 @@ def test_shellcheck_finds_nothing(script):
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_load(recipe):
-    config = TrainConfig.from_yaml(recipe)
+    config = read_recipe(recipe)
 
     assert config.run.name == recipe.stem.replace("_", "-")
-    assert TrainConfig.from_dict(config.to_dict()) == config
+    assert parse_config(config.to_dict()) == config
 
 
 def test_the_hub_recipe_writes_conversations_as_the_built_in_template_does():
-    template = TrainConfig.from_yaml(RECIPES / "debug_hub.yaml").data.chat_template
+    template = read_recipe(RECIPES / "debug_hub.yaml").data.chat_template
     # The environment of transformers' apply_chat_template.
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     messages = [

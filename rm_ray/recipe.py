@@ -1,0 +1,74 @@
+"""A YAML recipe, or plain dictionaries -> a validated configuration."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pydantic
+import yaml
+
+from rm_ray.config import TrainConfig
+from rm_ray.errors import InputError
+
+
+def parse_config(settings: dict[str, Any], origin: str = "the configuration") -> TrainConfig:
+    """Build a config from nested dictionaries, refusing unknown names and wrong types.
+
+    Raises:
+        InputError: naming the field, its value and the rule, or the nearest known name.
+    """
+    _refuse_unknown(TrainConfig, settings, prefix="", origin=origin)
+    try:
+        return pydantic.TypeAdapter(TrainConfig).validate_python(settings)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{origin}: {_explain(error)}") from None
+
+
+def read_recipe(path: Path) -> TrainConfig:
+    """Read a recipe; sections and fields it leaves out keep their defaults.
+
+    Raises:
+        InputError: it is missing or not YAML, or a setting in it is unknown or wrong.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (FileNotFoundError, IsADirectoryError):
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
+        raise InputError(f"--recipe {path}: no such file. Recipes beside it: {near}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--recipe {path} is not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"--recipe {path} must hold sections with fields, got {settings!r}")
+    return parse_config(settings, origin=str(path))
+
+
+def _refuse_unknown(cls: type, settings: dict[str, Any], prefix: str, origin: str) -> None:
+    hints = get_type_hints(cls)
+    known = [f.name for f in fields(cls)]
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"{origin}: unknown field '{prefix}{name}'; {hint}")
+        if is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise InputError(f"{origin}: '{prefix}{name}' holds fields, got {value!r}")
+            _refuse_unknown(hints[name], value, f"{prefix}{name}.", origin)
+        elif isinstance(value, bool) and bool not in (hints[name], *get_args(hints[name])):
+            raise InputError(f"{origin}: {prefix}{name} must not be true or false, got {value}")
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """Return one line for each wrong value: the field, the rule, what was given."""
+    lines = []
+    for detail in error.errors():
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            lines.append(str(cause))
+        else:
+            name = ".".join(str(part) for part in detail["loc"])
+            lines.append(f"{name}: {detail['msg']}, got {detail['input']!r}")
+    return "; ".join(dict.fromkeys(lines))
