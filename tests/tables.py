@@ -1,17 +1,23 @@
 """Token tables for tests, made in this process instead of by Ray Data."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import torch
 
 from rm_ray.config import DataConfig
+from rm_ray.data.collate import Collator, ReadyMicroBatch
+from rm_ray.data.loading import load_step
+from rm_ray.data.pair_tokens import PairLengths, PairTokens
+from rm_ray.data.plan import Plan
 from rm_ray.data.synthetic import generate_pairs
 from rm_ray.data.token_cache import tokenize_rows
 from rm_ray.data.token_table import SCHEMA, TABLE_COLUMNS, TokenTable, map_table, write_table
-from rm_ray.data.tokenization import PairTokenizer, load_tokenizer
+from rm_ray.data.tokenization import PairTokenizer, common_prefix, load_tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -32,6 +38,53 @@ def make_table(
     batch = pa.record_batch(columns, schema=schema)
     write_table([batch], ("rows",), folder)
     return map_table(folder)
+
+
+def pair_tokens(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PairTokens:
+    """Lay (chosen, rejected) ids out as a table would."""
+    prefixes = [
+        min(common_prefix(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+        for chosen, rejected in pairs
+    ]
+    tokens = [
+        np.concatenate([chosen, rejected[prefix:]])
+        for (chosen, rejected), prefix in zip(pairs, prefixes, strict=True)
+    ]
+    lengths = PairLengths(
+        chosen=np.array([len(chosen) for chosen, _ in pairs], dtype=np.int32),
+        rejected=np.array([len(rejected) for _, rejected in pairs], dtype=np.int32),
+        prefix=np.array(prefixes, dtype=np.int32),
+    )
+    return PairTokens(tokens=np.concatenate(tokens).astype(np.int32), lengths=lengths)
+
+
+def chosen_ids(table: TokenTable, pair: int) -> np.ndarray:
+    """Return the ids of a pair's chosen conversation."""
+    return table.gather(np.array([pair])).chosen(0)
+
+
+def rejected_ids(table: TokenTable, pair: int) -> np.ndarray:
+    """Return the ids of a pair's rejected conversation."""
+    return table.gather(np.array([pair])).rejected(0)
+
+
+def ready_step(
+    table: TokenTable,
+    plan: Plan,
+    step: int,
+    tokenizer: Any,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[ReadyMicroBatch]:
+    """Load a step and lay it out on the CPU, as its plan's layout asks."""
+    collator = Collator(
+        layout=plan.settings.layout,
+        kernel="grouped",
+        pad_token_id=tokenizer.pad_token_id,
+        device=torch.device("cpu"),
+    )
+    return collator.lay_out(load_step(table, plan, step, rank=rank, world_size=world_size))
 
 
 def builtin_table(folder: Path, count: int, split: str = "train") -> tuple[TokenTable, Any]:

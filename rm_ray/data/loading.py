@@ -4,39 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rm_ray.data.padding import PaddedPairs, pad_pairs
+from rm_ray.data.pair_tokens import PairTokens
 from rm_ray.data.plan import MicroBatch, Plan
-from rm_ray.data.token_table import TokenTable
+
+if TYPE_CHECKING:  # the table reads Parquet, which a bare GPU machine may not have
+    from rm_ray.data.token_table import TokenTable
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedMicroBatch:
-    """A planned micro-batch with its token ids: ``P`` chosen, then ``P`` rejected rows."""
+    """A planned micro-batch of P pairs with their token ids; ``margins`` and so on are ``[P]``."""
 
     plan: MicroBatch
+    pairs: PairTokens
     margins: np.ndarray
     prompt_lengths: np.ndarray
-    rows: list[np.ndarray]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the conversations that count, without padding."""
-        weights = np.concatenate([self.plan.weights, self.plan.weights])
-        return int(sum(len(row) for row, weight in zip(self.rows, weights, strict=True) if weight))
-
-    def pad(self, pad_token_id: int) -> PaddedPairs:
-        """Lay the pairs out as right-padded tensors."""
-        middle = len(self.rows) // 2
-        return pad_pairs(
-            self.rows[:middle],
-            self.rows[middle:],
-            margins=self.margins,
-            weights=self.plan.weights,
-            pad_token_id=pad_token_id,
-        )
 
 
 def load_step(
@@ -44,11 +30,9 @@ def load_step(
 ) -> Iterator[LoadedMicroBatch]:
     """Gather the token ids of a rank's micro-batches of a step."""
     for micro_batch in plan.micro_batches(step, rank=rank, world_size=world_size):
-        chosen = [table.chosen_ids(pair) for pair in micro_batch.pairs]
-        rejected = [table.rejected_ids(pair) for pair in micro_batch.pairs]
         yield LoadedMicroBatch(
             plan=micro_batch,
+            pairs=table.gather(micro_batch.pairs),
             margins=table.margin[micro_batch.pairs],
             prompt_lengths=table.prompt_length[micro_batch.pairs],
-            rows=chosen + rejected,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from rm_ray.data.pair_tokens import PairTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +25,13 @@ class PaddedPairs:
     margins: Tensor
     weights: Tensor
 
-    def to(self, device: torch.device) -> Self:
-        """Return the batch on a device, copied without waiting."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        return type(self)(**moved)
-
 
 def pad_pairs(
-    chosen: Sequence[np.ndarray],
-    rejected: Sequence[np.ndarray],
-    *,
-    margins: np.ndarray,
-    weights: np.ndarray,
-    pad_token_id: int,
+    pairs: PairTokens, *, margins: np.ndarray, weights: np.ndarray, pad_token_id: int
 ) -> PaddedPairs:
-    """Lay P chosen and P rejected id sequences out as one right-padded batch."""
-    rows = [*chosen, *rejected]
+    """Lay P pairs out as one right-padded batch."""
+    sides = (pairs.chosen, pairs.rejected)
+    rows = [side(pair) for side in sides for pair in range(len(pairs))]
     lengths = np.array([len(row) for row in rows])
     input_ids = np.full((len(rows), lengths.max()), pad_token_id, dtype=np.int64)
     for target, row in zip(input_ids, rows, strict=True):

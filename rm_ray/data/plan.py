@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rm_ray.config import Layout
+from rm_ray.data.pair_tokens import PairLengths
+from rm_ray.data.spread import Spread, spread_packed, spread_padded
+
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
@@ -35,6 +39,9 @@ class PlanSettings:
 
     global_batch_size: int
     tokens_per_micro_batch: int
+    layout: Layout = "packed"
+    attention_weight: float = 0.0
+    """Work of one query-key product of attention, in units of the other work of one token."""
     seed: int = 0
     epochs: int = 1
     max_episodes: int | None = None
@@ -79,9 +86,9 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The steps of a run over N pairs; ``lengths`` ``[N]`` is each pair's longer conversation."""
+    """The steps of a run over pairs of these lengths."""
 
-    lengths: np.ndarray
+    lengths: PairLengths
     settings: PlanSettings
 
     @property
@@ -104,7 +111,7 @@ class Plan:
     def micro_batches(self, step: int, *, rank: int, world_size: int) -> list[MicroBatch]:
         """Return what a rank computes in a step; every rank has equally many micro-batches."""
         pairs = self.pairs_of_step(step)
-        mine = spread(self.lengths[pairs], world_size, self.settings.tokens_per_micro_batch)[rank]
+        mine = self.spread(pairs, world_size)[rank]
         return [
             MicroBatch(
                 step=step,
@@ -117,9 +124,23 @@ class Plan:
             for position, (members, weight) in enumerate(mine)
         ]
 
+    def spread(self, pairs: np.ndarray, world_size: int) -> Spread:
+        """Spread a step's pairs over all ranks; indices are positions in ``pairs``."""
+        lengths, settings = self.lengths[pairs], self.settings
+        limits = {
+            "world_size": world_size,
+            "tokens_per_micro_batch": settings.tokens_per_micro_batch,
+        }
+        if settings.layout == "padded":
+            return spread_padded(lengths.longest, **limits)
+        costs = lengths.distinct + settings.attention_weight * lengths.attended
+        return spread_packed(lengths.distinct, costs, **limits)
+
     def fingerprint(self) -> str:
         """Hash what decides the pairs of every step, so that a resumed run can compare."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.lengths).tobytes())
+        digest = hashlib.sha256()
+        for lengths in (self.lengths.chosen, self.lengths.rejected, self.lengths.prefix):
+            digest.update(np.ascontiguousarray(lengths).tobytes())
         digest.update(self.order(0).tobytes())
         digest.update(str(self.settings.global_batch_size).encode())
         return digest.hexdigest()
@@ -132,65 +153,3 @@ def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
     order = rng.permutation(num_pairs)
     order.setflags(write=False)  # it is kept and shared
     return order
-
-
-def spread(
-    lengths: np.ndarray, world_size: int, tokens_per_micro_batch: int
-) -> list[list[tuple[np.ndarray, float]]]:
-    """Spread the pairs of a step over ranks and micro-batches of right-padded conversations.
-
-    A micro-batch of P pairs costs ``2 P max(length)`` tokens. The fewest micro-batches are used
-    that keep every cost within ``tokens_per_micro_batch`` (a pair that is larger stands alone);
-    then the costs are evened out, over ranks at every position first.
-
-    Returns, for each rank, its micro-batches as ``(indices into lengths, weight)``; the weight is
-    1.0, or 0.0 for one that repeats a pair because there are fewer pairs than ranks.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    longest_first = lengths[order]
-    fewest = len(_cuts(longest_first, tokens_per_micro_batch))
-    num_groups = -(-fewest // world_size) * world_size
-    starts = _cuts(
-        longest_first, _smallest_limit(longest_first, num_groups, tokens_per_micro_batch)
-    )
-    groups = np.split(order, starts[1:])
-    while len(groups) < num_groups:
-        costs = [_cost(lengths, group) if len(group) > 1 else 0 for group in groups]
-        largest = int(np.argmax(costs))
-        if not costs[largest]:
-            break
-        groups[largest : largest + 1] = np.array_split(groups[largest], 2)
-    weighted = [(group, 1.0) for group in groups]
-    weighted += [(order[-1:], 0.0)] * (num_groups - len(groups))
-    weighted.sort(key=lambda item: -_cost(lengths, item[0]))
-    ranks: list[list[tuple[np.ndarray, float]]] = [[] for _ in range(world_size)]
-    for i, item in enumerate(weighted):
-        position, rank = divmod(i, world_size)
-        ranks[rank if position % 2 == 0 else world_size - 1 - rank].append(item)
-    return ranks
-
-
-def _cost(lengths: np.ndarray, group: np.ndarray) -> int:
-    return 2 * len(group) * int(lengths[group].max())
-
-
-def _cuts(longest_first: np.ndarray, limit: int) -> list[int]:
-    """Return where the groups begin when each is filled up to the limit, largest pairs first."""
-    starts = []
-    start = 0
-    while start < len(longest_first):
-        starts.append(start)
-        start += max(1, limit // (2 * int(longest_first[start])))
-    return starts
-
-
-def _smallest_limit(longest_first: np.ndarray, num_groups: int, limit: int) -> int:
-    """Return the smallest limit under which there are no more than ``num_groups`` groups."""
-    low, high = 1, limit
-    while low < high:
-        middle = (low + high) // 2
-        if len(_cuts(longest_first, middle)) <= num_groups:
-            high = middle
-        else:
-            low = middle + 1
-    return low

@@ -19,6 +19,7 @@ import ray.data
 from ray.train import DataConfig
 
 from rm_ray.data.loading import LoadedMicroBatch, load_step
+from rm_ray.data.pair_tokens import PairLengths, PairTokens
 from rm_ray.data.plan import MicroBatch, Plan, PlanSettings
 from rm_ray.data.token_table import TokenParts, TokenTable, open_table
 
@@ -48,8 +49,10 @@ _SCHEMA = pa.schema(
         "weights": pa.list_(pa.float32()),
         "margins": pa.list_(pa.float32()),
         "prompt_lengths": pa.list_(pa.int32()),
-        "lengths": pa.list_(pa.int32()),
-        "ids": pa.list_(pa.int32()),
+        "chosen_lengths": pa.list_(pa.int32()),
+        "rejected_lengths": pa.list_(pa.int32()),
+        "prefix_lengths": pa.list_(pa.int32()),
+        "tokens": pa.list_(pa.int32()),
     }
 )
 
@@ -127,7 +130,7 @@ def _load_steps(
 
 
 def _to_arrow(micro_batch: LoadedMicroBatch) -> pa.Table:
-    plan = micro_batch.plan
+    plan, pairs = micro_batch.plan, micro_batch.pairs
     row = {
         "step": plan.step,
         "position": plan.position,
@@ -137,8 +140,10 @@ def _to_arrow(micro_batch: LoadedMicroBatch) -> pa.Table:
         "weights": plan.weights,
         "margins": micro_batch.margins,
         "prompt_lengths": micro_batch.prompt_lengths,
-        "lengths": [len(ids) for ids in micro_batch.rows],
-        "ids": np.concatenate(micro_batch.rows),
+        "chosen_lengths": pairs.lengths.chosen,
+        "rejected_lengths": pairs.lengths.rejected,
+        "prefix_lengths": pairs.lengths.prefix,
+        "tokens": pairs.tokens,
     }
     return pa.table({name: [value] for name, value in row.items()}, schema=_SCHEMA)
 
@@ -162,7 +167,14 @@ def _from_arrow(table: pa.Table) -> LoadedMicroBatch:
         ),
         margins=array("margins"),
         prompt_lengths=array("prompt_lengths"),
-        rows=np.split(array("ids"), np.cumsum(array("lengths"))[:-1]),
+        pairs=PairTokens(
+            tokens=array("tokens"),
+            lengths=PairLengths(
+                chosen=array("chosen_lengths"),
+                rejected=array("rejected_lengths"),
+                prefix=array("prefix_lengths"),
+            ),
+        ),
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from rm_ray.data.pair_tokens import PairLengths, PairTokens
 from rm_ray.storage import Storage
 
 ROWS_PER_BATCH = 1_024
@@ -102,23 +103,21 @@ class TokenTable:
         """Return the number of pairs."""
         return len(self.start)
 
-    def chosen_ids(self, pair: int) -> np.ndarray:
-        """Return the ids of the chosen conversation, int32."""
-        start = self.start[pair]
-        return self.tokens[start : start + self.chosen_length[pair]]
+    @property
+    def lengths(self) -> PairLengths:
+        """Tokens of every pair."""
+        return PairLengths(
+            chosen=self.chosen_length, rejected=self.rejected_length, prefix=self.prefix_length
+        )
 
-    def rejected_ids(self, pair: int) -> np.ndarray:
-        """Return the ids of the rejected conversation, int32."""
-        start, prefix = self.start[pair], self.prefix_length[pair]
-        tail = start + self.chosen_length[pair]
-        end = tail + self.rejected_length[pair] - prefix
-        return np.concatenate([self.tokens[start : start + prefix], self.tokens[tail:end]])
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each pair's longer conversation, ``[N]``."""
-        longest: np.ndarray = np.maximum(self.chosen_length, self.rejected_length)
-        return longest
+    def gather(self, pairs: np.ndarray) -> PairTokens:
+        """Read the token ids of some pairs, in the order asked for."""
+        lengths = self.lengths[pairs]
+        runs = [
+            self.tokens[start : start + length]
+            for start, length in zip(self.start[pairs], lengths.distinct, strict=True)
+        ]
+        return PairTokens(tokens=np.concatenate(runs), lengths=lengths)
 
     def pair_id(self, pair: int) -> str:
         """Return where the pair came from, as ``origin:row``."""

@@ -21,9 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rm_ray.config import BUILTIN, ModelConfig
+from rm_ray.config import BUILTIN, Layout, ModelConfig
+from rm_ray.data.packing import PackedPairs
 from rm_ray.data.padding import PaddedPairs
 from rm_ray.errors import InputError
+from rm_ray.model.attention import PACKED_ATTENTION
+from rm_ray.model.last_layer import trim_last_layer
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +47,33 @@ class RewardModel(nn.Module):
     ``save_pretrained`` writes.
     """
 
-    def __init__(self, classifier: PreTrainedModel) -> None:
+    def __init__(self, classifier: PreTrainedModel, layout: Layout) -> None:
         super().__init__()
         self.classifier = classifier
+        self._is_trimmed = layout == "packed" and trim_last_layer(classifier.base_model)
 
-    def forward(self, pairs: PaddedPairs) -> Tensor:
+    def forward(self, pairs: PaddedPairs | PackedPairs) -> Tensor:
         """Return ``[2P]`` float32 rewards: of the chosen, then of the rejected conversations."""
+        if isinstance(pairs, PackedPairs):
+            hidden = self._read_packed(pairs)
+            by_pair: Tensor = self.classifier.score(hidden).reshape(-1, 2)
+            return by_pair.T.reshape(-1)
         hidden = self.classifier.base_model(
             input_ids=pairs.input_ids, attention_mask=pairs.attention_mask, use_cache=False
         ).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         rewards: Tensor = self.classifier.score(hidden[rows, pairs.last_positions])
         return rewards.squeeze(-1)
+
+    def _read_packed(self, pairs: PackedPairs) -> Tensor:
+        """Return the last layer's ``[2P, hidden]`` at each branch's last token."""
+        hidden: Tensor = self.classifier.base_model(
+            input_ids=pairs.input_ids,
+            position_ids=pairs.position_ids,
+            packed=pairs,
+            use_cache=False,
+        ).last_hidden_state[0]
+        return hidden if self._is_trimmed else hidden[pairs.last_positions]
 
 
 def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -113,8 +131,8 @@ def _disable_dropout(architecture: PretrainedConfig) -> None:
             setattr(architecture, name, 0.0)
 
 
-def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """Return the architecture, or refuse from it alone a model that cannot be trained.
+def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return the classifier without its weights, or refuse one that cannot be trained.
 
     Raises:
         InputError: it cannot be found, or has no sequence classification.
@@ -133,19 +151,40 @@ def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) 
         )
     try:
         with torch.device("meta"):
-            _from_config(config, architecture)
+            return _from_config(architecture, config.attention)
     except (ValueError, ImportError, TypeError, RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"model.name_or_path '{config.name_or_path}' with model.attention "
             f"'{config.attention}' cannot be built: {reason}"
         ) from None
-    return architecture
 
 
-def _from_config(config: ModelConfig, architecture: PretrainedConfig) -> PreTrainedModel:
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters outside of embeddings."""
+    embeddings = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    }
+    return sum(p.numel() for p in model.parameters() if id(p) not in embeddings)
+
+
+def attention_weight(classifier: PreTrainedModel) -> float:
+    """Return the work of one query-key product in all layers, in units of one token's other work.
+
+    A product of a head of D takes 4 D FLOPs, a token 2 for each parameter but embeddings.
+    """
+    config = classifier.config
+    width = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+    products = 4 * config.num_hidden_layers * config.num_attention_heads * width
+    return float(products / (2 * count_parameters(classifier)))
+
+
+def _from_config(architecture: PretrainedConfig, attention: str) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-        architecture, dtype=torch.float32, attn_implementation=config.attention
+        architecture, dtype=torch.float32, attn_implementation=attention
     )
     return model
 
@@ -156,9 +195,13 @@ def has_weights(config: ModelConfig) -> bool:
 
 
 def build_reward_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
+    config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    layout: Layout = "packed",
 ) -> RewardModel:
-    """Build the model in float32 on the CPU, the same on every rank.
+    """Build the model in float32 on the CPU, the same on every rank, for batches of a layout.
 
     Call it before ZeRO shards anything: the head and resized embeddings are initialised here.
 
@@ -166,6 +209,7 @@ def build_reward_model(
         InputError: the model cannot be loaded, or is not a decoder with a ``score`` head.
     """
     architecture = load_config(config, tokenizer)
+    attention = PACKED_ATTENTION if layout == "packed" else config.attention
     torch.manual_seed(seed)
     try:
         if has_weights(config):
@@ -175,10 +219,10 @@ def build_reward_model(
                 config=architecture,
                 revision=config.revision,
                 dtype=torch.float32,
-                attn_implementation=config.attention,
+                attn_implementation=attention,
             )
         else:
-            classifier = _from_config(config, architecture)
+            classifier = _from_config(architecture, attention)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model.name_or_path '{config.name_or_path}': {reason}") from None
@@ -193,7 +237,7 @@ def build_reward_model(
     classifier.score = _new_head(architecture.get_text_config().hidden_size, seed)
     if config.gradient_checkpointing:
         classifier.activation_checkpointing_enable({"use_reentrant": False})
-    return RewardModel(classifier)
+    return RewardModel(classifier, layout)
 
 
 def _resize_embeddings(classifier: PreTrainedModel, vocab_size: int) -> None:

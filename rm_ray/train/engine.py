@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rm_ray.config import ClusterConfig, OptimizerConfig
+from rm_ray.data.packing import PackedPairs
 from rm_ray.data.padding import PaddedPairs
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.optimizer import build_optimizer
@@ -77,7 +78,7 @@ class Engine:
             with self.accelerator.no_sync(self.model):
                 yield
 
-    def rewards(self, pairs: PaddedPairs) -> Tensor:
+    def rewards(self, pairs: PaddedPairs | PackedPairs) -> Tensor:
         """Return ``[2P]`` float32 rewards, through the root module and its hooks."""
         rewards: Tensor = self.model(pairs)
         return rewards

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rm_ray.data.loading import LoadedMicroBatch
+from rm_ray.data.collate import ReadyMicroBatch
 from rm_ray.train.engine import Engine
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.metrics import PairMetrics
@@ -26,7 +26,7 @@ class Evaluation:
 
 def evaluate(
     engine: Engine,
-    steps: Iterable[Sequence[LoadedMicroBatch]],
+    steps: Iterable[Sequence[ReadyMicroBatch]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     sample_rows: int,
@@ -37,12 +37,12 @@ def evaluate(
     with engine.evaluating():
         for micro_batches in steps:
             for micro_batch in micro_batches:
-                pairs = micro_batch.pad(tokenizer.pad_token_id).to(engine.device)
+                pairs = micro_batch.pairs
                 rewards = engine.rewards(pairs)
                 chosen, rejected = rewards.chunk(2)
                 losses = bradley_terry_loss(chosen, rejected, pairs.margins)
-                totals.add(rewards, losses, pairs.weights, num_tokens=micro_batch.num_tokens)
-                if (micro_batch.plan.pairs < sample_rows).any():
+                totals.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
+                if (micro_batch.loaded.plan.pairs < sample_rows).any():
                     scores = rewards.reshape(2, -1).cpu().numpy()
                     samples += _samples(micro_batch, scores, tokenizer, sample_rows)
     engine.sum_over_ranks(totals.sums)
@@ -55,18 +55,19 @@ def evaluate(
 
 
 def _samples(
-    micro_batch: LoadedMicroBatch,
+    micro_batch: ReadyMicroBatch,
     scores: np.ndarray,
     tokenizer: PreTrainedTokenizerBase,
     sample_rows: int,
 ) -> list[dict[str, Any]]:
-    plan, num_pairs = micro_batch.plan, len(micro_batch.plan.pairs)
+    loaded = micro_batch.loaded
+    plan = loaded.plan
     samples = []
     for i, pair in enumerate(plan.pairs):
         if pair >= sample_rows or not plan.weights[i]:
             continue
-        prompt_length = micro_batch.prompt_lengths[i]
-        chosen, rejected = micro_batch.rows[i], micro_batch.rows[num_pairs + i]
+        prompt_length = loaded.prompt_lengths[i]
+        chosen, rejected = loaded.pairs.chosen(i), loaded.pairs.rejected(i)
         samples.append(
             {
                 "pair": int(pair),

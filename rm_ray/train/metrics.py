@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rm_ray.data.pair_tokens import TokenCounts
+
 _SUMS = ("loss", "accuracy", "chosen_rewards", "rejected_rewards", "reward_margin", "ties")
 _COUNT = len(_SUMS)
 
@@ -16,14 +18,14 @@ class PairMetrics:
     """Sums over pairs, in float64 and on the rewards' device until they are asked for."""
 
     sums: Tensor
-    """``[8]``: loss, accuracy, chosen, rejected, margin, ties, number of pairs, tokens."""
+    """``[10]``: loss, accuracy, chosen, rejected, margin, ties; pairs; the three token counts."""
 
     @classmethod
     def zero(cls, device: torch.device) -> PairMetrics:
         """Start with no pairs."""
-        return cls(torch.zeros(_COUNT + 2, dtype=torch.float64, device=device))
+        return cls(torch.zeros(_COUNT + 4, dtype=torch.float64, device=device))
 
-    def add(self, rewards: Tensor, losses: Tensor, weights: Tensor, *, num_tokens: int) -> None:
+    def add(self, rewards: Tensor, losses: Tensor, weights: Tensor, *, tokens: TokenCounts) -> None:
         """Add P pairs: ``rewards`` ``[2P]``, ``losses`` and ``weights`` ``[P]``.
 
         A tie counts as half a correct answer. A weight of 0 leaves a pair out, whatever it holds.
@@ -35,8 +37,10 @@ class PairMetrics:
         columns = [losses.detach().double(), correct, chosen, rejected, margins, ties]
         columns.append(torch.ones_like(margins))
         rows = torch.stack(columns)
-        self.sums[:-1] += torch.where(weights > 0, rows, torch.zeros_like(rows)).sum(dim=1)
-        self.sums[-1] += num_tokens
+        counted = torch.where(weights > 0, rows, torch.zeros_like(rows)).sum(dim=1)
+        self.sums[: len(counted)] += counted
+        for i, count in enumerate(tokens, start=len(counted)):
+            self.sums[i] += count
 
     def means(self, prefix: str) -> dict[str, float]:
         """Return ``{prefix/name: mean}``; ``ties`` is the share of pairs with equal rewards."""
@@ -49,6 +53,6 @@ class PairMetrics:
         return round(self.sums[_COUNT].item())
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens of both conversations of all pairs added."""
-        return round(self.sums[-1].item())
+    def tokens(self) -> TokenCounts:
+        """Tokens of all pairs added."""
+        return TokenCounts(*(round(count) for count in self.sums[_COUNT + 1 :].tolist()))

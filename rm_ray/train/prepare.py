@@ -6,16 +6,17 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rm_ray.config import TrainConfig
+from rm_ray.config import Layout, TrainConfig
 from rm_ray.data.plan import Plan, PlanSettings, Steps
 from rm_ray.data.token_cache import TokenCache, build_token_cache
 from rm_ray.data.token_table import open_table
 from rm_ray.data.tokenization import ends_assistant_turn, load_tokenizer
 from rm_ray.errors import InputError
+from rm_ray.model.attention import why_not_packed
 from rm_ray.model.export import check_export
-from rm_ray.model.reward_model import check_architecture
+from rm_ray.model.reward_model import attention_weight, check_architecture
 from rm_ray.storage import Storage
 from rm_ray.tracking.mlflow_run import MlflowTarget
 from rm_ray.train.optimizer import learning_rate_schedule
@@ -110,13 +111,17 @@ def prepare(config: TrainConfig) -> Prepared:
             "the chat template ends the assistant's turn without an end-of-turn or EOS token: the "
             "reward is read from a token that looks the same in the middle of a response"
         )
-    check_export(check_architecture(config.model, tokenizer), tokenizer)
+    classifier = check_architecture(config.model, tokenizer)
+    check_export(classifier.config, tokenizer)
+    layout = choose_layout(config.batch.layout, classifier.config)
     train_cache = _cache(config, "train", tokenizer, storage)
     held_out = _cache(config, "eval", tokenizer, storage) if config.data.eval else None
     batch, optimizer = config.batch, config.optimizer
     settings = PlanSettings(
         global_batch_size=batch.global_batch_size,
         tokens_per_micro_batch=batch.tokens_per_micro_batch,
+        layout=layout,
+        attention_weight=attention_weight(classifier),
         seed=config.run.seed,
         epochs=optimizer.epochs,
         max_episodes=optimizer.max_episodes,
@@ -132,6 +137,14 @@ def prepare(config: TrainConfig) -> Prepared:
             Steps(num_pairs=held_out.num_pairs, settings=in_order(settings)) if held_out else None
         ),
     )
+
+
+def choose_layout(wanted: Layout, architecture: PretrainedConfig) -> Layout:
+    """Return the layout that is asked for, or 'padded' where the model cannot be packed."""
+    if wanted == "packed" and (reason := why_not_packed(architecture)):
+        logger.info("batch.layout: padded instead of packed, since %s", reason)
+        return "padded"
+    return wanted
 
 
 def _tokenizer_of(model: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rm_ray.data.pair_tokens import TokenCounts
+
 
 @dataclass(kw_only=True)
 class Progress:
@@ -18,12 +20,16 @@ class Progress:
     timed_pairs: int = 0
     """Pairs in the steps that count for the speed: all but the first of each attempt."""
     timed_tokens: int = 0
+    timed_distinct_tokens: int = 0
+    timed_computed_tokens: int = 0
     timed_seconds: float = 0.0
 
-    def add_timed(self, pairs: int, tokens: int, seconds: float) -> None:
+    def add_timed(self, pairs: int, tokens: TokenCounts, seconds: float) -> None:
         """Count a step for the speed."""
         self.timed_pairs += pairs
-        self.timed_tokens += tokens
+        self.timed_tokens += tokens.both
+        self.timed_distinct_tokens += tokens.distinct
+        self.timed_computed_tokens += tokens.computed
         self.timed_seconds += seconds
 
     @property
@@ -35,6 +41,16 @@ class Progress:
     def tokens_per_second(self) -> float:
         """Tokens of both conversations per second of steady state."""
         return self.timed_tokens / self.timed_seconds if self.timed_seconds else 0.0
+
+    @property
+    def distinct_tokens_per_second(self) -> float:
+        """Tokens per second of steady state, a pair's shared prefix counted once."""
+        return self.timed_distinct_tokens / self.timed_seconds if self.timed_seconds else 0.0
+
+    @property
+    def computed_over_distinct_tokens(self) -> float:
+        """Token positions computed for each distinct token."""
+        return self.timed_computed_tokens / max(self.timed_distinct_tokens, 1)
 
 
 def describe(progress: Progress, num_steps: int, metrics: dict[str, float]) -> str:

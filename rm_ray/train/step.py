@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rm_ray.data.loading import LoadedMicroBatch
-from rm_ray.train.engine import Engine
+from rm_ray.data.collate import ReadyMicroBatch
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.metrics import PairMetrics
+
+if TYPE_CHECKING:  # the step itself runs where Accelerate and DeepSpeed are not installed
+    from rm_ray.train.engine import Engine
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -35,11 +38,10 @@ class StepMetrics:
 
 def train_step(
     engine: Engine,
-    micro_batches: Sequence[LoadedMicroBatch],
+    micro_batches: Sequence[ReadyMicroBatch],
     *,
     num_pairs: int,
     learning_rate: float,
-    pad_token_id: int,
 ) -> StepMetrics:
     """Train on this rank's micro-batches of a step that holds ``num_pairs`` over all ranks.
 
@@ -50,17 +52,17 @@ def train_step(
     checks: list[Tensor] = []
     scale = engine.world_size / num_pairs  # the engine averages over ranks
     for i, micro_batch in enumerate(micro_batches):
-        pairs = micro_batch.pad(pad_token_id).to(engine.device)
+        pairs = micro_batch.pairs
         with engine.micro_batch(is_last=i == len(micro_batches) - 1):
             rewards = engine.rewards(pairs)
             chosen, rejected = rewards.chunk(2)
             losses = bradley_terry_loss(chosen, rejected, pairs.margins)
             engine.backward((losses * pairs.weights).sum() * scale)
-        metrics.add(rewards, losses, pairs.weights, num_tokens=micro_batch.num_tokens)
+        metrics.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
         checks.append((losses + chosen - rejected).detach())
     engine.sum_over_ranks(metrics.sums)
     assert metrics.count == num_pairs, f"{metrics.count} pairs in a step of {num_pairs}"
-    step = micro_batches[0].plan.step
+    step = micro_batches[0].loaded.plan.step
     if not torch.isfinite(metrics.sums).all():
         raise NonFiniteLossError(step, _at_fault(engine, micro_batches, checks))
     grad_norm = engine.step(learning_rate)
@@ -71,13 +73,13 @@ def train_step(
 
 
 def _at_fault(
-    engine: Engine, micro_batches: Sequence[LoadedMicroBatch], checks: Sequence[Tensor]
+    engine: Engine, micro_batches: Sequence[ReadyMicroBatch], checks: Sequence[Tensor]
 ) -> list[int]:
     """Return the pairs, over all ranks, whose check ``[P]`` is not finite."""
     mine = [
         int(pair)
         for micro_batch, check in zip(micro_batches, checks, strict=True)
-        for pair, value in zip(micro_batch.plan.pairs, check.tolist(), strict=True)
+        for pair, value in zip(micro_batch.loaded.plan.pairs, check.tolist(), strict=True)
         if not math.isfinite(value)
     ]
     return sorted({pair for pairs in engine.gather_objects(mine) for pair in pairs})

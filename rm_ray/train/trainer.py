@@ -113,6 +113,7 @@ def fit(prepared: Prepared) -> ray.train.Result:
         eval_steps=prepared.eval_steps,
         use_gpu=bool(config.cluster.use_gpu),
         plan_fingerprint=prepared.identity["plan"],
+        layout=prepared.plan.settings.layout,
         mlflow=prepared.mlflow,
         mlflow_run_id=record["mlflow_run_id"],
         board=board,

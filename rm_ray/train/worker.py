@@ -14,12 +14,13 @@ import ray.train
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rm_ray.config import TrainConfig
-from rm_ray.data.loading import LoadedMicroBatch
+from rm_ray.config import Layout, TrainConfig
+from rm_ray.data.collate import Collator, ReadyMicroBatch, read_ahead
 from rm_ray.data.plan import Steps
 from rm_ray.data.stream import RankStream
+from rm_ray.model.attention import choose_kernel
 from rm_ray.model.export import export_model
-from rm_ray.model.reward_model import apply_liger, build_reward_model
+from rm_ray.model.reward_model import apply_liger, build_reward_model, count_parameters
 from rm_ray.storage import Storage
 from rm_ray.tracking.history import History, Kind, Record
 from rm_ray.tracking.mlflow_run import MetricShipper, MlflowTarget
@@ -30,6 +31,7 @@ from rm_ray.train.evaluate import evaluate
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.progress import Progress, describe
 from rm_ray.train.step import NonFiniteLossError, train_step
+from rm_ray.train.throughput import Throughput, measure_matrix_peak
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class TrainJob:
     eval_steps: Steps | None
     use_gpu: bool
     plan_fingerprint: str
+    layout: Layout
     mlflow: MlflowTarget
     mlflow_run_id: str | None
     board: Any
@@ -61,6 +64,8 @@ class WorkerState:
     job: TrainJob
     engine: Engine
     learning_rate: Callable[[int], float]
+    collator: Collator
+    throughput: Throughput
     progress: Progress = field(default_factory=Progress)
     history: History = field(default_factory=History)
     board: BoardWriter | None = None
@@ -103,17 +108,28 @@ def build_state(job: TrainJob) -> WorkerState:
     config = job.config
     if not job.use_gpu:
         torch.set_num_threads(config.cluster.cpus_per_worker)
-    model = build_reward_model(config.model, job.tokenizer, seed=config.run.seed)
+    model = build_reward_model(config.model, job.tokenizer, seed=config.run.seed, layout=job.layout)
+    num_parameters = count_parameters(model)  # before ZeRO shards them
     apply_liger(model, config.model.liger, on_gpu=job.use_gpu)
-    engine = Engine(
-        model,
-        config.optimizer,
-        config.cluster,
-        dtype=getattr(torch, config.model.dtype),
-        use_gpu=job.use_gpu,
+    dtype = getattr(torch, config.model.dtype)
+    engine = Engine(model, config.optimizer, config.cluster, dtype=dtype, use_gpu=job.use_gpu)
+    state = WorkerState(
+        job=job,
+        engine=engine,
+        learning_rate=learning_rate_schedule(config.optimizer, job.steps.total),
+        collator=Collator(
+            layout=job.layout,
+            kernel=choose_kernel(engine.device, dtype),
+            pad_token_id=job.tokenizer.pad_token_id,
+            device=engine.device,
+        ),
+        throughput=Throughput(
+            num_parameters=num_parameters,
+            matrix_peak=measure_matrix_peak(engine.device, dtype) * engine.world_size,
+            device=engine.device,
+            layout=job.layout,
+        ),
     )
-    schedule = learning_rate_schedule(config.optimizer, job.steps.total)
-    state = WorkerState(job=job, engine=engine, learning_rate=schedule)
     if engine.rank == 0:
         state.board = BoardWriter(job.board)
         package = logging.getLogger("rm_ray")
@@ -138,14 +154,22 @@ def restore(state: WorkerState) -> None:
             state.shipper.send_table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
 
 
-def train_stream(state: WorkerState) -> Iterator[list[LoadedMicroBatch]]:
+def train_stream(state: WorkerState) -> Iterator[list[ReadyMicroBatch]]:
     """Yield this rank's micro-batches, step by step, from where the run stands."""
-    stream: RankStream = ray.train.get_dataset_shard("train")
     state.clock = started = time.monotonic()
-    for micro_batches in stream.steps(state.progress.step, state.job.steps.total):
+    for micro_batches in ready_steps(state, "train", state.progress.step, state.job.steps):
         state.waited = time.monotonic() - started
         yield micro_batches
         started = time.monotonic()
+
+
+def ready_steps(
+    state: WorkerState, name: str, first_step: int, steps: Steps
+) -> Iterator[list[ReadyMicroBatch]]:
+    """Lay the steps of a set's stream out ahead of their turn, and move each when it is due."""
+    stream: RankStream = ray.train.get_dataset_shard(name)
+    laid_out = map(state.collator.lay_out, stream.steps(first_step, steps.total))
+    return map(state.collator.move, read_ahead(laid_out))
 
 
 def is_due(every_steps: int, state: WorkerState, *, at_end: bool) -> bool:
@@ -156,7 +180,7 @@ def is_due(every_steps: int, state: WorkerState, *, at_end: bool) -> bool:
     return every_steps > 0 and step % every_steps == 0
 
 
-def take_step(state: WorkerState, micro_batches: list[LoadedMicroBatch]) -> None:
+def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
     """Take one optimizer step and record what it measured."""
     progress, steps = state.progress, state.job.steps
     started = time.monotonic()
@@ -166,24 +190,20 @@ def take_step(state: WorkerState, micro_batches: list[LoadedMicroBatch]) -> None
         micro_batches,
         num_pairs=steps.size(progress.step),
         learning_rate=learning_rate,
-        pad_token_id=state.job.tokenizer.pad_token_id,
     )
     seconds = state.waited + time.monotonic() - started
-    pairs, tokens = measured.pairs.count, measured.pairs.num_tokens
     if state.steps_here > 0:
-        progress.add_timed(pairs, tokens, seconds)
+        progress.add_timed(measured.pairs.count, measured.pairs.tokens, seconds)
     state.steps_here += 1
     progress.step += 1
-    progress.episode += pairs
+    progress.episode += measured.pairs.count
     metrics = {
         "episode": float(progress.episode),
         "epoch": progress.episode / steps.num_pairs,
         **measured.pairs.means("train/rm"),
         "train/rm/lr": learning_rate,
         "train/rm/grad_norm": measured.grad_norm,
-        "perf/pairs_per_second": pairs / seconds,
-        "perf/tokens_per_second": tokens / seconds,
-        "perf/data_wait_share": state.waited / seconds,
+        **state.throughput.metrics(measured.pairs, seconds=seconds, waited=state.waited),
     }
     add_record(state, "train", metrics)
     if state.board is not None:
@@ -196,10 +216,9 @@ def run_evaluation(state: WorkerState) -> None:
     job, step = state.job, state.progress.step
     if job.eval_steps is None or state.evaluated_at == step:
         return
-    stream: RankStream = ray.train.get_dataset_shard("eval")
     result = evaluate(
         state.engine,
-        stream.steps(0, job.eval_steps.total),
+        ready_steps(state, "eval", 0, job.eval_steps),
         job.tokenizer,
         sample_rows=job.config.evaluation.sample_rows,
     )
@@ -273,6 +292,9 @@ def summarise(state: WorkerState, exported: str) -> dict[str, Any]:
         "metrics": {**history.last("train"), **history.last("eval")},
         "pairs_per_second": progress.pairs_per_second,
         "tokens_per_second": progress.tokens_per_second,
+        "distinct_tokens_per_second": progress.distinct_tokens_per_second,
+        "computed_over_distinct_tokens": progress.computed_over_distinct_tokens,
+        "layout": state.job.layout,
         "seconds": progress.seconds,
         "export": exported,
         "history": history.to_json_lines() if state.engine.rank == 0 else "",

@@ -64,9 +64,9 @@ def main() -> None:
 
 def train_with_ray(folder: Path, name: str, steps: int, threads: int) -> dict:
     """Train as a user would; return the run's ``result.json``."""
-    from rm_ray.config import TrainConfig
+    from rm_ray.recipe import read_recipe
 
-    episodes = steps * TrainConfig.from_yaml(RECIPE).batch.global_batch_size
+    episodes = steps * read_recipe(RECIPE).batch.global_batch_size
     command = [
         sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(RECIPE),
         "--run.name", name, "--run.storage_path", str(folder),
@@ -81,18 +81,17 @@ def train_with_ray(folder: Path, name: str, steps: int, threads: int) -> dict:
 def train_bare(folder: Path, steps: int, threads: int) -> float:
     """Take the same steps in this process, reading the same mapped table; return pairs/s."""
     import torch
-    from tables import builtin_table
+    from tables import builtin_table, ready_step
 
-    from rm_ray.config import TrainConfig
-    from rm_ray.data.loading import load_step
     from rm_ray.data.plan import Plan, PlanSettings
     from rm_ray.data.synthetic import SPLITS
     from rm_ray.model.reward_model import build_reward_model
+    from rm_ray.recipe import read_recipe
     from rm_ray.train.engine import Engine
     from rm_ray.train.optimizer import learning_rate_schedule
     from rm_ray.train.step import train_step
 
-    config = TrainConfig.from_yaml(RECIPE)
+    config = read_recipe(RECIPE)
     torch.set_num_threads(threads)
     table, tokenizer = builtin_table(folder, SPLITS["train"])
     batch = config.batch.global_batch_size
@@ -113,10 +112,9 @@ def train_bare(folder: Path, steps: int, threads: int) -> float:
             started = time.monotonic()
         train_step(
             engine,
-            list(load_step(table, plan, step, rank=0, world_size=1)),
+            ready_step(table, plan, step, tokenizer),
             num_pairs=plan.steps.size(step),
             learning_rate=rate(step),
-            pad_token_id=tokenizer.pad_token_id,
         )
     return (plan.steps.num_episodes - batch) / (time.monotonic() - started)
 

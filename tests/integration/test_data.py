@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from tables import SHARED_DATA
+from tables import SHARED_DATA, chosen_ids, rejected_ids
 
 from rm_ray.config import DataConfig
 from rm_ray.data.plan import PlanSettings
@@ -56,9 +56,9 @@ def test_a_mixture_is_cached_in_order_with_its_quarantine(cluster, tmp_path):
     assert ids[:20] == [f"{first}:{row}" for row in rows]
     assert ids[20:30] == [f"{second}:{row}" for row in range(10)]
     tokenizer = load_tokenizer("builtin")
-    assert "Question 13?" in tokenizer.decode(table.chosen_ids(13))
-    assert "yes 13" in tokenizer.decode(table.chosen_ids(13))
-    assert "no 13" in tokenizer.decode(table.rejected_ids(13))
+    assert "Question 13?" in tokenizer.decode(chosen_ids(table, 13))
+    assert "yes 13" in tokenizer.decode(chosen_ids(table, 13))
+    assert "no 13" in tokenizer.decode(rejected_ids(table, 13))
     refused = [json.loads(line) for line in Path(cache.quarantine).read_text().splitlines()]
     found = {(row["origin"], row["row"], row["reason"]) for row in refused}
     assert found == {
@@ -162,17 +162,16 @@ def test_each_rank_gets_its_plan_in_order_with_its_tokens(planned, world_size):
                 assert np.array_equal(mine.plan.pairs, theirs.pairs)
                 assert np.array_equal(mine.plan.weights, theirs.weights)
                 for k, p in enumerate(theirs.pairs):
-                    assert np.array_equal(mine.rows[k], table.chosen_ids(p))
-                    rejected = mine.rows[len(theirs.pairs) + k]
-                    assert np.array_equal(rejected, table.rejected_ids(p))
+                    assert np.array_equal(mine.pairs.chosen(k), chosen_ids(table, p))
+                    assert np.array_equal(mine.pairs.rejected(k), rejected_ids(table, p))
 
 
 def test_a_resumed_stream_begins_where_the_other_would_be(planned):
     whole = RankStream(planned=planned, rank=1, world_size=2)
     total = planned.plan(open_table(planned.cache)).steps.total
-    ids = [[p.tolist() for m in step for p in m.rows] for step in whole.steps(0, total)]
+    ids = [[m.pairs.tokens.tolist() for m in step] for step in whole.steps(0, total)]
     for first in (1, 7, total - 1):
-        resumed = [[p.tolist() for m in s for p in m.rows] for s in whole.steps(first, total)]
+        resumed = [[m.pairs.tokens.tolist() for m in s] for s in whole.steps(first, total)]
         assert resumed == ids[first:]
     assert list(whole.steps(total, total)) == []
 

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_ray.command import main
-from rm_ray.config import TrainConfig
 from rm_ray.data.plan import PlanSettings, Steps
 from rm_ray.data.sources import SourceSpec, select
 from rm_ray.data.synthetic import generate_pairs
 from rm_ray.errors import InputError
+from rm_ray.recipe import parse_config
 from rm_ray.train.checkpoint import find_fault
 from rm_ray.train.trainer import dry_run, train
 
@@ -155,7 +155,7 @@ def test_the_best_and_the_newest_checkpoints_stay_whole(finished: FinishedRun) -
 
 def test_the_same_command_again_says_it_is_finished(finished: FinishedRun) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.is_file()}
-    assert train(TrainConfig.from_dict(finished.settings)) == finished.result
+    assert train(parse_config(finished.settings)) == finished.result
     after = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.is_file()}
     assert before == after
 
@@ -165,13 +165,13 @@ def test_a_changed_configuration_under_an_old_name_is_refused(finished: Finished
     settings["optimizer"]["learning_rate"] = 2e-3
     settings["batch"]["global_batch_size"] = 8
     with pytest.raises(InputError) as refusal:
-        train(TrainConfig.from_dict(settings))
+        train(parse_config(settings))
     assert "optimizer.learning_rate was 0.001 and is 0.002" in str(refusal.value)
     assert "batch.global_batch_size was 16 and is 8" in str(refusal.value)
 
 
 def test_a_dry_run_says_what_a_run_would_do(cluster: None, storage: Path) -> None:
-    plan = dry_run(TrainConfig.from_dict(small_run(storage, "dry")))
+    plan = dry_run(parse_config(small_run(storage, "dry")))
     assert (plan["steps"], plan["steps_per_epoch"], plan["episodes"]) == (20, 10, 306)
     assert (plan["train_pairs"], plan["eval_pairs"]) == (153, 41)
     assert plan["learning_rate"]["first_step"] == 0
@@ -205,7 +205,7 @@ def test_a_killed_worker_under_zero_3_goes_on_with_the_same_losses(
         target=kill_a_worker_after_the_first_checkpoint, args=(storage / "zero-3", killed)
     )
     killer.start()
-    train(TrainConfig.from_dict(settings))
+    train(parse_config(settings))
     killer.join()
     assert len(killed) == 1
     ours, plain = history(storage / "zero-3"), history(finished.folder)
@@ -256,7 +256,7 @@ def test_a_killed_worker_changes_nothing_in_the_end(
         target=kill_a_worker_after_the_first_checkpoint, args=(storage / "killed", killed)
     )
     killer.start()
-    result = train(TrainConfig.from_dict(settings))
+    result = train(parse_config(settings))
     killer.join()
     assert len(killed) == 1
     assert_same_outcome(storage / "killed", finished.folder)

@@ -4,7 +4,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState, GradientState
-from tables import builtin_table
+from tables import builtin_table, ready_step
 
-from rm_ray.config import ClusterConfig, ModelConfig, OptimizerConfig
-from rm_ray.data.loading import load_step
+from rm_ray.config import ClusterConfig, Layout, ModelConfig, OptimizerConfig
 from rm_ray.data.plan import Plan, PlanSettings
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.engine import Engine
@@ -49,11 +48,12 @@ class Case:
     dtype: str = "float32"
     model: ModelConfig = field(default_factory=ModelConfig)
     offload: Literal["none", "optimizer", "all"] = "none"
+    layout: Layout = "packed"
 
     @property
     def name(self) -> str:
         """How its results are called."""
-        return f"{self.zero_stage}-{self.dtype}-{self.offload}"
+        return f"{self.zero_stage}-{self.dtype}-{self.offload}-{self.layout}"
 
 
 def spawn(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
@@ -93,9 +93,9 @@ class Trainer:
             if not table_folder.exists()
             else _reopen(table_folder)
         )
-        self.plan = Plan(lengths=self.table.lengths, settings=SETTINGS)
+        self.plan = Plan(lengths=self.table.lengths, settings=replace(SETTINGS, layout=case.layout))
         self.engine = Engine(
-            build_reward_model(case.model, self.tokenizer, seed=SEED),
+            build_reward_model(case.model, self.tokenizer, seed=SEED, layout=case.layout),
             OPTIMIZER,
             ClusterConfig(zero_stage=case.zero_stage, offload=case.offload),
             dtype=getattr(torch, case.dtype),
@@ -107,19 +107,19 @@ class Trainer:
         """Take steps; return each one's loss and gradient norm."""
         measured = []
         for step in range(first_step, last_step):
-            micro_batches = load_step(
+            micro_batches = ready_step(
                 self.table,
                 self.plan,
                 step,
+                self.tokenizer,
                 rank=self.engine.rank,
                 world_size=self.engine.world_size,
             )
             metrics = train_step(
                 self.engine,
-                list(micro_batches),
+                micro_batches,
                 num_pairs=self.plan.steps.size(step),
                 learning_rate=self.learning_rate(step),
-                pad_token_id=self.tokenizer.pad_token_id,
             )
             measured.append((metrics.pairs.means("train")["train/loss"], metrics.grad_norm))
         return measured

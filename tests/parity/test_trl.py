@@ -3,11 +3,10 @@
 import pytest
 import torch
 from datasets import Dataset
-from tables import make_table
+from tables import make_table, ready_step
 from trl import RewardConfig, RewardTrainer
 
 from rm_ray.config import ClusterConfig, ModelConfig, OptimizerConfig
-from rm_ray.data.loading import load_step
 from rm_ray.data.plan import Plan, PlanSettings
 from rm_ray.data.synthetic import generate_pairs
 from rm_ray.data.tokenization import load_tokenizer
@@ -27,9 +26,7 @@ def test_accuracy_and_loss_equal_those_of_trl(tmp_path):
     engine = Engine(model, OptimizerConfig(), ClusterConfig(), dtype=torch.float32, use_gpu=False)
     settings = PlanSettings(global_batch_size=10, tokens_per_micro_batch=300, shuffle=False)
     plan = Plan(lengths=table.lengths, settings=settings)
-    steps = (
-        list(load_step(table, plan, step, rank=0, world_size=1)) for step in range(plan.steps.total)
-    )
+    steps = (ready_step(table, plan, step, tokenizer) for step in range(plan.steps.total))
     ours = evaluate(engine, steps, tokenizer, sample_rows=0).metrics
     export_model(model, engine.weights(), tokenizer, tmp_path / "export", dtype=torch.float32)
     trainer = RewardTrainer(

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import pair_tokens
 
 from rm_ray.data.padding import PaddedPairs, pad_pairs
 
@@ -15,8 +16,7 @@ pairs_of_ids = st.lists(st.tuples(ids, ids), min_size=1, max_size=6)
 
 def pad(pairs: list[tuple[np.ndarray, np.ndarray]], pad_token_id: int = 0) -> PaddedPairs:
     return pad_pairs(
-        [chosen for chosen, _ in pairs],
-        [rejected for _, rejected in pairs],
+        pair_tokens(pairs),
         margins=np.zeros(len(pairs)),
         weights=np.ones(len(pairs)),
         pad_token_id=pad_token_id,
@@ -25,8 +25,7 @@ def pad(pairs: list[tuple[np.ndarray, np.ndarray]], pad_token_id: int = 0) -> Pa
 
 def test_two_pairs_become_four_rows_first_chosen_then_rejected():
     batch = pad_pairs(
-        [np.array([1, 2, 3]), np.array([4])],
-        [np.array([5, 6]), np.array([7, 8, 9, 10])],
+        pair_tokens([([1, 2, 3], [5, 6]), ([4], [7, 8, 9, 10])]),
         margins=np.array([0.5, 0.0]),
         weights=np.array([1.0, 0.0]),
         pad_token_id=99,
@@ -88,8 +87,7 @@ def test_the_last_position_is_that_of_each_rows_last_id(
 @given(st.sampled_from([np.float64, np.float32, np.int64]))
 def test_numbers_have_the_types_that_the_model_and_the_loss_expect(given_type: type):
     batch = pad_pairs(
-        [np.array([1, 2], dtype=np.int32)],
-        [np.array([1, 3], dtype=np.int32)],
+        pair_tokens([([1, 2], [1, 3])]),
         margins=np.array([2], dtype=given_type),
         weights=np.array([1], dtype=given_type),
         pad_token_id=0,
@@ -106,20 +104,11 @@ def test_numbers_have_the_types_that_the_model_and_the_loss_expect(given_type: t
 
 def test_a_batch_does_not_share_memory_with_what_it_was_made_from():
     margins, weights = np.zeros(1, np.float32), np.ones(1, np.float32)
-    row = np.array([1, 2], dtype=np.int64)
-    batch = pad_pairs([row], [row], margins=margins, weights=weights, pad_token_id=0)
+    pairs = pair_tokens([([1, 2], [1, 3])])
+    batch = pad_pairs(pairs, margins=margins, weights=weights, pad_token_id=0)
 
-    margins[0], weights[0], row[0] = 5, 5, 5
+    margins[0], weights[0], pairs.tokens[0] = 5, 5, 5
 
     assert batch.margins.tolist() == [0.0]
     assert batch.weights.tolist() == [1.0]
-    assert batch.input_ids.tolist() == [[1, 2], [1, 2]]
-
-
-def test_moving_a_batch_moves_every_tensor_of_it():
-    batch = pad([(np.array([1, 2]), np.array([3]))])
-
-    moved = batch.to(torch.device("meta"))
-
-    assert {getattr(moved, f.name).device.type for f in fields(moved)} == {"meta"}
-    assert {getattr(batch, f.name).device.type for f in fields(batch)} == {"cpu"}
+    assert batch.input_ids.tolist() == [[1, 2], [1, 3]]

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import chosen_ids, rejected_ids
 
 from rm_ray.data.token_table import (
     ROWS_PER_BATCH,
@@ -83,8 +84,8 @@ def read_back(table: TokenTable) -> list[Row]:
         cache_row(
             int(table.fragment[pair]),
             int(table.row[pair]),
-            table.chosen_ids(pair).tolist(),
-            table.rejected_ids(pair).tolist(),
+            chosen_ids(table, pair).tolist(),
+            rejected_ids(table, pair).tolist(),
             prefix_length=int(table.prefix_length[pair]),
             prompt_length=int(table.prompt_length[pair]),
             margin=float(table.margin[pair]),
@@ -208,7 +209,8 @@ def test_lengths_are_those_of_the_longer_conversation(tmp_path: Path):
 
     table = open_table(make_parts(tmp_path / "parts", rows))
 
-    assert table.lengths.tolist() == [3, 4, 2]
+    assert table.lengths.longest.tolist() == [3, 4, 2]
+    assert table.lengths.distinct.tolist() == [4, 5, 3]
     assert table.chosen_length.tolist() == [3, 2, 2]
     assert table.rejected_length.tolist() == [2, 4, 2]
 
@@ -216,7 +218,7 @@ def test_lengths_are_those_of_the_longer_conversation(tmp_path: Path):
 def test_ids_and_columns_have_their_types(tmp_path: Path):
     table = open_table(make_parts(tmp_path / "parts", [cache_row(0, 0, [1, 2], [3])]))
 
-    assert table.chosen_ids(0).dtype == table.rejected_ids(0).dtype == np.int32
+    assert chosen_ids(table, 0).dtype == rejected_ids(table, 0).dtype == np.int32
     assert table.margin.dtype == np.float32
     assert table.row.dtype == table.start.dtype == np.int64
 
@@ -238,7 +240,7 @@ def test_an_empty_cache_is_a_table_without_pairs(tmp_path: Path):
     for parts in (only_refused, no_rows, no_files):
         table = open_table(parts)
         assert len(table) == 0
-        assert table.lengths.tolist() == []
+        assert len(table.lengths) == 0
         assert table.tokens.tolist() == []
 
 
@@ -257,7 +259,7 @@ def test_caches_with_other_keys_do_not_meet(tmp_path: Path):
 
     tables = [open_table(parts) for parts in (first, second)]
 
-    assert [table.chosen_ids(0).tolist() for table in tables] == [[1], [3]]
+    assert [chosen_ids(table, 0).tolist() for table in tables] == [[1], [3]]
 
 
 def test_tables_are_kept_in_the_temporary_folder(tmp_path: Path):
@@ -309,3 +311,19 @@ def test_of_two_processes_that_make_the_same_table_the_first_wins(tmp_path: Path
 
     assert np.fromfile(folder / "tokens.bin", dtype=np.int32).tolist() == [3, 4]
     assert [path.name for path in folder.parent.iterdir()] == ["key"]
+
+
+def test_pairs_are_gathered_in_the_order_asked_for_each_distinct_token_once(tmp_path: Path):
+    rows = [
+        cache_row(0, 0, [1, 2, 3], [1, 2, 4, 5], prefix_length=2),
+        cache_row(0, 1, [6], [7, 8], prefix_length=0),
+        cache_row(0, 2, [9, 10], [9, 11], prefix_length=1),
+    ]
+    table = open_table(make_parts(tmp_path / "parts", rows))
+
+    pairs = table.gather(np.array([2, 0]))
+
+    assert pairs.tokens.tolist() == [9, 10, 11, 1, 2, 3, 4, 5]
+    assert pairs.starts.tolist() == [0, 3]
+    assert [pairs.chosen(i).tolist() for i in range(2)] == [[9, 10], [1, 2, 3]]
+    assert [pairs.rejected(i).tolist() for i in range(2)] == [[9, 11], [1, 2, 4, 5]]

@@ -1,13 +1,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tables import builtin_table
+from tables import builtin_table, chosen_ids
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from rm_ray.config import ModelConfig
-from rm_ray.data.padding import pad_pairs
+from rm_ray.data.packing import pack_pairs
 from rm_ray.data.synthetic import generate_pairs
 from rm_ray.data.tokenization import load_tokenizer
 from rm_ray.errors import InputError
@@ -30,7 +31,9 @@ def build(folder: Path, family: str) -> tuple[RewardModel, Path]:
                                 "num_hidden_layers": 2, "num_attention_heads": 1,
                                 "vocab_size": 1024, **FAMILIES[family]}))  # fmt: skip
     tokenizer = load_tokenizer("builtin")
-    model = build_reward_model(ModelConfig(name_or_path=str(path)), tokenizer, seed=0)
+    model = build_reward_model(
+        ModelConfig(name_or_path=str(path)), tokenizer, seed=0, layout="packed"
+    )
     export_model(model, model.state_dict(), tokenizer, folder / "export", dtype=torch.float32)
     return model, folder
 
@@ -41,16 +44,15 @@ def build(folder: Path, family: str) -> tuple[RewardModel, Path]:
 def test_transformers_gives_the_rewards_of_training(tmp_path, family, batch_size):
     model, _ = build(tmp_path, family)
     table, tokenizer = builtin_table(tmp_path / "again", 7)
-    pairs = pad_pairs(
-        [table.chosen_ids(p) for p in range(7)],
-        [table.rejected_ids(p) for p in range(7)],
+    pairs = pack_pairs(
+        table.gather(np.arange(7)),
         margins=table.margin,
         weights=torch.ones(7).numpy(),
-        pad_token_id=tokenizer.pad_token_id,
+        kernel="grouped",
     )
     ours = model.eval()(pairs)[:7]
     client = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
-    rows = [{"input_ids": table.chosen_ids(p).tolist()} for p in range(7)]
+    rows = [{"input_ids": chosen_ids(table, p).tolist()} for p in range(7)]
     theirs = [
         client(**tokenizer.pad(rows[i : i + batch_size], return_tensors="pt")).logits[:, 0]
         for i in range(0, 7, batch_size)
@@ -66,7 +68,7 @@ def test_clients_read_the_tokens_of_training(tmp_path, family):
     reader = AutoTokenizer.from_pretrained(tmp_path / "export")
     for pair, row in enumerate(generate_pairs("train", 7)):
         ids = reader.apply_chat_template(row["chosen"])["input_ids"]
-        assert ids == table.chosen_ids(pair).tolist()
+        assert ids == chosen_ids(table, pair).tolist()
 
 
 def test_a_tokenizer_that_clients_would_read_otherwise_is_refused(tmp_path):
@@ -80,10 +82,10 @@ def test_the_pipeline_returns_the_reward_itself(tmp_path):
     build(tmp_path, "llama")
     table, _ = builtin_table(tmp_path / "again", 1)
     score = pipeline("text-classification", model=str(tmp_path / "export"))
-    text = score.tokenizer.decode(table.chosen_ids(0))
+    text = score.tokenizer.decode(chosen_ids(table, 0))
     with torch.no_grad():
         client = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
-        logit = client(torch.tensor(table.chosen_ids(0)).long()[None]).logits.item()
+        logit = client(torch.tensor(chosen_ids(table, 0)).long()[None]).logits.item()
     assert score(text)[0]["score"] == pytest.approx(logit, abs=1e-6)
     assert not 0 < logit < 1e-9
 

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from tables import builtin_table
@@ -33,8 +34,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def padded(table: TokenTable, pairs: list[int], pad_token_id: int) -> PaddedPairs:
     return pad_pairs(
-        [table.chosen_ids(p) for p in pairs],
-        [table.rejected_ids(p) for p in pairs],
+        table.gather(np.array(pairs)),
         margins=table.margin[pairs],
         weights=torch.ones(len(pairs)).numpy(),
         pad_token_id=pad_token_id,
@@ -50,7 +50,7 @@ def tiny(folder: Path, **fields: object) -> ModelConfig:
 
 
 def test_a_reward_does_not_depend_on_what_it_is_batched_with(table, tokenizer):
-    model = build_reward_model(ModelConfig(), tokenizer, seed=0)
+    model = build_reward_model(ModelConfig(), tokenizer, seed=0, layout="padded")
     pad = tokenizer.pad_token_id
     together = model(padded(table, list(range(7)), pad)).reshape(2, 7)
     alone = torch.stack([model(padded(table, [p], pad)) for p in range(7)], dim=1)
@@ -58,7 +58,7 @@ def test_a_reward_does_not_depend_on_what_it_is_batched_with(table, tokenizer):
 
 
 def test_rewards_do_not_depend_on_what_the_padding_is(table, tokenizer):
-    model = build_reward_model(ModelConfig(), tokenizer, seed=0)
+    model = build_reward_model(ModelConfig(), tokenizer, seed=0, layout="padded")
     rewards = [model(padded(table, list(range(7)), pad)) for pad in (tokenizer.pad_token_id, 77)]
     assert torch.equal(*rewards)
 
@@ -84,17 +84,19 @@ def test_gradient_checkpointing_changes_no_gradient(table, tokenizer):
     gradients = []
     for checkpointing in (False, True):
         config = ModelConfig(gradient_checkpointing=checkpointing)
-        model = build_reward_model(config, tokenizer, seed=0).train()
+        model = build_reward_model(config, tokenizer, seed=0, layout="padded").train()
         model(padded(table, [0, 1, 2], tokenizer.pad_token_id)).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
-    assert build_reward_model(config, tokenizer, seed=0).classifier.is_activation_checkpointing
+    assert build_reward_model(
+        config, tokenizer, seed=0, layout="padded"
+    ).classifier.is_activation_checkpointing
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=0, atol=1e-6)
 
 
 def test_eager_attention_gives_the_rewards_of_sdpa(table, tokenizer):
     rewards = [
-        build_reward_model(ModelConfig(attention=attention), tokenizer, seed=0)(
+        build_reward_model(ModelConfig(attention=attention), tokenizer, seed=0, layout="padded")(
             padded(table, [0, 1], tokenizer.pad_token_id)
         )
         for attention in ("sdpa", "eager")

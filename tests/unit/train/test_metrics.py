@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from rm_ray.data.pair_tokens import TokenCounts
 from rm_ray.train.metrics import PairMetrics
 
 
@@ -11,7 +12,8 @@ def measure(*batches: tuple[list[float], list[float], list[float]]) -> PairMetri
     for chosen, rejected, weights in batches:
         rewards = torch.tensor([*chosen, *rejected])
         losses = torch.tensor([c - r for c, r in zip(chosen, rejected, strict=True)])
-        metrics.add(rewards, losses, torch.tensor(weights), num_tokens=10 * len(chosen))
+        tokens = TokenCounts(both=10 * len(chosen), distinct=7 * len(chosen), computed=8)
+        metrics.add(rewards, losses, torch.tensor(weights), tokens=tokens)
     return metrics
 
 
@@ -19,7 +21,7 @@ def test_means_are_over_pairs_and_not_over_batches():
     metrics = measure(([1.0], [0.0], [1.0]), ([0.0, 2.0, 4.0], [3.0, 3.0, 3.0], [1.0, 1.0, 1.0]))
     means = metrics.means("eval/rm")
     assert metrics.count == 4
-    assert metrics.num_tokens == 40
+    assert metrics.tokens == (40, 28, 16)
     assert means["eval/rm/accuracy"] == 2 / 4
     assert means["eval/rm/chosen_rewards"] == 7 / 4
     assert means["eval/rm/rejected_rewards"] == 9 / 4

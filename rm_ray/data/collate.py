@@ -1,0 +1,125 @@
+"""Loaded micro-batches -> tensors in their layout, made ready while the step before is trained."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from rm_ray.config import Layout
+from rm_ray.data.loading import LoadedMicroBatch
+from rm_ray.data.packing import Kernel, PackedPairs, pack_pairs
+from rm_ray.data.padding import PaddedPairs, pad_pairs
+from rm_ray.data.pair_tokens import TokenCounts
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyMicroBatch:
+    """A micro-batch as the model takes it, and what it was made from."""
+
+    loaded: LoadedMicroBatch
+    pairs: PaddedPairs | PackedPairs
+
+    @property
+    def tokens(self) -> TokenCounts:
+        """Tokens of the pairs that count; what is computed includes padding and repeated pairs."""
+        lengths, counts = self.loaded.pairs.lengths, self.loaded.plan.weights > 0
+        return TokenCounts(
+            both=int(((lengths.chosen + lengths.rejected) * counts).sum()),
+            distinct=int((lengths.distinct * counts).sum()),
+            computed=self.pairs.input_ids.numel(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Lays micro-batches out for a model on a device."""
+
+    layout: Layout
+    kernel: Kernel
+    pad_token_id: int
+    device: torch.device
+
+    def lay_out(self, micro_batches: Iterable[LoadedMicroBatch]) -> list[ReadyMicroBatch]:
+        """Make a step's tensors, in memory that the device copies from without waiting."""
+        return [self._lay_out(micro_batch) for micro_batch in micro_batches]
+
+    def _lay_out(self, loaded: LoadedMicroBatch) -> ReadyMicroBatch:
+        weighting = {"margins": loaded.margins, "weights": loaded.plan.weights}
+        pairs: PaddedPairs | PackedPairs
+        if self.layout == "packed":
+            pairs = pack_pairs(loaded.pairs, kernel=self.kernel, **weighting)
+        else:
+            pairs = pad_pairs(loaded.pairs, pad_token_id=self.pad_token_id, **weighting)
+        if self.device.type == "cuda":
+            pairs = _map_tensors(pairs, Tensor.pin_memory)
+        return ReadyMicroBatch(loaded=loaded, pairs=pairs)
+
+    def move(self, micro_batches: Iterable[ReadyMicroBatch]) -> list[ReadyMicroBatch]:
+        """Copy a whole step to the device, ahead of its first forward pass."""
+        return [
+            replace(
+                ready,
+                pairs=_map_tensors(ready.pairs, lambda t: t.to(self.device, non_blocking=True)),
+            )
+            for ready in micro_batches
+        ]
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    """Apply a function to every tensor inside dataclasses and tuples."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(_map_tensors(item, function) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = {f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **inside)
+    return value
+
+
+def read_ahead(items: Iterable[T], *, depth: int = 1) -> Iterator[T]:
+    """Yield items that a thread makes ready, up to ``depth`` of them before they are asked for.
+
+    What the thread raises is raised here.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                if stopped.is_set():
+                    return
+                put(item, None)
+            put(None, StopIteration())
+        except Exception as error:  # handed over to the reader
+            put(None, error)
+
+    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+    finally:
+        stopped.set()

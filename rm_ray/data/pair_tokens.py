@@ -1,0 +1,101 @@
+"""Token ids of pairs with each distinct token once: prefix, chosen tail, rejected tail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class TokenCounts(NamedTuple):
+    """Tokens of some pairs: of both conversations, distinct ones, and positions computed."""
+
+    both: int
+    distinct: int
+    computed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairLengths:
+    """Tokens of N pairs: of both conversations, and of the prefix they share; each ``[N]``."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    prefix: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.chosen)
+
+    def __getitem__(self, pairs: np.ndarray) -> PairLengths:
+        """Return the lengths of some pairs."""
+        return PairLengths(
+            chosen=np.asarray(self.chosen[pairs]),
+            rejected=np.asarray(self.rejected[pairs]),
+            prefix=np.asarray(self.prefix[pairs]),
+        )
+
+    @property
+    def longest(self) -> np.ndarray:
+        """Tokens of each pair's longer conversation."""
+        longest: np.ndarray = np.maximum(self.chosen, self.rejected)
+        return longest
+
+    @property
+    def distinct(self) -> np.ndarray:
+        """Tokens of each pair with the shared prefix counted once."""
+        distinct: np.ndarray = self.chosen.astype(np.int64) + self.rejected - self.prefix
+        return distinct
+
+    @property
+    def attended(self) -> np.ndarray:
+        """Query-key products of causal attention over each pair, the prefix computed once."""
+        chosen, rejected, prefix = (
+            lengths.astype(np.int64) for lengths in (self.chosen, self.rejected, self.prefix)
+        )
+        twice = chosen * (chosen + 1) + rejected * (rejected + 1) - prefix * (prefix + 1)
+        attended: np.ndarray = twice // 2
+        return attended
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTokens:
+    """Token ids of P pairs, one pair after another.
+
+    ``tokens`` ``[T]`` int32 holds, for each pair, the shared prefix, then the rest of the chosen
+    conversation, then the rest of the rejected one.
+    """
+
+    tokens: np.ndarray
+    lengths: PairLengths
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.lengths)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where each pair begins in ``tokens``: ``[P]``."""
+        distinct = self.lengths.distinct
+        starts: np.ndarray = np.cumsum(distinct) - distinct
+        return starts
+
+    def chosen(self, pair: int) -> np.ndarray:
+        """Return the ids of a pair's chosen conversation."""
+        start = self.starts[pair]
+        return self.tokens[start : start + self.lengths.chosen[pair]]
+
+    def rejected(self, pair: int) -> np.ndarray:
+        """Return the ids of a pair's rejected conversation."""
+        start, prefix = self.starts[pair], self.lengths.prefix[pair]
+        tail = start + self.lengths.chosen[pair]
+        end = tail + self.lengths.rejected[pair] - prefix
+        return np.concatenate([self.tokens[start : start + prefix], self.tokens[tail:end]])
+
+
+def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return ``start, start + 1, ...`` of each run, one run after another: ``[sum(lengths)]``."""
+    ends = np.cumsum(lengths)
+    offsets: np.ndarray = np.repeat(starts - (ends - lengths), lengths)
+    return offsets + np.arange(ends[-1] if len(ends) else 0)

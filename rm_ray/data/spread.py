@@ -1,0 +1,109 @@
+"""The pairs of a step -> ranks and micro-batches: as few as the budget allows, evenly loaded.
+
+Every function returns, for each rank, its micro-batches as ``(indices of pairs, weight)``; the
+weight is 1.0, or 0.0 for one that repeats a pair because there are fewer pairs than ranks. All
+ranks have equally many, and those of one position in a step cost nearly the same.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+import numpy as np
+
+Spread = list[list[tuple[np.ndarray, float]]]
+
+
+def spread_packed(
+    tokens: np.ndarray, costs: np.ndarray, *, world_size: int, tokens_per_micro_batch: int
+) -> Spread:
+    """Spread pairs that are packed: a micro-batch holds the sum of its pairs' ``tokens``.
+
+    ``costs`` is the work of each pair, in any unit; it is what is evened out. A pair larger than
+    the budget stands alone.
+    """
+    total = int(np.minimum(tokens, tokens_per_micro_batch).sum())
+    num_groups = -(-total // (tokens_per_micro_batch * world_size)) * world_size
+    while True:
+        for loads in (costs, tokens):
+            groups = _lightest_first(loads, num_groups)
+            if all(
+                len(group) < 2 or tokens[group].sum() <= tokens_per_micro_batch for group in groups
+            ):
+                filler = int(np.argmin(tokens))
+                return _deal(groups, lambda group: float(costs[group].sum()), world_size, filler)
+        num_groups += world_size
+
+
+def _lightest_first(loads: np.ndarray, num_groups: int) -> list[np.ndarray]:
+    """Put the pairs, heaviest first, each into the lightest group (Graham, 1969)."""
+    members: list[list[int]] = [[] for _ in range(min(num_groups, len(loads)))]
+    heap = [(0.0, group) for group in range(len(members))]
+    values = loads.tolist()
+    for pair in np.argsort(-loads, kind="stable").tolist():
+        load, group = heap[0]
+        members[group].append(pair)
+        heapq.heapreplace(heap, (load + values[pair], group))
+    return [np.array(group) for group in members]
+
+
+def spread_padded(lengths: np.ndarray, *, world_size: int, tokens_per_micro_batch: int) -> Spread:
+    """Spread pairs that are right-padded: P of them cost ``2 P max(length)`` tokens.
+
+    ``lengths`` are those of the longer conversations. A pair larger than the budget stands alone.
+    """
+
+    def cost(group: np.ndarray) -> float:
+        return 2.0 * len(group) * int(lengths[group].max())
+
+    order = np.argsort(-lengths, kind="stable")
+    longest_first = lengths[order]
+    fewest = len(_cuts(longest_first, tokens_per_micro_batch))
+    num_groups = -(-fewest // world_size) * world_size
+    starts = _cuts(
+        longest_first, _smallest_limit(longest_first, num_groups, tokens_per_micro_batch)
+    )
+    groups = np.split(order, starts[1:])
+    while len(groups) < num_groups:
+        costs = [cost(group) if len(group) > 1 else 0.0 for group in groups]
+        largest = int(np.argmax(costs))
+        if not costs[largest]:
+            break
+        groups[largest : largest + 1] = np.array_split(groups[largest], 2)
+    return _deal(groups, cost, world_size, int(order[-1]))
+
+
+def _cuts(longest_first: np.ndarray, limit: int) -> list[int]:
+    """Return where the groups begin when each is filled up to the limit, largest pairs first."""
+    starts = []
+    start = 0
+    while start < len(longest_first):
+        starts.append(start)
+        start += max(1, limit // (2 * int(longest_first[start])))
+    return starts
+
+
+def _smallest_limit(longest_first: np.ndarray, num_groups: int, limit: int) -> int:
+    """Return the smallest limit under which there are no more than ``num_groups`` groups."""
+    low, high = 1, limit
+    while low < high:
+        middle = (low + high) // 2
+        if len(_cuts(longest_first, middle)) <= num_groups:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _deal(
+    groups: list[np.ndarray], cost: Callable[[np.ndarray], float], world_size: int, filler: int
+) -> Spread:
+    """Deal groups to ranks, neighbours in cost at one position; fill up with a repeated pair."""
+    weighted = [(group, 1.0) for group in sorted(groups, key=cost, reverse=True)]
+    weighted += [(np.array([filler]), 0.0)] * (-len(groups) % world_size)
+    ranks: Spread = [[] for _ in range(world_size)]
+    for i, item in enumerate(weighted):
+        position, rank = divmod(i, world_size)
+        ranks[rank if position % 2 == 0 else world_size - 1 - rank].append(item)
+    return ranks

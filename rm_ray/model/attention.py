@@ -1,0 +1,164 @@
+"""Attention over packed pairs: every branch over its prefix and itself, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import (
+    AttentionInterface,
+    PretrainedConfig,
+)
+
+from rm_ray.data.packing import (
+    BranchGroup,
+    GroupedQueries,
+    Kernel,
+    PackedPairs,
+    Queries,
+    VarlenQueries,
+)
+
+PACKED_ATTENTION = "packed_pairs"
+"""The name of ``packed_attention`` in transformers' attention registry."""
+
+
+PACKABLE = frozenset({"llama", "mistral", "qwen2", "qwen3", "olmo2", "olmo3", "gemma", "gpt_neox"})
+"""Decoder families whose packed rewards and gradients are tested against the padded ones."""
+
+
+def why_not_packed(architecture: PretrainedConfig) -> str | None:
+    """Return why a model cannot be packed, judged by its config alone; None where it can."""
+    settings = architecture.to_dict()
+    kinds = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if architecture.model_type not in PACKABLE:
+        return f"'{architecture.model_type}' is not one of {', '.join(sorted(PACKABLE))}"
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds))}"
+    if settings.get("use_bidirectional_attention"):
+        return "its attention is bidirectional"
+    return None
+
+
+def choose_kernel(device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Return the attention that runs best there; flash attention takes half precision only."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return "varlen" if device.type == "cuda" and half else "grouped"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    packed: PackedPairs,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend within a row of packed pairs; called by transformers' attention modules.
+
+    Shapes: T tokens in H heads of D, keys and values in H'. ``query`` is ``[1, H, T, D]``, ``key``
+    and ``value`` are ``[1, H', T, D]``; the result is ``[1, T, H, D]``.
+    """
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output = attend(query, key, value, packed.everywhere, scaling=scaling, window=sliding_window)
+    return output[None], None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Queries,
+    *,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    """Return the attention of N queries over the T keys of their row.
+
+    Shapes: ``query`` and the result ``[N, H, D]``, ``key`` and ``value`` ``[T, H', D]``. With a
+    ``window`` a query sees so many of its branch's keys, itself included.
+    """
+    if isinstance(queries, VarlenQueries):
+        return _varlen(query, key, value, queries, scaling, window)
+    return _grouped(query, key, value, queries, scaling, window)
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: VarlenQueries,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    """Make one flash-attention call over all branches; ``[N, H, D]`` in and out."""
+    # Rotary embeddings leave queries and keys in float32 under autocast.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    output = varlen_attn(
+        query,
+        key.index_select(0, packed.key_positions),
+        value.index_select(0, packed.key_positions),
+        packed.query_starts,
+        packed.key_starts,
+        packed.most_queries,
+        packed.most_keys,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(output, Tensor)  # a pair only where auxiliary values are asked for
+    return output
+
+
+def _grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: GroupedQueries,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    """Call scaled_dot_product_attention once for each group; ``[N, H, D]`` in and out."""
+    num_queries = [group.query_ranks.numel() for group in packed.groups]
+    num_keys = [len(group.query_ranks) * group.num_keys for group in packed.groups]
+    queries = torch.split(query.index_select(0, packed.query_order), num_queries)
+    keys = torch.split(key.index_select(0, packed.key_positions), num_keys)
+    values = torch.split(value.index_select(0, packed.key_positions), num_keys)
+    outputs = []
+    for group, q, k, v in zip(packed.groups, queries, keys, values, strict=True):
+        size, mask = len(group.query_ranks), _mask(group, window)
+        output = F.scaled_dot_product_attention(
+            _as_batch(q, size),
+            _as_batch(k, size),
+            _as_batch(v, size),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, packed.outputs)
+
+
+def _as_batch(rows: Tensor, num_branches: int) -> Tensor:
+    """Reshape ``[G L, H, D]`` to ``[G, H, L, D]``."""
+    return rows.view(num_branches, -1, *rows.shape[1:]).transpose(1, 2)
+
+
+def _mask(group: BranchGroup, window: int | None) -> Tensor | None:
+    """Return which keys each query sees, ``[G, 1, Q, K]``; none for plain causal attention."""
+    if window is None or window >= group.num_keys:
+        return group.mask
+    ranks = group.query_ranks[:, None, :, None]
+    keys = torch.arange(group.num_keys, device=ranks.device)
+    return (keys <= ranks) & (keys > ranks - window)
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -1,0 +1,79 @@
+"""The last decoder layer, computed only where a reward is read.
+
+Of the last layer only the two last tokens of a pair are used: keys and values are needed of every
+token, but queries, output projection and feed-forward of those two alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rm_ray.data.packing import PackedPairs
+from rm_ray.model.attention import attend
+
+LIKE_LLAMA = frozenset(
+    {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+)
+"""Layers that norm first, project queries, keys and values apart, and rotate whole heads."""
+
+NORMED_HEADS = frozenset({"Qwen3DecoderLayer"})
+"""Those of them that norm each head of queries and keys."""
+
+
+def trim_last_layer(backbone: nn.Module) -> bool:
+    """Make the last layer of a decoder return only the last tokens of packed pairs.
+
+    Tells whether it was done: not for layers of another make, or with sliding windows.
+    """
+    layers = backbone._modules.get("layers")
+    if not isinstance(layers, nn.ModuleList) or type(layers[-1]).__name__ not in LIKE_LLAMA:
+        return False
+    layer: Any = layers[-1]
+    if layer.self_attn.config.to_dict().get("sliding_window") is not None:
+        return False
+    layer.forward = functools.partial(_forward, layer, layer.forward)
+    return True
+
+
+def _forward(
+    layer: Any,
+    whole: Callable[..., Tensor],
+    hidden: Tensor,
+    *arguments: Any,
+    packed: PackedPairs | None = None,
+    **options: Any,
+) -> Tensor:
+    """Map ``[1, T, hidden]`` to ``[1, 2P, hidden]``; padded batches go through as a whole."""
+    if packed is None:
+        return whole(hidden, *arguments, **options)
+    attention, last = layer.self_attn, packed.last_positions
+    cos, sin = options["position_embeddings"]
+    normed = layer.input_layernorm(hidden)
+    query = _heads(attention.q_proj(normed[:, last]), attention.head_dim)
+    key = _heads(attention.k_proj(normed), attention.head_dim)
+    value = _heads(attention.v_proj(normed), attention.head_dim)
+    if type(layer).__name__ in NORMED_HEADS:
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    query, key = _rotate(query, cos[:, last], sin[:, last]), _rotate(key, cos, sin)
+    output = attend(
+        query[0], key[0], value[0], packed.at_ends, scaling=attention.scaling, window=None
+    )
+    residual = hidden[:, last] + attention.o_proj(output.flatten(-2)[None])
+    result: Tensor = residual + layer.mlp(layer.post_attention_layernorm(residual))
+    return result
+
+
+def _heads(states: Tensor, head_dim: int) -> Tensor:
+    return states.view(*states.shape[:-1], -1, head_dim)
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate ``[1, N, H, D]`` by the positions of its tokens (arXiv:2104.09864, p. 7)."""
+    left, right = states.chunk(2, dim=-1)
+    turned = torch.cat([-right, left], dim=-1)
+    return states * cos.unsqueeze(2) + turned * sin.unsqueeze(2)
