@@ -16,6 +16,7 @@ import yaml
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.recipe import read_recipe
+from rm_ray.train.startup import Startup, describe_startup
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +65,18 @@ def parse_command(arguments: Sequence[str]) -> TrainCommand:
 def main(arguments: Sequence[str]) -> int:
     """Train, or say what a run would do; return the exit status."""
     log_to_stdout()
+    startup = Startup()
     try:
         command = parse_command(arguments)
         # Ray, torch and the rest take seconds to import; --help and wrong settings need none.
         from rm_ray.train.trainer import TrainingError, dry_run, train
 
+        startup.end("imports")
         if command.dry_run:
             logger.info("%s", yaml.safe_dump(dry_run(command.config), sort_keys=False).rstrip())
             return 0
         try:
-            result = train(command.config)
+            result = train(command.config, startup)
         except TrainingError as error:
             logger.error("error: %s", error)
             return 1
@@ -109,6 +112,11 @@ def summarise(result: dict[str, Any]) -> str:
         f"on {result['workers']} worker{'s' * (result['workers'] != 1)}; "
         f"{result['seconds']:.0f} s from the first step to the last evaluation"
     )
+    lines.append(
+        f"  {result['layout']}: {result['computed_over_distinct_tokens']:.2f} tokens computed for "
+        f"each distinct one; {result['matrix_peak_ratio']:.2f} of the measured matrix peak"
+    )
+    lines.append(f"  {describe_startup(result['startup'])}")
     refused = sum(row["rows"] for row in result["refused"])
     lines.append(f"  pairs: {result['train_pairs']:,} to train on, {result['eval_pairs']:,} held "
                  f"out, {refused:,} refused")  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import (
     AttentionInterface,
     PretrainedConfig,
@@ -99,6 +98,8 @@ def _varlen(
     window: int | None,
 ) -> Tensor:
     """Make one flash-attention call over all branches; ``[N, H, D]`` in and out."""
+    from torch.nn.attention.varlen import varlen_attn  # compiles on import: 2 s where not used
+
     # Rotary embeddings leave queries and keys in float32 under autocast.
     query, key = query.to(value.dtype), key.to(value.dtype)
     output = varlen_attn(

@@ -26,20 +26,24 @@ class Throughput:
     device: torch.device
     layout: Layout
 
+    def peak_ratio(self, distinct_tokens_per_second: float) -> float:
+        """Return the share of the devices' matrix products that the model's arithmetic takes."""
+        return 6 * self.num_parameters * distinct_tokens_per_second / self.matrix_peak
+
     def metrics(self, measured: PairMetrics, *, seconds: float, waited: float) -> dict[str, float]:
         """Return the ``perf/`` metrics of a step; memory is this rank's."""
         tokens = measured.tokens
         needed = tokens.distinct if self.layout == "packed" else tokens.both
-        flops = 6 * self.num_parameters * tokens.distinct / seconds
+        speed = tokens.distinct / seconds
         return {
             "perf/pairs_per_second": measured.count / seconds,
             "perf/tokens_per_second": tokens.both / seconds,
-            "perf/distinct_tokens_per_second": tokens.distinct / seconds,
+            "perf/distinct_tokens_per_second": speed,
             "perf/computed_over_distinct_tokens": tokens.computed / tokens.distinct,
             "perf/padding_share": 1 - needed / tokens.computed,
             "perf/data_wait_share": waited / seconds,
-            "perf/model_flops_per_second": flops,
-            "perf/matrix_peak_ratio": flops / self.matrix_peak,
+            "perf/model_flops_per_second": 6 * self.num_parameters * speed,
+            "perf/matrix_peak_ratio": self.peak_ratio(speed),
             "perf/peak_memory_gb": peak_memory_bytes(self.device) / GIGABYTE,
         }
 

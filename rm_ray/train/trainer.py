@@ -25,6 +25,7 @@ from rm_ray.tracking.plots import plot_run
 from rm_ray.train.board import BoardReader, start_board
 from rm_ray.train.prepare import Prepared, describe_data, describe_run, in_order, prepare
 from rm_ray.train.session import ray_cluster
+from rm_ray.train.startup import Startup
 from rm_ray.train.worker import TrainJob, train_loop_per_worker
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         return describe_run(prepare(config))
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, startup: Startup | None = None) -> dict[str, Any]:
     """Train to the end, or go on where the run of this name stopped; return its ``result.json``.
 
     Raises:
@@ -58,9 +59,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if (result := run.read_json(RESULT)) is not None:
         logger.info("run '%s' is finished; give another --run.name to train anew", config.run.name)
         return dict(result)
+    startup = startup or Startup()
     with ray_cluster(config.cluster):
+        startup.end("Ray")
         prepared = prepare(config)
-        result = fit(prepared)
+        startup.end("data and plan")
+        result = fit(prepared, startup)
     return finish(prepared, result)
 
 
@@ -90,7 +94,7 @@ def refuse_other_config(run: Storage, config: TrainConfig) -> None:
         )
 
 
-def fit(prepared: Prepared) -> ray.train.Result:
+def fit(prepared: Prepared, startup: Startup) -> ray.train.Result:
     """Run the workers until the last step is trained and the model is exported."""
     config, run = prepared.config, prepared.run
     record = open_record(prepared)
@@ -114,6 +118,7 @@ def fit(prepared: Prepared) -> ray.train.Result:
         use_gpu=bool(config.cluster.use_gpu),
         plan_fingerprint=prepared.identity["plan"],
         layout=prepared.plan.settings.layout,
+        startup=startup,
         mlflow=prepared.mlflow,
         mlflow_run_id=record["mlflow_run_id"],
         board=board,

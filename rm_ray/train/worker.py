@@ -30,6 +30,7 @@ from rm_ray.train.engine import Engine
 from rm_ray.train.evaluate import evaluate
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.progress import Progress, describe
+from rm_ray.train.startup import Startup, describe_startup
 from rm_ray.train.step import NonFiniteLossError, train_step
 from rm_ray.train.throughput import Throughput, measure_matrix_peak
 
@@ -52,6 +53,7 @@ class TrainJob:
     use_gpu: bool
     plan_fingerprint: str
     layout: Layout
+    startup: Startup
     mlflow: MlflowTarget
     mlflow_run_id: str | None
     board: Any
@@ -86,9 +88,11 @@ def train_loop_per_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """
     job: TrainJob = settings["job"]
     evaluation, checkpoint = job.config.evaluation, job.config.checkpoint
+    job.startup.end("workers")
     state = build_state(job)
     try:
         restore(state)
+        job.startup.end("model")
         for micro_batches in train_stream(state):
             take_step(state, micro_batches)
             if is_due(evaluation.every_steps, state, at_end=evaluation.at_end):
@@ -159,6 +163,8 @@ def train_stream(state: WorkerState) -> Iterator[list[ReadyMicroBatch]]:
     state.clock = started = time.monotonic()
     for micro_batches in ready_steps(state, "train", state.progress.step, state.job.steps):
         state.waited = time.monotonic() - started
+        if state.steps_here == 0:
+            state.job.startup.end("first batch")
         yield micro_batches
         started = time.monotonic()
 
@@ -194,6 +200,9 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
     seconds = state.waited + time.monotonic() - started
     if state.steps_here > 0:
         progress.add_timed(measured.pairs.count, measured.pairs.tokens, seconds)
+    else:
+        state.job.startup.end("first step")
+        logger.info(describe_startup(state.job.startup.seconds))
     state.steps_here += 1
     progress.step += 1
     progress.episode += measured.pairs.count
@@ -295,6 +304,8 @@ def summarise(state: WorkerState, exported: str) -> dict[str, Any]:
         "distinct_tokens_per_second": progress.distinct_tokens_per_second,
         "computed_over_distinct_tokens": progress.computed_over_distinct_tokens,
         "layout": state.job.layout,
+        "matrix_peak_ratio": state.throughput.peak_ratio(progress.distinct_tokens_per_second),
+        "startup": state.job.startup.seconds,
         "seconds": progress.seconds,
         "export": exported,
         "history": history.to_json_lines() if state.engine.rank == 0 else "",

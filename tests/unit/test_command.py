@@ -15,7 +15,8 @@ RESULT = {
     "export": "/runs/a-run/export", "last_checkpoint": "/runs/a-run/checkpoint_2",
     "best_checkpoint": "/runs/a-run/checkpoint_1", "plots": "/runs/a-run/plots",
     "folder": "/runs/a-run", "mlflow_run_id": "abc", "mlflow_tracking_uri": "sqlite:////m.db",
-    "mlflow_view": "mlflow ui",
+    "mlflow_view": "mlflow ui", "layout": "packed", "computed_over_distinct_tokens": 1.0,
+    "matrix_peak_ratio": 0.512, "startup": {"imports": 2.0, "Ray": 3.25},
 }  # fmt: skip
 
 
@@ -26,6 +27,8 @@ def test_the_summary_shows_metrics_speed_and_places() -> None:
     assert ["loss", "0.5000", "-"] in lines
     assert "run 'a-run': 1,200 steps, 76,800 pairs" in page
     assert "12.3 pairs/s, 6,789 tokens/s on 2 workers" in page
+    assert "packed: 1.00 tokens computed for each distinct one; 0.51 of the" in page
+    assert "first step after 5.2 s: imports 2.0, Ray 3.2" in page
     assert "5,000 to train on, 0 held out, 3 refused" in page
     for name in ("export", "last_checkpoint", "best_checkpoint", "plots", "mlflow_view"):
         assert RESULT[name] in page

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import pair_tokens
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 from transformers import AutoConfig
 
 from rm_ray.config import ModelConfig
@@ -19,7 +20,6 @@ from rm_ray.data import packing
 from rm_ray.data.packing import Kernel, PackedPairs, VarlenQueries, pack_pairs
 from rm_ray.data.padding import PaddedPairs, pad_pairs
 from rm_ray.data.pair_tokens import PairTokens
-from rm_ray.model import attention
 from rm_ray.model.attention import PACKABLE, choose_kernel, why_not_packed
 from rm_ray.model.last_layer import LIKE_LLAMA
 from rm_ray.model.reward_model import RewardModel, build_reward_model
@@ -215,7 +215,7 @@ def reference_varlen(
 
 @pytest.mark.parametrize("name", ["llama-grouped", "mistral-window", "olmo3", "gpt_neox"])
 def test_the_variable_length_call_is_given_the_same_attention(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(attention, "varlen_attn", reference_varlen)
+    monkeypatch.setattr(varlen, "varlen_attn", reference_varlen)
     pairs = some_pairs(6, seed=4)
     packed = lay_out(pairs, "packed", kernel="varlen")
     assert isinstance(packed.everywhere, VarlenQueries)
