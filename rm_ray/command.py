@@ -14,7 +14,7 @@ import tyro
 import yaml
 
 from rm_ray.config import TrainConfig
-from rm_ray.errors import InputError
+from rm_ray.errors import InputError, TrainingError
 from rm_ray.recipe import read_recipe
 from rm_ray.train.startup import Startup, describe_startup
 
@@ -68,10 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     startup = Startup()
     try:
         command = parse_command(arguments)
-        # Ray, torch and the rest take seconds to import; --help and wrong settings need none.
-        from rm_ray.train.trainer import TrainingError, dry_run, train
+        # Ray takes a second to import; --help and wrong settings do without.
+        from rm_ray.train.run import dry_run, train
 
-        startup.end("imports")
         if command.dry_run:
             logger.info("%s", yaml.safe_dump(dry_run(command.config), sort_keys=False).rstrip())
             return 0

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The error that is the user's to mend, and the one that ends a training."""
 
 from __future__ import annotations
 
@@ -17,3 +17,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
             return InputError(str(error.args[0]))
         error = getattr(error, "cause", None) or error.__cause__
     return None
+
+
+class TrainingError(RuntimeError):
+    """Training began and could not go on; the run's checkpoints are as they were."""

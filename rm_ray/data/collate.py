@@ -90,25 +90,17 @@ def read_ahead(items: Iterable[T], *, depth: int = 1) -> Iterator[T]:
 
     What the thread raises is raised here.
     """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
+    room = threading.Semaphore(depth)
     stopped = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
 
     def work() -> None:
         try:
-            for item in items:
-                if stopped.is_set():
-                    return
-                put(item, None)
-            put(None, StopIteration())
-        except Exception as error:  # handed over to the reader
-            put(None, error)
+            source = iter(items)
+            while room.acquire() and not stopped.is_set():
+                ready.put((next(source), None))
+        except BaseException as error:  # handed over to the reader, as is the end of the items
+            ready.put((None, error))
 
     thread = threading.Thread(target=work, name="read-ahead", daemon=True)
     thread.start()
@@ -119,7 +111,9 @@ def read_ahead(items: Iterable[T], *, depth: int = 1) -> Iterator[T]:
                 return
             if error is not None:
                 raise error
+            room.release()
             assert item is not None
             yield item
     finally:
         stopped.set()
+        room.release()

@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.train import DataConfig
 
 from rm_ray.data.loading import LoadedMicroBatch, load_step
 from rm_ray.data.pair_tokens import PairLengths, PairTokens
@@ -176,19 +174,3 @@ def _from_arrow(table: pa.Table) -> LoadedMicroBatch:
             ),
         ),
     )
-
-
-class PerRankStreams(DataConfig):  # type: ignore[misc]
-    """Hands every training worker the stream of its own rank."""
-
-    def configure(
-        self, datasets: dict[str, PlannedPairs], world_size: int, *_: Any, **__: Any
-    ) -> list[dict[str, RankStream]]:
-        """Return, for each rank, its stream of each dataset."""
-        return [
-            {
-                name: RankStream(planned=planned, rank=rank, world_size=world_size)
-                for name, planned in datasets.items()
-            }
-            for rank in range(world_size)
-        ]

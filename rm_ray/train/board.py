@@ -1,4 +1,4 @@
-"""The board on which rank 0 writes how far the run is, for the driver to show."""
+"""The board between rank 0 and the driver: how far the run is, what it logs, what it measured."""
 
 from __future__ import annotations
 
@@ -6,70 +6,123 @@ import logging
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
+from rm_ray.tracking.history import Record
+from rm_ray.tracking.shipping import MetricShipper, Table
+
 logger = logging.getLogger(__name__)
 
+FLUSH_EVERY_S = 0.5
 
-class ProgressBoard:
-    """Lines from the workers, kept until the driver fetches them."""
+
+@dataclass
+class News:
+    """What rank 0 has put up since the driver last looked; the live line stays."""
+
+    status: str = ""
+    lines: list[str] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+class Board:
+    """Keeps what rank 0 puts up until the driver fetches it."""
 
     def __init__(self) -> None:
-        self._status = ""
-        self._lines: list[str] = []
+        self._news = News()
+        self._mlflow_run_id: str | None = None
 
-    def set_status(self, status: str) -> None:
-        """Replace the live line."""
-        self._status = status
+    def put_up(self, news: News) -> None:
+        """Add to what is there; replace the live line."""
+        self._news.status = news.status or self._news.status
+        self._news.lines += news.lines
+        self._news.records += news.records
+        self._news.tables += news.tables
 
-    def add_line(self, line: str) -> None:
-        """Add a line that stays."""
-        self._lines.append(line)
+    def fetch(self) -> News:
+        """Return what is new since the last call, and the live line."""
+        news, self._news = self._news, News(status=self._news.status)
+        return news
 
-    def fetch(self) -> tuple[str, list[str]]:
-        """Return the live line and the lines since the last call."""
-        lines, self._lines = self._lines, []
-        return self._status, lines
+    def set_mlflow_run_id(self, run_id: str) -> None:
+        """Tell the workers what the run is called in MLflow."""
+        self._mlflow_run_id = run_id
+
+    def mlflow_run_id(self) -> str | None:
+        """Return what the run is called in MLflow, once that is known."""
+        return self._mlflow_run_id
 
 
 def start_board() -> Any:
     """Start a board as an actor beside the driver."""
-    return ray.remote(num_cpus=0)(ProgressBoard).remote()
+    return ray.remote(num_cpus=0)(Board).remote()
 
 
 class BoardWriter(logging.Handler):
-    """Rank 0's side: the live line, at most twice a second, and what our modules log."""
+    """Rank 0's side: puts up what it is given, at most twice a second, and what modules log."""
 
     def __init__(self, board: Any) -> None:
         super().__init__(level=logging.INFO)
         self._board = board
+        self._news = News()
         self._last = 0.0
 
-    def status(self, line: str, *, force: bool = False) -> None:
+    def status(self, line: str) -> None:
         """Show how far the run is."""
-        if force or time.monotonic() - self._last > 0.5:
-            self._last = time.monotonic()
-            self._board.set_status.remote(line)
+        self._news.status = line
+        self._flush_if_due()
+
+    def record(self, *records: Record) -> None:
+        """Hand metrics over to MLflow."""
+        self._news.records += records
+
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Hand a table over to MLflow."""
+        self._news.tables.append((name, rows))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a log record on to the driver."""
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        self._board.add_line.remote(prefix + record.getMessage())
+        self._news.lines.append(prefix + record.getMessage())
+        self._flush_if_due(at_once=True)
+
+    def mlflow_run_id(self) -> str | None:
+        """Ask what the run is called in MLflow; None while that is not known."""
+        found: str | None = ray.get(self._board.mlflow_run_id.remote())
+        return found
+
+    def close(self) -> None:
+        """Put up the rest, and see that it has arrived."""
+        ray.get(self._flush())
+        super().close()
+
+    def _flush_if_due(self, *, at_once: bool = False) -> None:
+        if at_once or time.monotonic() - self._last > FLUSH_EVERY_S:
+            self._flush()
+
+    def _flush(self) -> Any:
+        self._last = time.monotonic()
+        news, self._news = self._news, News()
+        return self._board.put_up.remote(news)
 
 
 class BoardReader:
-    """The driver's side: a thread that logs new lines and shows the live line.
+    """The driver's side: a thread that logs new lines, shows the live line and feeds MLflow.
 
     On a terminal the live line is rewritten in place; elsewhere (``ray job submit``) it is logged
     every few seconds.
     """
 
-    def __init__(self, board: Any, *, every_s: float = 5.0) -> None:
-        self._board, self._stream, self._every_s = board, sys.stdout, every_s
+    def __init__(self, board: Any, shipper: MetricShipper, *, every_s: float = 5.0) -> None:
+        self._board, self._shipper = board, shipper
+        self._stream, self._every_s = sys.stdout, every_s
         self._stop = threading.Event()
         self._shown, self._shown_at = "", 0.0
+        self._has_told_run_id = False
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def __enter__(self) -> BoardReader:
@@ -83,19 +136,30 @@ class BoardReader:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while not self._stop.wait(0.5):
-            self._show(last=False)
-        self._show(last=True)
+        while not self._stop.wait(FLUSH_EVERY_S):
+            self._read(last=False)
+        self._read(last=True)
 
-    def _show(self, *, last: bool) -> None:
+    def _read(self, *, last: bool) -> None:
         try:
-            status, lines = ray.get(self._board.fetch.remote(), timeout=5)
+            news: News = ray.get(self._board.fetch.remote(), timeout=5)
         except (ray.exceptions.RayError, TimeoutError):
             return
+        for record in news.records:
+            self._shipper.send(record)
+        for table in news.tables:
+            self._shipper.send_table(*table)
+        if self._shipper.run is not None and not self._has_told_run_id:
+            self._has_told_run_id = True
+            self._board.set_mlflow_run_id.remote(self._shipper.run.run_id)
+        self._show(news, last=last)
+
+    def _show(self, news: News, *, last: bool) -> None:
+        status = news.status
         on_terminal = self._stream.isatty()
-        if on_terminal and (lines or status != self._shown):
+        if on_terminal and (news.lines or status != self._shown):
             self._stream.write("\r\x1b[K")
-        for line in lines:
+        for line in news.lines:
             logger.info("%s", line)
         due = last or time.monotonic() - self._shown_at >= self._every_s
         if on_terminal and status:

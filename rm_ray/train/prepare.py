@@ -18,7 +18,7 @@ from rm_ray.model.attention import why_not_packed
 from rm_ray.model.export import check_export
 from rm_ray.model.reward_model import attention_weight, check_architecture
 from rm_ray.storage import Storage
-from rm_ray.tracking.mlflow_run import MlflowTarget
+from rm_ray.tracking.target import MlflowTarget
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.session import fit_to_cluster
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
 import ray
-import ray.data
 
 from rm_ray.config import ClusterConfig
 from rm_ray.errors import InputError
@@ -18,8 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_cluster(config: ClusterConfig) -> Iterator[None]:
+def ray_cluster(config: ClusterConfig, *, imports: Sequence[str] = ()) -> Iterator[None]:
     """Use the running Ray, the one at RAY_ADDRESS (as inside a Ray job), or a local one.
+
+    The modules named in ``imports`` are imported here while Ray starts, and then by one of its
+    processes, which a worker will take over.
 
     Raises:
         InputError: there is no Ray at the address.
@@ -27,6 +31,25 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    with ThreadPoolExecutor(thread_name_prefix="imports") as pool:
+        imported = pool.submit(_import_all, imports)
+        _start(config)
+        warm = ray.remote(num_cpus=0)(_import_all).remote(imports)
+        imported.result()
+    _quiet_ray_data()
+    try:
+        yield
+    finally:
+        del warm
+        ray.shutdown()
+
+
+def _import_all(names: Sequence[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
+
+
+def _start(config: ClusterConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths stay what they are
     address = os.environ.get("RAY_ADDRESS")
@@ -40,24 +63,21 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
                 f"there is no Ray cluster to use at RAY_ADDRESS '{address}' ({reason}); start one "
                 "with 'ray start --head', or unset RAY_ADDRESS to train on this machine alone"
             ) from None
-    else:
-        cores = os.cpu_count() or 1
-        workers = (config.num_workers or 1) * config.cpus_per_worker
-        if workers > cores:
-            raise InputError(
-                f"cluster.num_workers x cluster.cpus_per_worker is {config.num_workers or 1} x "
-                f"{config.cpus_per_worker}, but this machine has {cores} CPU cores; ask for fewer"
-            )
-        # Ray Data's short tasks share the cores with the workers instead of waiting for them.
-        ray.init(address="local", num_cpus=workers + cores, **quiet)
-    _quiet_ray_data()
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        return
+    cores = os.cpu_count() or 1
+    workers = (config.num_workers or 1) * config.cpus_per_worker
+    if workers > cores:
+        raise InputError(
+            f"cluster.num_workers x cluster.cpus_per_worker is {config.num_workers or 1} x "
+            f"{config.cpus_per_worker}, but this machine has {cores} CPU cores; ask for fewer"
+        )
+    # Ray Data's short tasks share the cores with the workers instead of waiting for them.
+    ray.init(address="local", num_cpus=workers + cores, **quiet)
 
 
 def _quiet_ray_data() -> None:
+    import ray.data  # takes a second, which Ray's start has to spare
+
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.util.placement_group"):
         logging.getLogger(name).setLevel(logging.ERROR)

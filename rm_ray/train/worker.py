@@ -23,7 +23,6 @@ from rm_ray.model.export import export_model
 from rm_ray.model.reward_model import apply_liger, build_reward_model, count_parameters
 from rm_ray.storage import Storage
 from rm_ray.tracking.history import History, Kind, Record
-from rm_ray.tracking.mlflow_run import MetricShipper, MlflowTarget
 from rm_ray.train.board import BoardWriter
 from rm_ray.train.checkpoint import RunIdentity, restore_checkpoint, save_checkpoint
 from rm_ray.train.engine import Engine
@@ -54,8 +53,6 @@ class TrainJob:
     plan_fingerprint: str
     layout: Layout
     startup: Startup
-    mlflow: MlflowTarget
-    mlflow_run_id: str | None
     board: Any
 
 
@@ -71,7 +68,6 @@ class WorkerState:
     progress: Progress = field(default_factory=Progress)
     history: History = field(default_factory=History)
     board: BoardWriter | None = None
-    shipper: MetricShipper | None = None
     waited: float = 0.0
     """Seconds that the step at hand waited for its data."""
     steps_here: int = 0
@@ -149,13 +145,13 @@ def restore(state: WorkerState) -> None:
     if restored is not None:
         state.progress, state.history = restored
         logger.info("resumed from the checkpoint of step %d", state.progress.step)
-    if state.engine.rank == 0 and job.mlflow_run_id is not None:
-        state.shipper = MetricShipper(job.mlflow, job.mlflow_run_id, state.history.records)
+    if restored is not None and state.board is not None:
+        state.board.record(*state.history.records)  # MLflow may have missed some
         for info in job.run.list(SAMPLES):
             if not info.base_name.endswith(".json"):
                 continue  # a kill may leave a draft
             rows = job.run.read_json(f"{SAMPLES}/{info.base_name}")
-            state.shipper.send_table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
+            state.board.table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
 
 
 def train_stream(state: WorkerState) -> Iterator[list[ReadyMicroBatch]]:
@@ -216,8 +212,7 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
     }
     add_record(state, "train", metrics)
     if state.board is not None:
-        line = describe(progress, steps.total, metrics)
-        state.board.status(line, force=progress.step == steps.total)
+        state.board.status(describe(progress, steps.total, metrics))
 
 
 def run_evaluation(state: WorkerState) -> None:
@@ -237,8 +232,8 @@ def run_evaluation(state: WorkerState) -> None:
     if state.engine.rank == 0 and result.samples:
         name = f"step-{step:06d}.json"
         job.run.write_json(f"{SAMPLES}/{name}", result.samples)
-        if state.shipper is not None:
-            state.shipper.send_table(f"{EVAL_SAMPLES}/{name}", result.samples)
+        if state.board is not None:
+            state.board.table(f"{EVAL_SAMPLES}/{name}", result.samples)
     logger.info(
         "evaluation at step %d: accuracy %.4f, loss %.4f, margin %+.3f over %d pairs",
         step,
@@ -250,7 +245,7 @@ def run_evaluation(state: WorkerState) -> None:
 
 
 def add_record(state: WorkerState, kind: Kind, metrics: dict[str, float]) -> None:
-    """Add metrics to the history and hand them to MLflow's thread."""
+    """Add metrics to the history and put them up for MLflow."""
     now = time.monotonic()
     state.progress.seconds += now - state.clock
     state.clock = now
@@ -262,8 +257,8 @@ def add_record(state: WorkerState, kind: Kind, metrics: dict[str, float]) -> Non
         metrics=metrics,
     )
     state.history.add(record)
-    if state.shipper is not None:
-        state.shipper.send(record)
+    if state.board is not None:
+        state.board.record(record)
 
 
 def save(state: WorkerState) -> None:
@@ -274,7 +269,7 @@ def save(state: WorkerState) -> None:
     identity = RunIdentity(
         config=job.config.to_dict(),
         plan_fingerprint=job.plan_fingerprint,
-        mlflow_run_id=job.mlflow_run_id,
+        mlflow_run_id=state.board.mlflow_run_id() if state.board else None,
     )
     metrics = {**state.history.last("train"), **state.history.last("eval")}
     save_checkpoint(state.engine, state.progress, state.history, identity, metrics)
@@ -313,8 +308,7 @@ def summarise(state: WorkerState, exported: str) -> dict[str, Any]:
 
 
 def close(state: WorkerState) -> None:
-    """Let MLflow's thread finish, and stop writing to the board."""
-    if state.shipper is not None and (unsent := state.shipper.close()):
-        logger.warning("MLflow did not take %d records in time", unsent)
+    """Put up what is left, and stop writing to the board."""
     if state.board is not None:
         logging.getLogger("rm_ray").removeHandler(state.board)
+        state.board.close()

@@ -8,8 +8,8 @@ from runs import FinishedRun, small_run
 
 from rm_ray.config import ClusterConfig
 from rm_ray.recipe import parse_config
+from rm_ray.train.run import train
 from rm_ray.train.session import ray_cluster
-from rm_ray.train.trainer import train
 
 
 @pytest.fixture(scope="session")

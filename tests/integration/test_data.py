@@ -15,11 +15,12 @@ from tables import SHARED_DATA, chosen_ids, rejected_ids
 
 from rm_ray.config import DataConfig
 from rm_ray.data.plan import PlanSettings
-from rm_ray.data.stream import PerRankStreams, PlannedPairs, RankStream
+from rm_ray.data.stream import PlannedPairs, RankStream
 from rm_ray.data.token_cache import build_token_cache
 from rm_ray.data.token_table import open_table
 from rm_ray.data.tokenization import load_tokenizer
 from rm_ray.storage import Storage
+from rm_ray.train.shards import PerRankStreams
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -28,7 +28,7 @@ from rm_ray.data.synthetic import generate_pairs
 from rm_ray.errors import InputError
 from rm_ray.recipe import parse_config
 from rm_ray.train.checkpoint import find_fault
-from rm_ray.train.trainer import dry_run, train
+from rm_ray.train.run import dry_run, train
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -35,8 +35,8 @@ from rm_ray.model.export import export_model  # noqa: E402
 from rm_ray.model.reward_model import build_reward_model  # noqa: E402
 from rm_ray.recipe import parse_config  # noqa: E402
 from rm_ray.train.prepare import prepare  # noqa: E402
+from rm_ray.train.run import train  # noqa: E402
 from rm_ray.train.session import ray_cluster  # noqa: E402
-from rm_ray.train.trainer import train  # noqa: E402
 
 MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "vocab_size": 4098,

@@ -6,7 +6,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from rm_ray.tracking.history import Record
-from rm_ray.tracking.mlflow_run import MetricShipper, MlflowTarget, open_run
+from rm_ray.tracking.mlflow_run import MlflowRun
+from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError
+from rm_ray.tracking.target import MlflowTarget, RunDescription
 
 
 @pytest.fixture
@@ -14,8 +16,16 @@ def target(tmp_path: Path) -> MlflowTarget:
     return MlflowTarget(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tests")
 
 
-def begin(target: MlflowTarget, key: str = "k") -> str | None:
-    return open_run(target, name="a run", key=key, params={"a": 1, "b": None}, tags={"t": "x"})
+def begin(target: MlflowTarget, key: str = "k") -> MlflowRun:
+    description = RunDescription(name="a run", key=key, params={"a": 1, "b": None}, tags={"t": "x"})
+    return MlflowRun.open(target, description)
+
+
+def ship(target: MlflowTarget, records: list[Record]) -> MetricShipper:
+    shipper = MetricShipper(lambda: begin(target))
+    for record in records:
+        shipper.send(record)
+    return shipper
 
 
 def records(first: int, last: int) -> list[Record]:
@@ -26,60 +36,82 @@ def records(first: int, last: int) -> list[Record]:
     ]  # fmt: skip
 
 
-def steps(target: MlflowTarget, run_id: str) -> list[int]:
-    return [p.step for p in target.client().get_metric_history(run_id, "train/rm/loss")]
+def steps(target: MlflowTarget) -> list[int]:
+    run = begin(target)
+    return [p.step for p in run.client.get_metric_history(run.run_id, "train/rm/loss")]
 
 
 def test_a_run_is_found_again_by_its_key_and_not_by_its_name(target):
     first = begin(target)
-    assert begin(target) == first
-    assert begin(target, key="other") != first
-    run = target.client().get_run(first)
+    assert begin(target).run_id == first.run_id
+    assert begin(target, key="other").run_id != first.run_id
+    run = first.client.get_run(first.run_id)
     assert (run.data.params, run.data.tags["t"]) == ({"a": "1", "b": "None"}, "x")
 
 
 def test_what_mlflow_has_is_not_sent_again(target):
-    run_id = begin(target)
-    assert MetricShipper(target, run_id, records(1, 5)).close() == 0
-    resumed = MetricShipper(target, run_id, records(1, 3))
-    for record in records(4, 8):
-        resumed.send(record)
+    assert ship(target, records(1, 5)).close() == 0
+    resumed = ship(target, [*records(1, 3), *records(4, 8), *records(2, 6)])
     assert resumed.close() == 0
-    assert steps(target, run_id) == list(range(1, 9))
+    assert resumed.run is not None
+    assert resumed.run.run_id == begin(target).run_id
+    assert steps(target) == list(range(1, 9))
 
 
 def test_a_server_that_comes_back_gets_every_point_once(target, monkeypatch):
-    run_id = begin(target)
     log_batch, failures = mlflow.MlflowClient.log_batch, iter([True, True])
 
     def flaky(self, *arguments, **options):
-        if next(failures, False):
+        if options.get("metrics") and next(failures, False):
             raise MlflowException("away")
         return log_batch(self, *arguments, **options)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", flaky)
-    assert MetricShipper(target, run_id, records(1, 100)).close() == 0
-    assert steps(target, run_id) == list(range(1, 101))
+    assert ship(target, records(1, 100)).close() == 0
+    assert steps(target) == list(range(1, 101))
 
 
 def test_what_is_unsent_is_counted(target, monkeypatch):
-    run_id = begin(target)
-
-    def away(*_, **__):
-        raise MlflowException("away")
+    def away(*_, **options):
+        if options.get("metrics"):
+            raise MlflowException("away")
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", away)
-    assert MetricShipper(target, run_id, records(1, 7)).close(patience_s=2.0) == 7
+    assert ship(target, records(1, 7)).close(patience_s=2.0) == 7
+
+
+def test_a_server_that_is_away_at_the_beginning_is_asked_again(target):
+    answers = iter([False, False])
+
+    def opening() -> MlflowRun:
+        if next(answers, True):
+            return begin(target)
+        raise MlflowAwayError("away")
+
+    shipper = MetricShipper(opening)
+    for record in records(1, 3):
+        shipper.send(record)
+    assert shipper.close() == 0
+    assert steps(target) == [1, 2, 3]
+
+
+def test_nothing_is_opened_where_nothing_is_sent(target):
+    def never() -> MlflowRun:
+        raise AssertionError
+
+    shipper = MetricShipper(never)
+    assert shipper.close() == 0
+    assert shipper.run is None
 
 
 def test_a_table_is_logged_once(target):
-    run_id = begin(target)
     for _ in range(2):
-        shipper = MetricShipper(target, run_id, [])
+        shipper = MetricShipper(lambda: begin(target))
         shipper.send_table("eval_samples/step-1.json", [{"pair": 0, "prompt": "Hi"}])
         assert shipper.close() == 0
-    table = mlflow.MlflowClient(target.tracking_uri).list_artifacts(run_id, "eval_samples")
-    assert [item.path for item in table] == ["eval_samples/step-1.json"]
+    run = begin(target)
+    found = run.client.list_artifacts(run.run_id, "eval_samples")
+    assert [item.path for item in found] == ["eval_samples/step-1.json"]
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
@@ -89,4 +121,7 @@ def test_an_mlflow_that_is_not_there_stops_nothing(scheme):
         address = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
     if scheme == "postgresql":
         address += "/database"
-    assert begin(MlflowTarget(tracking_uri=address, experiment="tests")) is None
+    target = MlflowTarget(tracking_uri=address, experiment="tests")
+    with pytest.raises(MlflowAwayError, match="MLflow at"):
+        begin(target)
+    assert ship(target, records(1, 2)).close(patience_s=1.0) == 2

@@ -1,0 +1,108 @@
+"""Sends metrics to MLflow from a thread of the driver; training never waits for it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rm_ray.tracking.history import Kind, Record
+
+if TYPE_CHECKING:  # mlflow takes seconds to import, which the thread spends
+    from rm_ray.tracking.mlflow_run import MlflowRun
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+RECORDS_PER_CALL = 40
+
+Table = tuple[str, list[dict[str, Any]]]
+
+
+class MlflowAwayError(Exception):
+    """MLflow does not answer, or refuses."""
+
+
+class MetricShipper:
+    """Takes records and tables as they come and brings each to MLflow once.
+
+    What MLflow has already, from an earlier attempt at the same steps, is not sent again. The run
+    in MLflow is opened, or found, when the first item comes.
+    """
+
+    def __init__(self, open_run: Callable[[], MlflowRun]) -> None:
+        """Begin; ``open_run`` is called in the thread, again and again until MLflow answers."""
+        self._open_run = open_run
+        self._queue: queue.Queue[Record | Table | None] = queue.Queue()
+        self._unsent = 0
+        self.run: MlflowRun | None = None
+        """The run, once MLflow has answered."""
+        self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
+        self._thread.start()
+
+    def send(self, record: Record) -> None:
+        """Hand over the metrics of a step."""
+        self._put(record)
+
+    def send_table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Hand over a table, shown under ``name`` among the run's artifacts."""
+        self._put((name, rows))
+
+    def _put(self, item: Record | Table) -> None:
+        self._unsent += 1
+        self._queue.put(item)
+
+    def close(self, patience_s: float = 30.0) -> int:
+        """Send what is left, for so long; return how many items stay unsent."""
+        self._queue.put(None)
+        self._thread.join(patience_s)
+        return self._unsent
+
+    def _work(self) -> None:
+        shipped: dict[Kind, int] = {}
+        is_open = True
+        while is_open:
+            items = [self._queue.get()]
+            time.sleep(0.5)  # let a batch gather
+            while not self._queue.empty():
+                items.append(self._queue.get())
+            is_open = None not in items
+            if self.run is None and any(item is not None for item in items):
+                self.run = run = self._retry(self._open_run)
+                shipped = self._retry(run.last_steps)
+            for item in items:
+                if isinstance(item, tuple):
+                    self._retry(partial(run.log_table, *item))
+                    self._unsent -= 1
+            records = [item for item in items if isinstance(item, Record)]
+            if records:
+                self._ship(run, records, shipped)
+
+    def _ship(self, run: MlflowRun, records: Sequence[Record], shipped: dict[Kind, int]) -> None:
+        new = []
+        for record in records:
+            if record.step > shipped[record.kind]:
+                shipped[record.kind] = record.step
+                new.append(record)
+        self._unsent -= len(records) - len(new)
+        for first in range(0, len(new), RECORDS_PER_CALL):
+            batch = new[first : first + RECORDS_PER_CALL]
+            self._retry(partial(run.log, batch))
+            self._unsent -= len(batch)
+
+    def _retry(self, call: Callable[[], T]) -> T:
+        """Call until MLflow answers; waiting longer each time, at most half a minute."""
+        delay = 1.0
+        while True:
+            try:
+                return call()
+            except MlflowAwayError as error:
+                if delay == 1.0:
+                    logger.warning("%s; training goes on, and it is tried again", error)
+                time.sleep(delay)
+                delay = min(2 * delay, 30.0)

@@ -1,0 +1,107 @@
+"""What a run leaves once it is trained: history, plots, MLflow's run, ``result.json``."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from rm_ray.data.token_table import open_table
+from rm_ray.errors import TrainingError
+from rm_ray.tracking.history import History
+from rm_ray.tracking.mlflow_run import MlflowRun
+from rm_ray.tracking.plots import plot_run
+from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError
+from rm_ray.train.prepare import Prepared
+from rm_ray.train.record import RESULT, RUN
+from rm_ray.train.trainer import Fitted, score_order
+
+logger = logging.getLogger(__name__)
+
+HISTORY, PLOTS = "history.jsonl", "plots"
+
+
+def finish(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+    """Write history, plots and ``result.json``, and complete the MLflow run.
+
+    Raises:
+        TrainingError: the loss was not finite; names the pairs.
+    """
+    config, run = prepared.config, prepared.run
+    outcome = dict(fitted.result.return_value or {})
+    if "not_finite" in outcome:
+        _close(prepared, fitted.shipper, MlflowRun.fail)
+        raise TrainingError(_describe_not_finite(prepared, outcome["not_finite"]))
+    history = History.from_json_lines(outcome.pop("history").splitlines())
+    with tempfile.TemporaryDirectory(prefix="rm_ray-plots-") as folder:
+        figures = plot_run(history.records, config.run.name, Path(folder))
+        run.upload(Path(folder), PLOTS)
+        for record in history.records:  # those that MLflow has are not sent again
+            fitted.shipper.send(record)
+        fitted.shipper.send_table("refused_rows.json", prepared.row_counts)
+        run_id = _close(prepared, fitted.shipper, lambda run: run.finish(config.to_json(), figures))
+    run.write_text(HISTORY, history.to_json_lines())
+    result = {
+        "name": config.run.name,
+        **outcome,
+        "train_pairs": prepared.train.num_pairs,
+        "eval_pairs": prepared.held_out.num_pairs if prepared.held_out else 0,
+        "refused": prepared.refused,
+        "workers": config.cluster.num_workers,
+        "mlflow_run_id": run_id,
+        "mlflow_tracking_uri": prepared.mlflow.tracking_uri,
+        "mlflow_view": prepared.mlflow.view_command,
+        "best_checkpoint": _best(fitted.result, config.checkpoint.keep_best_by),
+        "last_checkpoint": fitted.result.checkpoint.path if fitted.result.checkpoint else None,
+        "plots": run.join(PLOTS),
+        "folder": run.path,
+    }
+    run.write_json(RESULT, result)
+    return result
+
+
+def _close(
+    prepared: Prepared, shipper: MetricShipper, last: Callable[[MlflowRun], None]
+) -> str | None:
+    """Send what is left and do the last thing; return the run's id, None where MLflow is away."""
+    unsent, opened = shipper.close(), shipper.run
+    try:
+        if opened is None or unsent:
+            logger.warning(
+                "MLflow at %s did not take %d items in time; history.jsonl has every metric",
+                prepared.mlflow.tracking_uri,
+                unsent,
+            )
+        else:
+            last(opened)
+    except MlflowAwayError as error:
+        logger.warning("MLflow did not take the run's files: %s", error)
+    if opened is None:
+        return None
+    record = prepared.run.read_json(RUN)
+    prepared.run.write_json(RUN, {**record, "mlflow_run_id": opened.run_id})
+    return opened.run_id
+
+
+def _best(fitted: ray.train.Result, metric: str | None) -> str | None:
+    """Return the checkpoint with the best metric; the last one where none is set."""
+    if metric is None or not fitted.best_checkpoints:
+        return fitted.checkpoint.path if fitted.checkpoint else None
+    pick = min if score_order(metric) == "min" else max
+    checkpoint, _ = pick(fitted.best_checkpoints, key=lambda item: item[1][metric])
+    return str(checkpoint.path)
+
+
+def _describe_not_finite(prepared: Prepared, found: dict[str, Any]) -> str:
+    table = open_table(prepared.train.parts)
+    ids = [table.pair_id(pair) for pair in found["pairs"]]
+    shown = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
+    return (
+        f"the loss or gradient of step {found['step']} is not a finite number, so training "
+        f"stopped. Pairs at fault: {shown}. Look at them, or lower optimizer.learning_rate; the "
+        "checkpoints before it are kept"
+    )

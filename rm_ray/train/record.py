@@ -1,0 +1,87 @@
+"""What a run began with, kept in its folder: the same name goes on with the same."""
+
+from __future__ import annotations
+
+import platform
+import uuid
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from rm_ray.config import TrainConfig, flatten
+from rm_ray.errors import InputError
+from rm_ray.storage import Storage
+
+if TYPE_CHECKING:  # takes seconds to import, which looking at a finished run does not need
+    from rm_ray.train.prepare import Prepared
+
+RUN, RESULT = "run.json", "result.json"
+
+_MAY_CHANGE = ("cluster.num_workers", "cluster.use_gpu", "cluster.cpus_per_worker")
+"""Fields that a resumed run may change: what trains, not what is trained."""
+
+
+def refuse_other_config(run: Storage, config: TrainConfig) -> None:
+    """Compare with what the run of this name began with.
+
+    Raises:
+        InputError: naming each field that differs, with both values.
+    """
+    started = run.read_json(RUN)
+    if started is None:
+        return
+    before, now = flatten(started["config"]), flatten(config.to_json())
+    differing = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in _MAY_CHANGE
+    ]
+    if differing:
+        raise InputError(
+            f"run '{config.run.name}' in {run.path} began with another configuration: "
+            f"{'; '.join(differing)}. Resume it with the same one, or choose another --run.name"
+        )
+
+
+def open_record(prepared: Prepared, data: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of the run since its beginning, which may be now."""
+    record = prepared.run.read_json(RUN)
+    if record is None:
+        record = {
+            "key": uuid.uuid4().hex,
+            "config": prepared.config.to_json(),
+            "identity": prepared.identity,
+            "data": data,
+            "versions": versions(),
+        }
+        prepared.run.write_json(RUN, record)
+    return dict(record)
+
+
+def refuse_other_data(prepared: Prepared, record: dict[str, Any]) -> None:
+    """Compare pairs, tokens and shards with those that the run of this name began with.
+
+    Raises:
+        InputError: saying what differs.
+    """
+    cluster, before = prepared.config.cluster, record["config"]["cluster"]
+    then, now = record["identity"], prepared.identity
+    differing = [name for name in now if then.get(name) != now[name]]
+    if differing:
+        raise InputError(
+            f"run '{prepared.config.run.name}' began with other pairs, tokenizer or chat template "
+            f"than those of now (differing: {', '.join(differing)}), though its configuration is "
+            "the same; restore them, or choose another --run.name"
+        )
+    if cluster.zero_stage > 0 and cluster.num_workers != before["num_workers"]:
+        raise InputError(
+            f"cluster.num_workers is {cluster.num_workers}, but the ZeRO-{cluster.zero_stage} "
+            f"state of run '{prepared.config.run.name}' is sharded over {before['num_workers']}; "
+            "resume with that many"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    packages = ("torch", "ray", "transformers", "accelerate", "deepspeed", "liger-kernel")
+    found = {f"version.{name}": version(name) for name in packages}
+    return {**found, "version.python": platform.python_version()}

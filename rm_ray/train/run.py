@@ -1,0 +1,53 @@
+"""One run from its configuration to its result: new, resumed, or already finished."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from rm_ray.config import TrainConfig
+from rm_ray.storage import Storage
+from rm_ray.train.record import RESULT, refuse_other_config
+from rm_ray.train.session import ray_cluster
+from rm_ray.train.startup import Startup
+
+logger = logging.getLogger(__name__)
+
+_HEAVY = ("rm_ray.train.trainer",)
+"""Imports torch, transformers and the rest, which takes about as long as Ray takes to start."""
+
+
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """Prepare everything, train nothing; return what a run would do."""
+    with ray_cluster(config.cluster, imports=_HEAVY):
+        from rm_ray.train.prepare import describe_run, prepare
+
+        return describe_run(prepare(config))
+
+
+def train(config: TrainConfig, startup: Startup | None = None) -> dict[str, Any]:
+    """Train to the end, or go on where the run of this name stopped; return its ``result.json``.
+
+    Raises:
+        InputError: something given cannot be trained on; nothing has been trained.
+        TrainingError: training began and could not go on.
+    """
+    startup = startup or Startup()
+    storage = Storage.open(config.run.storage_path)
+    storage.check_writable()
+    run = storage.folder(config.run.name)
+    refuse_other_config(run, config)
+    if (result := run.read_json(RESULT)) is not None:
+        logger.info("run '%s' is finished; give another --run.name to train anew", config.run.name)
+        return dict(result)
+    with ray_cluster(config.cluster, imports=_HEAVY):
+        from rm_ray.train.prepare import prepare
+        from rm_ray.train.trainer import fit
+
+        startup.end("imports and Ray")
+        prepared = prepare(config)
+        startup.end("data and plan")
+        fitted = fit(prepared, startup)
+    from rm_ray.train.finish import finish
+
+    return finish(prepared, fitted)
