@@ -121,7 +121,7 @@ def prepare(config: TrainConfig) -> Prepared:
         global_batch_size=batch.global_batch_size,
         tokens_per_micro_batch=batch.tokens_per_micro_batch,
         layout=layout,
-        attention_weight=attention_weight(classifier),
+        attention_weight=attention_weight(classifier) if layout == "packed" else 0.0,
         seed=config.run.seed,
         epochs=optimizer.epochs,
         max_episodes=optimizer.max_episodes,

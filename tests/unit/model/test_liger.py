@@ -1,0 +1,50 @@
+"""Liger's kernels against the plain ones; they are Triton and need a GPU."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tables import builtin_table
+
+from rm_ray.config import ModelConfig
+from rm_ray.data.collate import Collator
+from rm_ray.data.loading import load_step
+from rm_ray.data.plan import Plan, PlanSettings
+from rm_ray.model.reward_model import apply_liger, build_reward_model
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Liger's kernels need a GPU")
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma"])
+def test_rewards_and_gradients_are_those_of_the_plain_kernels(tmp_path, family, layout):
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({
+        "model_type": family, "hidden_size": 256, "intermediate_size": 512, "vocab_size": 1024,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    }))  # fmt: skip
+    table, tokenizer = builtin_table(tmp_path / "table", 16)
+    settings = PlanSettings(global_batch_size=16, tokens_per_micro_batch=10_000, layout=layout)
+    collator = Collator(
+        layout=layout, kernel="grouped", pad_token_id=tokenizer.pad_token_id, device=GPU
+    )
+    loaded = load_step(
+        table, Plan(lengths=table.lengths, settings=settings), 0, rank=0, world_size=1
+    )
+    (ready,) = collator.move(collator.lay_out(loaded))
+    found = []
+    for choice in ("on", "off"):
+        config = ModelConfig(name_or_path=str(path))
+        model = build_reward_model(config, tokenizer, seed=0, layout=layout)
+        assert apply_liger(model, choice, on_gpu=True) is (choice == "on")
+        rewards = model.to(GPU)(ready.pairs)
+        rewards.square().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        found.append((rewards.detach(), gradients))
+    (fused, fused_gradients), (plain, plain_gradients) = found
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+    for name, gradient in plain_gradients.items():
+        size = float(np.abs(gradient.cpu().numpy()).max())
+        torch.testing.assert_close(fused_gradients[name], gradient, rtol=1e-3, atol=1e-4 * size)
