@@ -20,11 +20,14 @@ from rm_ray.data.pair_tokens import PairTokens, ragged_arange
 Kernel = Literal["varlen", "grouped"]
 """Variable-length flash attention in one call, or scaled dot products over groups of branches."""
 
-SMALL_AREA = 2**17
-"""Query-key products up to which branches are computed together however they differ in length."""
+KEY_WORK = 64
+"""Work of gathering a key, in query-key products of one head; measured roughly, on CPUs."""
+
+SMALL_WORK = 2**18
+"""Work up to which branches are computed together however they differ in length."""
 
 MOST_WASTE = 0.15
-"""Share of padded products that a larger group may have."""
+"""Share of its work that a larger group may spend on padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,15 +207,13 @@ def _similar(num_queries: np.ndarray, num_keys: np.ndarray) -> list[np.ndarray]:
     is_square = num_queries == num_keys
     order = np.lexsort((num_queries, num_keys, is_square))
     groups: list[np.ndarray] = []
-    begin = most_queries = area = 0
+    begin = most_queries = needed = 0
     for end, branch in enumerate(order.tolist()):
         queries, keys = int(num_queries[branch]), int(num_keys[branch])
-        padded = (end - begin + 1) * max(most_queries, queries) * keys  # keys only grow
-        wasted = padded - area - queries * keys
-        fits = padded <= SMALL_AREA or wasted <= MOST_WASTE * padded
+        most_queries, needed = max(most_queries, queries), needed + keys * (queries + KEY_WORK)
+        work = (end - begin + 1) * keys * (most_queries + KEY_WORK)  # keys only grow
+        fits = work <= SMALL_WORK or work - needed <= MOST_WASTE * work
         if end > begin and not (fits and is_square[branch] == is_square[order[begin]]):
             groups.append(order[begin:end])
-            begin, most_queries, area = end, 0, 0
-        most_queries = max(most_queries, queries)
-        area += queries * keys
+            begin, most_queries, needed = end, queries, keys * (queries + KEY_WORK)
     return [*groups, order[begin:]]

@@ -23,8 +23,9 @@ def spread_packed(
     ``costs`` is the work of each pair, in any unit; it is what is evened out. A pair larger than
     the budget stands alone.
     """
-    total = int(np.minimum(tokens, tokens_per_micro_batch).sum())
-    num_groups = -(-total // (tokens_per_micro_batch * world_size)) * world_size
+    by_volume = -(-int(np.minimum(tokens, tokens_per_micro_batch).sum()) // tokens_per_micro_batch)
+    no_two_fit = int((2 * tokens > tokens_per_micro_batch).sum())
+    num_groups = -(-max(by_volume, no_two_fit) // world_size) * world_size
     while True:
         for loads in (costs, tokens):
             groups = _lightest_first(loads, num_groups)

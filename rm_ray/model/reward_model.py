@@ -176,7 +176,7 @@ def attention_weight(classifier: PreTrainedModel) -> float:
 
     A product of a head of D takes 4 D FLOPs, a token 2 for each parameter but embeddings.
     """
-    config = classifier.config
+    config = classifier.config.get_text_config()
     width = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
     products = 4 * config.num_hidden_layers * config.num_attention_heads * width
     return float(products / (2 * count_parameters(classifier)))

@@ -174,11 +174,11 @@ def test_they_are_so_where_most_parameters_are_frozen(tmp_path, name):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 2**16), st.integers(1, 40), st.sampled_from([1, 2**17]))
 def test_a_reward_does_not_depend_on_what_it_is_packed_with(
-    models: dict[str, RewardModel], count: int, seed: int, longest: int, small_area: int
+    models: dict[str, RewardModel], count: int, seed: int, longest: int, small_work: int
 ):
     pairs = some_pairs(count, seed=seed, longest=longest)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(packing, "SMALL_AREA", small_area)
+        patch.setattr(packing, "SMALL_WORK", small_work)
         together = models["packed"](lay_out(pairs, "packed"))
         padded = models["padded"](lay_out(pairs, "padded"))
     torch.testing.assert_close(together, padded, rtol=0, atol=1e-12)

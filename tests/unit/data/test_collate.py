@@ -1,0 +1,305 @@
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tables import pair_tokens
+from torch import Tensor
+
+from rm_ray.config import Layout
+from rm_ray.data.collate import Collator, read_ahead
+from rm_ray.data.loading import LoadedMicroBatch
+from rm_ray.data.packing import Kernel, PackedPairs, pack_pairs
+from rm_ray.data.padding import PaddedPairs, pad_pairs
+from rm_ray.data.plan import MicroBatch
+
+PAD = 99
+SECONDS = 30
+"""How long a thread may take on a busy machine before it is held to be stuck."""
+
+LAYOUTS: list[tuple[Layout, Kernel]] = [
+    ("packed", "varlen"),
+    ("packed", "grouped"),
+    ("padded", "grouped"),
+]
+
+
+def micro_batch(*weights: float, position: int = 0) -> LoadedMicroBatch:
+    """Load pairs of 3 and 4 tokens, of which 2 are shared, as many as there are weights."""
+    num_pairs = len(weights)
+    return LoadedMicroBatch(
+        plan=MicroBatch(
+            step=0,
+            position=position,
+            num_micro_batches=2,
+            rank=0,
+            pairs=np.arange(num_pairs),
+            weights=np.array(weights, dtype=np.float32),
+        ),
+        pairs=pair_tokens([([1, 2, 10 + i], [1, 2, 20 + i, 30 + i]) for i in range(num_pairs)]),
+        margins=np.linspace(0.0, 1.0, num_pairs),
+        prompt_lengths=np.full(num_pairs, 2),
+    )
+
+
+def collator(layout: Layout, kernel: Kernel = "grouped", device: str = "cpu") -> Collator:
+    return Collator(layout=layout, kernel=kernel, pad_token_id=PAD, device=torch.device(device))
+
+
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Return everything inside dataclasses and tuples, by its path."""
+    if is_dataclass(value):
+        items = {f"{name}.{f.name}": getattr(value, f.name) for f in fields(value)}
+    elif isinstance(value, tuple):
+        items = {f"{name}[{i}]": item for i, item in enumerate(value)}
+    else:
+        return {name: value}
+    return {path: leaf for key, item in items.items() for path, leaf in leaves(item, key).items()}
+
+
+def assert_equal(got: PaddedPairs | PackedPairs, expected: PaddedPairs | PackedPairs) -> None:
+    assert type(got) is type(expected)
+    found, wanted = leaves(got), leaves(expected)
+    assert found.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        if isinstance(leaf, Tensor):
+            assert found[path].dtype == leaf.dtype, path
+            assert found[path].tolist() == leaf.tolist(), path
+        else:
+            assert found[path] == leaf, path
+
+
+@pytest.mark.parametrize(("layout", "kernel"), LAYOUTS)
+def test_a_step_is_laid_out_micro_batch_by_micro_batch(layout: Layout, kernel: Kernel):
+    step = [micro_batch(1.0, 1.0, 0.0), micro_batch(1.0, position=1)]
+
+    ready = collator(layout, kernel).lay_out(iter(step))
+
+    assert [item.loaded for item in ready] == step
+    for item in ready:
+        weighting = {"margins": item.loaded.margins, "weights": item.loaded.plan.weights}
+        if layout == "packed":
+            expected = pack_pairs(item.loaded.pairs, kernel=kernel, **weighting)
+            assert_equal(item.pairs, expected)
+        else:
+            assert_equal(item.pairs, pad_pairs(item.loaded.pairs, pad_token_id=PAD, **weighting))
+    assert ready[0].pairs.weights.tolist() == [1.0, 1.0, 0.0]
+    assert ready[0].pairs.margins.tolist() == [0.0, 0.5, 1.0]
+
+
+def test_packed_tokens_are_distinct_and_padded_ones_fill_their_rows():
+    step = [micro_batch(1.0, 1.0)]
+
+    (packed,), (padded,) = (collator(layout).lay_out(step) for layout in ("packed", "padded"))
+
+    assert packed.tokens == (14, 10, 10)  # 2 x (3 + 4), of which 2 are shared in each
+    assert padded.tokens == (14, 10, 16)  # 4 rows of 4
+
+
+def test_pairs_that_do_not_count_are_computed_all_the_same():
+    step = [micro_batch(1.0, 0.0), micro_batch(0.0)]
+
+    packed, padded = (collator(layout).lay_out(step) for layout in ("packed", "padded"))
+
+    assert [ready.tokens for ready in packed] == [(7, 5, 10), (0, 0, 5)]
+    assert [ready.tokens for ready in padded] == [(7, 5, 16), (0, 0, 8)]
+    assert packed[0].tokens.both == 7
+    assert packed[0].tokens.distinct == 5
+    assert packed[0].tokens.computed == 10
+
+
+def test_tokens_of_pairs_of_their_own_lengths_are_counted_by_weight():
+    loaded = replace(
+        micro_batch(0.0, 1.0, 1.0),
+        pairs=pair_tokens([([1, 2, 3, 4], [1, 5]), ([6], [7, 8]), ([1, 1, 2], [1, 1, 3])]),
+    )
+
+    (packed,) = collator("packed").lay_out([loaded])
+
+    assert packed.tokens == (3 + 6, 3 + 4, 5 + 3 + 4)
+
+
+@pytest.mark.parametrize(("layout", "kernel"), LAYOUTS)
+def test_moving_keeps_every_value(layout: Layout, kernel: Kernel):
+    collate = collator(layout, kernel)
+    ready = collate.lay_out([micro_batch(1.0, 0.0), micro_batch(1.0, position=1)])
+
+    moved = collate.move(iter(ready))
+
+    assert [item.loaded for item in moved] == [item.loaded for item in ready]
+    assert [item.tokens for item in moved] == [item.tokens for item in ready]
+    for after, before in zip(moved, ready, strict=True):
+        assert_equal(after.pairs, before.pairs)
+
+
+@pytest.mark.parametrize(("layout", "kernel"), LAYOUTS)
+def test_moving_takes_every_tensor_along(layout: Layout, kernel: Kernel):
+    ready = collator(layout, kernel).lay_out([micro_batch(1.0, 0.0)])
+
+    (moved,) = collator(layout, kernel, device="meta").move(ready)
+
+    before, after = leaves(ready[0].pairs), leaves(moved.pairs)
+    assert before.keys() == after.keys()
+    for path, leaf in before.items():
+        if isinstance(leaf, Tensor):
+            assert after[path].device.type == "meta", path
+            assert after[path].shape == leaf.shape, path
+            assert leaf.device.type == "cpu", path
+        else:
+            assert after[path] == leaf, path
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU copies from pinned memory")
+@pytest.mark.parametrize(("layout", "kernel"), LAYOUTS)
+def test_a_gpu_is_given_pinned_tensors_and_gets_their_values(layout: Layout, kernel: Kernel):
+    collate = collator(layout, kernel, device="cuda")
+    plain = collator(layout, kernel).lay_out([micro_batch(1.0, 0.0)])
+
+    ready = collate.lay_out([micro_batch(1.0, 0.0)])
+    tensors = [leaf for leaf in leaves(ready[0].pairs).values() if isinstance(leaf, Tensor)]
+    assert all(tensor.is_pinned() for tensor in tensors)
+
+    (moved,) = collate.move(ready)
+    assert moved.pairs.input_ids.device.type == "cuda"
+    assert_equal(moved.pairs, plain[0].pairs)
+
+
+class Source:
+    """Counts its items as a thread makes them, and can be waited for."""
+
+    def __init__(self, count: int, error: BaseException | None = None) -> None:
+        self.count, self.error = count, error
+        self.made = 0
+        self.changed = threading.Condition()
+        self.thread: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        self.thread = threading.current_thread()
+        for item in range(self.count):
+            with self.changed:
+                self.made += 1
+                self.changed.notify_all()
+            yield item
+        if self.error is not None:
+            raise self.error
+
+    def wait_until_made(self, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.made >= count, timeout=SECONDS)
+
+    def goes_on(self, *, within: float) -> bool:
+        made = self.made
+        with self.changed:
+            return self.changed.wait_for(lambda: self.made > made, timeout=within)
+
+    def wait_until_stopped(self) -> None:
+        assert self.thread is not None
+        assert self.thread is not threading.current_thread()
+        self.thread.join(SECONDS)
+        assert not self.thread.is_alive()
+
+
+def reading(source: Source, depth: int) -> Generator[int, None, None]:
+    """Read ahead in a way that can be stopped."""
+    items = read_ahead(source, depth=depth)
+    assert isinstance(items, Generator)
+    return items
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 100])
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_items_come_in_order_and_each_once(depth: int, count: int):
+    source = Source(count)
+
+    assert list(read_ahead(source, depth=depth)) == list(range(count))
+    source.wait_until_stopped()
+
+
+def test_nothing_is_made_before_the_first_item_is_asked_for():
+    source = Source(3)
+
+    read_ahead(source)
+
+    assert source.thread is None
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_no_more_than_depth_items_are_made_before_they_are_asked_for(depth: int):
+    source = Source(1_000)
+    with closing(reading(source, depth)) as items:
+        for taken in range(1, 4):
+            assert next(items) == taken - 1
+            source.wait_until_made(taken + depth)  # while this one is used
+        assert not source.goes_on(within=0.1)
+    source.wait_until_stopped()
+
+    assert source.made == 3 + depth
+
+
+def test_the_next_item_is_made_while_this_one_is_used():
+    source = Source(2)
+
+    for item in read_ahead(source):
+        source.wait_until_made(min(item + 2, 2))  # it would never be, were it made when asked for
+
+
+@pytest.mark.parametrize("error", [ValueError("spoilt"), SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_an_error_is_raised_after_the_items_before_it(depth: int, error: BaseException):
+    source = Source(4, error)
+    items = read_ahead(source, depth=depth)
+
+    read = [next(items) for _ in range(4)]
+
+    assert read == [0, 1, 2, 3]
+    with pytest.raises(type(error)) as raised:
+        next(items)
+    assert raised.value is error
+    assert list(items) == []
+    source.wait_until_stopped()
+
+
+def test_an_error_waits_until_it_is_its_turn():
+    source = Source(1, ValueError("spoilt"))
+    items = read_ahead(source, depth=5)
+
+    assert next(items) == 0
+    source.wait_until_stopped()  # it has failed by now
+    with pytest.raises(ValueError, match="spoilt"):
+        next(items)
+
+
+def test_an_error_on_the_way_to_the_first_item_is_raised_too():
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            raise OSError("no such table")
+
+    with pytest.raises(OSError, match="no such table"):
+        next(read_ahead(Broken()))
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_the_thread_stops_when_the_reader_does(taken: int):
+    source = Source(10**9)
+
+    with closing(reading(source, depth=2)) as items:
+        for _ in range(taken):
+            next(items)
+
+    source.wait_until_stopped()
+
+
+def test_the_thread_stops_when_the_reader_fails():
+    source = Source(10**9)
+
+    def read() -> None:
+        for _ in read_ahead(source):
+            raise RuntimeError("the step failed")
+
+    with pytest.raises(RuntimeError, match="the step failed"):
+        read()
+    source.wait_until_stopped()

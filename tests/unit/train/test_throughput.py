@@ -1,0 +1,217 @@
+import os
+import time
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForSequenceClassification,
+    Gemma3Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from rm_ray.config import Layout
+from rm_ray.data.pair_tokens import TokenCounts
+from rm_ray.model.reward_model import RewardModel, attention_weight, count_parameters
+from rm_ray.train import throughput
+from rm_ray.train.metrics import PairMetrics
+from rm_ray.train.throughput import Throughput, measure_matrix_peak, peak_memory_bytes
+
+CPU = torch.device("cpu")
+HIDDEN, HEADS, HEAD_DIM, LAYERS, VOCABULARY = 32, 4, 8, 3, 100
+
+PER_LAYER = (
+    2 * 32 * 32  # queries and output
+    + 2 * 32 * 16  # keys and values of two heads
+    + 3 * 32 * 48  # gate, up and down
+    + 2 * 32  # norms
+)
+BACKBONE = LAYERS * PER_LAYER + 32  # and the last norm
+CLASSIFIER = BACKBONE + 32  # and the head
+
+
+def llama(**changes: object) -> LlamaConfig:
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 2,
+        "num_labels": 1,
+    }
+    return LlamaConfig(**(sizes | changes))
+
+
+def classifier(config: PretrainedConfig, device: str = "meta") -> PreTrainedModel:
+    with torch.device(device):
+        return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+
+
+def measured(tokens: TokenCounts, weights: list[float]) -> PairMetrics:
+    metrics = PairMetrics.zero(CPU)
+    num_pairs = len(weights)
+    metrics.add(
+        torch.zeros(2 * num_pairs), torch.zeros(num_pairs), torch.tensor(weights), tokens=tokens
+    )
+    return metrics
+
+
+def of(layout: Layout) -> Throughput:
+    return Throughput(num_parameters=1_000, matrix_peak=8e6, device=CPU, layout=layout)
+
+
+def test_metrics_of_a_packed_step_follow_from_its_counts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(throughput, "peak_memory_bytes", lambda device: 2_500_000_000)
+    step = measured(TokenCounts(both=600, distinct=400, computed=500), [1.0, 1.0, 1.0, 0.0])
+
+    assert of("packed").metrics(step, seconds=2.0, waited=0.5) == pytest.approx(
+        {
+            "perf/pairs_per_second": 1.5,
+            "perf/tokens_per_second": 300.0,
+            "perf/distinct_tokens_per_second": 200.0,
+            "perf/computed_over_distinct_tokens": 1.25,
+            "perf/padding_share": 0.2,  # 100 of 500 were needed by no pair that counts
+            "perf/data_wait_share": 0.25,
+            "perf/model_flops_per_second": 6 * 1_000 * 200.0,
+            "perf/matrix_peak_ratio": 0.15,
+            "perf/peak_memory_gb": 2.5,
+        }
+    )
+
+
+def test_a_padded_step_needs_the_tokens_of_both_conversations():
+    step = measured(TokenCounts(both=600, distinct=400, computed=800), [1.0] * 3)
+
+    packed, padded = (
+        of(layout).metrics(step, seconds=2.0, waited=0.0) for layout in ("packed", "padded")
+    )
+
+    assert padded["perf/padding_share"] == 0.25
+    assert packed["perf/padding_share"] == 0.5
+    differing = {name for name in packed if packed[name] != padded[name]}
+    assert differing <= {"perf/padding_share", "perf/peak_memory_gb"}
+    assert padded["perf/computed_over_distinct_tokens"] == 2.0
+    assert padded["perf/data_wait_share"] == 0.0
+
+
+def test_counts_of_several_micro_batches_are_one_step_s():
+    step = measured(TokenCounts(both=10, distinct=6, computed=6), [1.0])
+    step.add(
+        torch.zeros(4),
+        torch.zeros(2),
+        torch.tensor([1.0, 1.0]),
+        tokens=TokenCounts(both=20, distinct=14, computed=14),
+    )
+
+    metrics = of("packed").metrics(step, seconds=10.0, waited=1.0)
+
+    assert metrics["perf/pairs_per_second"] == 0.3
+    assert metrics["perf/tokens_per_second"] == 3.0
+    assert metrics["perf/distinct_tokens_per_second"] == 2.0
+    assert metrics["perf/padding_share"] == 0.0
+
+
+def test_the_parameters_of_a_llama_are_those_counted_by_hand():
+    assert count_parameters(classifier(llama())) == CLASSIFIER
+    assert count_parameters(RewardModel(classifier(llama()), "packed")) == CLASSIFIER
+    assert count_parameters(RewardModel(classifier(llama()), "padded")) == CLASSIFIER
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_tied_weights_are_embeddings_and_others_are_not(is_tied: bool):
+    config = llama(tie_word_embeddings=is_tied)
+
+    assert count_parameters(classifier(config)) == CLASSIFIER
+    output = 0 if is_tied else VOCABULARY * HIDDEN
+    assert count_parameters(LlamaForCausalLM(config)) == BACKBONE + output
+
+
+@pytest.mark.parametrize("vocabulary", [10, 5_000])
+def test_the_number_of_parameters_does_not_depend_on_the_vocabulary(vocabulary: int):
+    assert count_parameters(classifier(llama(vocab_size=vocabulary))) == CLASSIFIER
+
+
+def test_frozen_parameters_count_as_well():
+    model = classifier(llama())
+    model.requires_grad_(False)
+
+    assert count_parameters(model) == CLASSIFIER
+
+
+@pytest.mark.parametrize("head_dim", [HEAD_DIM, 24])
+def test_the_weight_of_attention_is_its_flops_over_those_of_a_token(head_dim: int):
+    heads = LAYERS * (2 * HIDDEN * HEADS * head_dim + 2 * HIDDEN * 2 * head_dim)
+    parameters = heads + LAYERS * (3 * HIDDEN * 48 + 2 * HIDDEN) + 2 * HIDDEN
+
+    # Query by key, and weight by value: each a multiplication and an addition for each number.
+    product = LAYERS * HEADS * (2 * head_dim + 2 * head_dim)
+    assert attention_weight(classifier(llama(head_dim=head_dim))) == product / (2 * parameters)
+
+
+def test_the_weight_of_attention_is_what_a_count_of_flops_gives():
+    model = classifier(llama(), device="cpu").base_model
+    flops = {}
+    for num_tokens in (10, 20):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(input_ids=torch.zeros(1, num_tokens, dtype=torch.long), use_cache=False)
+        flops[num_tokens] = counter.get_total_flops()
+
+    # a T + b T^2, so that T = 10 and 20 give b; eager attention computes every product.
+    product = (flops[20] - 2 * flops[10]) / (20**2 - 2 * 10**2)
+    assert attention_weight(classifier(llama())) == product / (2 * CLASSIFIER)
+    matrices = BACKBONE - (2 * LAYERS + 1) * HIDDEN  # the rest are norms
+    assert flops[10] == 10 * 2 * matrices + 10**2 * product
+
+
+def test_a_model_with_a_text_part_is_weighed_by_it():
+    """As Gemma 3 from 4B on, which has the sizes of its decoder in a config of its own."""
+    text = {
+        "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 48,
+        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 2,
+        "head_dim": HEAD_DIM,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    model = classifier(Gemma3Config(text_config=text, vision_config=vision, num_labels=1))
+
+    product = 4 * LAYERS * HEADS * HEAD_DIM
+    assert attention_weight(model) == product / (2 * count_parameters(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_matrix_peak_is_measured_soon(dtype: torch.dtype):
+    started = time.perf_counter()
+    peak = measure_matrix_peak(CPU, dtype)
+    seconds = time.perf_counter() - started
+
+    assert 1e7 < peak < 1e15  # FLOP/s: more than a microcontroller, less than a cluster
+    assert seconds < 10
+
+
+def test_the_matrix_peak_counts_two_flops_for_each_number_multiplied(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen = []
+    ticks = iter(range(100))
+    monkeypatch.setattr(torch, "mm", lambda left, right: seen.append((left.shape, right.shape)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+
+    peak = measure_matrix_peak(CPU, torch.float32)
+
+    ((left, right),) = set(seen)
+    assert peak == 2 * left[0] * left[1] * right[1]  # in a second of this clock
+
+
+def test_peak_memory_is_in_bytes_and_never_falls():
+    before = peak_memory_bytes(CPU)
+    after = peak_memory_bytes(CPU)
+
+    # This process has loaded torch, and fits into the machine.
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 50 * 2**20 < before <= after < machine
