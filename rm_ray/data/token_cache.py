@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -163,8 +163,15 @@ def _tokenize_batch(
     batch: dict[str, np.ndarray], shared: _SharedTokenizer, origins: Sequence[str]
 ) -> pa.Table:
     """Turn a block of raw rows into cache rows; runs in a Ray Data task."""
+    return tokenize_block(batch, _unpack(shared), origins)
+
+
+def tokenize_block(
+    batch: dict[str, np.ndarray], pair_tokenizer: PairTokenizer, origins: Sequence[str]
+) -> pa.Table:
+    """Turn a block of raw rows (``fragment``, ``row``, ``json``) into cache rows."""
     rows = tokenize_rows(
-        _unpack(shared), batch["json"].tolist(), [origins[i] for i in batch["fragment"]]
+        pair_tokenizer, batch["json"].tolist(), [origins[i] for i in batch["fragment"]]
     )
     columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names[2:]}
     return pa.table({"fragment": batch["fragment"], "row": batch["row"], **columns}, schema=SCHEMA)
@@ -182,7 +189,7 @@ def tokenize_rows(
         result = next(tokenized) if isinstance(pair, Pair) else pair
         if isinstance(pair, Pair) and isinstance(result, TokenizedPair):
             rows.append(
-                {"source": pair.source, "margin": pair.margin, "reason": "", **asdict(result)}
+                {"source": pair.source, "margin": pair.margin, "reason": "", **vars(result)}
             )
         else:
             assert isinstance(result, RefusedError)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rm_ray.config import BUILTIN, DataConfig
@@ -148,6 +150,64 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return marked | set(tokenizer.all_special_ids)
 
 
+_PIECEWISE = {
+    "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Replace", "Strip",
+    "ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Whitespace", "WhitespaceSplit",
+    "TemplateProcessing",
+}  # fmt: skip
+"""Parts of a tokenizer that treat every piece of a text alone."""
+
+
+def cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return tokens of the template after which a text may be cut without changing its ids.
+
+    A fast tokenizer first takes out of a text the added tokens that are not normalised, from left
+    to right and the longest at each place; it then normalises, splits and encodes the pieces
+    between them one by one. So where an added token that no other can overlap stands in a text, it
+    is found, and what follows it does not depend on what precedes it. There are none where a part
+    of the tokenizer is not known to work so.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = [token for token in backend["added_tokens"] if not token["normalized"]]
+    parts = [backend[name] for name in ("normalizer", "pre_tokenizer", "post_processor")]
+    looks_around = any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added)
+    if looks_around or tokenizer.split_special_tokens or not all(map(_is_piecewise, parts)):
+        return []
+    written = _template_ids(tokenizer)
+    contents = [token["content"] for token in added]
+    candidates = [token["content"] for token in added if token["id"] in written]
+    return [t for t in candidates if not any(_may_hide(other, t) for other in contents)]
+
+
+def _is_piecewise(part: dict[str, Any] | None) -> bool:
+    if part is None:
+        return True
+    if part["type"] == "Sequence":
+        (parts,) = (value for value in part.values() if isinstance(value, list))
+        return all(map(_is_piecewise, parts))
+    if part["type"] == "TemplateProcessing" and sum("Sequence" in p for p in part["single"]) != 1:
+        return False
+    moves_first_offset = part.get("add_prefix_space") and part.get("trim_offsets")
+    marks_first_piece = part.get("prepend_scheme") == "first"
+    return part["type"] in _PIECEWISE and not (moves_first_offset or marks_first_piece)
+
+
+def _may_hide(other: str, token: str) -> bool:
+    """Tell whether ``other`` can be found in a text in such a place that ``token`` is not."""
+    beginnings = tuple(token[:length] for length in range(1, len(token)))
+    return other.endswith(beginnings) or (token in other and token != other)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """A pair as text: what prompt and conversations begin with, and how each of them goes on."""
+
+    shared: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
 class PairTokenizer:
     """Turns pairs into token ids under the limits of a ``DataConfig``."""
 
@@ -156,84 +216,122 @@ class PairTokenizer:
         self.config = config
         reserved = sorted(tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer))))
         self._reserved = re.compile("|".join(re.escape(str(token)) for token in reserved))
+        self._cut_tokens = cut_tokens(tokenizer)
 
     def tokenize(self, pairs: Sequence[Pair]) -> list[TokenizedPair | RefusedError]:
         """Return ids for each pair, or why it is refused, in order."""
-        results: list[TokenizedPair | RefusedError] = []
-        rendered: list[tuple[str, str, str]] = []
-        for pair in pairs:
-            try:
-                rendered.append(self._render(pair))
-                results.append(RefusedError(Reason.EMPTY))  # holds the place
-            except RefusedError as refusal:
-                results.append(refusal)
-                rendered.append(("", "", ""))
-        kept = [i for i, texts in enumerate(rendered) if texts[1]]
-        if not kept:
-            return results
-        texts = [text for i in kept for text in rendered[i][1:]]
-        encoding = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        for k, i in enumerate(kept):
-            prompt_text, chosen_text, _ = rendered[i]
-            chosen, rejected = encoding["input_ids"][2 * k], encoding["input_ids"][2 * k + 1]
-            try:
-                prompt_length = self._prompt_length(prompt_text, chosen_text, encoding[2 * k])
-                results[i] = self._limit(chosen, rejected, prompt_length)
-            except RefusedError as refusal:
-                results[i] = refusal
-        return results
+        rendered = self._render(pairs)
+        tokenized = self._tokenize([texts for texts in rendered if isinstance(texts, _Texts)])
+        return [texts if isinstance(texts, RefusedError) else next(tokenized) for texts in rendered]
 
-    def _render(self, pair: Pair) -> tuple[str, str, str]:
-        """Return the prompt (as it stands before a response) and both conversations as text."""
-        for message in (*pair.chosen, pair.rejected[-1]):
-            if found := self._reserved.search(message["content"]):
-                raise RefusedError(Reason.RESERVED_TOKENS, found.group())
+    def _render(self, pairs: Sequence[Pair]) -> Sequence[_Texts | RefusedError]:
+        """Write all pairs as text at once, or each alone where one of them is refused."""
         try:
-            chosen, rejected = self._apply(pair.chosen), self._apply(pair.rejected)
-            prompt = self._apply(pair.prompt, add_generation_prompt=True) if pair.prompt else ""
+            return self._write(pairs)
+        except RefusedError as refusal:
+            if len(pairs) == 1:
+                return [refusal]
+        return [self._render([pair])[0] for pair in pairs]
+
+    def _write(self, pairs: Sequence[Pair]) -> list[_Texts]:
+        """Write prompts (as they stand before a response) and conversations as text."""
+        for pair in pairs:
+            for message in (*pair.chosen, pair.rejected[-1]):
+                if found := self._reserved.search(message["content"]):
+                    raise RefusedError(Reason.RESERVED_TOKENS, found.group())
+        try:
+            chosen = self._apply([pair.chosen for pair in pairs])
+            rejected = self._apply([pair.rejected for pair in pairs])
+            written = self._apply([p.prompt for p in pairs if p.prompt], add_generation_prompt=True)
         except TEMPLATE_FAILURES as error:
             detail = str(error) or type(error).__name__
             raise RefusedError(Reason.TEMPLATE_REFUSED, detail) from None
-        if not chosen or not rejected:
+        if not (all(chosen) and all(rejected)):
             raise RefusedError(Reason.TEMPLATE_REFUSED, "it gives no text")
-        return prompt, chosen, rejected
+        left = iter(written)
+        prompts = [next(left) if pair.prompt else "" for pair in pairs]
+        return list(map(self._cut, prompts, chosen, rejected))
 
-    def _apply(self, messages: list[Message], **options: Any) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    def _apply(self, conversations: list[list[Message]], **options: Any) -> list[str]:
+        if not conversations:
+            return []
+        texts: list[str] = self.tokenizer.apply_chat_template(
+            conversations, tokenize=False, **options
+        )
+        return texts
 
-    def _prompt_length(self, prompt: str, conversation: str, encoding: Any) -> int:
-        """Count the tokens that begin inside the prompt."""
-        if not conversation.startswith(prompt):
-            ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            return min(len(ids), len(encoding.ids) - 1)
-        if not prompt:
-            return 0
-        starts = (start for start, _ in encoding.offsets)
-        count = next((i for i, start in enumerate(starts) if start >= len(prompt)), 0)
-        return min(count, len(encoding.ids) - 1)
+    def _cut(self, prompt: str, chosen: str, rejected: str) -> _Texts:
+        """Cut the texts after the last token that both conversations share with the prompt."""
+        end = 0
+        for token in self._cut_tokens:
+            after = prompt.rfind(token) + len(token)
+            if token in prompt and all(t.startswith(prompt[:after]) for t in (chosen, rejected)):
+                end = max(end, after)
+        return _Texts(
+            shared=prompt[:end], prompt=prompt[end:], chosen=chosen[end:], rejected=rejected[end:]
+        )
 
-    def _limit(self, chosen: list[int], rejected: list[int], prompt_length: int) -> TokenizedPair:
-        if chosen == rejected:
+    def _tokenize(self, rendered: Sequence[_Texts]) -> Iterator[TokenizedPair | RefusedError]:
+        """Encode the texts; what conversations or pairs share is encoded once."""
+        distinct = list(dict.fromkeys(texts.shared for texts in rendered))
+        shared_ids = {text: e.ids for text, e in zip(distinct, self._encode(distinct), strict=True)}
+        all_chosen = self._encode([texts.chosen for texts in rendered], offsets=True)
+        all_rejected = self._encode([texts.rejected for texts in rendered])
+        for texts, chosen, rejected in zip(rendered, all_chosen, all_rejected, strict=True):
+            shared = shared_ids[texts.shared]
+            prompt_length = len(shared) + self._prompt_length(texts, chosen)
+            try:
+                yield self._limit(shared, chosen.ids, rejected.ids, prompt_length)
+            except RefusedError as refusal:
+                yield refusal
+
+    def _encode(self, texts: list[str], *, offsets: bool = False) -> list[Encoding]:
+        """Encode as ``tokenizer(texts)`` does, without what it then wraps around each text."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        encode = backend.encode_batch if offsets else backend.encode_batch_fast
+        encodings: list[Encoding] = encode(texts, add_special_tokens=False)
+        return encodings
+
+    def _prompt_length(self, texts: _Texts, chosen: Encoding) -> int:
+        """Count the tokens after the shared ones that begin inside the prompt."""
+        if texts.chosen.startswith(texts.prompt):
+            length = bisect_left(chosen.offsets, (len(texts.prompt),))
+        else:
+            length = len(self._encode([texts.prompt])[0])
+        return min(length, len(chosen) - 1)
+
+    def _limit(
+        self,
+        shared: list[int],
+        chosen_rest: list[int],
+        rejected_rest: list[int],
+        prompt_length: int,
+    ) -> TokenizedPair:
+        prefix_length = len(shared) + common_prefix(chosen_rest, rejected_rest)
+        chosen, rejected = shared + chosen_rest, shared + rejected_rest
+        if prefix_length == len(chosen) == len(rejected):
             raise RefusedError(Reason.IDENTICAL_AFTER_TEMPLATING)
         longest, limit = max(len(chosen), len(rejected)), self.config.max_length
         prompt_limit = self.config.max_prompt_length or limit
         excess = max(longest - limit, prompt_length - prompt_limit, 0)
         if excess:
-            shared = min(prompt_length, common_prefix(chosen, rejected))
             keep = 1 if chosen[0] == self.tokenizer.bos_token_id else 0
-            if self.config.over_length == "drop" or shared - keep < excess:
+            spare = min(prompt_length, prefix_length) - keep
+            if self.config.over_length == "drop" or spare < excess:
                 if longest > limit:
                     raise RefusedError(Reason.TOO_LONG, f"{longest} tokens")
                 raise RefusedError(Reason.PROMPT_TOO_LONG, f"{prompt_length} tokens")
             chosen = chosen[:keep] + chosen[keep + excess :]
             rejected = rejected[:keep] + rejected[keep + excess :]
             prompt_length -= excess
+            prefix_length -= excess
         return TokenizedPair(
             chosen_ids=chosen,
             rejected_ids=rejected,
-            prefix_length=min(common_prefix(chosen, rejected), len(chosen) - 1, len(rejected) - 1),
+            prefix_length=min(prefix_length, len(chosen) - 1, len(rejected) - 1),
             prompt_length=prompt_length,
         )
 
