@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 def ray_cluster(config: ClusterConfig, *, imports: Sequence[str] = ()) -> Iterator[None]:
     """Use the running Ray, the one at RAY_ADDRESS (as inside a Ray job), or a local one.
 
-    The modules named in ``imports`` are imported here while Ray starts, and then by one of its
-    processes, which a worker will take over.
+    The modules named in ``imports`` are imported while Ray starts.
 
     Raises:
         InputError: there is no Ray at the address.
@@ -32,21 +31,14 @@ def ray_cluster(config: ClusterConfig, *, imports: Sequence[str] = ()) -> Iterat
         yield
         return
     with ThreadPoolExecutor(thread_name_prefix="imports") as pool:
-        imported = pool.submit(_import_all, imports)
+        imported = pool.submit(lambda: [importlib.import_module(name) for name in imports])
         _start(config)
-        warm = ray.remote(num_cpus=0)(_import_all).remote(imports)
         imported.result()
     _quiet_ray_data()
     try:
         yield
     finally:
-        del warm
         ray.shutdown()
-
-
-def _import_all(names: Sequence[str]) -> None:
-    for name in names:
-        importlib.import_module(name)
 
 
 def _start(config: ClusterConfig) -> None:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from machine import ROOT, describe_machine
 
@@ -41,10 +42,7 @@ def main() -> None:
         for run in range(options.runs):
             result = train_with_ray(Path(name), f"run-{run}", options.steps, options.threads)
             with_ray.append(result["pairs_per_second"])
-            lines = Path(result["folder"], "history.jsonl").read_text().splitlines()
-            records = [json.loads(line) for line in lines]
-            shares = [r["metrics"]["perf/data_wait_share"] for r in records if r["kind"] == "train"]
-            waits.append(statistics.median(shares[1:]))
+            waits.append(wait_share(Path(result["folder"])))
             command = [sys.executable, __file__, "--bare", f"{name}/bare-{run}"]
             command += ["--steps", str(options.steps), "--threads", str(options.threads)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -60,10 +58,13 @@ def main() -> None:
     ratios = [a / b for a, b in zip(with_ray, without, strict=True)]
     print(f"\nratio, median of the turns: {statistics.median(ratios):.3f}")
     print(f"share of a step spent waiting for data: {statistics.median(waits):.4f}")
+    print(f"\n{json.dumps({'with_ray': with_ray, 'without': without, 'wait_shares': waits})}")
 
 
-def train_with_ray(folder: Path, name: str, steps: int, threads: int) -> dict:
-    """Train as a user would; return the run's ``result.json``."""
+def train_with_ray(
+    folder: Path, name: str, steps: int, threads: int, *settings: str
+) -> dict[str, Any]:
+    """Train as a user would, with more settings if given; return the run's ``result.json``."""
     from rm_ray.recipe import read_recipe
 
     episodes = steps * read_recipe(RECIPE).batch.global_batch_size
@@ -71,11 +72,19 @@ def train_with_ray(folder: Path, name: str, steps: int, threads: int) -> dict:
         sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(RECIPE),
         "--run.name", name, "--run.storage_path", str(folder),
         "--optimizer.max_episodes", str(episodes), "--evaluation.every_steps", "0",
-        "--cluster.cpus_per_worker", str(threads),
+        "--cluster.cpus_per_worker", str(threads), *settings,
     ]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return json.loads((folder / name / "result.json").read_text())
+    result: dict[str, Any] = json.loads((folder / name / "result.json").read_text())
+    return result
+
+
+def wait_share(run: Path) -> float:
+    """Return the share of a run's median step, the first left out, that waited for its data."""
+    records = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    shares = [r["metrics"]["perf/data_wait_share"] for r in records if r["kind"] == "train"]
+    return float(statistics.median(shares[1:]))
 
 
 def train_bare(folder: Path, steps: int, threads: int) -> float:

@@ -55,6 +55,7 @@ def main() -> None:
         print(f"| {count:,} | {' | '.join(cells)} |")
     small, large = (statistics.median(r["all_mb"] for r in runs) for runs in measured.values())
     print(f"\n10 times the rows: {large / small:.2f} times the peak")
+    print(f"\n{json.dumps(measured)}")
 
 
 def write_rows(path: Path, count: int) -> Path:
