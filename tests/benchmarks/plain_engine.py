@@ -1,0 +1,67 @@
+"""What a training step asks of an engine, on one device and without Accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rm_ray.config import OptimizerConfig
+from rm_ray.data.packing import PackedPairs
+from rm_ray.data.padding import PaddedPairs
+from rm_ray.model.reward_model import RewardModel
+from rm_ray.train.optimizer import build_optimizer
+
+
+class PlainEngine:
+    """One model on one device: float32 weights, and autocast where the arithmetic is bfloat16."""
+
+    world_size = 1
+
+    def __init__(
+        self,
+        model: RewardModel,
+        optimizer: OptimizerConfig,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.device, self._dtype = device, dtype
+        self._limit = optimizer.max_grad_norm or float("inf")
+        self._model = model.to(device).train()
+        self._optimizer = build_optimizer(self._model, optimizer)
+
+    @contextmanager
+    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Compute one micro-batch; there are no other ranks to exchange gradients with."""
+        yield
+
+    def rewards(self, pairs: PaddedPairs | PackedPairs) -> Tensor:
+        """Return ``[2P]`` float32 rewards."""
+        half = self._dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            rewards: Tensor = self._model(pairs)
+        return rewards
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a scalar loss's gradients to those of this step."""
+        torch.autograd.backward(loss)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update the weights, clear the gradients; return the norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._limit))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm
+
+    def sum_over_ranks(self, tensor: Tensor) -> None:
+        """Leave a tensor as it is, the only rank's."""
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the only rank's value."""
+        return [value]
