@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -112,10 +114,16 @@ def _varlen(
         packed.most_keys,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **_grouped_heads(varlen_attn),
     )
     assert isinstance(output, Tensor)  # a pair only where auxiliary values are asked for
     return output
+
+
+def _grouped_heads(varlen_attn: Callable[..., Any]) -> dict[str, Any]:
+    """Ask for heads that share keys; torch 2.11 takes them as they are and cannot be asked."""
+    is_asked = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return {"enable_gqa": True} if is_asked else {}
 
 
 def _grouped(
