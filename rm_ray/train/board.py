@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 FLUSH_EVERY_S = 0.5
 
+PATIENCE_S = 30.0
+"""How long the driver waits for the last news of a run that is over."""
+
 
 @dataclass
 class News:
@@ -133,7 +136,7 @@ class BoardReader:
     def __exit__(self, *_: object) -> None:
         """Show what is left and stop."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=PATIENCE_S)
 
     def _run(self) -> None:
         while not self._stop.wait(FLUSH_EVERY_S):
@@ -141,9 +144,10 @@ class BoardReader:
         self._read(last=True)
 
     def _read(self, *, last: bool) -> None:
+        # What is fetched is gone from the board, so an answer that is late is waited for.
         try:
-            news: News = ray.get(self._board.fetch.remote(), timeout=5)
-        except (ray.exceptions.RayError, TimeoutError):
+            news: News = ray.get(self._board.fetch.remote())
+        except ray.exceptions.RayError:
             return
         for record in news.records:
             self._shipper.send(record)

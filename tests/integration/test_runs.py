@@ -289,8 +289,10 @@ def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
             seen.add(newest_committed(folder))
             time.sleep(0.02)
         children = psutil.Process(driver.pid).children(recursive=True)
+        trainers = [child for child in children if "Train" in " ".join(child.cmdline())]
         driver.kill()
         driver.wait()
+        assert not psutil.wait_procs(trainers, timeout=60)[1], "they would commit once more"
     assert not (folder / "result.json").exists()
     damaged = folder / str(newest_committed(folder)) / "model.safetensors"
     content = bytearray(damaged.read_bytes())
