@@ -28,9 +28,9 @@ def ship(target: MlflowTarget, records: list[Record]) -> MetricShipper:
     return shipper
 
 
-def records(first: int, last: int) -> list[Record]:
+def records(first: int, last: int, *, later: int = 0) -> list[Record]:
     return [
-        Record(step=s, kind="train", episode=s, hours=0.0, timestamp=1_000 + s,
+        Record(step=s, kind="train", episode=s, hours=0.0, timestamp=1_000 + s + later,
                metrics={"episode": float(s), "train/rm/loss": 1 / s})
         for s in range(first, last + 1)
     ]  # fmt: skip
@@ -51,7 +51,9 @@ def test_a_run_is_found_again_by_its_key_and_not_by_its_name(target):
 
 def test_what_mlflow_has_is_not_sent_again(target):
     assert ship(target, records(1, 5)).close() == 0
-    resumed = ship(target, [*records(1, 3), *records(4, 8), *records(2, 6)])
+    # A step that is trained again has another time, so MLflow would keep it as another point.
+    again = [*records(1, 3, later=50), *records(4, 8, later=50), *records(2, 6, later=90)]
+    resumed = ship(target, again)
     assert resumed.close() == 0
     assert resumed.run is not None
     assert resumed.run.run_id == begin(target).run_id
