@@ -14,13 +14,17 @@ import tyro
 import yaml
 
 from rm_ray.config import TrainConfig
-from rm_ray.errors import InputError, TrainingError
+from rm_ray.errors import InputError, StoppedError, TrainingError
 from rm_ray.recipe import read_recipe
 from rm_ray.train.startup import Startup, describe_startup
+from rm_ray.train.supervisor import supervise
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "python jobs/train.py"
+
+EXIT_STATUS = {"interrupted": 130, "terminated": 143}
+"""As a shell reports the signals that were obeyed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +72,19 @@ def main(arguments: Sequence[str]) -> int:
     startup = Startup()
     try:
         command = parse_command(arguments)
-        # Ray takes a second to import; --help and wrong settings do without.
-        from rm_ray.train.run import dry_run, train
-
         if command.dry_run:
+            from rm_ray.train.run import dry_run  # imports Ray, which --help does without
+
             logger.info("%s", yaml.safe_dump(dry_run(command.config), sort_keys=False).rstrip())
             return 0
         try:
-            result = train(command.config, startup)
+            result = supervise(command.config, startup)
         except TrainingError as error:
             logger.error("error: %s", error)
             return 1
+        except StoppedError as stopped:
+            logger.info("%s; the same command goes on from there", stopped)
+            return EXIT_STATUS[stopped.reason]
     except InputError as error:
         logger.error("error: %s", error)
         return 2
@@ -116,6 +122,12 @@ def summarise(result: dict[str, Any]) -> str:
         f"each distinct one; {result['matrix_peak_ratio']:.2f} of the measured matrix peak"
     )
     lines.append(f"  {describe_startup(result['startup'])}")
+    time, attempts = result["time"], result["attempts"]
+    lines.append(
+        f"  goodput {time['goodput']:.2f}: {time['steps']:.0f} s of {time['total']:.0f} s trained; "
+        f"{len(attempts)} attempt{'s' * (len(attempts) != 1)}, "
+        f"{time['work lost and redone']:.0f} s of work done again"
+    )
     refused = sum(row["rows"] for row in result["refused"])
     lines.append(f"  pairs: {result['train_pairs']:,} to train on, {result['eval_pairs']:,} held "
                  f"out, {refused:,} refused")  # fmt: skip

@@ -189,8 +189,10 @@ class OptimizerConfig:
 class ClusterConfig:
     """How many workers train, on what, and how the model is sharded over them."""
 
-    num_workers: int | None = None
-    """Training processes; none: one for each GPU of the cluster, or 1 where there is none."""
+    num_workers: int | str | None = None
+    """Training processes; none: one for each GPU of the cluster, or 1 where there is none. Two
+    numbers ('2-8') let it start with what there is, shrink when a machine goes, and grow when one
+    comes; the pairs of each step stay the same."""
 
     use_gpu: bool | None = None
     """One GPU for each worker; none: where the cluster has GPUs."""
@@ -208,11 +210,24 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         workers, cpus = self.num_workers, self.cpus_per_worker
-        _require(workers is None or workers >= 1, "cluster.num_workers", workers, "at least 1")
+        rule = "a number from 1 on, or two of them as in '2-8', the smaller one first"
+        try:
+            least, most = self.worker_bounds or (1, 1)
+        except ValueError:
+            least, most = 1, 0
+        _require(1 <= least <= most, "cluster.num_workers", workers, rule)
         _require(cpus >= 1, "cluster.cpus_per_worker", cpus, "at least 1")
-        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
-        rule = f"'none' unless cluster.zero_stage is at least {least} (it is {self.zero_stage})"
-        _require(self.zero_stage >= least, "cluster.offload", self.offload, rule)
+        stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        rule = f"'none' unless cluster.zero_stage is at least {stage} (it is {self.zero_stage})"
+        _require(self.zero_stage >= stage, "cluster.offload", self.offload, rule)
+
+    @property
+    def worker_bounds(self) -> tuple[int, int] | None:
+        """Return the least and the most workers; none where the cluster decides."""
+        if self.num_workers is None:
+            return None
+        least, _, most = str(self.num_workers).partition("-")
+        return int(least), int(most or least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,8 +263,14 @@ class CheckpointConfig:
     """Metric by which checkpoints are the best ('eval/rm/accuracy', 'eval/rm/loss', ...); none:
     the newest stay. An eval metric is measured at each checkpoint."""
 
+    storage_patience_s: float = 600.0
+    """Seconds for which a checkpoint is copied again and again while run.storage_path fails. Then
+    the run ends with an error, and its last state stays on the workers' disks."""
+
     def __post_init__(self) -> None:
         every, keep, metric = self.every_steps, self.keep, self.keep_best_by
+        patience = self.storage_patience_s
+        _require(patience >= 0, "checkpoint.storage_patience_s", patience, "at least 0")
         _require(every >= 0, "checkpoint.every_steps", every, "at least 0")
         _require(keep >= 1, "checkpoint.keep", keep, "at least 1")
         known = [f"{part}/rm/{name}" for part in ("eval", "train") for name in METRICS]

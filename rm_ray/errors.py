@@ -10,14 +10,35 @@ class InputError(ValueError):
     """
 
 
-def find_input_error(error: BaseException | None) -> InputError | None:
-    """Return the user's error in the chain that Ray wraps around what a task raises."""
+class TrainingError(RuntimeError):
+    """Training began and could not go on; the run's checkpoints are as they were."""
+
+
+def find_final_error(error: BaseException | None) -> InputError | TrainingError | None:
+    """Return our own error in the chain that Ray wraps around what a task raises."""
     while error is not None:
         if isinstance(error, InputError):
-            return InputError(str(error.args[0]))
+            return InputError(str(error.args[0]).split("\n")[0])  # Ray Data adds lines
+        if isinstance(error, TrainingError):
+            return TrainingError(str(error.args[0]))
         error = getattr(error, "cause", None) or error.__cause__
     return None
 
 
-class TrainingError(RuntimeError):
-    """Training began and could not go on; the run's checkpoints are as they were."""
+class StoppedError(RuntimeError):
+    """An attempt at a run ended with a checkpoint, because it was asked to."""
+
+    def __init__(self, reason: str, step: int) -> None:
+        super().__init__(f"{reason} at step {step}")
+        self.reason, self.step = reason, step
+
+
+class LostError(RuntimeError):
+    """An attempt at a run ended before its time; another may get further."""
+
+    def __init__(self, cause: str, signature: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        """What happened, in a line or a traceback."""
+        self.signature = signature
+        """What tells an error in code or data from another; empty where a process was lost."""

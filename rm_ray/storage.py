@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,22 @@ class Storage:
     def delete(self, name: str) -> None:
         """Delete a folder and what is in it."""
         self.filesystem.delete_dir(self.join(name))
+
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """Give a file as one of this machine: itself, or a copy that is deleted afterwards."""
+        if self.is_local:
+            yield Path(self.join(name))
+            return
+        with tempfile.TemporaryDirectory(prefix="rm_ray-copy-") as folder:
+            copy = Path(folder) / Path(name).name
+            pafs.copy_files(
+                self.join(name),
+                str(copy),
+                source_filesystem=self.filesystem,
+                destination_filesystem=pafs.LocalFileSystem(),
+            )
+            yield copy
 
     def upload(self, local: Path, name: str) -> None:
         """Copy a local folder here."""

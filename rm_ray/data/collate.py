@@ -1,12 +1,10 @@
-"""Loaded micro-batches -> tensors in their layout, made ready while the step before is trained."""
+"""Loaded micro-batches -> tensors in their layout, on the device that trains."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +14,6 @@ from rm_ray.data.loading import LoadedMicroBatch
 from rm_ray.data.packing import Kernel, PackedPairs, pack_pairs
 from rm_ray.data.padding import PaddedPairs, pad_pairs
 from rm_ray.data.pair_tokens import TokenCounts
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,37 +79,3 @@ def _map_tensors(value: Any, function: Any) -> Any:
         inside = {f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)}
         return replace(value, **inside)
     return value
-
-
-def read_ahead(items: Iterable[T], *, depth: int = 1) -> Iterator[T]:
-    """Yield items that a thread makes ready, up to ``depth`` of them before they are asked for.
-
-    What the thread raises is raised here.
-    """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
-    room = threading.Semaphore(depth)
-    stopped = threading.Event()
-
-    def work() -> None:
-        try:
-            source = iter(items)
-            while room.acquire() and not stopped.is_set():
-                ready.put((next(source), None))
-        except BaseException as error:  # handed over to the reader, as is the end of the items
-            ready.put((None, error))
-
-    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            room.release()
-            assert item is not None
-            yield item
-    finally:
-        stopped.set()
-        room.release()

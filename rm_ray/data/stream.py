@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -94,12 +94,15 @@ class RankStream:
             )
 
     def _rows(self, first_step: int, num_steps: int) -> Iterator[LoadedMicroBatch]:
-        num_tasks = min(-(-(num_steps - first_step) // STEPS_PER_TASK), MOST_TASKS)
-        dataset = ray.data.range(num_steps - first_step, override_num_blocks=num_tasks)
+        steps = range(first_step, num_steps)
+        num_tasks = min(-(-len(steps) // STEPS_PER_TASK), MOST_TASKS)
+        bounds = [first_step + len(steps) * i // num_tasks for i in range(num_tasks + 1)]
+        tasks = [{"first": first, "end": end} for first, end in pairwise(bounds)]
+        dataset = ray.data.from_items(tasks, override_num_blocks=num_tasks)
         # A task that waits for its reader must not hold a CPU that another rank's needs.
         dataset = dataset.map_batches(
             _load_steps,
-            fn_args=(self, first_step),
+            fn_args=(self,),
             batch_size=1,
             num_cpus=0,
             concurrency=TASKS_AT_ONCE,
@@ -114,15 +117,13 @@ class RankStream:
         return (_from_arrow(batch) for batch in batches)
 
 
-def _load_steps(
-    batch: dict[str, np.ndarray], stream: RankStream, first_step: int
-) -> Iterator[pa.Table]:
+def _load_steps(task: dict[str, np.ndarray], stream: RankStream) -> Iterator[pa.Table]:
     """Gather a rank's micro-batches of some steps; runs in a Ray Data task."""
     table = open_table(stream.planned.cache)
     plan = stream.planned.plan(table)
-    for offset in batch["id"]:
+    for step in range(int(task["first"][0]), int(task["end"][0])):
         for micro_batch in load_step(
-            table, plan, int(offset) + first_step, rank=stream.rank, world_size=stream.world_size
+            table, plan, step, rank=stream.rank, world_size=stream.world_size
         ):
             yield _to_arrow(micro_batch)
 

@@ -28,7 +28,7 @@ from rm_ray.data.sources import Selection, SourceSpec
 from rm_ray.data.token_table import ROWS_PER_BATCH, SCHEMA, TokenParts
 from rm_ray.data.tokenization import PairTokenizer, TokenizedPair
 from rm_ray.data.tokenization import fingerprint as tokenizer_fingerprint
-from rm_ray.errors import find_input_error
+from rm_ray.errors import find_final_error
 from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def _write_parts(
             batch_size=ROWS_PER_BATCH,
         ).write_parquet(path, filesystem=filesystem)
     except RayError as error:
-        raise find_input_error(error) or error from None
+        raise find_final_error(error) or error from None
 
 
 def _write_quarantine(parts: TokenParts, folder: Storage) -> dict[str, Any]:

@@ -80,10 +80,11 @@ class MlflowRun:
                 columns = {key: [row[key] for row in rows] for key in rows[0]}
                 self.client.log_table(self.run_id, data=columns, artifact_file=name)
 
-    def finish(self, config: dict[str, Any], figures: Sequence[Path]) -> None:
-        """Add the resolved config and the figures, and mark the run finished."""
+    def finish(self, documents: dict[str, dict[str, Any]], figures: Sequence[Path]) -> None:
+        """Add documents (.yaml, .json) and figures, and mark the run finished."""
         with _telling_who_is_away(self.client.tracking_uri):
-            self.client.log_dict(self.run_id, config, "config.yaml")
+            for name, document in documents.items():
+                self.client.log_dict(self.run_id, document, name)
             for figure in figures:
                 self.client.log_artifact(self.run_id, str(figure), "plots")
             self.client.set_terminated(self.run_id, "FINISHED")

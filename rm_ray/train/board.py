@@ -1,4 +1,4 @@
-"""The board between rank 0 and the driver: how far the run is, what it logs, what it measured."""
+"""The board between workers and driver: how far the run is, what it logs, who is still alive."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import ray
 
 from rm_ray.tracking.history import Record
 from rm_ray.tracking.shipping import MetricShipper, Table
+from rm_ray.train.pulse import Felt, Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,13 @@ class News:
 
 
 class Board:
-    """Keeps what rank 0 puts up until the driver fetches it."""
+    """Keeps what rank 0 puts up until the driver fetches it, and the last pulse of every rank."""
 
     def __init__(self) -> None:
         self._news = News()
         self._mlflow_run_id: str | None = None
+        self._pulses: dict[int, Felt] = {}
+        self._reason_to_stop: str | None = None
 
     def put_up(self, news: News) -> None:
         """Add to what is there; replace the live line."""
@@ -50,6 +53,26 @@ class Board:
         """Return what is new since the last call, and the live line."""
         news, self._news = self._news, News(status=self._news.status)
         return news
+
+    def pulse(self, pulse: Pulse) -> str | None:
+        """Take a rank's pulse; answer with the reason to stop training, once there is one."""
+        now, before = time.monotonic(), self._pulses.get(pulse.rank)
+        has_moved = before is None or before.pulse.num_beats != pulse.num_beats
+        moved = now if has_moved or before is None else before.moved
+        self._pulses[pulse.rank] = Felt(pulse=pulse, felt=now, moved=moved)
+        return self._reason_to_stop
+
+    def pulses(self) -> list[Felt]:
+        """Return the last pulse of every rank, with its age in seconds instead of its time."""
+        now = time.monotonic()
+        return [
+            Felt(pulse=felt.pulse, felt=now - felt.felt, moved=now - felt.moved)
+            for felt in self._pulses.values()
+        ]
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Have the workers save after the step at hand, and end this attempt."""
+        self._reason_to_stop = self._reason_to_stop or reason
 
     def set_mlflow_run_id(self, run_id: str) -> None:
         """Tell the workers what the run is called in MLflow."""
@@ -73,6 +96,19 @@ class BoardWriter(logging.Handler):
         self._board = board
         self._news = News()
         self._last = 0.0
+        self._package = logging.getLogger("rm_ray")
+
+    def __enter__(self) -> BoardWriter:
+        """Begin to put up what modules log."""
+        self._package.setLevel(logging.INFO)
+        self._package.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put up the rest, and see that it has arrived."""
+        self._package.removeHandler(self)
+        ray.get(self._flush())
+        self.close()
 
     def status(self, line: str) -> None:
         """Show how far the run is."""
@@ -97,11 +133,6 @@ class BoardWriter(logging.Handler):
         """Ask what the run is called in MLflow; None while that is not known."""
         found: str | None = ray.get(self._board.mlflow_run_id.remote())
         return found
-
-    def close(self) -> None:
-        """Put up the rest, and see that it has arrived."""
-        ray.get(self._flush())
-        super().close()
 
     def _flush_if_due(self, *, at_once: bool = False) -> None:
         if at_once or time.monotonic() - self._last > FLUSH_EVERY_S:

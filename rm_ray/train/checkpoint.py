@@ -1,29 +1,51 @@
-"""The whole training state <-> ``ray.train.Checkpoint``, with a manifest that proves it whole."""
+"""The whole training state -> staged locally -> the run's folder, while training goes on."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from pyarrow import fs as pafs
+from ray.train import CheckpointUploadMode
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from rm_ray.errors import InputError
+from rm_ray.config import CheckpointConfig
+from rm_ray.errors import TrainingError
 from rm_ray.storage import Storage
 from rm_ray.tracking.history import History
 from rm_ray.train.engine import Engine
+from rm_ray.train.ledger import Ledger
+from rm_ray.train.manifest import (
+    MANIFEST,
+    FoundCheckpoint,
+    Manifest,
+    checkpoint_name,
+    choose_kept,
+    describe_file,
+    find_fault,
+    list_checkpoints,
+    rank_by,
+    read_manifest,
+)
 from rm_ray.train.progress import Progress
+from rm_ray.train.ranks import gather_objects
+from rm_ray.train.slices import list_extents, read_slices, write_slices
+from rm_ray.train.staging import STAGED, staging_folder
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, STATE, HISTORY = "manifest.json", "state.json", "history.jsonl"
+STATE, HISTORY, LEDGER = "state.json", "history.jsonl", "data/trained_pairs.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,135 +57,223 @@ class RunIdentity:
     mlflow_run_id: str | None
 
 
-def save_checkpoint(
-    engine: Engine,
-    progress: Progress,
-    history: History,
-    identity: RunIdentity,
-    metrics: dict[str, float],
-) -> None:
-    """Write every rank's part locally and report it to Ray, which copies it to the run's storage.
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """What a checkpoint holds beside the weights and the optimizer's state."""
 
-    Every rank calls it.
-    """
-    with tempfile.TemporaryDirectory(prefix="rm_ray-checkpoint-") as name:
-        folder = Path(name)
-        engine.save(folder)
-        torch.save(_rng_state(), folder / _rng_name(engine.rank))
-        if engine.rank == 0:
-            state = {
-                "progress": asdict(progress),
-                "world_size": engine.world_size,
-                "zero_stage": engine.zero_stage,
-                **asdict(identity),
-            }
-            (folder / STATE).write_text(json.dumps(state, indent=2))
-            (folder / HISTORY).write_text(history.to_json_lines())
-        parts = engine.gather_objects(describe_files(folder))
-        if engine.rank == 0:
-            files = {name: entry for part in parts for name, entry in part.items()}
-            manifest = {"step": progress.step, "files": files}
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        checkpoint = ray.train.Checkpoint.from_directory(name)
-        ray.train.report({"step": progress.step, **metrics}, checkpoint=checkpoint)
+    progress: Progress
+    history: History
+    ledger: Ledger
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size and SHA-256 of each file in a folder, by relative name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in files
-    }
+@dataclass(kw_only=True)
+class Checkpointer:
+    """Saves and loads the state of one rank's engine together with the other ranks."""
 
+    run: Storage
+    run_key: str
+    engine: Engine
+    config: CheckpointConfig
+    attempt: int
+    on_wait: Callable[[], None] = lambda: None
+    """Called now and then while a save waits for the one before it."""
+    num_failed: int = 0
+    """Checkpoints that could not be staged."""
+    _whole: list[FoundCheckpoint] = field(default_factory=list)
+    _in_flight: tuple[FoundCheckpoint, threading.Event] | None = None
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def load(self, found: FoundCheckpoint) -> TrainingState:
+        """Fill the engine; return the rest of the state."""
+        slices = self.engine.slices()
+        mine = {part.parameter: part.extent for part in slices}
+        files = [name for name, entry in found.manifest.files.items() if _needs(mine, entry)]
+        with ExitStack() as stack:
+            read_slices(slices, [self._open(stack, found, name) for name in files])
+            state = json.loads(self._open(stack, found, STATE).read_text())
+            self.engine.restored(state["optimizer_updates"])
+            rng = _rng_name(self.engine.rank)
+            if rng in found.manifest.files:
+                _set_rng_state(load_file(self._open(stack, found, rng)))
+            ledger = Ledger.read(self._open(stack, found, LEDGER))
+            with self._open(stack, found, HISTORY).open() as lines:
+                history = History.from_json_lines(lines)
+        self._whole = self._list_whole(found) if self.engine.rank == 0 else []
+        return TrainingState(progress=Progress(**state["progress"]), history=history, ledger=ledger)
 
+    def save(self, state: TrainingState, identity: RunIdentity, metrics: dict[str, float]) -> float:
+        """Stage every rank's part and hand it to Ray, which copies it while training goes on.
 
-def find_fault(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint folder, or None if every file is as it was written."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError):
-        return f"{MANIFEST} is missing or unreadable"
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
-        if _sha256(path) != entry["sha256"]:
-            return f"{name} does not have the checksum of its manifest"
-    return None
-
-
-def restore_checkpoint(
-    engine: Engine, run: Storage, plan_fingerprint: str
-) -> tuple[Progress, History] | None:
-    """Load the newest valid checkpoint of the run into the engine; None where there is none.
-
-    Every rank calls it.
-
-    Raises:
-        InputError: the checkpoint belongs to other data or another number of ZeRO shards.
-    """
-    for checkpoint in _candidates(run):
-        with checkpoint.as_directory() as name:
-            folder = Path(name)
-            fault = find_fault(folder) if engine.rank == 0 else None
-            fault = engine.gather_objects(fault)[0]
-            if fault is not None:
-                if engine.rank == 0:
-                    logger.warning("checkpoint %s is not used: %s", checkpoint.path, fault)
-                continue
-            state = json.loads((folder / STATE).read_text())
-            _check(state, engine, plan_fingerprint)
-            engine.load(folder)
-            if (folder / _rng_name(engine.rank)).exists():
-                rng = torch.load(folder / _rng_name(engine.rank), weights_only=True)
-                torch.set_rng_state(rng["cpu"])
-                if rng["cuda"]:
-                    torch.cuda.set_rng_state_all(rng["cuda"])
-            with (folder / HISTORY).open() as lines:
-                return Progress(**state["progress"]), History.from_json_lines(lines)
-    return None
-
-
-def _candidates(run: Storage) -> Iterator[ray.train.Checkpoint]:
-    """Yield Ray's latest checkpoint and then the others of the run's folder, newest first."""
-    latest = ray.train.get_checkpoint()
-    if latest is not None:
-        yield latest
-    others = [
-        info.path
-        for info in reversed(run.list())
-        if info.type == pafs.FileType.Directory and info.base_name.startswith("checkpoint_")
-    ]
-    for path in others:
-        if latest is None or Path(path) != Path(latest.path):
-            yield ray.train.Checkpoint(path, filesystem=run.filesystem)
-
-
-def _check(state: dict[str, Any], engine: Engine, plan_fingerprint: str) -> None:
-    if state["plan_fingerprint"] != plan_fingerprint:
-        raise InputError(
-            "the run's checkpoint was made from other pairs, seed or batch size than those of now; "
-            "give this run another run.name, or the old data back"
+        Every rank calls it. Where a part cannot be staged, there is no checkpoint of this step,
+        and training goes on. Returns the seconds spent waiting for the checkpoint before.
+        """
+        waited = self.wait()
+        name = checkpoint_name(state.progress.step, self.attempt)
+        folder = staging_folder(self.run_key) / f"rank-{self.engine.rank}" / name
+        entries, fault = self._stage(folder, state, identity)
+        parts = gather_objects((entries, fault))
+        faults = [fault for _, fault in parts if fault is not None]
+        manifest = Manifest(
+            step=state.progress.step,
+            plan_fingerprint=identity.plan_fingerprint,
+            metrics=metrics,
+            files={file: entry for entries, _ in parts for file, entry in entries.items()},
         )
-    if state["zero_stage"] > 0 and state["world_size"] != engine.world_size:
-        raise InputError(
-            f"cluster.num_workers is {engine.world_size}, but the run's ZeRO-{state['zero_stage']} "
-            f"checkpoint is sharded over {state['world_size']} workers; resume with that many"
+        if faults:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.num_failed += 1
+            logger.warning(
+                "there is no checkpoint of step %d, and training goes on: %s",
+                state.progress.step,
+                faults[0],
+            )
+            return waited
+        self._prune()  # that all ranks are here means that the one before is whole
+        if self.engine.rank == 0:
+            (folder / MANIFEST).write_text(manifest.to_json())
+        folder.with_suffix(STAGED).touch()
+        done = threading.Event()
+        self._in_flight = (FoundCheckpoint(name=name, manifest=manifest), done)
+        ray.train.report(
+            {"step": state.progress.step, **metrics},
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=lambda local, name: self._upload(Path(local.path), name, done),
+            delete_local_checkpoint_after_upload=True,
         )
+        return waited
+
+    def wait(self) -> float:
+        """Wait until this rank's part of the checkpoint in flight has arrived; return how long."""
+        started = time.monotonic()
+        if self._in_flight is not None:
+            found, done = self._in_flight
+            while not done.wait(1.0):
+                self.on_wait()
+            self._whole.append(found)
+            self._in_flight = None
+        return time.monotonic() - started
+
+    def finish(self) -> None:
+        """Wait until every rank's part has arrived, and delete what is not to be kept."""
+        self.wait()
+        gather_objects(None)
+        self._prune()
+
+    @property
+    def last(self) -> str | None:
+        """The newest checkpoint in the run's folder."""
+        return self.run.join(max(f.name for f in self._whole)) if self._whole else None
+
+    @property
+    def best(self) -> str | None:
+        """The best checkpoint in the run's folder by the metric; the newest where there is none."""
+        if self.config.keep_best_by is None or not self._whole:
+            return self.last
+        return self.run.join(rank_by(self._whole, self.config.keep_best_by)[0].name)
+
+    def _stage(
+        self, folder: Path, state: TrainingState, identity: RunIdentity
+    ) -> tuple[dict[str, Any], str | None]:
+        """Write this rank's files; return what they are, or what went wrong."""
+        engine = self.engine
+        ledger = Ledger(counts=engine.sum_counts(state.ledger.counts))
+        slices, rng = f"slices-{engine.rank:05d}.safetensors", _rng_name(engine.rank)
+        names = [slices, rng]
+        try:
+            (folder / LEDGER).parent.mkdir(parents=True)
+            write_slices(engine.slices(), folder / slices)
+            save_file(_rng_state(), folder / rng)
+            if engine.rank == 0:
+                names += [STATE, HISTORY, LEDGER]
+                contents = {
+                    "progress": asdict(state.progress),
+                    "world_size": engine.world_size,
+                    "zero_stage": engine.zero_stage,
+                    "optimizer_updates": engine.num_updates,
+                    **asdict(identity),
+                }
+                (folder / STATE).write_text(json.dumps(contents, indent=2))
+                (folder / HISTORY).write_text(state.history.to_json_lines())
+                ledger.check(state.progress.episode)
+                ledger.write(folder / LEDGER)
+            entries = {name: describe_file(folder / name) for name in names}
+            entries[slices]["extents"] = list_extents(folder / slices)
+        except (OSError, SafetensorError) as error:
+            free = shutil.disk_usage(tempfile.gettempdir()).free
+            return {}, (
+                f"rank {engine.rank} cannot write to {folder} ({error}; {free / 1e9:.2f} GB are "
+                "free there). Free some space, or set TMPDIR to a larger disk"
+            )
+        return entries, None
+
+    def _upload(self, local: Path, name: str, done: threading.Event) -> ray.train.Checkpoint:
+        """Copy this rank's part; runs in a thread of Ray's, again and again while storage fails."""
+        started, delay = time.monotonic(), 1.0
+        while True:
+            try:
+                self.run.upload(local, name)
+                break
+            except OSError as error:
+                if time.monotonic() - started > self.config.storage_patience_s:
+                    raise TrainingError(
+                        f"checkpoint {name} could not be copied to {self.run.path} for "
+                        f"{self.config.storage_patience_s:.0f} s ({error}). It is kept in {local}; "
+                        "once the storage works, the same command goes on from it"
+                    ) from None
+                if delay == 1.0:
+                    logger.warning("%s cannot be copied yet, and is tried again: %s", name, error)
+                time.sleep(delay)
+                delay = min(2 * delay, 30.0)
+        local.with_suffix(STAGED).unlink()
+        done.set()
+        return ray.train.Checkpoint(self.run.join(name), filesystem=self.run.filesystem)
+
+    def _prune(self) -> None:
+        """Delete what is not to be kept, whole or not; the newest whole one always stays."""
+        if self.engine.rank != 0 or not self._whole:
+            return
+        config = self.config
+        self._whole = choose_kept(self._whole, keep=config.keep, best_by=config.keep_best_by)
+        kept = {found.name for found in self._whole}
+        for name in list_checkpoints(self.run):
+            if name not in kept:
+                self.run.delete(name)
+
+    def _list_whole(self, newest: FoundCheckpoint) -> list[FoundCheckpoint]:
+        """Return the checkpoint that was found and the older ones that are whole too."""
+        older = [name for name in list_checkpoints(self.run) if name < newest.name]
+        manifests = {name: read_manifest(self.run, name) for name in older}
+        return [newest] + [
+            FoundCheckpoint(name=name, manifest=manifest)
+            for name, manifest in manifests.items()
+            if manifest is not None and find_fault(self.run, name, manifest) is None
+        ]
+
+    def _open(self, stack: ExitStack, found: FoundCheckpoint, file: str) -> Path:
+        return stack.enter_context(self.run.local_copy(f"{found.name}/{file}"))
+
+
+def _needs(mine: dict[str, tuple[int, int]], entry: dict[str, Any]) -> bool:
+    """Tell whether a file holds something of what a rank holds."""
+    return any(
+        first < mine[parameter][1] and mine[parameter][0] < last
+        for parameter, extents in entry.get("extents", {}).items()
+        if parameter in mine
+        for first, last in extents
+    )
 
 
 def _rng_name(rank: int) -> str:
-    return f"rng-{rank:05d}.pt"
+    return f"rng-{rank:05d}.safetensors"
 
 
-def _rng_state() -> dict[str, Any]:
+def _rng_state() -> dict[str, torch.Tensor]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    return {"cpu": torch.get_rng_state(), **{f"cuda:{i}": state for i, state in enumerate(cuda)}}
+
+
+def _set_rng_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state.pop("cpu"))
+    if torch.cuda.is_available() and len(state) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state[f"cuda:{i}"] for i in range(len(state))])

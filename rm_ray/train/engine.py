@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rm_ray.config import ClusterConfig, OptimizerConfig
@@ -20,8 +19,12 @@ from rm_ray.data.packing import PackedPairs
 from rm_ray.data.padding import PaddedPairs
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.optimizer import build_optimizer
+from rm_ray.train.ranks import gather_objects
+from rm_ray.train.slices import Slice
 
-_WEIGHTS, _OPTIMIZER, _ZERO = "model.safetensors", "optimizer.pt", "zero"
+T = TypeVar("T")
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine:
@@ -120,37 +123,123 @@ class Engine:
         if self.world_size > 1:
             dist.all_reduce(tensor)
 
-    def gather_objects(self, value: Any) -> list[Any]:
+    def sum_counts(self, counts: np.ndarray) -> np.ndarray:
+        """Return integers added up over all ranks."""
+        tensor = torch.from_numpy(counts.copy()).to(self.device)
+        self.sum_over_ranks(tensor)
+        summed: np.ndarray = tensor.cpu().numpy()
+        return summed
+
+    def gather_objects(self, value: T) -> list[T]:
         """Return every rank's value, by rank, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+        return gather_objects(value)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the whole weights on the CPU of rank 0; elsewhere perhaps nothing."""
         state = self.accelerator.get_state_dict(self.model) or {}
         return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of weights and optimizer state."""
-        if self.zero_stage > 0:
-            self.model.save_checkpoint(str(folder), tag=_ZERO, save_latest=False)
-        elif self.rank == 0:
-            save_file(self.module.state_dict(), folder / _WEIGHTS)
-            torch.save(self.optimizer.state_dict(), folder / _OPTIMIZER)
+    def slices(self) -> list[Slice]:
+        """Return what this rank holds of the float32 weights and AdamW's state, to read or fill."""
+        if self.zero_stage == 0:
+            return self._whole_parameters()
+        return self._stage_3_slices() if self.zero_stage == 3 else self._partition_slices()
 
-    def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote on all ranks."""
-        if self.zero_stage > 0:
-            path, _ = self.model.load_checkpoint(str(folder), tag=_ZERO)
-            if path is None:
-                raise FileNotFoundError(f"no ZeRO checkpoint in {folder}")
-        else:
-            self.module.load_state_dict(load_file(folder / _WEIGHTS))
-            state = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(state)
+    @property
+    def num_updates(self) -> int:
+        """Updates that AdamW has made, which its bias correction counts."""
+        states = self._adamw.state.values()
+        return next((int(state["step"]) for state in states if state), 0)
+
+    def restored(self, num_updates: int) -> None:
+        """Go on from slices that were filled; every rank calls it."""
+        for state in self._adamw.state.values():
+            state["step"].fill_(num_updates)
+        if self.zero_stage == 3:
+            self._refresh_stage_3()
+        elif self.zero_stage > 0:
+            self.model.optimizer.update_lp_params()
+
+    @property
+    def _adamw(self) -> torch.optim.AdamW:
+        """The optimizer inside Accelerate's wrapper, and inside DeepSpeed's."""
+        wrapped = self.optimizer.optimizer
+        adamw: torch.optim.AdamW = wrapped.optimizer if self.zero_stage > 0 else wrapped
+        return adamw
+
+    def _state(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return AdamW's state of a tensor, which it makes itself only in its first update."""
+        state: dict[str, Tensor] = self._adamw.state[flat]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(flat)
+            state["exp_avg_sq"] = torch.zeros_like(flat)
+        return state
+
+    def _whole_parameters(self) -> list[Slice]:
+        """Every rank holds all; each writes its share."""
+        slices = []
+        for i, (name, parameter) in enumerate(self._trained()):
+            state = self._state(parameter)
+            moments = {key: state[key].view(-1) for key in _MOMENTS}
+            tensors = {"weight": parameter.detach().view(-1), **moments}
+            is_written = i % self.world_size == self.rank
+            slices.append(Slice(parameter=name, start=0, tensors=tensors, is_written=is_written))
+        return slices
+
+    def _partition_slices(self) -> list[Slice]:
+        """ZeRO 1 and 2: parameters lie one after another, and each rank holds a stretch of them."""
+        flats = [group["params"][0] for group in self._adamw.param_groups]
+        slices = []
+        for name, parameter in self._trained():
+            fragment = parameter._hp_mapping
+            if fragment is None:
+                continue  # on other ranks
+            where = fragment.hp_fragment_address
+            part = slice(where.start, where.start + where.numel)
+            start = fragment.lp_fragment_address.start
+            slices.append(self._sharded(name, start, flats[fragment.param_group_index], part))
+        return slices
+
+    def _stage_3_slices(self) -> list[Slice]:
+        """ZeRO 3: each rank holds a part of each parameter, padded to equal lengths."""
+        names = {id(parameter): name for name, parameter in self._trained()}
+        zero = self.model.optimizer
+        slices = []
+        for group, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+            offset = 0
+            for parameter in group:
+                length = parameter.partition_numel()
+                start = self.rank * length
+                held = min(length, parameter.ds_numel - start)  # the rest is padding
+                if held > 0:
+                    part = slice(offset, offset + held)
+                    slices.append(self._sharded(names[id(parameter)], start, flat, part))
+                offset += length
+        return slices
+
+    def _sharded(self, name: str, start: int, flat: Tensor, part: slice) -> Slice:
+        state = self._state(flat)
+        tensors = {"weight": flat.detach()[part], **{key: state[key][part] for key in _MOMENTS}}
+        return Slice(parameter=name, start=start, tensors=tensors, is_written=True)
+
+    def _refresh_stage_3(self) -> None:
+        """Bring the computing weights in line with the float32 ones, as DeepSpeed's load does."""
+        zero = self.model.optimizer
+        for i, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            computing = zero.fp16_partitioned_groups_flat[i]
+            computing.data.copy_(flat.data)
+            partitions = zero.fp16_partitioned_groups[i]
+            updated = zero.unflatten(computing, partitions)
+            for partition, values in zip(partitions, updated, strict=True):
+                partition.data = values.data
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].partition(zero.persistent_parameters)
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    def _trained(self) -> list[tuple[str, Any]]:
+        """Return the parameters that are trained; DeepSpeed hangs its own attributes on them."""
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
 
 
 def _deepspeed_settings(

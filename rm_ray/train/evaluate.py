@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     *,
     sample_rows: int,
+    on_micro_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Score every held-out pair; the first ``sample_rows`` of them come back as samples."""
     totals = PairMetrics.zero(engine.device)
@@ -45,6 +46,7 @@ def evaluate(
                 if (micro_batch.loaded.plan.pairs < sample_rows).any():
                     scores = rewards.reshape(2, -1).cpu().numpy()
                     samples += _samples(micro_batch, scores, tokenizer, sample_rows)
+                on_micro_batch()
     engine.sum_over_ranks(totals.sums)
     gathered = [sample for ranks in engine.gather_objects(samples) for sample in ranks]
     return Evaluation(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import ray.train
 
 from rm_ray.data.token_table import open_table
 from rm_ray.errors import TrainingError
@@ -16,26 +15,42 @@ from rm_ray.tracking.history import History
 from rm_ray.tracking.mlflow_run import MlflowRun
 from rm_ray.tracking.plots import plot_run
 from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError
+from rm_ray.train.attempt import Going
+from rm_ray.train.attempts import Attempt, account, describe_ending
 from rm_ray.train.prepare import Prepared
 from rm_ray.train.record import RESULT, RUN
-from rm_ray.train.trainer import Fitted, score_order
+from rm_ray.train.trainer import Fitted
 
 logger = logging.getLogger(__name__)
 
 HISTORY, PLOTS = "history.jsonl", "plots"
 
 
-def finish(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
+def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:
     """Write history, plots and ``result.json``, and complete the MLflow run.
 
     Raises:
         TrainingError: the loss was not finite; names the pairs.
     """
     config, run = prepared.config, prepared.run
-    outcome = dict(fitted.result.return_value or {})
+    outcome = fitted.outcome
     if "not_finite" in outcome:
         _close(prepared, fitted.shipper, MlflowRun.fail)
         raise TrainingError(_describe_not_finite(prepared, outcome["not_finite"]))
+    this = Attempt(
+        number=going.number,
+        began=going.startup.began,
+        updated=time.time(),
+        ending="finished",
+        num_workers=int(config.cluster.num_workers or 1),
+        step=outcome["steps"],
+        **outcome.pop("attempt"),
+    )
+    attempts = [*going.earlier, this]
+    timeline = {
+        "attempts": [describe_ending(attempt) for attempt in attempts],
+        "time": account(attempts, outcome.pop("spent")),
+    }
     history = History.from_json_lines(outcome.pop("history").splitlines())
     with tempfile.TemporaryDirectory(prefix="rm_ray-plots-") as folder:
         figures = plot_run(history.records, config.run.name, Path(folder))
@@ -43,7 +58,8 @@ def finish(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
         for record in history.records:  # those that MLflow has are not sent again
             fitted.shipper.send(record)
         fitted.shipper.send_table("refused_rows.json", prepared.row_counts)
-        run_id = _close(prepared, fitted.shipper, lambda run: run.finish(config.to_json(), figures))
+        documents = {"config.yaml": config.to_json(), "attempts.json": timeline}
+        run_id = _close(prepared, fitted.shipper, lambda run: run.finish(documents, figures))
     run.write_text(HISTORY, history.to_json_lines())
     result = {
         "name": config.run.name,
@@ -55,8 +71,7 @@ def finish(prepared: Prepared, fitted: Fitted) -> dict[str, Any]:
         "mlflow_run_id": run_id,
         "mlflow_tracking_uri": prepared.mlflow.tracking_uri,
         "mlflow_view": prepared.mlflow.view_command,
-        "best_checkpoint": _best(fitted.result, config.checkpoint.keep_best_by),
-        "last_checkpoint": fitted.result.checkpoint.path if fitted.result.checkpoint else None,
+        **timeline,
         "plots": run.join(PLOTS),
         "folder": run.path,
     }
@@ -85,15 +100,6 @@ def _close(
     record = prepared.run.read_json(RUN)
     prepared.run.write_json(RUN, {**record, "mlflow_run_id": opened.run_id})
     return opened.run_id
-
-
-def _best(fitted: ray.train.Result, metric: str | None) -> str | None:
-    """Return the checkpoint with the best metric; the last one where none is set."""
-    if metric is None or not fitted.best_checkpoints:
-        return fitted.checkpoint.path if fitted.checkpoint else None
-    pick = min if score_order(metric) == "min" else max
-    checkpoint, _ = pick(fitted.best_checkpoints, key=lambda item: item[1][metric])
-    return str(checkpoint.path)
 
 
 def _describe_not_finite(prepared: Prepared, found: dict[str, Any]) -> str:

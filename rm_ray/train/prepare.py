@@ -82,13 +82,15 @@ class Prepared:
         return kept + self.refused
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def prepare(config: TrainConfig, *, waits: bool = False) -> Prepared:
     """Check everything that can be checked, and tokenise what has not been yet.
+
+    Where it ``waits``, it does so until the cluster has enough machines.
 
     Raises:
         InputError: something given cannot be trained on.
     """
-    config = replace(config, cluster=fit_to_cluster(config.cluster))
+    config = replace(config, cluster=fit_to_cluster(config.cluster, waits=waits))
     if config.model.liger == "on" and not config.cluster.use_gpu:
         raise InputError(
             "model.liger is 'on', but Liger's Triton kernels need a GPU and the workers have none; "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rm_ray.data.pair_tokens import TokenCounts
+
+SPENT = ("steps", "data wait", "evaluation", "checkpoints")
+"""What a worker's seconds go into between its first step and its last."""
 
 
 @dataclass(kw_only=True)
@@ -23,6 +26,12 @@ class Progress:
     timed_distinct_tokens: int = 0
     timed_computed_tokens: int = 0
     timed_seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds by what they went into (``SPENT``), work that was lost left out."""
+
+    def spend(self, what: str, seconds: float) -> None:
+        """Count seconds for what they went into."""
+        self.spent[what] = self.spent.get(what, 0.0) + seconds
 
     def add_timed(self, pairs: int, tokens: TokenCounts, seconds: float) -> None:
         """Count a step for the speed."""

@@ -16,7 +16,12 @@ if TYPE_CHECKING:  # takes seconds to import, which looking at a finished run do
 
 RUN, RESULT = "run.json", "result.json"
 
-_MAY_CHANGE = ("cluster.num_workers", "cluster.use_gpu", "cluster.cpus_per_worker")
+_MAY_CHANGE = (
+    "cluster.num_workers",
+    "cluster.use_gpu",
+    "cluster.cpus_per_worker",
+    "checkpoint.storage_patience_s",
+)
 """Fields that a resumed run may change: what trains, not what is trained."""
 
 
@@ -58,12 +63,11 @@ def open_record(prepared: Prepared, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other_data(prepared: Prepared, record: dict[str, Any]) -> None:
-    """Compare pairs, tokens and shards with those that the run of this name began with.
+    """Compare pairs and tokens with those that the run of this name began with.
 
     Raises:
         InputError: saying what differs.
     """
-    cluster, before = prepared.config.cluster, record["config"]["cluster"]
     then, now = record["identity"], prepared.identity
     differing = [name for name in now if then.get(name) != now[name]]
     if differing:
@@ -71,12 +75,6 @@ def refuse_other_data(prepared: Prepared, record: dict[str, Any]) -> None:
             f"run '{prepared.config.run.name}' began with other pairs, tokenizer or chat template "
             f"than those of now (differing: {', '.join(differing)}), though its configuration is "
             "the same; restore them, or choose another --run.name"
-        )
-    if cluster.zero_stage > 0 and cluster.num_workers != before["num_workers"]:
-        raise InputError(
-            f"cluster.num_workers is {cluster.num_workers}, but the ZeRO-{cluster.zero_stage} "
-            f"state of run '{prepared.config.run.name}' is sharded over {before['num_workers']}; "
-            "resume with that many"
         )
 
 

@@ -1,15 +1,16 @@
-"""One run from its configuration to its result: new, resumed, or already finished."""
+"""One attempt at a run, from its configuration to its result."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from rm_ray.config import TrainConfig
 from rm_ray.storage import Storage
+from rm_ray.train.attempt import Going
 from rm_ray.train.record import RESULT, refuse_other_config
 from rm_ray.train.session import ray_cluster
-from rm_ray.train.startup import Startup
 
 logger = logging.getLogger(__name__)
 
@@ -19,20 +20,22 @@ _HEAVY = ("rm_ray.train.trainer",)
 
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Prepare everything, train nothing; return what a run would do."""
-    with ray_cluster(config.cluster, imports=_HEAVY):
+    with ray_cluster(config.cluster, imports=_HEAVY) as cluster:
         from rm_ray.train.prepare import describe_run, prepare
 
-        return describe_run(prepare(config))
+        return describe_run(prepare(replace(config, cluster=cluster)))
 
 
-def train(config: TrainConfig, startup: Startup | None = None) -> dict[str, Any]:
-    """Train to the end, or go on where the run of this name stopped; return its ``result.json``.
+def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
+    """Make one attempt at a run, from where it stands; return its ``result.json``.
 
     Raises:
         InputError: something given cannot be trained on; nothing has been trained.
-        TrainingError: training began and could not go on.
+        TrainingError: training began and cannot go on.
+        StoppedError: it was asked to stop, and has taken a checkpoint.
+        LostError: it was lost, and another attempt may succeed.
     """
-    startup = startup or Startup()
+    going = going or Going()
     storage = Storage.open(config.run.storage_path)
     storage.check_writable()
     run = storage.folder(config.run.name)
@@ -40,14 +43,14 @@ def train(config: TrainConfig, startup: Startup | None = None) -> dict[str, Any]
     if (result := run.read_json(RESULT)) is not None:
         logger.info("run '%s' is finished; give another --run.name to train anew", config.run.name)
         return dict(result)
-    with ray_cluster(config.cluster, imports=_HEAVY):
+    with ray_cluster(config.cluster, imports=_HEAVY) as cluster:
         from rm_ray.train.prepare import prepare
         from rm_ray.train.trainer import fit
 
-        startup.end("imports and Ray")
-        prepared = prepare(config)
-        startup.end("data and plan")
-        fitted = fit(prepared, startup)
+        going.startup.end("imports and Ray")
+        prepared = prepare(replace(config, cluster=cluster), waits=bool(going.earlier))
+        going.startup.end("data and plan")
+        fitted = fit(prepared, config.cluster, going)
     from rm_ray.train.finish import finish
 
-    return finish(prepared, fitted)
+    return finish(prepared, fitted, going)

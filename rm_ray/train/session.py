@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,31 +18,34 @@ from rm_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+RETRY_EVERY_S = 2.0
+
 
 @contextmanager
-def ray_cluster(config: ClusterConfig, *, imports: Sequence[str] = ()) -> Iterator[None]:
+def ray_cluster(config: ClusterConfig, *, imports: Sequence[str] = ()) -> Iterator[ClusterConfig]:
     """Use the running Ray, the one at RAY_ADDRESS (as inside a Ray job), or a local one.
 
-    The modules named in ``imports`` are imported while Ray starts.
+    The modules named in ``imports`` are imported while Ray starts. Gives the config back, with
+    the number of workers that a local one is made for.
 
     Raises:
         InputError: there is no Ray at the address.
     """
     if ray.is_initialized():
-        yield
+        yield config
         return
     with ThreadPoolExecutor(thread_name_prefix="imports") as pool:
         imported = pool.submit(lambda: [importlib.import_module(name) for name in imports])
-        _start(config)
+        config = _start(config)
         imported.result()
     _quiet_ray_data()
     try:
-        yield
+        yield config
     finally:
         ray.shutdown()
 
 
-def _start(config: ClusterConfig) -> None:
+def _start(config: ClusterConfig) -> ClusterConfig:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths stay what they are
     address = os.environ.get("RAY_ADDRESS")
@@ -55,16 +59,18 @@ def _start(config: ClusterConfig) -> None:
                 f"there is no Ray cluster to use at RAY_ADDRESS '{address}' ({reason}); start one "
                 "with 'ray start --head', or unset RAY_ADDRESS to train on this machine alone"
             ) from None
-        return
+        return config
     cores = os.cpu_count() or 1
-    workers = (config.num_workers or 1) * config.cpus_per_worker
-    if workers > cores:
+    least, most = config.worker_bounds or (1, 1)
+    workers = max(least, min(most, cores // config.cpus_per_worker))
+    if workers * config.cpus_per_worker > cores:
         raise InputError(
-            f"cluster.num_workers x cluster.cpus_per_worker is {config.num_workers or 1} x "
+            f"cluster.num_workers x cluster.cpus_per_worker is {workers} x "
             f"{config.cpus_per_worker}, but this machine has {cores} CPU cores; ask for fewer"
         )
     # Ray Data's short tasks share the cores with the workers instead of waiting for them.
-    ray.init(address="local", num_cpus=workers + cores, **quiet)
+    ray.init(address="local", num_cpus=workers * config.cpus_per_worker + cores, **quiet)
+    return replace(config, num_workers=workers) if least < most else config
 
 
 def _quiet_ray_data() -> None:
@@ -75,27 +81,52 @@ def _quiet_ray_data() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def fit_to_cluster(config: ClusterConfig) -> ClusterConfig:
+def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConfig:
     """Fill in the number of workers and the use of GPUs from what the cluster has.
+
+    Where it ``waits``, it does so for as long as the cluster has too little, as after the loss of a
+    machine.
 
     Raises:
         InputError: it has too few GPUs or CPUs.
     """
-    resources = ray.cluster_resources()
+    told = False
+    while True:
+        try:
+            return _fit(config, ray.cluster_resources())
+        except InputError as error:
+            if not waits:
+                raise
+            if not told:
+                logger.warning("%s. Waiting for a machine", error)
+                told = True
+            time.sleep(RETRY_EVERY_S)
+
+
+def can_grow(config: ClusterConfig, num_workers: int) -> bool:
+    """Tell whether the cluster has come to hold more workers than train, and they are wanted."""
+    try:
+        return int(_fit(config, ray.cluster_resources()).num_workers or 0) > num_workers
+    except InputError:
+        return False
+
+
+def _fit(config: ClusterConfig, resources: Mapping[str, float]) -> ClusterConfig:
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     use_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
-    num_workers = config.num_workers or (gpus if use_gpu and gpus else 1)
+    least, most = config.worker_bounds or (max(gpus, 1) if use_gpu else 1,) * 2
     has = f"the cluster has {gpus} GPUs and {cpus} CPUs"
-    if use_gpu and num_workers > gpus:
+    if use_gpu and least > gpus:
         raise InputError(
-            f"cluster.num_workers is {num_workers} with one GPU each, but {has}; ask for fewer "
+            f"cluster.num_workers is {least} with one GPU each, but {has}; ask for fewer "
             "workers, or train on CPUs with --cluster.use_gpu False"
         )
-    needed = num_workers * config.cpus_per_worker + 1
-    if needed > cpus:
+    fitting = (cpus - 1) // config.cpus_per_worker  # Ray Data needs one
+    if least > fitting:
         raise InputError(
-            f"cluster.num_workers x cluster.cpus_per_worker is {num_workers} x "
-            f"{config.cpus_per_worker}, and Ray Data needs 1 CPU beside them: {needed} CPUs, but "
-            f"{has}; ask for fewer"
+            f"cluster.num_workers x cluster.cpus_per_worker is {least} x "
+            f"{config.cpus_per_worker}, and Ray Data needs 1 CPU beside them: "
+            f"{least * config.cpus_per_worker + 1} CPUs, but {has}; ask for fewer"
         )
+    num_workers = min(most, fitting, gpus if use_gpu else most)
     return replace(config, num_workers=num_workers, use_gpu=use_gpu)

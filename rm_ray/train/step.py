@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,8 @@ class StepMetrics:
 
     pairs: PairMetrics
     grad_norm: float
+    votes: tuple[bool, ...] = ()
+    """For each question, whether any rank said yes."""
 
 
 def train_step(
@@ -42,8 +44,12 @@ def train_step(
     *,
     num_pairs: int,
     learning_rate: float,
+    votes: Sequence[bool] = (),
+    on_micro_batch: Callable[[], None] = lambda: None,
 ) -> StepMetrics:
     """Train on this rank's micro-batches of a step that holds ``num_pairs`` over all ranks.
+
+    Every rank has as many ``votes``, which travel with the metrics.
 
     Raises:
         NonFiniteLossError: before the weights are touched, where it is the loss.
@@ -60,7 +66,11 @@ def train_step(
             engine.backward((losses * pairs.weights).sum() * scale)
         metrics.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
         checks.append((losses + chosen - rejected).detach())
-    engine.sum_over_ranks(metrics.sums)
+        on_micro_batch()
+    ballot = metrics.sums.new_tensor(votes)
+    together = torch.cat([metrics.sums, ballot])
+    engine.sum_over_ranks(together)
+    metrics.sums, ballot = together.tensor_split([len(metrics.sums)])
     assert metrics.count == num_pairs, f"{metrics.count} pairs in a step of {num_pairs}"
     step = micro_batches[0].loaded.plan.step
     if not torch.isfinite(metrics.sums).all():
@@ -69,7 +79,8 @@ def train_step(
     if not math.isfinite(grad_norm):
         everything = [torch.full_like(check, math.nan) for check in checks]
         raise NonFiniteLossError(step, _at_fault(engine, micro_batches, everything))
-    return StepMetrics(pairs=metrics, grad_norm=grad_norm)
+    agreed = tuple(vote > 0 for vote in ballot.tolist())
+    return StepMetrics(pairs=metrics, grad_norm=grad_norm, votes=agreed)
 
 
 def _at_fault(

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from rm_ray.config import flatten
+from rm_ray.config import ClusterConfig, flatten
 from rm_ray.data.stream import PlannedPairs
-from rm_ray.errors import TrainingError, find_input_error
+from rm_ray.errors import LostError, StoppedError, find_final_error
 from rm_ray.tracking.shipping import MetricShipper
 from rm_ray.tracking.target import RunDescription
+from rm_ray.train.attempt import Going
 from rm_ray.train.board import BoardReader, start_board
 from rm_ray.train.prepare import Prepared, describe_data, in_order
+from rm_ray.train.pulse import Felt
 from rm_ray.train.record import open_record, refuse_other_data, versions
+from rm_ray.train.session import can_grow
 from rm_ray.train.shards import PerRankStreams
-from rm_ray.train.startup import Startup
+from rm_ray.train.watch import Stuck, Watch
 from rm_ray.train.worker import TrainJob, train_loop_per_worker
 
 if TYPE_CHECKING:
@@ -28,49 +31,78 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_WORKER_FAILURES = 3
-"""Restarts of the worker group by Ray before the run ends with the error."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What Ray returns of a run, and the thread that still feeds MLflow."""
+    """What rank 0 returned, and the thread that still feeds MLflow."""
 
-    result: ray.train.Result
+    outcome: dict[str, Any]
     shipper: MetricShipper
 
 
-def fit(prepared: Prepared, startup: Startup) -> Fitted:
-    """Run the workers until the last step is trained and the model is exported."""
-    config, run = prepared.config, prepared.run
+def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
+    """Run the workers until the last step is trained and the model is exported.
+
+    ``asked`` is the cluster section as it was given, whose number of workers may be a range.
+
+    Raises:
+        InputError, TrainingError: the workers found something that no other attempt can mend.
+        LostError: they were lost.
+    """
+    config = prepared.config
     record = open_record(prepared, describe_data(prepared))
     refuse_other_data(prepared, record)
     shipper = MetricShipper(_opening_mlflow(prepared, record["key"]))
     board = start_board()
+    going.stoppable(lambda reason: board.ask_to_stop.remote(reason))
     job = TrainJob(
         config=config,
         tokenizer=prepared.tokenizer,
-        run=run,
+        run=prepared.run,
+        run_key=record["key"],
+        run_began=going.run_began,
+        attempt=going.number,
         steps=prepared.plan.steps,
         eval_steps=prepared.eval_steps,
         use_gpu=bool(config.cluster.use_gpu),
         plan_fingerprint=prepared.identity["plan"],
         layout=prepared.plan.settings.layout,
-        startup=startup,
+        startup=going.startup,
         board=board,
     )
-    workers = f"{config.cluster.num_workers} worker{'s' * (config.cluster.num_workers != 1)}"
+    num_workers = int(config.cluster.num_workers or 1)
+    workers = f"{num_workers} worker{'s' * (num_workers != 1)}"
     logger.info("starting %s for %d steps", workers, prepared.plan.steps.total)
-    with BoardReader(board, shipper):
+    going.tell({"num_workers": num_workers})
+    watch = Watch(
+        board,
+        on_look=lambda felt: going.tell(_describe_pulses(felt)),
+        wants_more=lambda: can_grow(asked, num_workers),
+    )
+    with BoardReader(board, shipper), watch:
         try:
-            return Fitted(result=_trainer(prepared, job).fit(), shipper=shipper)
+            result = _trainer(prepared, job).fit()
         except ray.train.TrainingFailedError as error:
-            raise _explain(error) from error
+            raise _explain(error, watch.stuck) from error
         except ray.exceptions.RayError as error:
-            raise TrainingError(
-                f"Ray lost the run ({type(error).__name__}: {error}); the same command goes on "
-                "from its newest checkpoint"
-            ) from error
+            cause = watch.stuck.reason if watch.stuck else f"Ray lost it ({type(error).__name__})"
+            raise LostError(cause) from error
+    outcome = dict(result.return_value or {})
+    if "stopped" in outcome:
+        shipper.close()
+        raise StoppedError(outcome["stopped"]["reason"], outcome["stopped"]["step"])
+    return Fitted(outcome=outcome, shipper=shipper)
+
+
+def _describe_pulses(felt: Sequence[Felt]) -> dict[str, Any]:
+    """Return how far an attempt is, as rank 0 says."""
+    pulse = min(felt, key=lambda one: one.pulse.rank).pulse
+    return {
+        "step": pulse.step,
+        "first_step": pulse.first_step,
+        "startup": pulse.startup,
+        "spent": pulse.spent,
+    }
 
 
 def _opening_mlflow(prepared: Prepared, key: str) -> Callable[[], MlflowRun]:
@@ -96,7 +128,6 @@ def _trainer(prepared: Prepared, job: TrainJob) -> TorchTrainer:
     if prepared.held_out is not None:
         settings = in_order(prepared.plan.settings)
         streams["eval"] = PlannedPairs(cache=prepared.held_out.parts, settings=settings)
-    metric = config.checkpoint.keep_best_by
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"job": job},
@@ -112,25 +143,37 @@ def _trainer(prepared: Prepared, job: TrainJob) -> TorchTrainer:
             name=config.run.name,
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=MAX_WORKER_FAILURES),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=config.checkpoint.keep,
-                checkpoint_score_attribute=metric,
-                checkpoint_score_order=score_order(metric),
-            ),
+            # The supervisor starts again, and the workers know which checkpoints are whole.
+            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
         datasets=streams,
         dataset_config=PerRankStreams(),
     )
 
 
-def _explain(error: ray.train.TrainingFailedError) -> Exception:
-    """Return the user's error where there is one inside, else what failed and where."""
+def _explain(error: ray.train.TrainingFailedError, stuck: Stuck | None) -> Exception:
+    """Return the final error where there is one inside, else what was lost and where."""
+    if stuck is not None:
+        return LostError(stuck.reason)
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-    found = (find_input_error(failure) for failure in failures.values())
-    return next((cause for cause in found if cause), TrainingError(str(error)))
+    final = next((cause for cause in map(find_final_error, failures.values()) if cause), None)
+    if final is not None:
+        return final
+    dead = [rank for rank, e in failures.items() if isinstance(e, ray.exceptions.RayActorError)]
+    if dead:
+        return LostError(f"rank {', '.join(map(str, sorted(dead)))} died")
+    for rank, failure in sorted(failures.items()):
+        if not any(name in str(failure) for name in _CONNECTIONS):
+            cause = f"rank {rank} failed: {_last_line(failure)}\n{failure}"
+            return LostError(cause, signature=_last_line(failure))
+    if failures:
+        return LostError("the ranks lost one another")
+    return LostError(f"Ray Train failed: {error}")
 
 
-def score_order(metric: str | None) -> str:
-    """Return whether more or less of a metric is better."""
-    return "min" if metric is not None and metric.endswith("/loss") else "max"
+_CONNECTIONS = ("gloo/transport", "NCCL")
+"""In the errors of ranks whose partner died."""
+
+
+def _last_line(failure: Exception) -> str:
+    return str(failure).strip().splitlines()[-1]

@@ -40,9 +40,10 @@ from plain_engine import PlainEngine  # noqa: E402
 from turns import Figures, Turn, resident_bytes, take_turns  # noqa: E402
 
 from rm_ray.config import Layout, ModelConfig, OptimizerConfig  # noqa: E402
-from rm_ray.data.collate import Collator, read_ahead  # noqa: E402
+from rm_ray.data.collate import Collator  # noqa: E402
 from rm_ray.data.loading import load_step  # noqa: E402
 from rm_ray.data.plan import Plan, PlanSettings  # noqa: E402
+from rm_ray.data.read_ahead import read_ahead  # noqa: E402
 from rm_ray.model.attention import choose_kernel  # noqa: E402
 from rm_ray.model.reward_model import (  # noqa: E402
     attention_weight,

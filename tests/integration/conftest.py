@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from runs import FinishedRun, small_run
 
 from rm_ray.config import ClusterConfig
@@ -15,7 +16,9 @@ from rm_ray.train.session import ray_cluster
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A local Ray as ``jobs/train.py`` starts it, shared by all tests."""
-    with ray_cluster(ClusterConfig(num_workers=2)):
+    with ray_cluster(ClusterConfig(num_workers=2)), pytest.MonkeyPatch.context() as patch:
+        # Attempts at a run are processes of their own, and are to use it too.
+        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         yield
 
 

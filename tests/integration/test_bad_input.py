@@ -7,7 +7,9 @@ import huggingface_hub
 import pytest
 from runs import small_run
 
-from rm_ray.command import main
+from rm_ray.command import main, parse_command
+from rm_ray.errors import InputError
+from rm_ray.train.run import train
 
 GOOD = {"prompt": "q", "chosen": "yes", "rejected": "no"}
 
@@ -22,22 +24,29 @@ def rows(path: Path, *lines: object) -> str:
 
 
 def run(storage: Path, capsys: pytest.CaptureFixture, *options: str) -> str:
-    """Run the command; return its one error line."""
+    """Make the command's one attempt; return why it is refused."""
     recipe = storage / "bad.yaml"
     recipe.write_text(json.dumps(small_run(storage, "bad")))
-    status = main(["--recipe", str(recipe), *options])
-    printed = capsys.readouterr().out
-    assert status == 2, printed
-    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, printed
-    assert "Traceback" not in printed
+    with pytest.raises(InputError) as refusal:
+        train(parse_command(["--recipe", str(recipe), *options]).config)
+    assert "\n" not in str(refusal.value)
     assert not list((storage / "bad").glob("checkpoint_*"))
-    return errors[0]
+    return str(refusal.value)
 
 
 def test_a_missing_file(cluster, storage, capsys):
     error = run(storage, capsys, "--data.train", "no/such/file.jsonl")
     assert "'no/such/file.jsonl': no such file" in error
+
+
+def test_the_command_prints_one_line_and_exits_with_2(cluster, storage, capfd, tmp_path):
+    recipe = tmp_path / "bad.yaml"
+    recipe.write_text(json.dumps(small_run(storage, "bad")))
+    assert main(["--recipe", str(recipe), "--data.train", "no/such/file.jsonl"]) == 2
+    printed = capfd.readouterr().out
+    assert len([line for line in printed.splitlines() if line.startswith("error: ")]) == 1
+    assert "'no/such/file.jsonl': no such file" in printed
+    assert "Traceback" not in printed
 
 
 def test_an_empty_file(cluster, storage, capsys, tmp_path):

@@ -27,8 +27,11 @@ from rm_ray.data.sources import SourceSpec, select
 from rm_ray.data.synthetic import generate_pairs
 from rm_ray.errors import InputError
 from rm_ray.recipe import parse_config
-from rm_ray.train.checkpoint import find_fault
+from rm_ray.storage import Storage
+from rm_ray.train.manifest import find_fault, list_checkpoints, read_manifest
 from rm_ray.train.run import dry_run, train
+from rm_ray.train.startup import Startup
+from rm_ray.train.supervisor import supervise
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,11 +149,15 @@ def test_the_best_and_the_newest_checkpoints_stay_whole(finished: FinishedRun) -
     steps = Steps(num_pairs=153, settings=PlanSettings(global_batch_size=16,
                   tokens_per_micro_batch=700, epochs=2))  # fmt: skip
     for folder, state in zip(kept, states, strict=True):
-        assert find_fault(folder) is None
+        name, run = folder.name, Storage.open(str(finished.folder))
+        assert find_fault(run, name, read_manifest(run, name)) is None
         assert state["world_size"] == 2
         assert state["progress"]["episode"] == steps.episodes_before(state["progress"]["step"])
-        names = {path.name for path in folder.iterdir()}
-        assert {"rng-00000.pt", "rng-00001.pt", "optimizer.pt", "model.safetensors"} <= names
+        parts = [f"{part}-{rank:05d}.safetensors" for part in ("rng", "slices") for rank in (0, 1)]
+        for file in (*parts, "state.json", "history.jsonl", "data/trained_pairs.npz"):
+            assert (folder / file).is_file(), file
+        ledger = Ledger.read(folder / "data" / "trained_pairs.npz")
+        assert ledger.counts.sum() == state["progress"]["episode"]
 
 
 def test_the_same_command_again_says_it_is_finished(finished: FinishedRun) -> None:
@@ -205,7 +212,7 @@ def test_a_killed_worker_under_zero_3_goes_on_with_the_same_losses(
         target=kill_a_worker_after_the_first_checkpoint, args=(storage / "zero-3", killed)
     )
     killer.start()
-    train(parse_config(settings))
+    supervise(parse_config(settings), Startup())
     killer.join()
     assert len(killed) == 1
     ours, plain = history(storage / "zero-3"), history(finished.folder)
@@ -256,21 +263,18 @@ def test_a_killed_worker_changes_nothing_in_the_end(
         target=kill_a_worker_after_the_first_checkpoint, args=(storage / "killed", killed)
     )
     killer.start()
-    result = train(parse_config(settings))
+    result = supervise(parse_config(settings), Startup())
     killer.join()
     assert len(killed) == 1
     assert_same_outcome(storage / "killed", finished.folder)
     check_mlflow(result, settings)
 
 
-def newest_committed(folder: Path) -> str | None:
-    """The checkpoint that Ray would restore."""
-    try:
-        snapshot = json.loads((folder / "checkpoint_manager_snapshot.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    latest = snapshot["latest_checkpoint_result"]
-    return latest and latest["checkpoint_dir_name"]
+def whole_checkpoints(folder: Path) -> list[str]:
+    """Those that a run would go on from, the newest first."""
+    run = Storage.open(str(folder))
+    names = list_checkpoints(run)
+    return [name for name in names if find_fault(run, name, read_manifest(run, name)) is None]
 
 
 def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
@@ -282,11 +286,11 @@ def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(recipe)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     folder = storage / "driver-killed"
-    seen: set[str | None] = {None}
+    seen: set[str] = set()
     with (tmp_path / "first.log").open("w") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        while driver.poll() is None and len(seen) < 3:
-            seen.add(newest_committed(folder))
+        while driver.poll() is None and len(seen) < 2:
+            seen.update(whole_checkpoints(folder))
             time.sleep(0.02)
         children = psutil.Process(driver.pid).children(recursive=True)
         trainers = [child for child in children if "Train" in " ".join(child.cmdline())]
@@ -294,13 +298,15 @@ def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
         driver.wait()
         assert not psutil.wait_procs(trainers, timeout=60)[1], "they would commit once more"
     assert not (folder / "result.json").exists()
-    damaged = folder / str(newest_committed(folder)) / "model.safetensors"
+    damaged = folder / whole_checkpoints(folder)[0] / "slices-00001.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-100] ^= 1
     damaged.write_bytes(content)
     again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert f"{damaged.parent.name} is not used: model.safetensors does not have" in again.stdout
+    assert (
+        f"{damaged.parent.name} is not used: slices-00001.safetensors does not have" in again.stdout
+    )
     assert "resumed from the checkpoint of step" in again.stdout
     assert "run 'driver-killed': 20 steps, 306 pairs" in again.stdout
     assert_same_outcome(folder, finished.folder)
@@ -329,7 +335,7 @@ def assert_same_outcome(folder: Path, expected: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs(
-    cluster: None, storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: None, storage: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     settings = small_run(storage, "not-finite")
@@ -338,7 +344,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs(
     settings["data"]["eval"] = []
     recipe.write_text(json.dumps(settings))
     assert main(["--recipe", str(recipe)]) == 1
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     assert "of step 1 is not a finite number" in printed
     assert "Pairs at fault: builtin:train:" in printed
     assert first_checkpoint(storage / "not-finite") is not None

@@ -19,6 +19,7 @@ from rm_ray.data.plan import Plan, PlanSettings
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.engine import Engine
 from rm_ray.train.optimizer import learning_rate_schedule
+from rm_ray.train.slices import read_slices, write_slices
 from rm_ray.train.step import train_step
 
 NUM_PAIRS, SEED = 52, 3
@@ -103,6 +104,18 @@ class Trainer:
         )
         self.learning_rate = learning_rate_schedule(OPTIMIZER, self.plan.steps.total)
 
+    def save(self, folder: Path) -> None:
+        """Write every rank's slices, and how often AdamW has updated them."""
+        folder.mkdir(exist_ok=True)
+        write_slices(self.engine.slices(), folder / f"slices-{self.engine.rank}.safetensors")
+        (folder / "num_updates").write_text(str(self.engine.num_updates))
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        """Read what any number of ranks wrote."""
+        read_slices(self.engine.slices(), sorted(folder.glob("*.safetensors")))
+        self.engine.restored(int((folder / "num_updates").read_text()))
+
     def train(self, first_step: int, last_step: int) -> list[tuple[float, float]]:
         """Take steps; return each one's loss and gradient norm."""
         measured = []
@@ -148,16 +161,27 @@ def interrupt_all(rank: int, cases: list[Case], folder: Path) -> None:
         before = Trainer(case, folder)
         total = before.plan.steps.total
         measured = before.train(0, total // 2)
-        saved = folder / f"saved-{case.name}"
-        saved.mkdir(exist_ok=True)
-        before.engine.save(saved)
-        dist.barrier()
+        before.save(folder / f"saved-{case.name}")
         after = Trainer(case, folder)
-        after.engine.load(saved)
+        after.load(folder / f"saved-{case.name}")
         measured += after.train(total // 2, total)
         weights = after.engine.weights()
         if rank == 0:
             torch.save((measured, weights), folder / f"resumed-{case.name}.pt")
+
+
+def train_third(rank: int, third: int, moves: list[tuple[int, ...]], folder: Path) -> None:
+    """Go on from where other ranks, at perhaps another stage, stopped; leave a third more."""
+    for stages in moves:
+        trainer = Trainer(Case(stages[third]), folder)
+        total = trainer.plan.steps.total
+        if third > 0:
+            trainer.load(folder / f"third-{third - 1}-{stages}")
+        measured = trainer.train(third * total // 3, (third + 1) * total // 3)
+        trainer.save(folder / f"third-{third}-{stages}")
+        weights = trainer.engine.weights()
+        if rank == 0:
+            torch.save((measured, weights), folder / f"third-{third}-{stages}.pt")
 
 
 def gather_head(rank: int, model: ModelConfig, folder: Path) -> None:

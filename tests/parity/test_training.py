@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import NUM_PAIRS, OPTIMIZER, SEED, SETTINGS, Case, gather_head, interrupt_all, spawn
+from ranks import (
+    NUM_PAIRS,
+    OPTIMIZER,
+    SEED,
+    SETTINGS,
+    Case,
+    gather_head,
+    interrupt_all,
+    spawn,
+    train_third,
+)
 from ranks import train_all as train_all_cases
 from tables import builtin_table, chosen_ids, rejected_ids
 from torch.optim.lr_scheduler import LambdaLR
@@ -118,16 +128,43 @@ def test_bfloat16_follows_float32(trained: Path, reference: Any) -> None:
         assert not torch.equal(losses, expected)
 
 
-def test_a_resumed_engine_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    cases = [Case(stage) for stage in STAGES]
-    spawn(train_all_cases, 2, cases, tmp_path)
-    spawn(interrupt_all, 2, cases, tmp_path)
-    for stage in STAGES:
-        measured, weights = torch.load(tmp_path / f"resumed-{stage}-float32-none-packed.pt")
-        expected, expected_weights = torch.load(tmp_path / f"{stage}-float32-none-packed.pt")
-        assert measured == expected
+RESUMED = [
+    *(Case(stage) for stage in STAGES),
+    *(Case(stage, dtype="bfloat16") for stage in (0, 2, 3)),
+    Case(2, offload="optimizer"),
+    Case(3, offload="all"),
+]
+"""All of them are trained without interruption above, on 2 ranks."""
+
+
+def test_a_resumed_engine_goes_on_bit_for_bit(trained: Path, tmp_path: Path) -> None:
+    if not (trained / f"{RESUMED[-1].name}.pt").exists():
+        pytest.skip("resuming is tried on 2 ranks only")
+    spawn(interrupt_all, 2, RESUMED, tmp_path)
+    for case in RESUMED:
+        measured, weights = torch.load(tmp_path / f"resumed-{case.name}.pt")
+        expected, expected_weights = torch.load(trained / f"{case.name}.pt")
+        assert measured == expected, case
         for name, weight in weights.items():
-            assert torch.equal(weight, expected_weights[name]), (stage, name)
+            assert torch.equal(weight, expected_weights[name]), (case, name)
+
+
+MOVED = [(0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3), (3, 0, 2)]
+"""ZeRO stages of the first third of the steps, on 2 ranks, the second, on 1, the last, on 3."""
+
+
+def test_another_number_of_ranks_or_stage_goes_on_with_the_same_losses(
+    reference: Any, tmp_path: Path
+) -> None:
+    for third, world_size in enumerate((2, 1, 3)):
+        spawn(train_third, world_size, third, MOVED, tmp_path)
+    expected, expected_weights = reference
+    for stages in MOVED:
+        thirds = [torch.load(tmp_path / f"third-{third}-{stages}.pt") for third in range(3)]
+        measured = torch.tensor([step for steps, _ in thirds for step in steps])
+        torch.testing.assert_close(measured, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+        for name, weight in thirds[-1][1].items():
+            torch.testing.assert_close(weight, expected_weights[name], rtol=0, atol=1e-5)
 
 
 def test_the_head_is_drawn_as_stiennon_et_al_say_also_under_zero_3(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ RESULT = {
     "folder": "/runs/a-run", "mlflow_run_id": "abc", "mlflow_tracking_uri": "sqlite:////m.db",
     "mlflow_view": "mlflow ui", "layout": "packed", "computed_over_distinct_tokens": 1.0,
     "matrix_peak_ratio": 0.512, "startup": {"imports": 2.0, "Ray": 3.25},
+    "attempts": [{}, {}], "time": {"goodput": 0.625, "steps": 50.0, "total": 80.0,
+                                   "work lost and redone": 4.0},
 }  # fmt: skip
 
 
@@ -28,6 +30,7 @@ def test_the_summary_shows_metrics_speed_and_places() -> None:
     assert "run 'a-run': 1,200 steps, 76,800 pairs" in page
     assert "12.3 pairs/s, 6,789 tokens/s on 2 workers" in page
     assert "packed: 1.00 tokens computed for each distinct one; 0.51 of the" in page
+    assert "goodput 0.62: 50 s of 80 s trained; 2 attempts, 4 s of work done again" in page
     assert "first step after 5.2 s: imports 2.0, Ray 3.2" in page
     assert "5,000 to train on, 0 held out, 3 refused" in page
     for name in ("export", "last_checkpoint", "best_checkpoint", "plots", "mlflow_view"):

@@ -61,7 +61,9 @@ NOTHING_AT_ITS_DEFAULT = TrainConfig(
         num_workers=4, use_gpu=True, cpus_per_worker=2, zero_stage=3, offload="all"
     ),
     evaluation=EvaluationConfig(every_steps=5, at_end=False, sample_rows=2),
-    checkpoint=CheckpointConfig(every_steps=5, keep=3, keep_best_by="eval/rm/loss"),
+    checkpoint=CheckpointConfig(
+        every_steps=5, keep=3, keep_best_by="eval/rm/loss", storage_patience_s=5.0
+    ),
     mlflow=MlflowConfig(tracking_uri="http://127.0.0.1:5000", experiment="other"),
 )
 

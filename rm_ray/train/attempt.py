@@ -1,0 +1,121 @@
+"""One attempt at a run, in a process of its own: ``python -m rm_ray.train.attempt``.
+
+The supervisor writes a task to its standard input, and later perhaps a reason to stop; when the
+input ends, the supervisor is gone, and so must this be. What the attempt does and how it ends goes
+back as lines of JSON through the file descriptor that is its only argument.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from rm_ray.errors import InputError, LostError, StoppedError, TrainingError
+from rm_ray.recipe import parse_config
+from rm_ray.train.attempts import Attempt
+from rm_ray.train.startup import Startup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Going:
+    """An attempt that is under way, as the driver knows it."""
+
+    startup: Startup = field(default_factory=Startup)
+    number: int = 1
+    earlier: list[Attempt] = field(default_factory=list)
+    """The attempts before this one."""
+    tell: Callable[[dict[str, Any]], None] = lambda _: None
+    """Tells the supervisor what has changed, by the names of ``Attempt``'s fields."""
+    _ask: Callable[[str], None] | None = None
+    _reason: str | None = None
+
+    @property
+    def run_began(self) -> float:
+        """When the run would have begun, had it gone on without pause between its attempts."""
+        return self.startup.began - sum(attempt.seconds for attempt in self.earlier)
+
+    def stop(self, reason: str) -> bool:
+        """Have the workers save and stop; tell whether there are any to ask."""
+        self._reason = reason
+        if self._ask is not None:
+            self._ask(reason)
+        return self._ask is not None
+
+    def stoppable(self, ask: Callable[[str], None]) -> None:
+        """From now on, there are workers to ask."""
+        self._ask = ask
+        if self._reason is not None:
+            ask(self._reason)
+
+
+def main() -> int:
+    """Do what the task says; return 0 however the attempt ended, as long as that was told."""
+    from rm_ray.command import log_to_stdout
+
+    log_to_stdout()
+    for terminal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(terminal, signal.SIG_IGN)  # the supervisor says when to stop
+    descriptor = int(sys.argv[1])
+    os.set_inheritable(descriptor, False)  # Ray's processes may outlive this one
+    with os.fdopen(descriptor, "w", buffering=1) as supervisor:
+        task = json.loads(sys.stdin.readline())
+        lock = threading.Lock()
+
+        def tell(changed: dict[str, Any]) -> None:
+            with lock:
+                supervisor.write(json.dumps(changed) + "\n")
+
+        going = Going(
+            startup=Startup(began=task["began"]),
+            number=task["number"],
+            earlier=[Attempt(**entry) for entry in task["earlier"]],
+            tell=tell,
+        )
+        threading.Thread(target=_obey, args=(sys.stdin, going), daemon=True).start()
+        tell(_run(task, going))
+    return 0
+
+
+def _obey(orders: TextIO, going: Going) -> None:
+    """Stop when told to; end at once when there is no one left to tell."""
+    for line in orders:
+        if not going.stop(line.strip()):
+            going.tell({"ending": "stopped", "cause": line.strip()})
+            os._exit(0)
+    os._exit(1)
+
+
+def _run(task: dict[str, Any], going: Going) -> dict[str, Any]:
+    """Return how the attempt ended."""
+    from rm_ray.train.run import train
+
+    try:
+        result = train(parse_config(task["config"]), going)
+        return {"ending": "finished", "cause": "", "result": result}
+    except StoppedError as stopped:
+        return {"ending": "stopped", "cause": stopped.reason, "step": stopped.step}
+    except InputError as error:
+        return {"ending": "refused", "cause": str(error)}
+    except TrainingError as error:
+        return {"ending": "failed", "cause": str(error)}
+    except LostError as error:
+        return {"ending": "lost", "cause": error.cause, "signature": error.signature}
+    except Exception as error:  # a bug of ours: told as it is, and tried once more
+        traceback.print_exc()
+        return {"ending": "lost", "cause": repr(error), "signature": repr(error)}
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # threads that wait for an answer must not keep this process

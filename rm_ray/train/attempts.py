@@ -1,0 +1,93 @@
+"""The attempts at a run: how each began and ended, and where the run's time went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rm_ray.storage import Storage
+
+ATTEMPTS = "attempts.json"
+
+Ending = Literal["running", "finished", "stopped", "lost", "refused", "failed"]
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """One process group's go at a run, from its command to its end."""
+
+    number: int
+    began: float
+    """Seconds since 1970, as every time here."""
+    updated: float
+    ending: Ending = "running"
+    cause: str = ""
+    """Why it ended."""
+    signature: str = ""
+    """What tells an error in code or data from another; empty where a process was lost."""
+    num_workers: int = 0
+    first_step: int = 0
+    """Steps that were done when it began to train."""
+    step: int = 0
+    """Steps that it got to."""
+    startup: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds by what they went into, from its first step on."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasted, or has lasted."""
+        return self.updated - self.began
+
+
+def read_attempts(run: Storage) -> list[Attempt]:
+    """Return the attempts so far; one whose command was lost with it ended when last heard of."""
+    attempts = [Attempt(**entry) for entry in run.read_json(ATTEMPTS) or []]
+    for attempt in attempts:
+        if attempt.ending == "running":
+            attempt.ending, attempt.cause = "lost", "the command was killed, or its machine lost"
+    return attempts
+
+
+def write_attempts(run: Storage, attempts: Sequence[Attempt]) -> None:
+    """Write all attempts at once."""
+    run.write_json(ATTEMPTS, [asdict(attempt) for attempt in attempts])
+
+
+def account(attempts: Sequence[Attempt], kept: dict[str, float]) -> dict[str, float]:
+    """Return where the seconds of a run went: ``kept`` work, start-up, work done again, the rest.
+
+    ``goodput`` is the share of the steps that count.
+    """
+    total = sum(attempt.seconds for attempt in attempts)
+    spent = sum(sum(attempt.spent.values()) for attempt in attempts)
+    redone = max(spent - sum(kept.values()), 0.0)
+    startup = sum(
+        # One that was lost before its first step did nothing but start.
+        sum(attempt.startup.values()) if attempt.startup else attempt.seconds
+        for attempt in attempts
+    )
+    rest = max(total - startup - redone - sum(kept.values()), 0.0)
+    return {
+        **kept,
+        "start-up": startup,
+        "work lost and redone": redone,
+        "the rest": rest,
+        "total": total,
+        "goodput": kept.get("steps", 0.0) / total if total else 0.0,
+    }
+
+
+def describe_ending(attempt: Attempt) -> dict[str, Any]:
+    """Return an attempt as a row of the timeline."""
+    return {
+        "attempt": attempt.number,
+        "workers": attempt.num_workers,
+        "first_step": attempt.first_step,
+        "last_step": attempt.step,
+        "seconds": round(attempt.seconds, 1),
+        "start_up_seconds": round(sum(attempt.startup.values()), 1),
+        "ending": attempt.ending,
+        "cause": attempt.cause,
+    }

@@ -1,0 +1,49 @@
+"""The ledger of a run: how often each pair has been trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """Counts by pair. A rank adds what it trains on; the sum over ranks is the run's."""
+
+    counts: np.ndarray
+    """``[pairs]``, how often each pair was trained on."""
+
+    @classmethod
+    def empty(cls, num_pairs: int) -> Ledger:
+        """Begin with no pair trained on."""
+        return cls(counts=np.zeros(num_pairs, dtype=np.int32))
+
+    def add(self, pairs: np.ndarray) -> None:
+        """Count pairs, given by their indices."""
+        np.add.at(self.counts, pairs, 1)
+
+    def check(self, episode: int) -> None:
+        """Assert that pairs were trained on in turn: each once before any comes again."""
+        total, least, most = int(self.counts.sum()), self.counts.min(), self.counts.max()
+        assert total == episode, f"the ledger counts {total} pairs at episode {episode}"
+        assert most - least <= 1, f"a pair was trained on {most} times and another {least}"
+
+    @property
+    def bounds(self) -> dict[str, int]:
+        """Return how often the least and the most trained pairs came."""
+        return {"least": int(self.counts.min()), "most": int(self.counts.max())}
+
+    def write(self, path: Path) -> None:
+        """Write the passes that are complete, and a bit for each pair of the one that is not."""
+        passes = int(self.counts.min())
+        bits = np.packbits(self.counts > passes)
+        np.savez_compressed(path, passes=passes, num_pairs=len(self.counts), bits=bits)
+
+    @classmethod
+    def read(cls, path: Path) -> Ledger:
+        """Read what ``write`` wrote."""
+        with np.load(path, allow_pickle=False) as stored:
+            extra = np.unpackbits(stored["bits"], count=int(stored["num_pairs"]))
+            return cls(counts=extra.astype(np.int32) + int(stored["passes"]))

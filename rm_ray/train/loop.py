@@ -1,0 +1,376 @@
+"""A worker's loop over the steps, with evaluation and checkpoints, and the export at its end."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from rm_ray.data.collate import Collator, ReadyMicroBatch
+from rm_ray.data.loading import LoadedMicroBatch
+from rm_ray.data.read_ahead import read_ahead
+from rm_ray.data.stream import RankStream
+from rm_ray.model.attention import choose_kernel
+from rm_ray.model.export import export_model
+from rm_ray.model.reward_model import apply_liger, build_reward_model, count_parameters
+from rm_ray.tracking.history import History, Kind, Record
+from rm_ray.train.board import BoardWriter
+from rm_ray.train.checkpoint import Checkpointer, RunIdentity, TrainingState
+from rm_ray.train.engine import Engine
+from rm_ray.train.evaluate import evaluate
+from rm_ray.train.ledger import Ledger
+from rm_ray.train.manifest import FoundCheckpoint
+from rm_ray.train.optimizer import learning_rate_schedule
+from rm_ray.train.progress import Progress, describe
+from rm_ray.train.pulse import Heart
+from rm_ray.train.startup import describe_startup
+from rm_ray.train.step import NonFiniteLossError, train_step
+from rm_ray.train.throughput import Throughput, measure_matrix_peak
+from rm_ray.train.worker import TrainJob
+
+logger = logging.getLogger(__name__)
+
+EXPORT, SAMPLES = "export", "samples"
+PREEMPTED = "preempted"
+"""Reason to stop: a machine is about to be taken away."""
+
+ASK_EVERY_S = 5.0
+"""How often Ray is asked whether a machine is."""
+
+EVAL_SAMPLES = "eval_samples"
+"""What the samples' folder is called in MLflow."""
+
+
+@dataclass(kw_only=True)
+class WorkerState:
+    """What a worker carries from step to step."""
+
+    job: TrainJob
+    engine: Engine
+    learning_rate: Callable[[int], float]
+    collator: Collator
+    throughput: Throughput
+    progress: Progress = field(default_factory=Progress)
+    history: History = field(default_factory=History)
+    board: BoardWriter | None
+    heart: Heart
+    checkpointer: Checkpointer
+    ledger: Ledger
+    """Pairs that this rank trained on; on rank 0 also those before it resumed."""
+    is_stopping: bool = False
+    """Whether this attempt ends after the step at hand."""
+    asked_at: float = 0.0
+    """When Ray was last asked whether machines are about to go."""
+    waited: float = 0.0
+    """Seconds that the step at hand waited for its data."""
+    steps_here: int = 0
+    """Steps taken in this attempt."""
+    evaluated_at: int = -1
+    clock: float = field(default_factory=time.monotonic)
+    """When ``progress.seconds`` was last brought up to date."""
+
+
+def train(
+    job: TrainJob,
+    found: FoundCheckpoint | None,
+    steps: Iterable[list[LoadedMicroBatch]],
+    heart: Heart,
+    board: BoardWriter | None,
+) -> dict[str, Any]:
+    """Train on the steps that are left, evaluate, checkpoint, export; return what came of it.
+
+    Rank 0 has the ``board``.
+    """
+    evaluation, checkpoint = job.config.evaluation, job.config.checkpoint
+    state = build_state(job, heart, board)
+    try:
+        restore(state, found)
+        job.startup.end("model")
+        for micro_batches in train_stream(state, steps):
+            take_step(state, micro_batches)
+            if is_due(evaluation.every_steps, state, at_end=evaluation.at_end):
+                run_evaluation(state)
+            if state.is_stopping or is_due(checkpoint.every_steps, state, at_end=True):
+                save(state)
+            if state.is_stopping and state.progress.step < job.steps.total:
+                return stop(state)
+        return summarise(state, export(state))
+    except NonFiniteLossError as error:
+        # Every rank is here, and would be again: end the run instead of retrying.
+        return {"not_finite": {"step": error.step, "pairs": list(error.pairs)}}
+
+
+def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> WorkerState:
+    """Build the model and spread it over the ranks."""
+    config = job.config
+    if not job.use_gpu:
+        torch.set_num_threads(config.cluster.cpus_per_worker)
+    model = build_reward_model(config.model, job.tokenizer, seed=config.run.seed, layout=job.layout)
+    num_parameters = count_parameters(model)  # before ZeRO shards them
+    apply_liger(model, config.model.liger, on_gpu=job.use_gpu)
+    dtype = getattr(torch, config.model.dtype)
+    engine = Engine(model, config.optimizer, config.cluster, dtype=dtype, use_gpu=job.use_gpu)
+    return WorkerState(
+        job=job,
+        heart=heart,
+        board=board,
+        engine=engine,
+        ledger=Ledger.empty(job.steps.num_pairs),
+        checkpointer=Checkpointer(
+            run=job.run,
+            run_key=job.run_key,
+            engine=engine,
+            config=config.checkpoint,
+            attempt=job.attempt,
+            on_wait=heart.beat,
+        ),
+        learning_rate=learning_rate_schedule(config.optimizer, job.steps.total),
+        collator=Collator(
+            layout=job.layout,
+            kernel=choose_kernel(engine.device, dtype),
+            pad_token_id=job.tokenizer.pad_token_id,
+            device=engine.device,
+        ),
+        throughput=Throughput(
+            num_parameters=num_parameters,
+            matrix_peak=measure_matrix_peak(engine.device, dtype) * engine.world_size,
+            device=engine.device,
+            layout=job.layout,
+        ),
+    )
+
+
+def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
+    """Go on from the checkpoint that was found, if one was."""
+    if found is None:
+        return
+    run = state.job.run
+    state.heart.first_step = found.manifest.step
+    restored = state.checkpointer.load(found)
+    state.progress, state.history = restored.progress, restored.history
+    if state.engine.rank == 0:
+        state.ledger = restored.ledger
+    logger.info("resumed from the checkpoint of step %d", state.progress.step)
+    if state.board is None:
+        return
+    state.board.record(*state.history.records)  # MLflow may have missed some
+    for info in run.list(SAMPLES):
+        if not info.base_name.endswith(".json"):
+            continue  # a kill may leave a draft
+        rows = run.read_json(f"{SAMPLES}/{info.base_name}")
+        state.board.table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
+
+
+def train_stream(
+    state: WorkerState, steps: Iterable[list[LoadedMicroBatch]]
+) -> Iterator[list[ReadyMicroBatch]]:
+    """Yield this rank's micro-batches, step by step, and note how long each was waited for."""
+    state.clock = started = time.monotonic()
+    for micro_batches in ready_steps(state, steps):
+        state.heart.enter("training", state.progress.step + 1)
+        state.waited = time.monotonic() - started
+        if state.steps_here == 0:
+            state.job.startup.end("first batch")
+        yield micro_batches
+        started = time.monotonic()
+
+
+def ready_steps(
+    state: WorkerState, steps: Iterable[list[LoadedMicroBatch]]
+) -> Iterator[list[ReadyMicroBatch]]:
+    """Lay steps out ahead of their turn, and move each when it is due."""
+    return map(state.collator.move, read_ahead(map(state.collator.lay_out, steps)))
+
+
+def is_due(every_steps: int, state: WorkerState, *, at_end: bool) -> bool:
+    """Tell whether something done every so many steps is to be done after this one."""
+    step = state.progress.step
+    if step == state.job.steps.total:
+        return at_end
+    return every_steps > 0 and step % every_steps == 0
+
+
+def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
+    """Take one optimizer step and record what it measured."""
+    progress, steps = state.progress, state.job.steps
+    started = time.monotonic()
+    learning_rate = state.learning_rate(progress.step)
+    asks = state.engine.rank == 0 and started - state.asked_at > ASK_EVERY_S
+    measured = train_step(
+        state.engine,
+        micro_batches,
+        num_pairs=steps.size(progress.step),
+        learning_rate=learning_rate,
+        votes=(state.heart.reason_to_stop is not None, asks),
+        on_micro_batch=state.heart.beat,
+    )
+    state.is_stopping, is_asked = measured.votes
+    if is_asked:  # all ranks at once: it is a barrier
+        state.asked_at = started
+        if ray.train.get_preemption_info() is not None:
+            state.heart.reason_to_stop, state.is_stopping = PREEMPTED, True
+    for micro_batch in micro_batches:
+        plan = micro_batch.loaded.plan
+        state.ledger.add(plan.pairs[plan.weights > 0])
+    seconds = state.waited + time.monotonic() - started
+    if state.steps_here > 0:
+        progress.add_timed(measured.pairs.count, measured.pairs.tokens, seconds)
+    else:
+        state.job.startup.end("first step")
+        state.heart.startup = state.job.startup.seconds
+        logger.info(describe_startup(state.heart.startup))
+    state.steps_here += 1
+    progress.step += 1
+    progress.episode += measured.pairs.count
+    spend(state, "data wait", state.waited)
+    spend(state, "steps", seconds - state.waited)
+    metrics = {
+        "episode": float(progress.episode),
+        "epoch": progress.episode / steps.num_pairs,
+        **measured.pairs.means("train/rm"),
+        "train/rm/lr": learning_rate,
+        "train/rm/grad_norm": measured.grad_norm,
+        **state.throughput.metrics(measured.pairs, seconds=seconds, waited=state.waited),
+        "perf/goodput": progress.spent["steps"] / (time.time() - state.job.run_began),
+        "perf/checkpoint_seconds": progress.spent.get("checkpoints", 0.0),
+    }
+    add_record(state, "train", metrics)
+    if state.board is not None:
+        state.board.status(describe(progress, steps.total, metrics))
+
+
+def spend(state: WorkerState, what: str, seconds: float) -> None:
+    """Count seconds for what they went into, in the run and in this attempt."""
+    state.progress.spend(what, seconds)
+    state.heart.spent = {**state.heart.spent, what: state.heart.spent.get(what, 0.0) + seconds}
+
+
+def run_evaluation(state: WorkerState) -> None:
+    """Score the held-out pairs, once at a step however often it is asked for."""
+    job, step = state.job, state.progress.step
+    if job.eval_steps is None or state.evaluated_at == step:
+        return
+    started = time.monotonic()
+    state.heart.enter("evaluating", step)
+    stream: RankStream = ray.train.get_dataset_shard("eval")
+    result = evaluate(
+        state.engine,
+        ready_steps(state, stream.steps(0, job.eval_steps.total)),
+        job.tokenizer,
+        sample_rows=job.config.evaluation.sample_rows,
+        on_micro_batch=state.heart.beat,
+    )
+    spend(state, "evaluation", time.monotonic() - started)
+    assert result.num_pairs == job.eval_steps.num_pairs
+    state.evaluated_at = step
+    add_record(state, "eval", result.metrics)
+    if state.engine.rank == 0 and result.samples:
+        name = f"step-{step:06d}.json"
+        job.run.write_json(f"{SAMPLES}/{name}", result.samples)
+        if state.board is not None:
+            state.board.table(f"{EVAL_SAMPLES}/{name}", result.samples)
+    logger.info(
+        "evaluation at step %d: accuracy %.4f, loss %.4f, margin %+.3f over %d pairs",
+        step,
+        result.metrics["eval/rm/accuracy"],
+        result.metrics["eval/rm/loss"],
+        result.metrics["eval/rm/reward_margin"],
+        result.num_pairs,
+    )
+
+
+def add_record(state: WorkerState, kind: Kind, metrics: dict[str, float]) -> None:
+    """Add metrics to the history and put them up for MLflow."""
+    now = time.monotonic()
+    state.progress.seconds += now - state.clock
+    state.clock = now
+    record = Record(
+        step=state.progress.step,
+        kind=kind,
+        episode=state.progress.episode,
+        hours=state.progress.seconds / 3600,
+        metrics=metrics,
+    )
+    state.history.add(record)
+    if state.board is not None:
+        state.board.record(record)
+
+
+def save(state: WorkerState) -> None:
+    """Checkpoint the whole training state, with the metrics that say how good it is."""
+    job = state.job
+    if (job.config.checkpoint.keep_best_by or "").startswith("eval/"):
+        run_evaluation(state)
+    started = time.monotonic()
+    state.heart.enter("saving", state.progress.step)
+    identity = RunIdentity(
+        config=job.config.to_dict(),
+        plan_fingerprint=job.plan_fingerprint,
+        mlflow_run_id=state.board.mlflow_run_id() if state.board else None,
+    )
+    training = TrainingState(progress=state.progress, history=state.history, ledger=state.ledger)
+    metrics = {**state.history.last("train"), **state.history.last("eval")}
+    state.checkpointer.save(training, identity, metrics)
+    spend(state, "checkpoints", time.monotonic() - started)
+
+
+def stop(state: WorkerState) -> dict[str, Any]:
+    """End this attempt after a checkpoint, for the reason that any rank has."""
+    state.checkpointer.finish()
+    reasons = state.engine.gather_objects(state.heart.reason_to_stop)
+    reason = next(reason for reason in reasons if reason is not None)
+    return {"stopped": {"reason": reason, "step": state.progress.step}}
+
+
+def export(state: WorkerState) -> str:
+    """Write the model for every Hugging Face client into the run's folder; return its path."""
+    job = state.job
+    state.heart.enter("exporting", state.progress.step)
+    started = time.monotonic()
+    state.checkpointer.finish()
+    spend(state, "checkpoints", time.monotonic() - started)
+    weights = state.engine.weights()
+    if state.engine.rank == 0:
+        with tempfile.TemporaryDirectory(prefix="rm_ray-export-") as name:
+            dtype = getattr(torch, job.config.model.dtype)
+            export_model(state.engine.module, weights, job.tokenizer, Path(name), dtype=dtype)
+            job.run.upload(Path(name), EXPORT)
+    return job.run.join(EXPORT)
+
+
+def summarise(state: WorkerState, exported: str) -> dict[str, Any]:
+    """Return the run's figures for ``result.json``, and its history."""
+    progress, history = state.progress, state.history
+    ledger = Ledger(counts=state.engine.sum_counts(state.ledger.counts))
+    return {
+        "steps": progress.step,
+        "episodes": progress.episode,
+        "metrics": {**history.last("train"), **history.last("eval")},
+        "pairs_per_second": progress.pairs_per_second,
+        "tokens_per_second": progress.tokens_per_second,
+        "distinct_tokens_per_second": progress.distinct_tokens_per_second,
+        "computed_over_distinct_tokens": progress.computed_over_distinct_tokens,
+        "layout": state.job.layout,
+        "matrix_peak_ratio": state.throughput.peak_ratio(progress.distinct_tokens_per_second),
+        "startup": state.heart.startup,
+        "seconds": progress.seconds,
+        "spent": progress.spent,
+        "attempt": {
+            "first_step": state.heart.first_step,
+            "startup": state.heart.startup,
+            "spent": state.heart.spent,
+        },
+        "times_each_pair_was_trained_on": ledger.bounds,
+        "checkpoints_not_taken": state.checkpointer.num_failed,
+        "last_checkpoint": state.checkpointer.last,
+        "best_checkpoint": state.checkpointer.best,
+        "export": exported,
+        "history": history.to_json_lines() if state.engine.rank == 0 else "",
+    }

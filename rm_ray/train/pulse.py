@@ -1,0 +1,104 @@
+"""The pulse of a worker: a thread that says, every other second, what the training does."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+
+PULSE_EVERY_S = 2.0
+
+Phase = Literal["starting", "training", "evaluating", "saving", "exporting"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """What a rank does."""
+
+    rank: int
+    pid: int
+    node_id: str
+    phase: Phase
+    step: int
+    num_beats: int
+    """Goes up with every micro-batch."""
+    stack: str
+    """Where its training thread is."""
+    first_step: int = 0
+    """Steps that were done when this attempt began."""
+    startup: dict[str, float] = field(default_factory=dict)
+    """Seconds until its first step, by phase; empty before it."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of this attempt by what they went into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Felt:
+    """A rank's last pulse, when it came, and when the first with as many beats came."""
+
+    pulse: Pulse
+    felt: float
+    moved: float
+
+
+class Heart(threading.Thread):
+    """Sends the pulse of the thread that makes it, and learns when to stop."""
+
+    def __init__(self, board: Any, rank: int) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self._board, self._rank = board, rank
+        self._thread_id = threading.get_ident()
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._ended = threading.Event()
+        self._phase: Phase = "starting"
+        self._step, self._num_beats = 0, 0
+        self.first_step = 0
+        self.startup: dict[str, float] = {}
+        self.spent: dict[str, float] = {}
+        self.reason_to_stop: str | None = None
+        """Why this attempt is to end after the step at hand, if it is."""
+
+    def __enter__(self) -> Heart:
+        """Begin."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, without a last pulse."""
+        self._ended.set()
+
+    def beat(self) -> None:
+        """Say that something moved on."""
+        self._num_beats += 1
+
+    def enter(self, phase: Phase, step: int) -> None:
+        """Say what is done from now on."""
+        self._phase, self._step = phase, step
+        self.beat()
+
+    def run(self) -> None:
+        """Send pulses until the training ends."""
+        while not self._ended.wait(PULSE_EVERY_S):
+            frame = sys._current_frames().get(self._thread_id)
+            pulse = Pulse(
+                rank=self._rank,
+                pid=os.getpid(),
+                node_id=self._node_id,
+                phase=self._phase,
+                step=self._step,
+                num_beats=self._num_beats,
+                stack="".join(traceback.format_stack(frame)) if frame is not None else "",
+                first_step=self.first_step,
+                startup=self.startup,
+                spent=self.spent,
+            )
+            try:
+                reason = ray.get(self._board.pulse.remote(pulse))
+            except ray.exceptions.RayError:
+                return  # the driver is gone, and this process will be too
+            self.reason_to_stop = self.reason_to_stop or reason

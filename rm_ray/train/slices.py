@@ -1,0 +1,86 @@
+"""Weights and optimizer state as slices of flat parameters, whatever number of ranks holds them.
+
+A rank's file holds the slices that it writes, under ``kind/start/parameter``. Any number of ranks
+reads the files of any other: each copies from them what overlaps its own slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Extent = tuple[int, int]
+"""First element of a flat parameter, and the one after the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """A part of one flat parameter with its optimizer state, on the rank that holds it."""
+
+    parameter: str
+    start: int
+    """Where it begins in the flat parameter."""
+    tensors: dict[str, Tensor]
+    """``weight``, ``exp_avg``, ``exp_avg_sq``: ``[length]`` views of the state that trains."""
+    is_written: bool
+    """Whether this rank writes it; others may hold the same."""
+
+    @property
+    def extent(self) -> Extent:
+        """Return where it lies in the flat parameter."""
+        return self.start, self.start + len(self.tensors["weight"])
+
+
+def write_slices(slices: Iterable[Slice], path: Path) -> None:
+    """Write those that this rank is to write."""
+    tensors = {
+        f"{kind}/{part.start}/{part.parameter}": tensor.detach().cpu().contiguous()
+        for part in slices
+        if part.is_written
+        for kind, tensor in part.tensors.items()
+    }
+    save_file(tensors, path)
+
+
+def list_extents(path: Path) -> dict[str, list[Extent]]:
+    """Return what a file holds: the extents of each parameter."""
+    extents: dict[str, list[Extent]] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  (it is no mapping)
+            kind, start, parameter = key.split("/", 2)
+            if kind == "weight":
+                length = file.get_slice(key).get_shape()[0]
+                extents.setdefault(parameter, []).append((int(start), int(start) + length))
+    return extents
+
+
+def read_slices(slices: Sequence[Slice], paths: Iterable[Path]) -> None:
+    """Fill every slice from the files that hold parts of it.
+
+    Raises:
+        ValueError: the files do not hold the whole of a slice.
+    """
+    missing = {(part.parameter, part.start): len(part.tensors["weight"]) for part in slices}
+    for path in paths:
+        extents = list_extents(path)
+        with safe_open(path, framework="pt") as file:
+            for part in slices:
+                start, end = part.extent
+                for first, last in extents.get(part.parameter, []):
+                    low, high = max(start, first), min(end, last)
+                    if low >= high:
+                        continue
+                    for kind, tensor in part.tensors.items():
+                        stored = file.get_slice(f"{kind}/{first}/{part.parameter}")
+                        tensor[low - start : high - start].copy_(stored[low - first : high - first])
+                    missing[part.parameter, part.start] -= high - low
+    short = [parameter for (parameter, _), length in missing.items() if length]
+    if short:
+        raise ValueError(
+            f"the checkpoint does not hold the whole of {', '.join(sorted(set(short)))}"
+        )

@@ -1,0 +1,267 @@
+"""Runs attempt after attempt in fresh processes, until the run is finished or cannot be.
+
+It knows neither Ray nor torch: what kills those does not reach it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+
+from rm_ray.config import TrainConfig
+from rm_ray.errors import InputError, StoppedError, TrainingError
+from rm_ray.storage import Storage
+from rm_ray.train.attempts import Attempt, read_attempts, write_attempts
+from rm_ray.train.record import RESULT, refuse_other_config
+from rm_ray.train.startup import Startup
+
+logger = logging.getLogger(__name__)
+
+STOPPED = ("interrupted", "terminated")
+"""Reasons to stop that end the command; after others, such as a resize, the run goes on."""
+
+DEATHS_WITHOUT_PROGRESS = 5
+"""Attempts in a row that may be lost to the death of a process without getting further."""
+
+QUIET_FOR_S = 120.0
+"""An attempt that trains, and then says nothing for so long, has lost its Ray and is ended."""
+
+LONGEST_DELAY_S = 30.0
+
+WRITE_EVERY_S = 5.0
+
+_MARK = "RM_RAY_ATTEMPT"
+"""Environment variable by which all processes of an attempt on this machine are known."""
+
+
+def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
+    """Train to the end, over as many attempts as that takes; return the run's ``result.json``.
+
+    Raises:
+        InputError: something given cannot be trained on.
+        TrainingError: training cannot go on.
+        StoppedError: a signal asked to stop, and a checkpoint was taken.
+    """
+    storage = Storage.open(config.run.storage_path)
+    storage.check_writable()
+    run = storage.folder(config.run.name)
+    refuse_other_config(run, config)
+    if (result := run.read_json(RESULT)) is not None:
+        logger.info("run '%s' is finished; give another --run.name to train anew", config.run.name)
+        return dict(result)
+    attempts = read_attempts(run)
+    first = len(attempts)
+    began = startup.began
+    with _adopting(), _Signals() as signals:
+        while True:
+            attempts.append(Attempt(number=len(attempts) + 1, began=began, updated=began))
+            result = _attempt(config, run, attempts, signals)
+            latest = attempts[-1]
+            if result is not None:
+                return result
+            delay = decide(attempts[first:])
+            logger.warning(
+                "attempt %d ended at step %d: %s; %s",
+                latest.number,
+                latest.step,
+                latest.cause.strip().splitlines()[0],
+                "going on" if delay == 0 else f"trying again in {delay:.0f} s",
+            )
+            signals.sleep(delay)
+            began = time.time()
+
+
+def decide(attempts: Sequence[Attempt]) -> float:
+    """Return the seconds to wait before the next attempt.
+
+    Raises:
+        InputError: the latest attempt was refused.
+        TrainingError: it failed for good, or as the one before it did, or none gets further.
+        StoppedError: it was asked to stop.
+    """
+    latest = attempts[-1]
+    if latest.ending == "refused":
+        raise InputError(latest.cause)
+    if latest.ending == "failed":
+        raise TrainingError(latest.cause)
+    if latest.ending == "stopped":
+        if latest.cause in STOPPED:
+            raise StoppedError(latest.cause, latest.step)
+        return 0.0
+    lost = []
+    for attempt in reversed(attempts):
+        if attempt.ending != "lost" or attempt.step != latest.step:
+            break
+        lost.append(attempt)
+    if latest.signature and latest.signature in {attempt.signature for attempt in lost[1:]}:
+        raise TrainingError(
+            f"the same error came twice at step {latest.step}, so it is no accident:\n"
+            f"{latest.cause.rstrip()}\nThe checkpoints before it are kept"
+        )
+    if len(lost) >= DEATHS_WITHOUT_PROGRESS:
+        raise TrainingError(
+            f"{len(lost)} attempts in a row were lost at step {latest.step}, the last one because "
+            f"{latest.cause.rstrip()}. The checkpoints are kept; the same command tries again"
+        )
+    return 0.0 if len(lost) == 1 else min(2.0 ** (len(lost) - 1), LONGEST_DELAY_S)
+
+
+def _attempt(
+    config: TrainConfig, run: Storage, attempts: list[Attempt], signals: _Signals
+) -> dict[str, Any] | None:
+    """Run the last of the attempts to its end; return its result if it has one."""
+    attempt = attempts[-1]
+    write_attempts(run, attempts)
+    reading, writing = os.pipe()
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rm_ray.train.attempt", str(writing)],
+        stdin=subprocess.PIPE,
+        pass_fds=[writing],
+        start_new_session=True,  # a signal from the terminal reaches only the supervisor
+        text=True,
+        env=os.environ | {_MARK: mark},
+    )
+    os.close(writing)
+    signals.process = process
+    task = {
+        "config": config.to_json(),
+        "number": attempt.number,
+        "began": attempt.began,
+        "earlier": [asdict(earlier) for earlier in attempts[:-1]],
+    }
+    signals.say(json.dumps(task))
+    told: dict[str, Any] = {}
+    written = 0.0
+    for changed in _told(process, reading):
+        told |= changed
+        attempt.updated = time.time()
+        for name in changed.keys() - {"result"}:
+            setattr(attempt, name, changed[name])
+        if attempt.updated - written > WRITE_EVERY_S:
+            write_attempts(run, attempts)
+            written = attempt.updated
+    signals.process = None
+    if attempt.ending == "running":
+        attempt.ending = "lost"
+        attempt.cause = f"its driver ended with {_describe_exit(process.returncode)}"
+    attempt.updated = time.time()
+    _end_orphans(mark)
+    write_attempts(run, attempts)
+    return told.get("result")
+
+
+def _told(process: subprocess.Popen[str], reading: int) -> Iterator[dict[str, Any]]:
+    """Yield what an attempt tells, until it ends or hangs."""
+    has_trained, unread = False, b""
+    while True:
+        ready, _, _ = select.select([reading], [], [], QUIET_FOR_S)
+        if not ready and has_trained:
+            logger.warning("the attempt has said nothing for %.0f s and is ended", QUIET_FOR_S)
+            process.kill()
+        block = os.read(reading, 2**16) if ready else None
+        if block == b"":
+            break
+        *lines, unread = (unread + (block or b"")).split(b"\n")
+        for line in lines:
+            changed = json.loads(line)
+            has_trained = "step" in changed and "ending" not in changed
+            yield changed
+    os.close(reading)
+    process.communicate()
+
+
+def _describe_exit(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+class _Signals:
+    """Asks the attempt to stop at the first signal, and ends it at the second."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self._reason: str | None = None
+
+    def __enter__(self) -> _Signals:
+        """Begin to listen."""
+        self._before = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave signals as they were."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def say(self, line: str) -> None:
+        """Write a line to the attempt."""
+        assert self.process is not None and self.process.stdin is not None
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, which is seen elsewhere
+
+    def sleep(self, seconds: float) -> None:
+        """Wait between attempts.
+
+        Raises:
+            StoppedError: a signal came.
+        """
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self._reason is None:
+            time.sleep(0.1)
+        if self._reason is not None:
+            raise StoppedError(self._reason, 0)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        again = self._reason is not None
+        self._reason = STOPPED[0] if number == signal.SIGINT else STOPPED[1]
+        if self.process is None:
+            return
+        if again:
+            self.process.kill()
+        else:
+            logger.warning("saving a checkpoint, and stopping; a second signal stops at once")
+            self.say(self._reason)
+
+
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """Become the parent of processes whose own parent dies, so that none is left behind."""
+    if sys.platform == "linux":
+        pr_set_child_subreaper = 36
+        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+    yield
+
+
+def _end_orphans(mark: str, patience_s: float = 10.0) -> None:
+    """End what an attempt left running on this machine: its own Ray, where it started one."""
+    left = [process for process in psutil.Process().children(recursive=True) if _has(process, mark)]
+    _, alive = psutil.wait_procs(left, timeout=patience_s)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=patience_s)
+
+
+def _has(process: psutil.Process, mark: str) -> bool:
+    try:
+        return bool(process.environ().get(_MARK) == mark)
+    except psutil.Error:
+        return False  # it has ended

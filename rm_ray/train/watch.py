@@ -1,0 +1,135 @@
+"""The driver's watch over the workers: ends those that hang, and lets the run grow and shrink."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rm_ray.train.pulse import Felt
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 2.0
+
+SILENT_AFTER_S = 30.0
+"""A process whose pulse thread says nothing for so long is stopped or has lost its machine."""
+
+STALLED_AFTER_S = 45.0
+"""Ranks that go through no micro-batch for so long hang together, unless they were ever slower."""
+
+SLOWER = 5.0
+"""A stall is longer than so many times the longest time that a micro-batch took before."""
+
+_BUSY = ("training", "evaluating")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stuck:
+    """Which ranks do not go on, and what the log says of it."""
+
+    ranks: tuple[Felt, ...]
+    reason: str
+
+
+def find_stuck(felt: Sequence[Felt], *, slowest_s: float) -> Stuck | None:
+    """Return the ranks that hang, given the age of each one's pulse and last movement.
+
+    ``slowest_s`` is the longest time between two movements so far.
+    """
+    silent = tuple(one for one in felt if one.felt > SILENT_AFTER_S)
+    if silent:
+        ranks = ", ".join(f"{one.pulse.rank}" for one in silent)
+        return Stuck(ranks=silent, reason=f"rank {ranks} silent for {SILENT_AFTER_S:.0f} s")
+    limit = max(STALLED_AFTER_S, SLOWER * slowest_s)
+    busy = [one for one in felt if one.pulse.phase in _BUSY]
+    if busy and min(one.moved for one in felt) > limit:
+        step = max(one.pulse.step for one in busy)
+        reason = f"no rank went on for {limit:.0f} s in step {step}"
+        return Stuck(ranks=tuple(felt), reason=reason)
+    return None
+
+
+class Watch(threading.Thread):
+    """Looks at the board every other second while workers train."""
+
+    def __init__(
+        self, board: Any, *, on_look: Callable[[list[Felt]], None], wants_more: Callable[[], bool]
+    ) -> None:
+        """Watch; ``on_look`` gets the pulses, ``wants_more`` tells of machines that came."""
+        super().__init__(name="watch", daemon=True)
+        self._board, self._on_look, self._wants_more = board, on_look, wants_more
+        self._ended = threading.Event()
+        self.stuck: Stuck | None = None
+        """What was found to hang, if anything was."""
+
+    def __enter__(self) -> Watch:
+        """Begin."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching."""
+        self._ended.set()
+        self.join(timeout=10)
+
+    def run(self) -> None:
+        """Look until the attempt ends, or something hangs."""
+        slowest, wanted = 0.0, 0
+        while not self._ended.wait(LOOK_EVERY_S):
+            try:
+                felt: list[Felt] = ray.get(self._board.pulses.remote(), timeout=SILENT_AFTER_S)
+            except ray.exceptions.RayError:
+                continue  # fit() tells what ended, or the supervisor
+            if not felt:
+                continue
+            self._on_look(felt)
+            self.stuck = find_stuck(felt, slowest_s=slowest)
+            if self.stuck is not None:
+                end_stuck(self.stuck, felt)
+                return
+            if all(one.pulse.phase in _BUSY for one in felt):
+                slowest = max(slowest, min(one.moved for one in felt))
+            wanted = wanted + 1 if self._wants_more() else 0
+            if wanted == 3:  # not a moment between two jobs
+                self._board.ask_to_stop.remote("resized")
+
+
+def end_stuck(stuck: Stuck, felt: Sequence[Felt]) -> None:
+    """Log where every rank is, and kill the ones that hang, wherever they are."""
+    logger.warning("%s; the stacks of all ranks follow, and they are started again", stuck.reason)
+    for one in sorted(felt, key=lambda one: one.pulse.rank):
+        pulse = one.pulse
+        logger.warning(
+            "rank %d, process %d, %s step %d, %.0f s ago:\n%s",
+            pulse.rank,
+            pulse.pid,
+            pulse.phase,
+            pulse.step,
+            one.felt,
+            pulse.stack.rstrip(),
+        )
+    for one in stuck.ranks:
+        there = NodeAffinitySchedulingStrategy(one.pulse.node_id, soft=False)
+        kill = ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=there)
+        try:
+            ray.get(kill.remote(one.pulse.pid), timeout=SILENT_AFTER_S)
+        except ray.exceptions.RayError as error:
+            logger.warning("rank %d cannot be ended: %s", one.pulse.rank, type(error).__name__)
+
+
+def _kill(pid: int) -> None:
+    """End a worker of Ray Train on this machine, also one that is stopped."""
+    command = Path(f"/proc/{pid}/cmdline")
+    if not command.exists() or b"RayTrainWorker" in command.read_bytes():
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)

@@ -1,0 +1,159 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rm_ray.errors import InputError
+from rm_ray.storage import Storage
+from rm_ray.train.manifest import (
+    MANIFEST,
+    FoundCheckpoint,
+    Manifest,
+    checkpoint_name,
+    choose_kept,
+    describe_file,
+    find_checkpoint,
+    find_fault,
+    list_checkpoints,
+    read_manifest,
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Storage:
+    return Storage.open(str(tmp_path))
+
+
+def write_checkpoint(run: Storage, step: int, *, attempt: int = 1) -> Path:
+    folder = Path(run.join(checkpoint_name(step, attempt)))
+    (folder / "data").mkdir(parents=True)
+    (folder / "slices-00000.safetensors").write_bytes(bytes(range(256)) * 10)
+    (folder / "data" / "trained_pairs.npz").write_bytes(b"ledger of %d" % step)
+    files = {
+        str(path.relative_to(folder)): describe_file(path)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    manifest = Manifest(step=step, plan_fingerprint="plan", metrics={}, files=files)
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return folder
+
+
+def fault_of(run: Storage, folder: Path) -> str | None:
+    return find_fault(run, folder.name, read_manifest(run, folder.name))
+
+
+def test_an_untouched_checkpoint_has_no_fault(run: Storage):
+    assert fault_of(run, write_checkpoint(run, 5)) is None
+
+
+def test_a_flipped_bit_is_found(run: Storage):
+    folder = write_checkpoint(run, 5)
+    path = folder / "slices-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    assert fault_of(run, folder) == (
+        "slices-00000.safetensors does not have the checksum of its manifest"
+    )
+
+
+def test_checksums_are_shared_among_ranks(run: Storage):
+    folder = write_checkpoint(run, 5)
+    (folder / "slices-00000.safetensors").write_bytes(bytes(2560))
+    manifest = read_manifest(run, folder.name)
+    faults = [find_fault(run, folder.name, manifest, share=rank, shares=2) for rank in range(2)]
+    assert [fault is None for fault in faults].count(False) == 1
+
+
+def test_a_truncated_file_is_found(run: Storage):
+    folder = write_checkpoint(run, 5)
+    path = folder / "data" / "trained_pairs.npz"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert fault_of(run, folder) == "data/trained_pairs.npz has 10 bytes instead of 11"
+
+
+def test_a_missing_file_is_found(run: Storage):
+    folder = write_checkpoint(run, 5)
+    (folder / "data" / "trained_pairs.npz").unlink()
+    assert fault_of(run, folder) == "data/trained_pairs.npz is missing"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": {}}', None])
+def test_a_checkpoint_without_a_manifest_does_not_count(run: Storage, content: str | None):
+    folder = write_checkpoint(run, 5)
+    if content is None:
+        (folder / MANIFEST).unlink()
+    else:
+        (folder / MANIFEST).write_text(content)
+    assert fault_of(run, folder) == "manifest.json is missing or unreadable"
+
+
+def test_the_newest_whole_checkpoint_is_found(run: Storage, caplog: pytest.LogCaptureFixture):
+    write_checkpoint(run, 5)
+    write_checkpoint(run, 10)
+    newest = write_checkpoint(run, 15)
+    (newest / "slices-00000.safetensors").write_bytes(b"")
+
+    found = find_checkpoint(run, "plan")
+
+    assert found is not None
+    assert (found.name, found.manifest.step) == ("checkpoint_00000010_0001", 10)
+    assert f"checkpoint {newest} is not used: slices-00000.safetensors has 0" in caplog.text
+
+
+def test_there_may_be_no_checkpoint(run: Storage):
+    assert find_checkpoint(run, "plan") is None
+    Path(run.join("checkpoint_00000005_0001")).mkdir()
+    assert find_checkpoint(run, "plan") is None
+
+
+def test_a_checkpoint_of_other_data_is_refused(run: Storage):
+    write_checkpoint(run, 5)
+    with pytest.raises(InputError, match="other pairs, seed or batch size"):
+        find_checkpoint(run, "another plan")
+
+
+def test_checkpoints_are_listed_by_step_and_attempt(run: Storage):
+    for step, attempt in [(100, 1), (5, 3), (20, 2), (20, 10)]:
+        write_checkpoint(run, step, attempt=attempt)
+    assert list_checkpoints(run) == [
+        "checkpoint_00000100_0001",
+        "checkpoint_00000020_0010",
+        "checkpoint_00000020_0002",
+        "checkpoint_00000005_0003",
+    ]
+
+
+def found(step: int, loss: float) -> FoundCheckpoint:
+    metrics = {"eval/rm/loss": loss, "eval/rm/accuracy": 1 - loss}
+    manifest = Manifest(step=step, plan_fingerprint="plan", metrics=metrics, files={})
+    return FoundCheckpoint(name=checkpoint_name(step, 1), manifest=manifest)
+
+
+@pytest.mark.parametrize(
+    ("keep", "best_by", "steps"),
+    [
+        (1, None, [4]),
+        (2, None, [4, 3]),
+        (9, None, [4, 3, 2, 1]),
+        (1, "eval/rm/loss", [4, 2]),
+        (2, "eval/rm/loss", [4, 2, 1]),
+        (2, "eval/rm/accuracy", [4, 2, 1]),
+        (3, "eval/rm/loss", [4, 3, 2, 1]),
+    ],
+)
+def test_the_best_and_the_newest_are_kept(keep: int, best_by: str | None, steps: list[int]):
+    whole = [found(1, 0.3), found(2, 0.1), found(3, 0.4), found(4, 0.5)]
+    kept = choose_kept(whole, keep=keep, best_by=best_by)
+    assert [checkpoint.manifest.step for checkpoint in kept] == steps
+    assert choose_kept(whole[::-1], keep=keep, best_by=best_by) == kept
+
+
+def test_a_manifest_survives_a_round_trip(run: Storage):
+    folder = write_checkpoint(run, 5)
+    manifest = read_manifest(run, folder.name)
+    assert manifest is not None
+    again = replace(manifest, files=json.loads(json.dumps(manifest.files)))
+    assert Manifest(**json.loads(again.to_json())) == manifest
