@@ -28,6 +28,7 @@ from rm_ray.data.synthetic import generate_pairs
 from rm_ray.errors import InputError
 from rm_ray.recipe import parse_config
 from rm_ray.storage import Storage
+from rm_ray.train.ledger import Ledger
 from rm_ray.train.manifest import find_fault, list_checkpoints, read_manifest
 from rm_ray.train.run import dry_run, train
 from rm_ray.train.startup import Startup
