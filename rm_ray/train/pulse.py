@@ -1,4 +1,4 @@
-"""The pulse of a worker: a thread that says, every other second, what the training does."""
+"""The pulse of a worker: a thread that says, every second, what the training does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import ray
 
-PULSE_EVERY_S = 2.0
+PULSE_EVERY_S = 1.0
 
 Phase = Literal["starting", "training", "evaluating", "saving", "exporting"]
 

@@ -245,19 +245,27 @@ class _Signals:
 @contextmanager
 def _adopting() -> Iterator[None]:
     """Become the parent of processes whose own parent dies, so that none is left behind."""
-    if sys.platform == "linux":
-        pr_set_child_subreaper = 36
-        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
-    yield
+    if sys.platform != "linux":
+        yield
+        return
+    set_child_subreaper, process_control = 36, ctypes.CDLL(None).prctl
+    process_control(set_child_subreaper, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        process_control(set_child_subreaper, 0, 0, 0, 0)
 
 
-def _end_orphans(mark: str, patience_s: float = 10.0) -> None:
-    """End what an attempt left running on this machine: its own Ray, where it started one."""
+def _end_orphans(mark: str, patience_s: float = 1.0) -> None:
+    """End what an attempt left running on this machine: its own Ray, where it started one.
+
+    Ray's processes end by themselves once init is their parent, which it is not here.
+    """
     left = [process for process in psutil.Process().children(recursive=True) if _has(process, mark)]
     _, alive = psutil.wait_procs(left, timeout=patience_s)
     for process in alive:
         process.kill()
-    psutil.wait_procs(alive, timeout=patience_s)
+    psutil.wait_procs(alive, timeout=10)
 
 
 def _has(process: psutil.Process, mark: str) -> bool:

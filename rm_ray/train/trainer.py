@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from rm_ray.config import ClusterConfig, flatten
 from rm_ray.data.stream import PlannedPairs
@@ -159,7 +160,7 @@ def _explain(error: ray.train.TrainingFailedError, stuck: Stuck | None) -> Excep
     final = next((cause for cause in map(find_final_error, failures.values()) if cause), None)
     if final is not None:
         return final
-    dead = [rank for rank, e in failures.items() if isinstance(e, ray.exceptions.RayActorError)]
+    dead = [rank for rank, failure in failures.items() if _is_death(failure)]
     if dead:
         return LostError(f"rank {', '.join(map(str, sorted(dead)))} died")
     for rank, failure in sorted(failures.items()):
@@ -173,6 +174,12 @@ def _explain(error: ray.train.TrainingFailedError, stuck: Stuck | None) -> Excep
 
 _CONNECTIONS = ("gloo/transport", "NCCL")
 """In the errors of ranks whose partner died."""
+
+
+def _is_death(failure: Exception) -> bool:
+    if isinstance(failure, WorkerHealthCheckFailedError):
+        failure = failure.health_check_failure
+    return isinstance(failure, ray.exceptions.RayActorError)
 
 
 def _last_line(failure: Exception) -> str:

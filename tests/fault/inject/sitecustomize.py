@@ -1,0 +1,60 @@
+"""Breaks a worker on purpose, once its training step is imported: a rank that hangs, or a bug.
+
+Python imports this module at its start where its folder is on PYTHONPATH.
+"""
+
+import importlib.util
+import os
+import sys
+import time
+from importlib.abc import MetaPathFinder
+
+HUNG = os.environ.get("HANGS_ONCE")
+"""A file that the rank which hangs leaves behind, and which keeps it from hanging again."""
+
+FAILS_AT = os.environ.get("FAILS_AT_STEP")
+
+
+def hang():
+    """Hold the other ranks up, as a rank that has lost its way does."""
+    while True:
+        time.sleep(1)
+
+
+def break_step(module):
+    """Put a step that hangs or fails in the place of the real one."""
+    real = module.train_step
+
+    def train_step(engine, micro_batches, **settings):
+        step = micro_batches[0].loaded.plan.step
+        if HUNG is not None and engine.rank == 1 and step == 12 and not os.path.exists(HUNG):
+            open(HUNG, "w").close()
+            hang()
+        if str(step) == FAILS_AT:
+            raise ValueError("broken on purpose")
+        return real(engine, micro_batches, **settings)
+
+    module.train_step = train_step
+
+
+class Breaking(MetaPathFinder):
+    """Finds ``rm_ray.train.step`` as it is, and breaks it after its import."""
+
+    def find_spec(self, name, path, target=None):
+        """Take part in one import only."""
+        if name != "rm_ray.train.step":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        real = spec.loader.exec_module
+
+        def exec_module(module):
+            real(module)
+            break_step(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+if HUNG or FAILS_AT:
+    sys.meta_path.insert(0, Breaking())

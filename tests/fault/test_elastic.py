@@ -1,0 +1,109 @@
+"""A run on a cluster whose machines come and go: the same pairs in the same steps."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs import PATIENCE_S, assert_tidy, finish, history, result, running, small_job
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_ports(count: int) -> list[str]:
+    """Ports outside those that Ray gives to its workers."""
+    sockets = [socket.socket() for _ in range(count)]
+    for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+    ports = [str(listener.getsockname()[1]) for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return ports
+
+
+@dataclass
+class Machines:
+    """A head and other nodes, each a ``ray start`` of its own on loopback."""
+
+    folder: Path
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
+    head_port: str = field(default_factory=lambda: free_ports(1)[0])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs to use the cluster."""
+        address = f"127.0.0.1:{self.head_port}"
+        return {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    @contextmanager
+    def node(self, *, num_cpus: int, is_head: bool = False) -> Iterator[None]:
+        """A node, for as long as it is entered; then it is lost, with all that runs on it."""
+        agent, agent_grpc, metrics, dashboard, client = free_ports(5)
+        role = [f"--address=127.0.0.1:{self.head_port}"]
+        if is_head:
+            role = [
+                "--head", f"--port={self.head_port}", f"--temp-dir={self.folder}",
+                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+                f"--ray-client-server-port={client}",
+            ]  # fmt: skip
+        command = [
+            RAY, "start", *role, "--block", "--disable-usage-stats", f"--num-cpus={num_cpus}",
+            "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
+            f"--dashboard-agent-grpc-port={agent_grpc}", f"--metrics-export-port={metrics}",
+        ]  # fmt: skip
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        auth = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
+        with (self.folder / f"node-{agent}.log").open("w") as log:
+            process = subprocess.Popen(command, env=clean | auth, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            tree = psutil.Process(process.pid).children(recursive=True)
+            for child in [*tree, process]:
+                child.kill()
+            process.wait()
+            psutil.wait_procs(tree, timeout=30)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_run_shrinks_and_grows_with_its_cluster(zero_stage: int, tmp_path: Path) -> None:
+    """Two workers, one when a machine is lost, two when one comes: equal losses at every step."""
+    settings = {
+        name: small_job(tmp_path, name, num_steps=200, num_workers=2) for name in ("fixed", "free")
+    }
+    for each in settings.values():
+        each["cluster"]["zero_stage"] = zero_stage
+        each["optimizer"]["eps"] = 1e-5  # without it, the rounding of a zero becomes a step
+    finish(settings["fixed"], tmp_path / "fixed.log")
+    settings["free"]["cluster"]["num_workers"] = "1-2"
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, ExitStack() as stack:
+        machines = Machines(Path(folder))
+        stack.enter_context(machines.node(num_cpus=2, is_head=True))
+        second = ExitStack()
+        second.enter_context(machines.node(num_cpus=1))
+        with running(settings["free"], tmp_path / "free.log", **machines.environment) as job:
+            job.wait_for_checkpoint(2)
+            second.close()
+            job.wait_for_steps_of_attempt(2)
+            stack.enter_context(machines.node(num_cpus=1))
+            job.wait_for_steps_of_attempt(3)
+            assert job.process.wait(2 * PATIENCE_S) == 0, job.printed
+        attempts = result(job.folder)["attempts"]
+        assert [attempt["workers"] for attempt in attempts] == [2, 1, 2]
+        assert [attempt["cause"] for attempt in attempts[1:]] == ["resized", ""]
+        assert attempts[2]["first_step"] == attempts[1]["last_step"], "no step is thrown away"
+    assert_tidy(job.folder)
+    ours, fixed = history(job.folder), history(tmp_path / "fixed")
+    assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in fixed]
+    for mine, other in zip(ours, fixed, strict=True):
+        name = f"{mine['kind']}/rm/loss"
+        assert mine["metrics"][name] == pytest.approx(other["metrics"][name], rel=1e-3, abs=1e-4)
