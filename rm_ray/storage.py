@@ -111,6 +111,11 @@ class Storage:
         """Write a JSON value at once."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
+    def delete_file(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_file(self.join(name))
+
     def delete(self, name: str) -> None:
         """Delete a folder and what is in it."""
         self.filesystem.delete_dir(self.join(name))

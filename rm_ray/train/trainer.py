@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from rm_ray.config import ClusterConfig, flatten
@@ -80,13 +81,16 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
         on_look=lambda felt: going.tell(_describe_pulses(felt)),
         wants_more=lambda: can_grow(asked, num_workers),
     )
+    # Ray's own record of checkpoints, cut short by a kill, would end every later attempt.
+    prepared.run.delete_file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     with BoardReader(board, shipper), watch:
         try:
             result = _trainer(prepared, job).fit()
         except ray.train.TrainingFailedError as error:
             raise _explain(error, watch.stuck) from error
         except ray.exceptions.RayError as error:
-            cause = watch.stuck.reason if watch.stuck else f"Ray lost it ({type(error).__name__})"
+            lost = f"Ray lost it ({type(error).__name__}: {error})"
+            cause = watch.stuck.reason if watch.stuck else lost
             raise LostError(cause) from error
     outcome = dict(result.return_value or {})
     if "stopped" in outcome:
