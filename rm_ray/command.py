@@ -92,6 +92,30 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def log_to_mlflow(arguments: Sequence[str]) -> int:
+    """Bring a run's journal to MLflow; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python jobs/log_to_mlflow.py",
+        description="Log the metrics of a run to MLflow, where they did not get there by "
+        "themselves. What MLflow has already is not sent again, so it may be run at any time.",
+    )
+    parser.add_argument("run", help="the run's folder or URI: run.storage_path/run.name")
+    parser.add_argument("--tracking-uri", help="an MLflow server or database; the run's own")
+    options = parser.parse_args(arguments)
+    log_to_stdout()
+    from rm_ray.tracking.replay import replay
+
+    try:
+        replay(options.run, options.tracking_uri)
+    except InputError as error:
+        logger.error("error: %s", error)
+        return 2
+    except TrainingError as error:
+        logger.error("error: %s", error)
+        return 1
+    return 0
+
+
 def log_to_stdout() -> None:
     """Show what the package logs, a line each, and of other packages only warnings."""
     handler = logging.StreamHandler(sys.stdout)

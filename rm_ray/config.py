@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from rm_ray.errors import InputError
 
@@ -22,6 +23,13 @@ Layout = Literal["packed", "padded"]
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
     if not holds:
         raise InputError(f"{name} must be {rule}, got {value!r}")
+
+
+def _refuse_password(name: str, uri: str | None, where: str) -> None:
+    """Configurations are printed, logged and kept, and so must hold no secret."""
+    if uri is not None and "://" in uri and urlsplit(uri).password:
+        shown = uri.replace(f":{urlsplit(uri).password}@", ":...@")
+        raise InputError(f"{name} must hold no password, got '{shown}'; give it by {where}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,11 @@ class RunConfig:
         legal = legal and all(c.isalnum() or c in "._-" for c in self.name)
         _require(legal, "run.name", self.name, "letters, digits, '.', '_' and '-'")
         _require(bool(self.storage_path), "run.storage_path", self.storage_path, "a path or a URI")
+        _refuse_password(
+            "run.storage_path",
+            self.storage_path,
+            "the environment, as with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
         _require(0 <= self.seed < 2**32, "run.seed", self.seed, "from 0 to 4294967295")
 
 
@@ -75,6 +88,9 @@ class DataConfig:
     """A Jinja chat template, or the path of a file with one; none: the tokenizer's own."""
 
     def __post_init__(self) -> None:
+        for name, sources in (("data.train", self.train), ("data.eval", self.eval)):
+            for source in sources:
+                _refuse_password(name, source, "the environment")
         _require(len(self.train) > 0, "data.train", self.train, "a list of at least one source")
         _require(self.max_length >= 2, "data.max_length", self.max_length, "at least 2")
         limit = self.max_prompt_length
@@ -159,6 +175,10 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm; 0 leaves them as they are."""
 
+    max_skipped_steps: int = 0
+    """Steps that may be passed over because their loss or gradient is not a finite number. The run
+    goes back to its newest checkpoint and leaves them out; 0: the first one ends it."""
+
     epochs: int = 1
     """Passes over the training pairs."""
 
@@ -174,6 +194,8 @@ class OptimizerConfig:
         for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"optimizer.{name}", value, "at least 0 and finite")
+        skipped = self.max_skipped_steps
+        _require(skipped >= 0, "optimizer.max_skipped_steps", skipped, "at least 0")
         _require(self.epochs >= 1, "optimizer.epochs", self.epochs, "at least 1")
         limit = self.max_episodes
         _require(limit is None or limit >= 1, "optimizer.max_episodes", limit, "at least 1")
@@ -287,6 +309,10 @@ class MlflowConfig:
 
     experiment: str = "rm_ray"
     """The MLflow experiment that the run is part of."""
+
+    def __post_init__(self) -> None:
+        where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+        _refuse_password("mlflow.tracking_uri", self.tracking_uri, where)
 
 
 @dataclass(frozen=True, kw_only=True)

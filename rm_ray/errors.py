@@ -36,8 +36,10 @@ class StoppedError(RuntimeError):
 class LostError(RuntimeError):
     """An attempt at a run ended before its time; another may get further."""
 
-    def __init__(self, cause: str, signature: str = "") -> None:
+    def __init__(self, cause: str, signature: str = "", skips: int | None = None) -> None:
         super().__init__(cause)
+        self.skips = skips
+        """The step that the next attempt is to leave out, if that is the remedy."""
         self.cause = cause
         """What happened, in a line or a traceback."""
         self.signature = signature

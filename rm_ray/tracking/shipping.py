@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rm_ray.tracking.history import Kind, Record
+from rm_ray.tracking.target import MlflowTarget, RunDescription
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, which the thread spends
     from rm_ray.tracking.mlflow_run import MlflowRun
@@ -26,6 +27,17 @@ Table = tuple[str, list[dict[str, Any]]]
 
 class MlflowAwayError(Exception):
     """MLflow does not answer, or refuses."""
+
+
+def opening_mlflow(target: MlflowTarget, description: RunDescription) -> Callable[[], MlflowRun]:
+    """Return what opens a run in MLflow, or finds it."""
+
+    def open_run() -> MlflowRun:
+        from rm_ray.tracking.mlflow_run import MlflowRun
+
+        return MlflowRun.open(target, description)
+
+    return open_run
 
 
 class MetricShipper:

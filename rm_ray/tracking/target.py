@@ -6,6 +6,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from rm_ray.config import MlflowConfig, flatten
+from rm_ray.storage import Storage
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowTarget:
@@ -13,6 +16,12 @@ class MlflowTarget:
 
     tracking_uri: str
     experiment: str
+
+    @classmethod
+    def of(cls, config: MlflowConfig, storage: Storage) -> MlflowTarget:
+        """Return what the config names, or else an SQLite file in the storage."""
+        uri = config.tracking_uri or f"sqlite:///{storage.join('mlflow.db')}"
+        return cls(tracking_uri=uri, experiment=config.experiment)
 
     @property
     def view_command(self) -> str:
@@ -31,3 +40,13 @@ class RunDescription:
     key: str
     params: dict[str, Any]
     tags: dict[str, str]
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> RunDescription:
+        """Describe a run by its ``run.json``."""
+        return cls(
+            name=record["config"]["run"]["name"],
+            key=record["key"],
+            params={**flatten(record["config"]), "data_hash": record["data"]["train"]["data_hash"]},
+            tags=record["versions"],
+        )

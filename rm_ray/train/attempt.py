@@ -44,6 +44,11 @@ class Going:
         """When the run would have begun, had it gone on without pause between its attempts."""
         return self.startup.began - sum(attempt.seconds for attempt in self.earlier)
 
+    @property
+    def skipped(self) -> frozenset[int]:
+        """Steps that are left out."""
+        return frozenset(a.skips for a in self.earlier if a.skips is not None)
+
     def stop(self, reason: str) -> bool:
         """Have the workers save and stop; tell whether there are any to ask."""
         self._reason = reason
@@ -109,7 +114,8 @@ def _run(task: dict[str, Any], going: Going) -> dict[str, Any]:
     except TrainingError as error:
         return {"ending": "failed", "cause": str(error)}
     except LostError as error:
-        return {"ending": "lost", "cause": error.cause, "signature": error.signature}
+        what = {"cause": error.cause, "signature": error.signature, "skips": error.skips}
+        return {"ending": "lost", **what}
     except Exception as error:  # a bug of ours: told as it is, and tried once more
         traceback.print_exc()
         return {"ending": "lost", "cause": repr(error), "signature": repr(error)}

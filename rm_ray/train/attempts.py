@@ -26,6 +26,8 @@ class Attempt:
     """Why it ended."""
     signature: str = ""
     """What tells an error in code or data from another; empty where a process was lost."""
+    skips: int | None = None
+    """A step (counted from 0) whose loss was not finite, and which later attempts leave out."""
     num_workers: int = 0
     first_step: int = 0
     """Steps that were done when it began to train."""

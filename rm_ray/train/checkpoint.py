@@ -64,6 +64,8 @@ class TrainingState:
     progress: Progress
     history: History
     ledger: Ledger
+    num_skipped: int = 0
+    """Steps that were left out."""
 
 
 @dataclass(kw_only=True)
@@ -195,7 +197,7 @@ class Checkpointer:
                 }
                 (folder / STATE).write_text(json.dumps(contents, indent=2))
                 (folder / HISTORY).write_text(state.history.to_json_lines())
-                ledger.check(state.progress.episode)
+                ledger.check(state.progress.episode, num_skipped=state.num_skipped)
                 ledger.write(folder / LEDGER)
             entries = {name: describe_file(folder / name) for name in names}
             entries[slices]["extents"] = list_extents(folder / slices)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rm_ray.data.token_table import open_table
-from rm_ray.errors import TrainingError
+from rm_ray.errors import LostError, TrainingError
 from rm_ray.tracking.history import History
 from rm_ray.tracking.mlflow_run import MlflowRun
 from rm_ray.tracking.plots import plot_run
@@ -31,12 +31,18 @@ def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:
 
     Raises:
         TrainingError: the loss was not finite; names the pairs.
+        LostError: it was, and the step may be left out.
     """
     config, run = prepared.config, prepared.run
     outcome = fitted.outcome
     if "not_finite" in outcome:
+        found = outcome["not_finite"]
+        cause = _describe_not_finite(prepared, found)
+        if len(going.skipped) < config.optimizer.max_skipped_steps:
+            fitted.shipper.close()
+            raise LostError(f"{cause}; the step is left out", skips=found["step"])
         _close(prepared, fitted.shipper, MlflowRun.fail)
-        raise TrainingError(_describe_not_finite(prepared, outcome["not_finite"]))
+        raise TrainingError(f"{cause}. {_REMEDY}")
     this = Attempt(
         number=going.number,
         began=going.startup.began,
@@ -72,6 +78,7 @@ def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:
         "mlflow_tracking_uri": prepared.mlflow.tracking_uri,
         "mlflow_view": prepared.mlflow.view_command,
         **timeline,
+        "skipped_steps": sorted(going.skipped),
         "plots": run.join(PLOTS),
         "folder": run.path,
     }
@@ -107,7 +114,12 @@ def _describe_not_finite(prepared: Prepared, found: dict[str, Any]) -> str:
     ids = [table.pair_id(pair) for pair in found["pairs"]]
     shown = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
     return (
-        f"the loss or gradient of step {found['step']} is not a finite number, so training "
-        f"stopped. Pairs at fault: {shown}. Look at them, or lower optimizer.learning_rate; the "
-        "checkpoints before it are kept"
+        f"the loss or gradient of step {found['step']} is not a finite number; pairs at fault: "
+        f"{shown}"
     )
+
+
+_REMEDY = (
+    "Look at them, lower optimizer.learning_rate, or leave the step out with "
+    "optimizer.max_skipped_steps; the checkpoints before it are kept"
+)

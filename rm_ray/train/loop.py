@@ -94,7 +94,10 @@ def train(
         restore(state, found)
         job.startup.end("model")
         for micro_batches in train_stream(state, steps):
-            take_step(state, micro_batches)
+            if state.progress.step in job.skipped:
+                skip_step(state)
+            else:
+                take_step(state, micro_batches)
             if is_due(evaluation.every_steps, state, at_end=evaluation.at_end):
                 run_evaluation(state)
             if state.is_stopping or is_due(checkpoint.every_steps, state, at_end=True):
@@ -246,6 +249,12 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
         state.board.status(describe(progress, steps.total, metrics))
 
 
+def skip_step(state: WorkerState) -> None:
+    """Leave a step out, whose loss is not finite."""
+    state.progress.step += 1
+    logger.warning("step %d is left out: its loss is not finite", state.progress.step)
+
+
 def spend(state: WorkerState, what: str, seconds: float) -> None:
     """Count seconds for what they went into, in the run and in this attempt."""
     state.progress.spend(what, seconds)
@@ -315,7 +324,12 @@ def save(state: WorkerState) -> None:
         plan_fingerprint=job.plan_fingerprint,
         mlflow_run_id=state.board.mlflow_run_id() if state.board else None,
     )
-    training = TrainingState(progress=state.progress, history=state.history, ledger=state.ledger)
+    training = TrainingState(
+        progress=state.progress,
+        history=state.history,
+        ledger=state.ledger,
+        num_skipped=len(job.skipped),
+    )
     metrics = {**state.history.last("train"), **state.history.last("eval")}
     state.checkpointer.save(training, identity, metrics)
     spend(state, "checkpoints", time.monotonic() - started)

@@ -44,11 +44,8 @@ class Prepared:
 
     @property
     def mlflow(self) -> MlflowTarget:
-        """Where metrics go: an SQLite file in the storage if nothing is set."""
-        uri = self.config.mlflow.tracking_uri
-        if uri is None:
-            uri = f"sqlite:///{self.storage.join('mlflow.db')}"
-        return MlflowTarget(tracking_uri=uri, experiment=self.config.mlflow.experiment)
+        """Where metrics go."""
+        return MlflowTarget.of(self.config.mlflow, self.storage)
 
     @property
     def identity(self) -> dict[str, str]:

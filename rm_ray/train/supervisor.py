@@ -102,6 +102,8 @@ def decide(attempts: Sequence[Attempt]) -> float:
         if latest.cause in STOPPED:
             raise StoppedError(latest.cause, latest.step)
         return 0.0
+    if latest.skips is not None:
+        return 0.0
     lost = []
     for attempt in reversed(attempts):
         if attempt.ending != "lost" or attempt.step != latest.step:

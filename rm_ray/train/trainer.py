@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +13,23 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from rm_ray.config import ClusterConfig, flatten
+from rm_ray.config import ClusterConfig
 from rm_ray.data.stream import PlannedPairs
 from rm_ray.errors import LostError, StoppedError, find_final_error
-from rm_ray.tracking.shipping import MetricShipper
+from rm_ray.tracking.shipping import MetricShipper, opening_mlflow
 from rm_ray.tracking.target import RunDescription
 from rm_ray.train.attempt import Going
 from rm_ray.train.board import BoardReader, start_board
 from rm_ray.train.prepare import Prepared, describe_data, in_order
 from rm_ray.train.pulse import Felt
-from rm_ray.train.record import open_record, refuse_other_data, versions
+from rm_ray.train.record import open_record, refuse_other_data
 from rm_ray.train.session import can_grow
 from rm_ray.train.shards import PerRankStreams
 from rm_ray.train.watch import Stuck, Watch
 from rm_ray.train.worker import TrainJob, train_loop_per_worker
 
 if TYPE_CHECKING:
-    from rm_ray.tracking.mlflow_run import MlflowRun
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
     config = prepared.config
     record = open_record(prepared, describe_data(prepared))
     refuse_other_data(prepared, record)
-    shipper = MetricShipper(_opening_mlflow(prepared, record["key"]))
+    shipper = MetricShipper(opening_mlflow(prepared.mlflow, RunDescription.of(record)))
     board = start_board()
     going.stoppable(lambda reason: board.ask_to_stop.remote(reason))
     job = TrainJob(
@@ -64,6 +64,7 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
         run_key=record["key"],
         run_began=going.run_began,
         attempt=going.number,
+        skipped=going.skipped,
         steps=prepared.plan.steps,
         eval_steps=prepared.eval_steps,
         use_gpu=bool(config.cluster.use_gpu),
@@ -108,23 +109,6 @@ def _describe_pulses(felt: Sequence[Felt]) -> dict[str, Any]:
         "startup": pulse.startup,
         "spent": pulse.spent,
     }
-
-
-def _opening_mlflow(prepared: Prepared, key: str) -> Callable[[], MlflowRun]:
-    config = prepared.config
-    description = RunDescription(
-        name=config.run.name,
-        key=key,
-        params={**flatten(config.to_json()), "data_hash": prepared.train.data_hash},
-        tags=versions(),
-    )
-
-    def open_run() -> MlflowRun:
-        from rm_ray.tracking.mlflow_run import MlflowRun  # takes seconds, while workers train
-
-        return MlflowRun.open(prepared.mlflow, description)
-
-    return open_run
 
 
 def _trainer(prepared: Prepared, job: TrainJob) -> TorchTrainer:

@@ -41,6 +41,8 @@ class TrainJob:
     """What tells this run from every other."""
     attempt: int
     """Which attempt at the run this is, counted from 1."""
+    skipped: frozenset[int]
+    """Steps, counted from 0, that are left out."""
     run_began: float
     """When the run began, by the wall clock, time without any attempt left out."""
 

@@ -1,0 +1,11 @@
+"""Log a run to MLflow that was away: ``python jobs/log_to_mlflow.py ~/rm_ray/RUN``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rm_ray.command import log_to_mlflow
+
+if __name__ == "__main__":
+    sys.exit(log_to_mlflow(sys.argv[1:]))

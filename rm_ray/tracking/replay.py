@@ -1,0 +1,72 @@
+"""Brings a run's journal to MLflow, whatever of it is there already."""
+
+from __future__ import annotations
+
+import logging
+
+from rm_ray.config import MlflowConfig
+from rm_ray.errors import InputError, TrainingError
+from rm_ray.storage import Storage
+from rm_ray.tracking.history import History
+from rm_ray.tracking.shipping import MetricShipper, opening_mlflow
+from rm_ray.tracking.target import MlflowTarget, RunDescription
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 600.0
+
+
+def replay(folder: str, tracking_uri: str | None, *, patience_s: float = PATIENCE_S) -> str:
+    """Log a run's metrics and samples; return its id in MLflow.
+
+    ``folder`` is the run's, as a path or a URI. Without a ``tracking_uri`` it is the run's own.
+
+    Raises:
+        InputError: there is no run in the folder, or it has no journal yet.
+        TrainingError: MLflow did not take everything in time.
+    """
+    run = Storage.open(folder)
+    record = run.read_json("run.json")
+    if record is None:
+        raise InputError(f"'{folder}' holds no run: there is no run.json in it")
+    config = MlflowConfig(**{**record["config"]["mlflow"], "tracking_uri": tracking_uri})
+    if tracking_uri is None:
+        config = MlflowConfig(**record["config"]["mlflow"])
+    storage = Storage(run.filesystem, run.path.rstrip("/").rpartition("/")[0])
+    target = MlflowTarget.of(config, storage)
+    shipper = MetricShipper(opening_mlflow(target, RunDescription.of(record)))
+    history = read_journal(run)
+    for item in history.records:
+        shipper.send(item)
+    for info in run.list("samples"):
+        if info.base_name.endswith(".json"):
+            rows = run.read_json(f"samples/{info.base_name}")
+            shipper.send_table(f"eval_samples/{info.base_name}", rows)
+    unsent = shipper.close(patience_s)
+    if unsent or shipper.run is None:
+        raise TrainingError(f"MLflow at {target.tracking_uri} did not take {unsent} items in time")
+    logger.info(
+        "%d records of run '%s' are at %s",
+        len(history.records),
+        record["config"]["run"]["name"],
+        target.tracking_uri,
+    )
+    return shipper.run.run_id
+
+
+def read_journal(run: Storage) -> History:
+    """Return the metrics of a run: all of them once it is finished, else its newest checkpoint's.
+
+    Raises:
+        InputError: it has neither.
+    """
+    names = ["history.jsonl"]
+    names += [
+        f"{info.base_name}/history.jsonl"
+        for info in reversed(run.list())
+        if info.base_name.startswith("checkpoint_")
+    ]
+    for name in names:
+        if run.exists(name):
+            return History.from_json_lines(run.read_text(name).splitlines())
+    raise InputError(f"'{run.path}' has no metrics yet: neither an end nor a checkpoint")

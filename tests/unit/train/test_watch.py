@@ -1,0 +1,143 @@
+import pytest
+
+from rm_ray.train.pulse import Felt, Phase, Pulse
+from rm_ray.train.watch import SILENT_AFTER_S, SLOWER, STALLED_AFTER_S, find_stuck
+
+
+def felt(
+    rank: int, *, phase: Phase = "training", ago: float = 1.0, moved: float = 1.0, step: int = 7
+) -> Felt:
+    pulse = Pulse(
+        rank=rank,
+        pid=1000 + rank,
+        node_id="node",
+        phase=phase,
+        step=step,
+        num_beats=3,
+        stack="",
+    )
+    return Felt(pulse=pulse, felt=ago, moved=moved)
+
+
+def stuck_ranks(ranks: list[Felt], *, slowest_s: float = 0.0) -> list[int]:
+    found = find_stuck(ranks, slowest_s=slowest_s)
+    return [] if found is None else [one.pulse.rank for one in found.ranks]
+
+
+def test_ranks_that_go_on_are_not_stuck():
+    assert find_stuck([felt(0), felt(1), felt(2)], slowest_s=0.0) is None
+
+
+def test_no_ranks_are_not_stuck():
+    assert find_stuck([], slowest_s=0.0) is None
+
+
+def test_a_silent_rank_is_named_and_it_alone():
+    ranks = [felt(0), felt(1, ago=SILENT_AFTER_S + 1), felt(2)]
+
+    found = find_stuck(ranks, slowest_s=0.0)
+
+    assert found is not None
+    assert found.ranks == (ranks[1],)
+    assert found.reason == "rank 1 silent for 30 s"
+
+
+def test_all_silent_ranks_are_named():
+    ranks = [felt(0, ago=31), felt(1), felt(2, ago=300)]
+
+    found = find_stuck(ranks, slowest_s=0.0)
+
+    assert found is not None
+    assert found.ranks == (ranks[0], ranks[2])
+    assert found.reason == "rank 0, 2 silent for 30 s"
+
+
+def test_a_rank_is_silent_only_after_its_time():
+    assert stuck_ranks([felt(0), felt(1, ago=SILENT_AFTER_S)]) == []
+    assert stuck_ranks([felt(0), felt(1, ago=SILENT_AFTER_S + 0.01)]) == [1]
+
+
+@pytest.mark.parametrize("phase", ["starting", "training", "evaluating", "saving", "exporting"])
+def test_a_silent_rank_is_stuck_whatever_it_does(phase: Phase):
+    assert stuck_ranks([felt(0), felt(1, phase=phase, ago=SILENT_AFTER_S + 1)]) == [1]
+
+
+def test_slow_micro_batches_do_not_make_a_silent_rank_less_silent():
+    assert stuck_ranks([felt(0), felt(1, ago=SILENT_AFTER_S + 1)], slowest_s=1_000) == [1]
+
+
+def test_a_silent_rank_and_not_those_that_wait_for_it_is_stuck():
+    waiting = [felt(rank, moved=STALLED_AFTER_S + 1) for rank in (0, 2)]
+    ranks = [*waiting, felt(1, ago=SILENT_AFTER_S + 1, moved=STALLED_AFTER_S + 1)]
+
+    assert stuck_ranks(ranks) == [1]
+
+
+@pytest.mark.parametrize("phase", ["training", "evaluating"])
+def test_ranks_that_go_on_no_more_hang_together(phase: Phase):
+    ranks = [felt(rank, phase=phase, moved=STALLED_AFTER_S + 1 + rank) for rank in range(3)]
+
+    found = find_stuck(ranks, slowest_s=0.0)
+
+    assert found is not None
+    assert found.ranks == tuple(ranks)
+    assert found.reason == "no rank went on for 45 s in step 7"
+
+
+def test_the_step_told_is_the_one_that_hangs():
+    ranks = [felt(0, moved=50, step=8), felt(1, moved=50, step=9), felt(2, moved=50, step=8)]
+
+    found = find_stuck(ranks, slowest_s=0.0)
+
+    assert found is not None
+    assert found.reason.endswith("in step 9")
+
+
+def test_one_rank_that_goes_on_is_enough():
+    ranks = [felt(0, moved=500), felt(1, moved=STALLED_AFTER_S), felt(2, moved=500)]
+
+    assert stuck_ranks(ranks) == []
+
+
+def test_one_rank_alone_hangs_too():
+    assert stuck_ranks([felt(0, moved=STALLED_AFTER_S + 1)]) == [0]
+
+
+@pytest.mark.parametrize(
+    ("slowest_s", "limit"),
+    [
+        (0.0, STALLED_AFTER_S),
+        (STALLED_AFTER_S / SLOWER, STALLED_AFTER_S),
+        (20.0, 20.0 * SLOWER),
+        (100.0, 100.0 * SLOWER),
+    ],
+)
+def test_slow_micro_batches_raise_the_limit(slowest_s: float, limit: float):
+    before = [felt(rank, moved=limit) for rank in range(2)]
+    after = [felt(rank, moved=limit + 0.01) for rank in range(2)]
+
+    assert stuck_ranks(before, slowest_s=slowest_s) == []
+    found = find_stuck(after, slowest_s=slowest_s)
+    assert found is not None
+    assert found.reason == f"no rank went on for {limit:.0f} s in step 7"
+
+
+@pytest.mark.parametrize("phase", ["starting", "saving", "exporting"])
+def test_where_no_micro_batches_are_there_is_no_stall(phase: Phase):
+    ranks = [felt(rank, phase=phase, moved=10_000) for rank in range(3)]
+
+    assert stuck_ranks(ranks) == []
+
+
+@pytest.mark.parametrize("phase", ["starting", "saving", "exporting"])
+def test_a_rank_that_trains_while_another_does_not_go_on_hangs_with_it(phase: Phase):
+    ranks = [felt(0, phase=phase, moved=60), felt(1, moved=60)]
+
+    assert stuck_ranks(ranks) == [0, 1]
+
+
+def test_a_rank_that_saves_and_goes_on_keeps_the_others_waiting_without_a_stall():
+    """While a save waits for the one before it, its rank beats."""
+    ranks = [felt(0, phase="saving", moved=1.0), felt(1, moved=600)]
+
+    assert stuck_ranks(ranks) == []
