@@ -145,7 +145,8 @@ def summarise(result: dict[str, Any]) -> str:
         f"  {result['layout']}: {result['computed_over_distinct_tokens']:.2f} tokens computed for "
         f"each distinct one; {result['matrix_peak_ratio']:.2f} of the measured matrix peak"
     )
-    lines.append(f"  {describe_startup(result['startup'])}")
+    if result["startup"]:  # an attempt that found only the export undone took no step
+        lines.append(f"  {describe_startup(result['startup'])}")
     time, attempts = result["time"], result["attempts"]
     lines.append(
         f"  goodput {time['goodput']:.2f}: {time['steps']:.0f} s of {time['total']:.0f} s trained; "

@@ -22,7 +22,7 @@ RUN_TAG = "rm_ray.run"
 """Tag that tells a run of ours, by the key that it was given at its beginning."""
 
 _MARKERS: dict[Kind, str] = {"train": "episode", "eval": "eval/rm/loss"}
-"""A metric that every record of a kind has, to ask MLflow how far it got."""
+"""A metric that every record of a kind has, to ask MLflow what it has got."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,14 @@ class MlflowRun:
             )
             return cls(client=client, run_id=str(run.info.run_id))
 
-    def last_steps(self) -> dict[Kind, int]:
-        """Return the last step of each kind that MLflow has; -1 where it has none."""
+    def logged_steps(self) -> dict[Kind, set[int]]:
+        """Return the steps of each kind that MLflow has."""
         with _telling_who_is_away(self.client.tracking_uri):
             points = {
                 kind: self.client.get_metric_history(self.run_id, name)
                 for kind, name in _MARKERS.items()
             }
-        return {kind: max((p.step for p in found), default=-1) for kind, found in points.items()}
+        return {kind: {point.step for point in found} for kind, found in points.items()}
 
     def log(self, records: Sequence[Record]) -> None:
         """Log the metrics of some records."""

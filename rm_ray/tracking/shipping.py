@@ -76,7 +76,7 @@ class MetricShipper:
         return self._unsent
 
     def _work(self) -> None:
-        shipped: dict[Kind, int] = {}
+        shipped: dict[Kind, set[int]] = {}
         is_open = True
         while is_open:
             items = [self._queue.get()]
@@ -86,7 +86,7 @@ class MetricShipper:
             is_open = None not in items
             if self.run is None and any(item is not None for item in items):
                 self.run = run = self._retry(self._open_run)
-                shipped = self._retry(run.last_steps)
+                shipped = self._retry(run.logged_steps)
             for item in items:
                 if isinstance(item, tuple):
                     self._retry(partial(run.log_table, *item))
@@ -95,11 +95,13 @@ class MetricShipper:
             if records:
                 self._ship(run, records, shipped)
 
-    def _ship(self, run: MlflowRun, records: Sequence[Record], shipped: dict[Kind, int]) -> None:
+    def _ship(
+        self, run: MlflowRun, records: Sequence[Record], shipped: dict[Kind, set[int]]
+    ) -> None:
         new = []
         for record in records:
-            if record.step > shipped[record.kind]:
-                shipped[record.kind] = record.step
+            if record.step not in shipped[record.kind]:
+                shipped[record.kind].add(record.step)
                 new.append(record)
         self._unsent -= len(records) - len(new)
         for first in range(0, len(new), RECORDS_PER_CALL):

@@ -84,8 +84,8 @@ class Board:
 
 
 def start_board() -> Any:
-    """Start a board as an actor beside the driver."""
-    return ray.remote(num_cpus=0)(Board).remote()
+    """Start a board as an actor beside the driver; what one that dies forgets, history has."""
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
 
 
 class BoardWriter(logging.Handler):

@@ -81,18 +81,15 @@ class Watch(threading.Thread):
         """Stop watching."""
         self._ended.set()
         self.join(timeout=10)
+        self._look(patience_s=2.0)  # how far it got
 
     def run(self) -> None:
         """Look until the attempt ends, or something hangs."""
         slowest, wanted = 0.0, 0
         while not self._ended.wait(LOOK_EVERY_S):
-            try:
-                felt: list[Felt] = ray.get(self._board.pulses.remote(), timeout=SILENT_AFTER_S)
-            except ray.exceptions.RayError:
-                continue  # fit() tells what ended, or the supervisor
+            felt = self._look(patience_s=SILENT_AFTER_S)
             if not felt:
                 continue
-            self._on_look(felt)
             self.stuck = find_stuck(felt, slowest_s=slowest)
             if self.stuck is not None:
                 end_stuck(self.stuck, felt)
@@ -102,6 +99,16 @@ class Watch(threading.Thread):
             wanted = wanted + 1 if self._wants_more() else 0
             if wanted == 3:  # not a moment between two jobs
                 self._board.ask_to_stop.remote("resized")
+
+    def _look(self, *, patience_s: float) -> list[Felt]:
+        """Return the pulses and pass them on; none where the board does not answer."""
+        try:
+            felt: list[Felt] = ray.get(self._board.pulses.remote(), timeout=patience_s)
+        except ray.exceptions.RayError:
+            return []  # fit() tells what ended, or the supervisor
+        if felt:
+            self._on_look(felt)
+        return felt
 
 
 def end_stuck(stuck: Stuck, felt: Sequence[Felt]) -> None:

@@ -82,9 +82,9 @@ class Chaos:
         else:
             pause = self.random.uniform(0, 20)
         until(lambda: False, job, pause)
-        name, process = self.choose(job)
-        if process is None or job.process.poll() is not None:
+        if job.process.poll() is not None:
             return
+        name, process = self.choose(job)
         begun, at, driver = steps_begun(job), time.monotonic(), driver_of(job)
         process.kill()
         self.killed.append(name)
@@ -99,7 +99,7 @@ class Chaos:
             took = f"steps again after {self.recovered[-1]:.1f} s"
         print(f"kill {len(self.killed)}: {name}; {took}", flush=True)
 
-    def choose(self, job: Job) -> tuple[str, psutil.Process | None]:
+    def choose(self, job: Job) -> tuple[str, psutil.Process]:
         """Return a kind of process that runs, and one of that kind."""
         by_kind: dict[str, list[psutil.Process]] = {"command": [psutil.Process(job.process.pid)]}
         for child in job.descendants():

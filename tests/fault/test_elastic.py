@@ -16,6 +16,9 @@ import pytest
 
 from jobs import PATIENCE_S, assert_tidy, finish, history, result, running, small_job
 
+pytestmark = pytest.mark.slow
+
+
 RAY = str(Path(sys.executable).with_name("ray"))
 
 

@@ -34,11 +34,14 @@ def check(job: Job, quiet: Path) -> None:
     assert_tidy(job.folder)
 
 
+slow = pytest.mark.slow
+
 WORKER, CONTROLLER = "RayTrainWorker", "ray::TrainController"
 DRIVER = "rm_ray.train.attempt"
 INJECT = str(Path(__file__).parent / "inject")
 
 
+@slow
 @pytest.mark.parametrize(
     "victim", ["one worker", "all workers", "the controller", "the driver", "the raylet", "the gcs"]
 )
@@ -58,6 +61,7 @@ def test_a_process_is_killed_in_training(quiet: Path, victim: str) -> None:
         assert len(result(job.folder)["attempts"]) == 2
 
 
+@slow
 def test_a_killed_data_task_is_done_again(quiet: Path) -> None:
     with running(job_like(quiet, "data-task"), quiet.parent / "data-task.log") as job:
         killed = job.wait_for(lambda: [p.kill() or p for p in job.find("load_steps")], "a task")
@@ -65,6 +69,7 @@ def test_a_killed_data_task_is_done_again(quiet: Path) -> None:
         check(job, quiet)
 
 
+@slow
 def test_the_command_is_killed_and_given_again(quiet: Path) -> None:
     settings, log = job_like(quiet, "command"), quiet.parent / "command.log"
     with running(settings, log) as job:
@@ -76,6 +81,7 @@ def test_the_command_is_killed_and_given_again(quiet: Path) -> None:
         assert causes == ["the command was killed, or its machine lost", ""]
 
 
+@slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_is_answered_with_a_checkpoint(quiet: Path, number: int, status: int) -> None:
     name = signal.Signals(number).name.lower()
@@ -96,6 +102,7 @@ def test_a_signal_is_answered_with_a_checkpoint(quiet: Path, number: int, status
         assert f"resumed from the checkpoint of step {stopped[1]}" in job.printed
 
 
+@slow
 def test_a_stopped_worker_is_found_and_started_again(quiet: Path) -> None:
     with running(job_like(quiet, "stopped"), quiet.parent / "stopped.log") as job:
         job.wait_for_checkpoint()
@@ -111,6 +118,7 @@ def test_a_stopped_worker_is_found_and_started_again(quiet: Path) -> None:
         assert not psutil.pid_exists(worker.pid)
 
 
+@slow
 def test_a_hung_collective_is_found_and_started_again(quiet: Path) -> None:
     if result(quiet)["workers"] == 1:
         pytest.skip("one worker has no partner to wait for")
@@ -124,6 +132,7 @@ def test_a_hung_collective_is_found_and_started_again(quiet: Path) -> None:
         assert "in hang" in job.printed
 
 
+@slow
 def test_an_error_in_the_code_is_shown_once_and_ends_the_run(quiet: Path) -> None:
     log = quiet.parent / "broken.log"
     with running(job_like(quiet, "broken"), log, PYTHONPATH=INJECT, FAILS_AT_STEP="7") as job:
@@ -133,6 +142,7 @@ def test_an_error_in_the_code_is_shown_once_and_ends_the_run(quiet: Path) -> Non
         assert len(job.checkpoints()) == 1
 
 
+@slow
 def test_many_kills_leave_few_checkpoints(quiet: Path) -> None:
     """Also one that comes while a checkpoint is written or copied."""
     settings, log = job_like(quiet, "many"), quiet.parent / "many.log"

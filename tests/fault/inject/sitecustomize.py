@@ -1,4 +1,4 @@
-"""Breaks a worker on purpose, once its training step is imported: a rank that hangs, or a bug.
+"""Breaks a worker on purpose, once its step is imported: a hang, a bug, a full object store.
 
 Python imports this module at its start where its folder is on PYTHONPATH.
 """
@@ -12,7 +12,13 @@ from importlib.abc import MetaPathFinder
 HUNG = os.environ.get("HANGS_ONCE")
 """A file that the rank which hangs leaves behind, and which keeps it from hanging again."""
 
+FILLS_STORE = os.environ.get("FILLS_STORE")
+
 FAILS_AT = os.environ.get("FAILS_AT_STEP")
+
+
+KEPT = []
+"""References to objects that keep Ray's object store full."""
 
 
 def hang():
@@ -30,6 +36,11 @@ def break_step(module):
         if HUNG is not None and engine.rank == 1 and step == 12 and not os.path.exists(HUNG):
             open(HUNG, "w").close()
             hang()
+        if FILLS_STORE and not KEPT:
+            import numpy as np
+            import ray
+
+            KEPT.extend(ray.put(np.ones(40 * 2**20, dtype=np.uint8)) for _ in range(3))
         if str(step) == FAILS_AT:
             raise ValueError("broken on purpose")
         return real(engine, micro_batches, **settings)
@@ -56,5 +67,5 @@ class Breaking(MetaPathFinder):
         return spec
 
 
-if HUNG or FAILS_AT:
+if HUNG or FAILS_AT or FILLS_STORE:
     sys.meta_path.insert(0, Breaking())

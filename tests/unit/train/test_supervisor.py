@@ -18,7 +18,7 @@ from rm_ray.config import RunConfig, TrainConfig
 from rm_ray.errors import InputError, StoppedError, TrainingError
 from rm_ray.storage import Storage
 from rm_ray.train import supervisor
-from rm_ray.train.attempts import Attempt, read_attempts, write_attempts
+from rm_ray.train.attempts import Attempt, Ending, read_attempts, write_attempts
 from rm_ray.train.startup import Startup
 from rm_ray.train.supervisor import (
     _MARK,
@@ -36,8 +36,16 @@ from rm_ray.train.supervisor import (
 SECONDS = 30
 """How long a process may take on a busy machine before it is held to be stuck."""
 
+Start = Callable[..., subprocess.Popen[str]]
+"""Starts a shell with a script."""
 
-def ended(ending: str, *, step: int = 10, cause: str = "rank 1 died", signature: str = ""):
+Program = Callable[[str], None]
+"""Says what attempts do."""
+
+
+def ended(
+    ending: Ending, *, step: int = 10, cause: str = "rank 1 died", signature: str = ""
+) -> Attempt:
     return Attempt(
         number=1, began=0, updated=1, ending=ending, step=step, cause=cause, signature=signature
     )
@@ -172,7 +180,7 @@ def test_how_a_process_ended_is_told_by_name(status: int, told: str):
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start() -> Iterator[Start]:
     """Starts processes, and ends those that a test leaves running."""
     started: list[subprocess.Popen[str]] = []
 
@@ -188,7 +196,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             process.kill()
 
 
-def telling(start: Callable[..., subprocess.Popen[str]], script: str) -> tuple[Any, int]:
+def telling(start: Start, script: str) -> tuple[subprocess.Popen[str], int]:
     """Start a process that tells by its descriptor 9; return it, and where to read."""
     reading, writing = os.pipe()
     process = start(f"exec 9>&{writing} {writing}>&-; {script}", pass_fds=[writing])
@@ -196,7 +204,7 @@ def telling(start: Callable[..., subprocess.Popen[str]], script: str) -> tuple[A
     return process, reading
 
 
-def test_what_an_attempt_tells_is_told_until_it_ends(start):
+def test_what_an_attempt_tells_is_told_until_it_ends(start: Start):
     script = """echo '{"step": 1}' >&9; echo '{"step": 2}' >&9; echo '{"ending": "lost"}' >&9"""
     process, reading = telling(start, script)
 
@@ -206,14 +214,14 @@ def test_what_an_attempt_tells_is_told_until_it_ends(start):
         os.fstat(reading)
 
 
-def test_a_line_that_was_cut_off_by_a_kill_is_not_told(start):
+def test_a_line_that_was_cut_off_by_a_kill_is_not_told(start: Start):
     process, reading = telling(start, """printf '{"step": 1}\n{"step"' >&9; kill -9 $$""")
 
     assert list(_told(process, reading)) == [{"step": 1}]
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_line_may_come_in_parts(start):
+def test_a_line_may_come_in_parts(start: Start):
     script = """printf '{"st' >&9; read go; printf 'ep": 1}\n{"step": 2}\n' >&9; read end"""
     process, reading = telling(start, script)
     process.stdin.write("go\n")
@@ -226,17 +234,17 @@ def test_a_line_may_come_in_parts(start):
     assert list(told) == []
 
 
-def test_a_line_may_be_longer_than_what_is_read_at_once(start):
+def test_a_line_may_be_longer_than_what_is_read_at_once(start: Start, tmp_path: Path):
     result = {"ending": "finished", "result": {"history": "x" * 300_000}}
-    process, reading = telling(start, "cat >&9")
-    process.stdin.write(json.dumps(result) + "\n")
-    process.stdin.close()
-    process.stdin = None
+    (tmp_path / "line").write_text(json.dumps(result) + "\n")
+    process, reading = telling(start, f"cat {tmp_path / 'line'} >&9")
 
     assert list(_told(process, reading)) == [result]
 
 
-def test_an_attempt_that_trains_and_falls_silent_is_ended(start, monkeypatch: pytest.MonkeyPatch):
+def test_an_attempt_that_trains_and_falls_silent_is_ended(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(supervisor, "QUIET_FOR_S", 0.2)
     process, reading = telling(start, """echo '{"step": 1}' >&9; trap '' TERM; read never""")
 
@@ -246,7 +254,7 @@ def test_an_attempt_that_trains_and_falls_silent_is_ended(start, monkeypatch: py
 
 @pytest.mark.parametrize("last", ['{"num_workers": 2}', '{"step": 3, "ending": "finished"}'])
 def test_an_attempt_that_does_not_train_may_be_silent(
-    start, monkeypatch: pytest.MonkeyPatch, last: str
+    start: Start, monkeypatch: pytest.MonkeyPatch, last: str
 ):
     monkeypatch.setattr(supervisor, "QUIET_FOR_S", 0.02)
     script = f"""echo '{last}' >&9; sleep 0.5; echo '{{"cause": "spoke"}}' >&9"""
@@ -268,18 +276,19 @@ def is_running(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_marked_grandchild_that_ignores_signals_is_ended(start):
+def test_a_marked_grandchild_that_ignores_signals_is_ended(start: Start):
     parent = start(f"sh -c '{STUBBORN}' & wait", env=marked("a"))
     grandchild = int(parent.stdout.readline())
     assert psutil.Process(grandchild).ppid() == parent.pid
 
-    _end_orphans("a", patience_s=0.05)
+    with _adopting():
+        _end_orphans("a", patience_s=0.05)
 
     assert not is_running(grandchild)
     assert not is_running(parent.pid)
 
 
-def test_processes_without_the_mark_are_left_alone(start):
+def test_processes_without_the_mark_are_left_alone(start: Start):
     others = [start(STUBBORN), start(STUBBORN, env=marked("another"))]
     pids = [int(process.stdout.readline()) for process in others]
     mine = int(start(STUBBORN, env=marked("mine")).stdout.readline())
@@ -289,7 +298,7 @@ def test_processes_without_the_mark_are_left_alone(start):
     assert [is_running(pid) for pid in [*pids, mine]] == [True, True, False]
 
 
-def test_a_process_that_is_stopped_is_ended_too(start):
+def test_a_process_that_is_stopped_is_ended_too(start: Start):
     process = start(STUBBORN, env=marked("a"))
     pid = int(process.stdout.readline())
     os.kill(pid, signal.SIGSTOP)
@@ -299,7 +308,7 @@ def test_a_process_that_is_stopped_is_ended_too(start):
     assert not is_running(pid)
 
 
-def test_a_process_that_ends_by_itself_in_time_is_let(start, tmp_path: Path):
+def test_a_process_that_ends_by_itself_in_time_is_let(start: Start, tmp_path: Path):
     done = tmp_path / "done"
     start(f"sleep 0.3; echo by itself > {done}", env=marked("a"))
 
@@ -308,7 +317,7 @@ def test_a_process_that_ends_by_itself_in_time_is_let(start, tmp_path: Path):
     assert done.read_text() == "by itself\n"
 
 
-def test_a_process_whose_parent_died_is_found_and_ended(start):
+def test_a_process_whose_parent_died_is_found_and_ended(start: Start):
     with _adopting():
         parent = start(f"sh -c '{STUBBORN}' & read go", env=marked("a"))
         orphan = int(parent.stdout.readline())
@@ -339,7 +348,7 @@ def test_handlers_of_signals_are_as_they_were_afterwards():
 @pytest.mark.parametrize(
     ("number", "reason"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
 )
-def test_the_first_signal_asks_and_the_second_ends(start, number: int, reason: str):
+def test_the_first_signal_asks_and_the_second_ends(start: Start, number: int, reason: str):
     with _Signals() as signals:
         signals.process = start("read order; echo $order; trap '' TERM INT; read never")
         signal.raise_signal(number)
@@ -358,11 +367,12 @@ def test_a_signal_between_attempts_ends_the_wait():
     assert caught.value.reason == "terminated"
 
 
-def test_an_attempt_that_is_gone_can_be_spoken_to(start):
+def test_an_attempt_that_is_gone_can_be_spoken_to(start: Start):
     with _Signals() as signals:
         signals.process = start("exit 0")
         signals.process.wait(SECONDS)
         signals.say("terminated")
+        signals.process.communicate()
 
 
 @pytest.fixture
@@ -376,7 +386,7 @@ def run(config: TrainConfig) -> Storage:
 
 
 @pytest.fixture
-def attempts_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def attempts_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     """Has a short program of a test's own stand for an attempt: it tells, and trains nothing."""
 
     def program(body: str) -> None:
@@ -396,7 +406,9 @@ def attempts_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     return program
 
 
-def test_a_run_goes_on_until_it_is_finished(config, run: Storage, attempts_do):
+def test_a_run_goes_on_until_it_is_finished(
+    config: TrainConfig, run: Storage, attempts_do: Program
+):
     attempts_do("""
         number = task["number"]
         tell(num_workers=2)
@@ -428,7 +440,7 @@ def test_a_run_goes_on_until_it_is_finished(config, run: Storage, attempts_do):
     assert attempts[0].updated <= attempts[1].began
 
 
-def test_an_attempt_is_told_what_to_do(config, attempts_do):
+def test_an_attempt_is_told_what_to_do(config: TrainConfig, attempts_do: Program):
     attempts_do("""
         tell(ending="finished", result={"task": task, "arguments": sys.argv[1:3]})
     """)
@@ -444,7 +456,9 @@ def test_an_attempt_is_told_what_to_do(config, attempts_do):
     }
 
 
-def test_another_command_counts_attempts_on_but_not_their_losses(config, run, attempts_do):
+def test_another_command_counts_attempts_on_but_not_their_losses(
+    config: TrainConfig, run: Storage, attempts_do: Program
+):
     earlier = [
         Attempt(number=n, began=0, updated=1, ending="lost", cause="rank 1 died", step=7)
         for n in range(1, DEATHS_WITHOUT_PROGRESS)
@@ -465,7 +479,7 @@ def test_another_command_counts_attempts_on_but_not_their_losses(config, run, at
     assert len(read_attempts(run)) == 7
 
 
-def test_a_finished_run_is_not_begun_again(config, run, attempts_do):
+def test_a_finished_run_is_not_begun_again(config: TrainConfig, run: Storage, attempts_do: Program):
     run.write_json("result.json", {"steps": 40})
     attempts_do("die()")
 
@@ -477,7 +491,9 @@ def test_a_finished_run_is_not_begun_again(config, run, attempts_do):
     ("ending", "error"),
     [("refused", InputError), ("failed", TrainingError)],
 )
-def test_what_no_attempt_can_mend_is_raised(config, run, attempts_do, ending: str, error: type):
+def test_what_no_attempt_can_mend_is_raised(
+    config: TrainConfig, run: Storage, attempts_do: Program, ending: str, error: type
+):
     attempts_do(f"tell(ending={ending!r}, cause='for this reason')")
 
     with pytest.raises(error, match="for this reason"):
@@ -485,7 +501,9 @@ def test_what_no_attempt_can_mend_is_raised(config, run, attempts_do, ending: st
     assert [attempt.ending for attempt in read_attempts(run)] == [ending]
 
 
-def test_the_same_error_in_two_attempts_is_raised(config, run, attempts_do):
+def test_the_same_error_in_two_attempts_is_raised(
+    config: TrainConfig, run: Storage, attempts_do: Program
+):
     attempts_do("tell(step=3, ending='lost', cause='a traceback', signature='KeyError: 3')")
 
     with pytest.raises(TrainingError, match="came twice at step 3"):
@@ -494,7 +512,9 @@ def test_the_same_error_in_two_attempts_is_raised(config, run, attempts_do):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_is_passed_on_and_the_answer_waited_for(config, run, attempts_do, name: str):
+def test_a_signal_is_passed_on_and_the_answer_waited_for(
+    config: TrainConfig, run: Storage, attempts_do: Program, name: str
+):
     attempts_do(f"""
         tell(step=5)
         os.kill(os.getppid(), signal.{name})
@@ -510,7 +530,9 @@ def test_a_signal_is_passed_on_and_the_answer_waited_for(config, run, attempts_d
     assert (attempt.ending, attempt.cause, attempt.step) == ("stopped", reason, 6)
 
 
-def test_a_second_signal_ends_an_attempt_that_does_not_answer(config, run, attempts_do):
+def test_a_second_signal_ends_an_attempt_that_does_not_answer(
+    config: TrainConfig, run: Storage, attempts_do: Program
+):
     attempts_do("""
         tell(step=5)
         os.kill(os.getppid(), signal.SIGTERM)
@@ -527,7 +549,9 @@ def test_a_second_signal_ends_an_attempt_that_does_not_answer(config, run, attem
     assert (attempt.ending, attempt.cause) == ("lost", "its driver ended with SIGKILL")
 
 
-def test_a_signal_in_an_attempt_that_then_dies_starts_no_other(config, run, attempts_do):
+def test_a_signal_in_an_attempt_that_then_dies_starts_no_other(
+    config: TrainConfig, run: Storage, attempts_do: Program
+):
     attempts_do("""
         os.kill(os.getppid(), signal.SIGTERM)
         sys.stdin.readline()
@@ -541,7 +565,9 @@ def test_a_signal_in_an_attempt_that_then_dies_starts_no_other(config, run, atte
     assert len(read_attempts(run)) == 1
 
 
-def test_signals_of_the_terminal_reach_the_supervisor_alone(config, attempts_do):
+def test_signals_of_the_terminal_reach_the_supervisor_alone(
+    config: TrainConfig, attempts_do: Program
+):
     attempts_do("tell(ending='finished', result={'session': os.getsid(0), 'mine': os.getpid()})")
 
     result = supervise(config, Startup())
@@ -549,7 +575,9 @@ def test_signals_of_the_terminal_reach_the_supervisor_alone(config, attempts_do)
     assert result["session"] == result["mine"] != os.getsid(0)
 
 
-def test_what_an_attempt_leaves_running_is_gone_before_the_next(config, run, attempts_do):
+def test_what_an_attempt_leaves_running_is_gone_before_the_next(
+    config: TrainConfig, run: Storage, attempts_do: Program
+):
     attempts_do(f"""
         def is_running(pid):
             try:
