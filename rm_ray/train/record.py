@@ -20,7 +20,12 @@ _MAY_CHANGE = (
     "cluster.num_workers",
     "cluster.use_gpu",
     "cluster.cpus_per_worker",
+    "cluster.zero_stage",
+    "cluster.offload",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
     "checkpoint.storage_patience_s",
+    "optimizer.max_skipped_steps",
 )
 """Fields that a resumed run may change: what trains, not what is trained."""
 

@@ -13,7 +13,7 @@ import pytest
 from jobs import Job, assert_same_outcome, assert_tidy, finish, result, running, small_job
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
+@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "together"])
 def quiet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was left alone, on one and on two workers."""
     storage = tmp_path_factory.mktemp(f"quiet-{request.param}")

@@ -130,6 +130,7 @@ attempts_of_a_run = st.lists(
         ending=st.sampled_from([ending for ending in ENDINGS if ending != "running"]),
         cause=st.text(),
         signature=st.text(),
+        skips=st.none() | st.integers(0, 10**7),
         num_workers=st.integers(0, 64),
         first_step=st.integers(0, 10**7),
         step=st.integers(0, 10**7),

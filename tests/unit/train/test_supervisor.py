@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,13 @@ def test_a_run_that_gets_further_each_time_goes_on_forever(gains: list[int]):
         step += gain
         attempts.append(lost(step, signature="an error"))
         assert decide(attempts) == 0
+
+
+def test_after_a_step_that_is_left_out_from_now_on_it_goes_on_at_once():
+    skipping = [replace(lost(7), skips=step) for step in (7, 8)]
+
+    assert decide([lost(7), lost(7), *skipping]) == 0
+    assert decide(skipping * DEATHS_WITHOUT_PROGRESS) == 0
 
 
 def test_the_same_error_twice_at_the_same_step_is_no_accident():
