@@ -54,6 +54,7 @@ NOTHING_AT_ITS_DEFAULT = TrainConfig(
         schedule="cosine",
         warmup_steps=3,
         max_grad_norm=0.0,
+        max_skipped_steps=2,
         epochs=2,
         max_episodes=100,
     ),
@@ -432,3 +433,19 @@ def test_another_attention_is_refused_where_pairs_are_packed():
         parse_config({"model": {"attention": "eager"}})
     settings = {"model": {"attention": "eager"}, "batch": {"layout": "padded"}}
     assert parse_config(settings).model.attention == "eager"
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "uri"),
+    [
+        ("run", "storage_path", "s3://AKIA:hunter2@bucket/runs"),
+        ("mlflow", "tracking_uri", "http://ana:hunter2@mlflow.example.com:5000"),
+        ("data", "train", ["https://ana:hunter2@example.com/pairs.jsonl"]),
+        ("data", "eval", ["https://ana:hunter2@example.com/pairs.jsonl"]),
+    ],
+)
+def test_a_password_is_refused_and_not_repeated(section: str, field: str, uri: Any):
+    message = message_of_wrong({section: {field: uri}})
+    assert f"{section}.{field} must hold no password" in message
+    assert "environment" in message
+    assert "hunter2" not in message
