@@ -25,7 +25,7 @@ import psutil
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError, StoppedError, TrainingError
 from rm_ray.storage import Storage
-from rm_ray.train.attempts import Attempt, read_attempts, write_attempts
+from rm_ray.train.attempts import ATTEMPTS, Attempt, read_attempts, write_attempts
 from rm_ray.train.record import RESULT, refuse_other_config
 from rm_ray.train.startup import Startup
 
@@ -43,6 +43,9 @@ QUIET_FOR_S = 120.0
 LONGEST_DELAY_S = 30.0
 
 WRITE_EVERY_S = 5.0
+
+LONG_AGO_S = 600.0
+"""A command last heard of before that is not waited for, also where clocks differ somewhat."""
 
 _MARK = "RM_RAY_ATTEMPT"
 """Environment variable by which all processes of an attempt on this machine are known."""
@@ -63,6 +66,7 @@ def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
     if (result := run.read_json(RESULT)) is not None:
         logger.info("run '%s' is finished; give another --run.name to train anew", config.run.name)
         return dict(result)
+    _refuse_company(run)
     attempts = read_attempts(run)
     first = len(attempts)
     began = startup.began
@@ -83,6 +87,29 @@ def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
             )
             signals.sleep(delay)
             began = time.time()
+
+
+def _refuse_company(run: Storage) -> None:
+    """See that no other command is at work on the run.
+
+    Raises:
+        InputError: one is.
+    """
+
+    def heard_of() -> float | None:
+        latest = (run.read_json(ATTEMPTS) or [{}])[-1]
+        return latest["updated"] if latest.get("ending") == "running" else None
+
+    before = heard_of()
+    if before is None or abs(time.time() - before) > LONG_AGO_S:
+        return
+    logger.info("a command was at work on this run a moment ago; seeing whether it still is")
+    time.sleep(3 * WRITE_EVERY_S)
+    if heard_of() not in (None, before):
+        raise InputError(
+            f"another command is at work on the run in {run.path}; wait for it, stop it, or give "
+            "this one another --run.name"
+        )
 
 
 def decide(attempts: Sequence[Attempt]) -> float:
@@ -168,21 +195,25 @@ def _attempt(
 
 
 def _told(process: subprocess.Popen[str], reading: int) -> Iterator[dict[str, Any]]:
-    """Yield what an attempt tells, until it ends or hangs."""
-    has_trained, unread = False, b""
+    """Yield what an attempt tells, until it ends or hangs; now and then nothing."""
+    has_trained, heard, unread = False, time.monotonic(), b""
     while True:
-        ready, _, _ = select.select([reading], [], [], QUIET_FOR_S)
-        if not ready and has_trained:
+        ready, _, _ = select.select([reading], [], [], WRITE_EVERY_S)
+        if ready:
+            block = os.read(reading, 2**16)
+            if not block:
+                break
+            heard = time.monotonic()
+            *lines, unread = (unread + block).split(b"\n")
+            for line in lines:
+                changed = json.loads(line)
+                has_trained = "step" in changed and "ending" not in changed
+                yield changed
+            continue
+        if has_trained and time.monotonic() - heard > QUIET_FOR_S:
             logger.warning("the attempt has said nothing for %.0f s and is ended", QUIET_FOR_S)
             process.kill()
-        block = os.read(reading, 2**16) if ready else None
-        if block == b"":
-            break
-        *lines, unread = (unread + (block or b"")).split(b"\n")
-        for line in lines:
-            changed = json.loads(line)
-            has_trained = "step" in changed and "ending" not in changed
-            yield changed
+        yield {}
     os.close(reading)
     process.communicate()
 

@@ -82,6 +82,17 @@ def test_the_command_is_killed_and_given_again(quiet: Path) -> None:
 
 
 @slow
+def test_a_second_command_on_the_same_run_is_refused(quiet: Path) -> None:
+    settings = job_like(quiet, "company")
+    with running(settings, quiet.parent / "company.log") as job:
+        job.wait_for(lambda: (job.folder / "attempts.json").exists(), "the first command")
+        with running(settings, quiet.parent / "refused.log") as second:
+            assert second.wait() == 2, second.printed
+            assert "another command is at work on the run" in second.printed
+        check(job, quiet)
+
+
+@slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_is_answered_with_a_checkpoint(quiet: Path, number: int, status: int) -> None:
     name = signal.Signals(number).name.lower()
