@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from rm_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def keep_trying(
+    action: Callable[[], T],
+    *,
+    what: str,
+    patience_s: float,
+    on_wait: Callable[[], None] = lambda: None,
+) -> T:
+    """Do something with a storage that may fail for a while, ``what`` in the log.
+
+    ``on_wait`` is called every second in between.
+
+    Raises:
+        OSError: the last failure, once patience is over.
+    """
+    give_up, delay = time.monotonic() + patience_s, 1
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if time.monotonic() > give_up:
+                raise
+            if delay == 1:
+                logger.warning("%s fails, and is tried again: %s", what, error)
+        for _ in range(delay):
+            time.sleep(1)
+            on_wait()
+        delay = min(2 * delay, 30)
 
 
 @dataclass(frozen=True)

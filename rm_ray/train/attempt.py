@@ -36,6 +36,8 @@ class Going:
     """The attempts before this one."""
     tell: Callable[[dict[str, Any]], None] = lambda _: None
     """Tells the supervisor what has changed, by the names of ``Attempt``'s fields."""
+    give_up: Callable[[str], None] = lambda _: None
+    """Ends this attempt at once, for a cause."""
     _ask: Callable[[str], None] | None = None
     _reason: str | None = None
 
@@ -80,7 +82,12 @@ def main() -> int:
             with lock:
                 supervisor.write(json.dumps(changed) + "\n")
 
+        def give_up(cause: str) -> None:
+            tell({"ending": "lost", "cause": cause})
+            os._exit(0)  # Ray waits for a place for its workers, and would for ever
+
         going = Going(
+            give_up=give_up,
             startup=Startup(began=task["began"]),
             number=task["number"],
             earlier=[Attempt(**entry) for entry in task["earlier"]],

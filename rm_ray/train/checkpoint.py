@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from rm_ray.config import CheckpointConfig
 from rm_ray.errors import TrainingError
-from rm_ray.storage import Storage
+from rm_ray.storage import Storage, keep_trying
 from rm_ray.tracking.history import History
 from rm_ray.train.engine import Engine
 from rm_ray.train.ledger import Ledger
@@ -210,23 +210,20 @@ class Checkpointer:
         return entries, None
 
     def _upload(self, local: Path, name: str, done: threading.Event) -> ray.train.Checkpoint:
-        """Copy this rank's part; runs in a thread of Ray's, again and again while storage fails."""
-        started, delay = time.monotonic(), 1.0
-        while True:
-            try:
-                self.run.upload(local, name)
-                break
-            except OSError as error:
-                if time.monotonic() - started > self.config.storage_patience_s:
-                    raise TrainingError(
-                        f"checkpoint {name} could not be copied to {self.run.path} for "
-                        f"{self.config.storage_patience_s:.0f} s ({error}). It is kept in {local}; "
-                        "once the storage works, the same command goes on from it"
-                    ) from None
-                if delay == 1.0:
-                    logger.warning("%s cannot be copied yet, and is tried again: %s", name, error)
-                time.sleep(delay)
-                delay = min(2 * delay, 30.0)
+        """Copy this rank's part; runs in a thread of Ray's."""
+        patience = self.config.storage_patience_s
+        try:
+            keep_trying(
+                lambda: self.run.upload(local, name),
+                what=f"copying {name} to {self.run.path}",
+                patience_s=patience,
+            )
+        except OSError as error:
+            raise TrainingError(
+                f"checkpoint {name} could not be copied to {self.run.path} for {patience:.0f} s "
+                f"({error}). It is kept in {local}; once the storage works, the same command goes "
+                "on from it"
+            ) from None
         local.with_suffix(STAGED).unlink()
         done.set()
         return ray.train.Checkpoint(self.run.join(name), filesystem=self.run.filesystem)
@@ -238,9 +235,12 @@ class Checkpointer:
         config = self.config
         self._whole = choose_kept(self._whole, keep=config.keep, best_by=config.keep_best_by)
         kept = {found.name for found in self._whole}
-        for name in list_checkpoints(self.run):
-            if name not in kept:
-                self.run.delete(name)
+        try:
+            for name in list_checkpoints(self.run):
+                if name not in kept:
+                    self.run.delete(name)
+        except OSError as error:
+            logger.warning("old checkpoints stay for now: %s", error)
 
     def _list_whole(self, newest: FoundCheckpoint) -> list[FoundCheckpoint]:
         """Return the checkpoint that was found and the older ones that are whole too."""
@@ -249,7 +249,7 @@ class Checkpointer:
         return [newest] + [
             FoundCheckpoint(name=name, manifest=manifest)
             for name, manifest in manifests.items()
-            if manifest is not None and find_fault(self.run, name, manifest) is None
+            if manifest is not None and find_fault(self.run, name, manifest, shares=0) is None
         ]
 
     def _open(self, stack: ExitStack, found: FoundCheckpoint, file: str) -> Path:

@@ -20,6 +20,7 @@ from rm_ray.data.stream import RankStream
 from rm_ray.model.attention import choose_kernel
 from rm_ray.model.export import export_model
 from rm_ray.model.reward_model import apply_liger, build_reward_model, count_parameters
+from rm_ray.storage import keep_trying
 from rm_ray.tracking.history import History, Kind, Record
 from rm_ray.train.board import BoardWriter
 from rm_ray.train.checkpoint import Checkpointer, RunIdentity, TrainingState
@@ -282,7 +283,12 @@ def run_evaluation(state: WorkerState) -> None:
     add_record(state, "eval", result.metrics)
     if state.engine.rank == 0 and result.samples:
         name = f"step-{step:06d}.json"
-        job.run.write_json(f"{SAMPLES}/{name}", result.samples)
+        keep_trying(
+            lambda: job.run.write_json(f"{SAMPLES}/{name}", result.samples),
+            what="writing samples",
+            patience_s=job.config.checkpoint.storage_patience_s,
+            on_wait=state.heart.beat,
+        )
         if state.board is not None:
             state.board.table(f"{EVAL_SAMPLES}/{name}", result.samples)
     logger.info(
@@ -355,7 +361,12 @@ def export(state: WorkerState) -> str:
         with tempfile.TemporaryDirectory(prefix="rm_ray-export-") as name:
             dtype = getattr(torch, job.config.model.dtype)
             export_model(state.engine.module, weights, job.tokenizer, Path(name), dtype=dtype)
-            job.run.upload(Path(name), EXPORT)
+            keep_trying(
+                lambda: job.run.upload(Path(name), EXPORT),
+                what="copying the model",
+                patience_s=job.config.checkpoint.storage_patience_s,
+                on_wait=state.heart.beat,
+            )
     return job.run.join(EXPORT)
 
 

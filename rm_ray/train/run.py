@@ -50,7 +50,7 @@ def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
         going.startup.end("imports and Ray")
         prepared = prepare(replace(config, cluster=cluster), waits=bool(going.earlier))
         going.startup.end("data and plan")
-        fitted = fit(prepared, config.cluster, going)
+        fitted = fit(prepared, cluster, going)
     from rm_ray.train.finish import finish
 
     return finish(prepared, fitted, going)

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConf
     told = False
     while True:
         try:
-            return _fit(config, ray.cluster_resources())
+            return _fit(config, _resources())
         except InputError as error:
             if not waits:
                 raise
@@ -103,12 +104,22 @@ def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConf
             time.sleep(RETRY_EVERY_S)
 
 
-def can_grow(config: ClusterConfig, num_workers: int) -> bool:
-    """Tell whether the cluster has come to hold more workers than train, and they are wanted."""
+def count_fitting(config: ClusterConfig) -> int:
+    """Return how many workers the cluster would train with now; 0 where it has too little."""
     try:
-        return int(_fit(config, ray.cluster_resources()).num_workers or 0) > num_workers
+        return int(_fit(config, _resources()).num_workers or 0)
     except InputError:
-        return False
+        return 0
+
+
+def _resources() -> Mapping[str, float]:
+    """Return what the machines have that are there to stay."""
+    leaving = ray._private.state.state.get_draining_nodes()
+    total: Counter[str] = Counter()
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeID"] not in leaving:
+            total.update(node["Resources"])
+    return total
 
 
 def _fit(config: ClusterConfig, resources: Mapping[str, float]) -> ClusterConfig:

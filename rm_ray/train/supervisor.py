@@ -154,7 +154,7 @@ def _attempt(
 ) -> dict[str, Any] | None:
     """Run the last of the attempts to its end; return its result if it has one."""
     attempt = attempts[-1]
-    write_attempts(run, attempts)
+    _write(run, attempts)
     reading, writing = os.pipe()
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
@@ -182,7 +182,7 @@ def _attempt(
         for name in changed.keys() - {"result"}:
             setattr(attempt, name, changed[name])
         if attempt.updated - written > WRITE_EVERY_S:
-            write_attempts(run, attempts)
+            _write(run, attempts)
             written = attempt.updated
     signals.process = None
     if attempt.ending == "running":
@@ -190,7 +190,7 @@ def _attempt(
         attempt.cause = f"its driver ended with {_describe_exit(process.returncode)}"
     attempt.updated = time.time()
     _end_orphans(mark)
-    write_attempts(run, attempts)
+    _write(run, attempts)
     return told.get("result")
 
 
@@ -216,6 +216,14 @@ def _told(process: subprocess.Popen[str], reading: int) -> Iterator[dict[str, An
         yield {}
     os.close(reading)
     process.communicate()
+
+
+def _write(run: Storage, attempts: Sequence[Attempt]) -> None:
+    """Keep what is known of the attempts, if the storage lets us."""
+    try:
+        write_attempts(run, attempts)
+    except OSError as error:
+        logger.warning("attempts.json cannot be written now: %s", error)
 
 
 def _describe_exit(status: int) -> str:

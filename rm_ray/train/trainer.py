@@ -23,7 +23,7 @@ from rm_ray.train.board import BoardReader, start_board
 from rm_ray.train.prepare import Prepared, describe_data, in_order
 from rm_ray.train.pulse import Felt
 from rm_ray.train.record import open_record, refuse_other_data
-from rm_ray.train.session import can_grow
+from rm_ray.train.session import count_fitting
 from rm_ray.train.shards import PerRankStreams
 from rm_ray.train.watch import Stuck, Watch
 from rm_ray.train.worker import TrainJob, train_loop_per_worker
@@ -45,7 +45,7 @@ class Fitted:
 def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
     """Run the workers until the last step is trained and the model is exported.
 
-    ``asked`` is the cluster section as it was given, whose number of workers may be a range.
+    ``asked`` is the cluster section before it was fitted: its number of workers may be a range.
 
     Raises:
         InputError, TrainingError: the workers found something that no other attempt can mend.
@@ -77,10 +77,13 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
     workers = f"{num_workers} worker{'s' * (num_workers != 1)}"
     logger.info("starting %s for %d steps", workers, prepared.plan.steps.total)
     going.tell({"num_workers": num_workers})
+    wanted = config.cluster if asked.num_workers is None else asked
     watch = Watch(
         board,
+        num_workers=num_workers,
+        count_fitting=lambda: count_fitting(wanted),
         on_look=lambda felt: going.tell(_describe_pulses(felt)),
-        wants_more=lambda: can_grow(asked, num_workers),
+        on_loss=going.give_up,
     )
     # Ray's own record of checkpoints, cut short by a kill, would end every later attempt.
     prepared.run.delete_file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)

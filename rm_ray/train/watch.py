@@ -21,11 +21,17 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
 
+LOOKS = 3
+"""How often in a row a machine must be seen to have come or gone."""
+
 SILENT_AFTER_S = 30.0
 """A process whose pulse thread says nothing for so long is stopped or has lost its machine."""
 
 STALLED_AFTER_S = 45.0
 """Ranks that go through no micro-batch for so long hang together, unless they were ever slower."""
+
+FIRST_STEP_S = 900.0
+"""How long the first step may take, in which kernels are compiled and ranks are connected."""
 
 SLOWER = 5.0
 """A stall is longer than so many times the longest time that a micro-batch took before."""
@@ -50,7 +56,8 @@ def find_stuck(felt: Sequence[Felt], *, slowest_s: float) -> Stuck | None:
     if silent:
         ranks = ", ".join(f"{one.pulse.rank}" for one in silent)
         return Stuck(ranks=silent, reason=f"rank {ranks} silent for {SILENT_AFTER_S:.0f} s")
-    limit = max(STALLED_AFTER_S, SLOWER * slowest_s)
+    has_stepped = all(one.pulse.startup for one in felt)
+    limit = max(STALLED_AFTER_S, SLOWER * slowest_s) if has_stepped else FIRST_STEP_S
     busy = [one for one in felt if one.pulse.phase in _BUSY]
     if busy and min(one.moved for one in felt) > limit:
         step = max(one.pulse.step for one in busy)
@@ -63,11 +70,21 @@ class Watch(threading.Thread):
     """Looks at the board every other second while workers train."""
 
     def __init__(
-        self, board: Any, *, on_look: Callable[[list[Felt]], None], wants_more: Callable[[], bool]
+        self,
+        board: Any,
+        *,
+        num_workers: int,
+        count_fitting: Callable[[], int],
+        on_look: Callable[[list[Felt]], None],
+        on_loss: Callable[[str], None],
     ) -> None:
-        """Watch; ``on_look`` gets the pulses, ``wants_more`` tells of machines that came."""
+        """Watch ``num_workers``; ``count_fitting`` says for how many the cluster has room.
+
+        ``on_look`` gets the pulses; ``on_loss`` hears of a machine that went before workers began.
+        """
         super().__init__(name="watch", daemon=True)
-        self._board, self._on_look, self._wants_more = board, on_look, wants_more
+        self._board, self._on_look, self._on_loss = board, on_look, on_loss
+        self._num_workers, self._count_fitting = num_workers, count_fitting
         self._ended = threading.Event()
         self.stuck: Stuck | None = None
         """What was found to hang, if anything was."""
@@ -85,19 +102,23 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Look until the attempt ends, or something hangs."""
-        slowest, wanted = 0.0, 0
+        slowest, more, fewer = 0.0, 0, 0
         while not self._ended.wait(LOOK_EVERY_S):
             felt = self._look(patience_s=SILENT_AFTER_S)
+            fitting = self._count_fitting()
+            fewer = fewer + 1 if fitting < self._num_workers and not felt else 0
+            if fewer == LOOKS:
+                self._on_loss("a machine went before the workers began")
             if not felt:
                 continue
             self.stuck = find_stuck(felt, slowest_s=slowest)
             if self.stuck is not None:
                 end_stuck(self.stuck, felt)
                 return
-            if all(one.pulse.phase in _BUSY for one in felt):
+            if all(one.pulse.phase in _BUSY and one.pulse.startup for one in felt):
                 slowest = max(slowest, min(one.moved for one in felt))
-            wanted = wanted + 1 if self._wants_more() else 0
-            if wanted == 3:  # not a moment between two jobs
+            more = more + 1 if fitting > self._num_workers else 0
+            if more == LOOKS:
                 self._board.ask_to_stop.remote("resized")
 
     def _look(self, *, patience_s: float) -> list[Felt]:

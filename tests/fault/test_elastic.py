@@ -110,3 +110,42 @@ def test_a_run_shrinks_and_grows_with_its_cluster(zero_stage: int, tmp_path: Pat
     for mine, other in zip(ours, fixed, strict=True):
         name = f"{mine['kind']}/rm/loss"
         assert mine["metrics"][name] == pytest.approx(other["metrics"][name], rel=1e-3, abs=1e-4)
+
+
+def drain(machines: Machines, *, num_cpus: int) -> None:
+    """Announce that the node with so many CPUs is about to be taken away, as a cloud does."""
+    find = (
+        "import ray; ray.init(log_to_driver=False, logging_level='ERROR');"
+        f"print(*[n['NodeID'] for n in ray.nodes() if n['Resources'].get('CPU') == {num_cpus}])"
+    )
+    environment = os.environ | machines.environment
+    found = subprocess.run(
+        [sys.executable, "-c", find], env=environment, capture_output=True, text=True, check=True
+    )
+    (node,) = found.stdout.split()
+    subprocess.run(
+        [
+            RAY, "drain-node", "--address", environment["RAY_ADDRESS"], "--node-id", node,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot instance",
+            "--deadline-remaining-seconds", "3600",
+        ],
+        env=environment,
+        check=True,
+    )  # fmt: skip
+
+
+def test_a_preemption_notice_leads_to_a_checkpoint(tmp_path: Path) -> None:
+    settings = small_job(tmp_path, "preempted", num_steps=400)
+    settings["cluster"]["num_workers"] = "1-2"
+    settings["checkpoint"]["every_steps"] = 0
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, ExitStack() as stack:
+        machines = Machines(Path(folder))
+        stack.enter_context(machines.node(num_cpus=2, is_head=True))
+        stack.enter_context(machines.node(num_cpus=1))
+        with running(settings, tmp_path / "preempted.log", **machines.environment) as job:
+            job.wait_for_steps_of_attempt(1)
+            drain(machines, num_cpus=1)
+            assert job.process.wait(2 * PATIENCE_S) == 0, job.printed
+        first, second = result(job.folder)["attempts"]
+        assert (first["workers"], first["cause"], second["workers"]) == (2, "preempted", 1)
+        assert second["first_step"] == first["last_step"] > 0

@@ -1,9 +1,12 @@
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,10 +26,13 @@ from rm_ray.train.startup import Startup
 from rm_ray.train.supervisor import (
     _MARK,
     DEATHS_WITHOUT_PROGRESS,
+    LONG_AGO_S,
     LONGEST_DELAY_S,
+    WRITE_EVERY_S,
     _adopting,
     _describe_exit,
     _end_orphans,
+    _refuse_company,
     _Signals,
     _told,
     decide,
@@ -252,10 +258,11 @@ def test_a_line_may_be_longer_than_what_is_read_at_once(start: Start, tmp_path: 
 def test_an_attempt_that_trains_and_falls_silent_is_ended(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(supervisor, "WRITE_EVERY_S", 0.05)
     monkeypatch.setattr(supervisor, "QUIET_FOR_S", 0.2)
     process, reading = telling(start, """echo '{"step": 1}' >&9; trap '' TERM; read never""")
 
-    assert list(_told(process, reading)) == [{"step": 1}]
+    assert list(filter(None, _told(process, reading))) == [{"step": 1}]
     assert process.returncode == -signal.SIGKILL
 
 
@@ -263,12 +270,27 @@ def test_an_attempt_that_trains_and_falls_silent_is_ended(
 def test_an_attempt_that_does_not_train_may_be_silent(
     start: Start, monkeypatch: pytest.MonkeyPatch, last: str
 ):
+    monkeypatch.setattr(supervisor, "WRITE_EVERY_S", 0.02)
     monkeypatch.setattr(supervisor, "QUIET_FOR_S", 0.02)
     script = f"""echo '{last}' >&9; sleep 0.5; echo '{{"cause": "spoke"}}' >&9"""
     process, reading = telling(start, script)
 
-    assert list(_told(process, reading)) == [json.loads(last), {"cause": "spoke"}]
+    assert list(filter(None, _told(process, reading))) == [json.loads(last), {"cause": "spoke"}]
     assert process.returncode == 0
+
+
+def test_an_attempt_that_says_nothing_is_still_heard_of(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor, "WRITE_EVERY_S", 0.02)
+    process, reading = telling(start, "read go")
+    told = _told(process, reading)
+
+    assert [next(told) for _ in range(3)] == [{}, {}, {}]
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    assert list(filter(None, told)) == []
 
 
 STUBBORN = 'trap "" TERM HUP INT; echo $$; exec sleep 60'
@@ -470,7 +492,8 @@ def test_another_command_counts_attempts_on_but_not_their_losses(
         Attempt(number=n, began=0, updated=1, ending="lost", cause="rank 1 died", step=7)
         for n in range(1, DEATHS_WITHOUT_PROGRESS)
     ]
-    write_attempts(run, [*earlier, Attempt(number=DEATHS_WITHOUT_PROGRESS, began=1, updated=9)])
+    killed = Attempt(number=DEATHS_WITHOUT_PROGRESS, began=1, updated=9, step=7)
+    write_attempts(run, [*earlier, killed])
     attempts_do("""
         tell(step=7)
         if task["number"] == 6:
@@ -492,6 +515,62 @@ def test_a_finished_run_is_not_begun_again(config: TrainConfig, run: Storage, at
 
     assert supervise(config, Startup()) == {"steps": 40}
     assert read_attempts(run) == []
+
+
+def running(*, heard_of: float) -> Attempt:
+    return Attempt(number=1, began=heard_of - 60, updated=heard_of)
+
+
+@pytest.mark.parametrize("ago_s", [2 * LONG_AGO_S, -2 * LONG_AGO_S])
+def test_a_command_that_was_heard_of_long_ago_is_not_waited_for(run: Storage, ago_s: float):
+    write_attempts(run, [running(heard_of=time.time() - ago_s)])
+
+    started = time.monotonic()
+    _refuse_company(run)
+
+    assert time.monotonic() - started < 3 * WRITE_EVERY_S
+
+
+def test_a_command_that_ended_a_moment_ago_is_not_waited_for(run: Storage):
+    _refuse_company(run)
+    write_attempts(run, [replace(running(heard_of=time.time()), ending="stopped")])
+
+    started = time.monotonic()
+    _refuse_company(run)
+
+    assert time.monotonic() - started < 3 * WRITE_EVERY_S
+
+
+def test_a_command_that_was_killed_a_moment_ago_is_followed(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor, "WRITE_EVERY_S", 0.05)
+    write_attempts(run, [running(heard_of=time.time())])
+
+    _refuse_company(run)
+
+
+def test_a_second_command_on_a_run_that_is_under_way_is_refused(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor, "WRITE_EVERY_S", 0.05)
+    began, has_ended = time.time(), threading.Event()
+    write_attempts(run, [running(heard_of=began)])
+
+    def write_on() -> None:
+        for count in itertools.count(1):
+            if has_ended.wait(0.01):
+                return
+            write_attempts(run, [running(heard_of=began + count)])
+
+    other = threading.Thread(target=write_on)
+    other.start()
+    try:
+        with pytest.raises(InputError, match="another command is at work on the run in"):
+            _refuse_company(run)
+    finally:
+        has_ended.set()
+        other.join()
 
 
 @pytest.mark.parametrize(
