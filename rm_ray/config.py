@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from rm_ray.errors import InputError
 
@@ -25,10 +26,18 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
         raise InputError(f"{name} must be {rule}, got {value!r}")
 
 
+_SECRET_KEYS = r"key|secret|token|passw|^sig$|signature"
+
+
 def _refuse_password(name: str, uri: str | None, where: str) -> None:
     """Configurations are printed, logged and kept, and so must hold no secret."""
-    if uri is not None and "://" in uri and urlsplit(uri).password:
-        shown = uri.replace(f":{urlsplit(uri).password}@", ":...@")
+    if uri is None or "://" not in uri:
+        return
+    parts = urlsplit(uri)
+    has_user = parts.password or (parts.scheme.startswith("http") and parts.username)
+    secret = [key for key, _ in parse_qsl(parts.query) if re.search(_SECRET_KEYS, key.lower())]
+    if has_user or secret:
+        shown = f"{parts.scheme}://...{parts.hostname or ''}{parts.path}"
         raise InputError(f"{name} must hold no password, got '{shown}'; give it by {where}")
 
 

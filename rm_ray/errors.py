@@ -26,10 +26,11 @@ def find_final_error(error: BaseException | None) -> InputError | TrainingError 
 
 
 class StoppedError(RuntimeError):
-    """An attempt at a run ended with a checkpoint, because it was asked to."""
+    """An attempt at a run ended because it was asked to, with a checkpoint where it could."""
 
-    def __init__(self, reason: str, step: int) -> None:
-        super().__init__(f"{reason} at step {step}")
+    def __init__(self, reason: str, step: int, saved_step: int | None = None) -> None:
+        saved = step if saved_step is None else saved_step
+        super().__init__(f"{reason} at step {step}; its newest checkpoint is of step {saved}")
         self.reason, self.step = reason, step
 
 

@@ -123,6 +123,8 @@ def _run(task: dict[str, Any], going: Going) -> dict[str, Any]:
     except LostError as error:
         what = {"cause": error.cause, "signature": error.signature, "skips": error.skips}
         return {"ending": "lost", **what}
+    except OSError as error:  # a storage or network that fails may work the next time
+        return {"ending": "lost", "cause": repr(error)}
     except Exception as error:  # a bug of ours: told as it is, and tried once more
         traceback.print_exc()
         return {"ending": "lost", "cause": repr(error), "signature": repr(error)}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pyarrow import fs as pafs
+
 from rm_ray.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts.json"
 
@@ -29,8 +34,8 @@ class Attempt:
     skips: int | None = None
     """A step (counted from 0) whose loss was not finite, and which later attempts leave out."""
     num_workers: int = 0
-    first_step: int = 0
-    """Steps that were done when it began to train."""
+    first_step: int | None = None
+    """Steps that were done when it began to train; none where it did not get there."""
     step: int = 0
     """Steps that it got to."""
     startup: dict[str, float] = field(default_factory=dict)
@@ -40,12 +45,16 @@ class Attempt:
     @property
     def seconds(self) -> float:
         """How long it lasted, or has lasted."""
-        return self.updated - self.began
+        return max(self.updated - self.began, 0.0)  # clocks may be set back
 
 
 def read_attempts(run: Storage) -> list[Attempt]:
     """Return the attempts so far; one whose command was lost with it ended when last heard of."""
-    attempts = [Attempt(**entry) for entry in run.read_json(ATTEMPTS) or []]
+    try:
+        attempts = [Attempt(**entry) for entry in run.read_json(ATTEMPTS) or []]
+    except (ValueError, TypeError) as error:
+        logger.warning("%s is unreadable, and begun anew: %s", run.join(ATTEMPTS), error)
+        return []
     for attempt in attempts:
         if attempt.ending == "running":
             attempt.ending, attempt.cause = "lost", "the command was killed, or its machine lost"
@@ -55,6 +64,18 @@ def read_attempts(run: Storage) -> list[Attempt]:
 def write_attempts(run: Storage, attempts: Sequence[Attempt]) -> None:
     """Write all attempts at once."""
     run.write_json(ATTEMPTS, [asdict(attempt) for attempt in attempts])
+
+
+def checkpoint_name(step: int, attempt: int) -> str:
+    """Return a folder's name that no other attempt at the run writes to."""
+    return f"checkpoint_{step:08d}_{attempt:04d}"
+
+
+def list_checkpoints(run: Storage) -> list[str]:
+    """Return the names of all checkpoint folders, whole or not, newest first."""
+    folders = (info for info in run.list() if info.type == pafs.FileType.Directory)
+    names = (info.base_name for info in folders)
+    return sorted((name for name in names if name.startswith("checkpoint_")), reverse=True)
 
 
 def account(attempts: Sequence[Attempt], kept: dict[str, float]) -> dict[str, float]:
@@ -67,7 +88,7 @@ def account(attempts: Sequence[Attempt], kept: dict[str, float]) -> dict[str, fl
     redone = max(spent - sum(kept.values()), 0.0)
     startup = sum(
         # One that was lost before its first step did nothing but start.
-        sum(attempt.startup.values()) if attempt.startup else attempt.seconds
+        sum(attempt.startup.values()) or attempt.seconds - sum(attempt.spent.values())
         for attempt in attempts
     )
     rest = max(total - startup - redone - sum(kept.values()), 0.0)

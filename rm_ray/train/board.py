@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rm_ray.tracking.history import Record
 from rm_ray.tracking.shipping import MetricShipper, Table
@@ -85,7 +86,9 @@ class Board:
 
 def start_board() -> Any:
     """Start a board as an actor beside the driver; what one that dies forgets, history has."""
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
+    return board.options(scheduling_strategy=here).remote()
 
 
 class BoardWriter(logging.Handler):

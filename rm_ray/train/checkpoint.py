@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,17 +24,16 @@ from rm_ray.config import CheckpointConfig
 from rm_ray.errors import TrainingError
 from rm_ray.storage import Storage, keep_trying
 from rm_ray.tracking.history import History
+from rm_ray.train.attempts import checkpoint_name, list_checkpoints
 from rm_ray.train.engine import Engine
 from rm_ray.train.ledger import Ledger
 from rm_ray.train.manifest import (
     MANIFEST,
     FoundCheckpoint,
     Manifest,
-    checkpoint_name,
     choose_kept,
     describe_file,
     find_fault,
-    list_checkpoints,
     rank_by,
     read_manifest,
 )
@@ -89,8 +88,8 @@ class Checkpointer:
         slices = self.engine.slices()
         mine = {part.parameter: part.extent for part in slices}
         files = [name for name, entry in found.manifest.files.items() if _needs(mine, entry)]
+        read_slices(slices, self._opened(found, files))
         with ExitStack() as stack:
-            read_slices(slices, [self._open(stack, found, name) for name in files])
             state = json.loads(self._open(stack, found, STATE).read_text())
             self.engine.restored(state["optimizer_updates"])
             rng = _rng_name(self.engine.rank)
@@ -113,15 +112,18 @@ class Checkpointer:
         folder = staging_folder(self.run_key) / f"rank-{self.engine.rank}" / name
         entries, fault = self._stage(folder, state, identity)
         parts = gather_objects((entries, fault))
-        faults = [fault for _, fault in parts if fault is not None]
         manifest = Manifest(
             step=state.progress.step,
             plan_fingerprint=identity.plan_fingerprint,
             metrics=metrics,
             files={file: entry for entries, _ in parts for file, entry in entries.items()},
         )
+        if all(fault is None for _, fault in parts):
+            fault = self._seal(folder, manifest)
+        faults = [fault for fault in gather_objects(fault) if fault is not None]
         if faults:
             shutil.rmtree(folder, ignore_errors=True)
+            folder.with_suffix(STAGED).unlink(missing_ok=True)
             self.num_failed += 1
             logger.warning(
                 "there is no checkpoint of step %d, and training goes on: %s",
@@ -130,9 +132,6 @@ class Checkpointer:
             )
             return waited
         self._prune()  # that all ranks are here means that the one before is whole
-        if self.engine.rank == 0:
-            (folder / MANIFEST).write_text(manifest.to_json())
-        folder.with_suffix(STAGED).touch()
         done = threading.Event()
         self._in_flight = (FoundCheckpoint(name=name, manifest=manifest), done)
         ray.train.report(
@@ -166,6 +165,11 @@ class Checkpointer:
     def last(self) -> str | None:
         """The newest checkpoint in the run's folder."""
         return self.run.join(max(f.name for f in self._whole)) if self._whole else None
+
+    @property
+    def last_step(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none."""
+        return max((found.manifest.step for found in self._whole), default=0)
 
     @property
     def best(self) -> str | None:
@@ -202,12 +206,25 @@ class Checkpointer:
             entries = {name: describe_file(folder / name) for name in names}
             entries[slices]["extents"] = list_extents(folder / slices)
         except (OSError, SafetensorError) as error:
-            free = shutil.disk_usage(tempfile.gettempdir()).free
-            return {}, (
-                f"rank {engine.rank} cannot write to {folder} ({error}; {free / 1e9:.2f} GB are "
-                "free there). Free some space, or set TMPDIR to a larger disk"
-            )
+            return {}, self._describe_full(folder, error)
         return entries, None
+
+    def _seal(self, folder: Path, manifest: Manifest) -> str | None:
+        """Add the manifest and the mark that says that all is staged; return what went wrong."""
+        try:
+            if self.engine.rank == 0:
+                (folder / MANIFEST).write_text(manifest.to_json())
+            folder.with_suffix(STAGED).touch()
+        except OSError as error:
+            return self._describe_full(folder, error)
+        return None
+
+    def _describe_full(self, folder: Path, error: Exception) -> str:
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        return (
+            f"rank {self.engine.rank} cannot write to {folder} ({error}; {free / 1e9:.2f} GB are "
+            "free there). Free some space, or set TMPDIR to a larger disk"
+        )
 
     def _upload(self, local: Path, name: str, done: threading.Event) -> ray.train.Checkpoint:
         """Copy this rank's part; runs in a thread of Ray's."""
@@ -251,6 +268,12 @@ class Checkpointer:
             for name, manifest in manifests.items()
             if manifest is not None and find_fault(self.run, name, manifest, shares=0) is None
         ]
+
+    def _opened(self, found: FoundCheckpoint, files: Iterable[str]) -> Iterator[Path]:
+        """Give one file after another, so that no more than one copy lies on this machine."""
+        for file in files:
+            with self.run.local_copy(f"{found.name}/{file}") as path:
+                yield path
 
     def _open(self, stack: ExitStack, found: FoundCheckpoint, file: str) -> Path:
         return stack.enter_context(self.run.local_copy(f"{found.name}/{file}"))

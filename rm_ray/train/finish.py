@@ -114,7 +114,7 @@ def _describe_not_finite(prepared: Prepared, found: dict[str, Any]) -> str:
     ids = [table.pair_id(pair) for pair in found["pairs"]]
     shown = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
     return (
-        f"the loss or gradient of step {found['step']} is not a finite number; pairs at fault: "
+        f"the loss or gradient of step {found['step'] + 1} is not a finite number; pairs at fault: "
         f"{shown}"
     )
 

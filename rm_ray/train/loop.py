@@ -73,6 +73,8 @@ class WorkerState:
     """Seconds that the step at hand waited for its data."""
     steps_here: int = 0
     """Steps taken in this attempt."""
+    checkpoint_wait: float = 0.0
+    """Seconds that saves of this attempt waited for the checkpoint before to be copied."""
     evaluated_at: int = -1
     clock: float = field(default_factory=time.monotonic)
     """When ``progress.seconds`` was last brought up to date."""
@@ -93,6 +95,7 @@ def train(
     state = build_state(job, heart, board)
     try:
         restore(state, found)
+        heart.first_step = state.progress.step
         job.startup.end("model")
         for micro_batches in train_stream(state, steps):
             if state.progress.step in job.skipped:
@@ -156,7 +159,6 @@ def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
     if found is None:
         return
     run = state.job.run
-    state.heart.first_step = found.manifest.step
     restored = state.checkpointer.load(found)
     state.progress, state.history = restored.progress, restored.history
     if state.engine.rank == 0:
@@ -244,6 +246,7 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
         **state.throughput.metrics(measured.pairs, seconds=seconds, waited=state.waited),
         "perf/goodput": progress.spent["steps"] / (time.time() - state.job.run_began),
         "perf/checkpoint_seconds": progress.spent.get("checkpoints", 0.0),
+        "perf/checkpoint_wait_seconds": state.checkpoint_wait,
     }
     add_record(state, "train", metrics)
     if state.board is not None:
@@ -321,7 +324,8 @@ def add_record(state: WorkerState, kind: Kind, metrics: dict[str, float]) -> Non
 def save(state: WorkerState) -> None:
     """Checkpoint the whole training state, with the metrics that say how good it is."""
     job = state.job
-    if (job.config.checkpoint.keep_best_by or "").startswith("eval/"):
+    metric = job.config.checkpoint.keep_best_by or ""
+    if metric.startswith("eval/") and not state.is_stopping:  # which is not the time to evaluate
         run_evaluation(state)
     started = time.monotonic()
     state.heart.enter("saving", state.progress.step)
@@ -337,7 +341,7 @@ def save(state: WorkerState) -> None:
         num_skipped=len(job.skipped),
     )
     metrics = {**state.history.last("train"), **state.history.last("eval")}
-    state.checkpointer.save(training, identity, metrics)
+    state.checkpoint_wait += state.checkpointer.save(training, identity, metrics)
     spend(state, "checkpoints", time.monotonic() - started)
 
 
@@ -346,7 +350,8 @@ def stop(state: WorkerState) -> dict[str, Any]:
     state.checkpointer.finish()
     reasons = state.engine.gather_objects(state.heart.reason_to_stop)
     reason = next(reason for reason in reasons if reason is not None)
-    return {"stopped": {"reason": reason, "step": state.progress.step}}
+    saved = state.checkpointer.last_step
+    return {"stopped": {"reason": reason, "step": state.progress.step, "saved_step": saved}}
 
 
 def export(state: WorkerState) -> str:

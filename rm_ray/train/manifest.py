@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pyarrow import fs as pafs
 
 from rm_ray.errors import InputError
 from rm_ray.storage import Storage
+from rm_ray.train.attempts import list_checkpoints
 from rm_ray.train.ranks import gather_objects
 
 logger = logging.getLogger(__name__)
@@ -49,18 +51,6 @@ class FoundCheckpoint:
     manifest: Manifest
 
 
-def checkpoint_name(step: int, attempt: int) -> str:
-    """Return a folder's name that no other attempt at the run writes to."""
-    return f"checkpoint_{step:08d}_{attempt:04d}"
-
-
-def list_checkpoints(run: Storage) -> list[str]:
-    """Return the names of all checkpoint folders, whole or not, newest first."""
-    folders = (info for info in run.list() if info.type == pafs.FileType.Directory)
-    names = (info.base_name for info in folders)
-    return sorted((name for name in names if name.startswith("checkpoint_")), reverse=True)
-
-
 def describe_file(path: Path) -> dict[str, Any]:
     """Return size and SHA-256 of a file."""
     with path.open("rb") as file:
@@ -68,10 +58,14 @@ def describe_file(path: Path) -> dict[str, Any]:
 
 
 def read_manifest(run: Storage, name: str) -> Manifest | None:
-    """Return a checkpoint's manifest; None where it is missing or unreadable."""
+    """Return a checkpoint's manifest; None where it is missing or not one.
+
+    Raises:
+        OSError: the storage does not answer, which says nothing of the checkpoint.
+    """
     try:
         return Manifest(**json.loads(run.read_text(f"{name}/{MANIFEST}")))
-    except (OSError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
@@ -110,6 +104,7 @@ def find_checkpoint(
 
     Raises:
         InputError: the checkpoint belongs to other data.
+        OSError: the storage does not answer.
     """
     gather_objects(None)  # no machine is still bringing what it had staged
     for name in gather_objects(list_checkpoints(run) if rank == 0 else [])[0]:
@@ -145,7 +140,12 @@ def choose_kept(
 def rank_by(whole: Sequence[FoundCheckpoint], metric: str) -> list[FoundCheckpoint]:
     """Return the best by a metric first; of equals, in the order given."""
     sign = 1 if metric.endswith("/loss") else -1
-    return sorted(whole, key=lambda found: sign * found.manifest.metrics[metric])
+
+    def rank(found: FoundCheckpoint) -> float:
+        value = found.manifest.metrics.get(metric, math.nan)
+        return sign * value if math.isfinite(value) else math.inf
+
+    return sorted(whole, key=rank)
 
 
 def _sha256(stream: BinaryIO | pafs.NativeFile) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from rm_ray.config import Layout, TrainConfig
+from rm_ray.config import ClusterConfig, Layout, TrainConfig
 from rm_ray.data.plan import Plan, PlanSettings, Steps
 from rm_ray.data.token_cache import TokenCache, build_token_cache
 from rm_ray.data.token_table import open_table
@@ -20,6 +20,7 @@ from rm_ray.model.reward_model import attention_weight, check_architecture
 from rm_ray.storage import Storage
 from rm_ray.tracking.target import MlflowTarget
 from rm_ray.train.optimizer import learning_rate_schedule
+from rm_ray.train.record import RUN
 from rm_ray.train.session import fit_to_cluster
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,14 @@ class Prepared:
         return kept + self.refused
 
 
+def _as_it_began(config: TrainConfig, run: Storage) -> ClusterConfig:
+    """Stay with GPUs once a run has begun on them, so that it waits where they are gone."""
+    record = run.read_json(RUN)
+    if record is None or config.cluster.use_gpu is not None:
+        return config.cluster
+    return replace(config.cluster, use_gpu=record["config"]["cluster"]["use_gpu"])
+
+
 def prepare(config: TrainConfig, *, waits: bool = False) -> Prepared:
     """Check everything that can be checked, and tokenise what has not been yet.
 
@@ -87,14 +96,14 @@ def prepare(config: TrainConfig, *, waits: bool = False) -> Prepared:
     Raises:
         InputError: something given cannot be trained on.
     """
-    config = replace(config, cluster=fit_to_cluster(config.cluster, waits=waits))
+    storage = Storage.open(config.run.storage_path)
+    cluster = _as_it_began(config, storage.folder(config.run.name))
+    config = replace(config, cluster=fit_to_cluster(cluster, waits=waits))
     if config.model.liger == "on" and not config.cluster.use_gpu:
         raise InputError(
             "model.liger is 'on', but Liger's Triton kernels need a GPU and the workers have none; "
             "use 'auto' or 'off'"
         )
-    storage = Storage.open(config.run.storage_path)
-    storage.check_writable()
     if config.mlflow.tracking_uri is None and not storage.is_local:
         raise InputError(
             f"mlflow.tracking_uri is not set, and its default, an SQLite file in run.storage_path, "

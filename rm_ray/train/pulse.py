@@ -29,8 +29,8 @@ class Pulse:
     """Goes up with every micro-batch."""
     stack: str
     """Where its training thread is."""
-    first_step: int = 0
-    """Steps that were done when this attempt began."""
+    first_step: int | None = None
+    """Steps that were done when this attempt began to train; none before that."""
     startup: dict[str, float] = field(default_factory=dict)
     """Seconds until its first step, by phase; empty before it."""
     spent: dict[str, float] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Heart(threading.Thread):
         self._ended = threading.Event()
         self._phase: Phase = "starting"
         self._step, self._num_beats = 0, 0
-        self.first_step = 0
+        self.first_step: int | None = None
         self.startup: dict[str, float] = {}
         self.spent: dict[str, float] = {}
         self.reason_to_stop: str | None = None

@@ -37,18 +37,20 @@ def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
     """
     going = going or Going()
     storage = Storage.open(config.run.storage_path)
-    storage.check_writable()
+    if not going.earlier:  # later it may fail for a while
+        storage.check_writable()
     run = storage.folder(config.run.name)
     refuse_other_config(run, config)
     if (result := run.read_json(RESULT)) is not None:
         logger.info("run '%s' is finished; give another --run.name to train anew", config.run.name)
         return dict(result)
-    with ray_cluster(config.cluster, imports=_HEAVY) as cluster:
+    again = bool(going.earlier)
+    with ray_cluster(config.cluster, imports=_HEAVY, again=again) as cluster:
         from rm_ray.train.prepare import prepare
         from rm_ray.train.trainer import fit
 
         going.startup.end("imports and Ray")
-        prepared = prepare(replace(config, cluster=cluster), waits=bool(going.earlier))
+        prepared = prepare(replace(config, cluster=cluster), waits=again)
         going.startup.end("data and plan")
         fitted = fit(prepared, cluster, going)
     from rm_ray.train.finish import finish

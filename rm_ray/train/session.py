@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from dataclasses import replace
 import ray
 
 from rm_ray.config import ClusterConfig
-from rm_ray.errors import InputError
+from rm_ray.errors import InputError, LostError
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +22,9 @@ RETRY_EVERY_S = 2.0
 
 
 @contextmanager
-def ray_cluster(config: ClusterConfig, *, imports: Sequence[str] = ()) -> Iterator[ClusterConfig]:
+def ray_cluster(
+    config: ClusterConfig, *, imports: Sequence[str] = (), again: bool = False
+) -> Iterator[ClusterConfig]:
     """Use the running Ray, the one at RAY_ADDRESS (as inside a Ray job), or a local one.
 
     The modules named in ``imports`` are imported while Ray starts. Gives the config back, with
@@ -31,13 +32,14 @@ def ray_cluster(config: ClusterConfig, *, imports: Sequence[str] = ()) -> Iterat
 
     Raises:
         InputError: there is no Ray at the address.
+        LostError: there is none, and ``again`` says that there was.
     """
     if ray.is_initialized():
         yield config
         return
     with ThreadPoolExecutor(thread_name_prefix="imports") as pool:
         imported = pool.submit(lambda: [importlib.import_module(name) for name in imports])
-        config = _start(config)
+        config = _start(config, again=again)
         imported.result()
     _quiet_ray_data()
     try:
@@ -46,7 +48,7 @@ def ray_cluster(config: ClusterConfig, *, imports: Sequence[str] = ()) -> Iterat
         ray.shutdown()
 
 
-def _start(config: ClusterConfig) -> ClusterConfig:
+def _start(config: ClusterConfig, *, again: bool) -> ClusterConfig:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths stay what they are
     address = os.environ.get("RAY_ADDRESS")
@@ -56,6 +58,8 @@ def _start(config: ClusterConfig) -> ClusterConfig:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
+            if again:
+                raise LostError(f"Ray at '{address}' does not answer ({reason})") from None
             raise InputError(
                 f"there is no Ray cluster to use at RAY_ADDRESS '{address}' ({reason}); start one "
                 "with 'ray start --head', or unset RAY_ADDRESS to train on this machine alone"
@@ -94,7 +98,7 @@ def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConf
     told = False
     while True:
         try:
-            return _fit(config, _resources())
+            return _fit(config, _machines())
         except InputError as error:
             if not waits:
                 raise
@@ -105,39 +109,49 @@ def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConf
 
 
 def count_fitting(config: ClusterConfig) -> int:
-    """Return how many workers the cluster would train with now; 0 where it has too little."""
+    """Return how many workers the cluster would train with now; 0 where it has too little.
+
+    Raises:
+        ConnectionError: the cluster does not answer.
+    """
     try:
-        return int(_fit(config, _resources()).num_workers or 0)
+        return int(_fit(config, _machines()).num_workers or 0)
     except InputError:
         return 0
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise ConnectionError(str(error)) from error
 
 
-def _resources() -> Mapping[str, float]:
-    """Return what the machines have that are there to stay."""
+def _machines() -> list[dict[str, float]]:
+    """Return the resources of each machine that is there to stay."""
+    # Ray tells of machines that are about to go nowhere else.
     leaving = ray._private.state.state.get_draining_nodes()
-    total: Counter[str] = Counter()
-    for node in ray.nodes():
-        if node["Alive"] and node["NodeID"] not in leaving:
-            total.update(node["Resources"])
-    return total
+    return [
+        node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving
+    ]
 
 
-def _fit(config: ClusterConfig, resources: Mapping[str, float]) -> ClusterConfig:
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    use_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
-    least, most = config.worker_bounds or (max(gpus, 1) if use_gpu else 1,) * 2
-    has = f"the cluster has {gpus} GPUs and {cpus} CPUs"
-    if use_gpu and least > gpus:
+def _fit(config: ClusterConfig, machines: Sequence[Mapping[str, float]]) -> ClusterConfig:
+    gpus = [int(machine.get("GPU", 0)) for machine in machines]
+    cpus = [int(machine.get("CPU", 0)) for machine in machines]
+    use_gpu = sum(gpus) > 0 if config.use_gpu is None else config.use_gpu
+    least, most = config.worker_bounds or (max(sum(gpus), 1) if use_gpu else 1,) * 2
+    has = f"the cluster has {sum(gpus)} GPUs and {sum(cpus)} CPUs"
+    if use_gpu and least > sum(gpus):
         raise InputError(
             f"cluster.num_workers is {least} with one GPU each, but {has}; ask for fewer "
             "workers, or train on CPUs with --cluster.use_gpu False"
         )
-    fitting = (cpus - 1) // config.cpus_per_worker  # Ray Data needs one
+    places = [count // config.cpus_per_worker for count in cpus]
+    if use_gpu:
+        places = [min(place, count) for place, count in zip(places, gpus, strict=True)]
+    spare = sum(cpus) - 1  # Ray Data needs one
+    fitting = min(sum(places), spare // config.cpus_per_worker)
     if least > fitting:
         raise InputError(
             f"cluster.num_workers x cluster.cpus_per_worker is {least} x "
             f"{config.cpus_per_worker}, and Ray Data needs 1 CPU beside them: "
-            f"{least * config.cpus_per_worker + 1} CPUs, but {has}; ask for fewer"
+            f"{least * config.cpus_per_worker + 1} CPUs, each worker's on one machine, but {has}; "
+            "ask for fewer"
         )
-    num_workers = min(most, fitting, gpus if use_gpu else most)
-    return replace(config, num_workers=num_workers, use_gpu=use_gpu)
+    return replace(config, num_workers=min(most, fitting), use_gpu=use_gpu)

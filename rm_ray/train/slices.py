@@ -65,7 +65,7 @@ def read_slices(slices: Sequence[Slice], paths: Iterable[Path]) -> None:
     Raises:
         ValueError: the files do not hold the whole of a slice.
     """
-    missing = {(part.parameter, part.start): len(part.tensors["weight"]) for part in slices}
+    read: dict[tuple[str, int], list[Extent]] = {(p.parameter, p.start): [] for p in slices}
     for path in paths:
         extents = list_extents(path)
         with safe_open(path, framework="pt") as file:
@@ -78,9 +78,18 @@ def read_slices(slices: Sequence[Slice], paths: Iterable[Path]) -> None:
                     for kind, tensor in part.tensors.items():
                         stored = file.get_slice(f"{kind}/{first}/{part.parameter}")
                         tensor[low - start : high - start].copy_(stored[low - first : high - first])
-                    missing[part.parameter, part.start] -= high - low
-    short = [parameter for (parameter, _), length in missing.items() if length]
+                    read[part.parameter, part.start].append((low, high))
+    short = [p.parameter for p in slices if not _covers(read[p.parameter, p.start], p)]
     if short:
         raise ValueError(
             f"the checkpoint does not hold the whole of {', '.join(sorted(set(short)))}"
         )
+
+
+def _covers(read: Iterable[Extent], part: Slice) -> bool:
+    """Tell whether the extents leave nothing of a slice out."""
+    start, end = part.extent
+    for low, high in sorted(read):
+        if low <= start:
+            start = max(start, high)
+    return start >= end

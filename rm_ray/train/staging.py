@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from rm_ray.storage import Storage
@@ -14,7 +16,7 @@ STAGED = ".staged"
 
 def staging_folder(run_key: str) -> Path:
     """Return where this machine keeps a run's checkpoints until they are in the run's folder."""
-    return Path(tempfile.gettempdir()) / "rm_ray-staging" / run_key
+    return Path(tempfile.gettempdir()) / f"rm_ray-{os.getuid()}" / "staging" / run_key
 
 
 def rescue_staged(run: Storage, run_key: str) -> None:
@@ -24,6 +26,6 @@ def rescue_staged(run: Storage, run_key: str) -> None:
     """
     staging = staging_folder(run_key)
     for mark in sorted(staging.glob(f"rank-*/*{STAGED}")):
-        if mark.with_suffix("").exists():
+        with suppress(FileNotFoundError):  # copied already, or by another that shares the folder
             run.upload(mark.with_suffix(""), mark.stem)
     shutil.rmtree(staging, ignore_errors=True)

@@ -14,9 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +24,13 @@ import psutil
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError, StoppedError, TrainingError
 from rm_ray.storage import Storage
-from rm_ray.train.attempts import ATTEMPTS, Attempt, read_attempts, write_attempts
+from rm_ray.train.attempts import (
+    ATTEMPTS,
+    Attempt,
+    list_checkpoints,
+    read_attempts,
+    write_attempts,
+)
 from rm_ray.train.record import RESULT, refuse_other_config
 from rm_ray.train.startup import Startup
 
@@ -34,7 +39,7 @@ logger = logging.getLogger(__name__)
 STOPPED = ("interrupted", "terminated")
 """Reasons to stop that end the command; after others, such as a resize, the run goes on."""
 
-DEATHS_WITHOUT_PROGRESS = 5
+DEATHS_WITHOUT_PROGRESS = 8
 """Attempts in a row that may be lost to the death of a process without getting further."""
 
 QUIET_FOR_S = 120.0
@@ -46,9 +51,6 @@ WRITE_EVERY_S = 5.0
 
 LONG_AGO_S = 600.0
 """A command last heard of before that is not waited for, also where clocks differ somewhat."""
-
-_MARK = "RM_RAY_ATTEMPT"
-"""Environment variable by which all processes of an attempt on this machine are known."""
 
 
 def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
     began = startup.began
     with _adopting(), _Signals() as signals:
         while True:
-            attempts.append(Attempt(number=len(attempts) + 1, began=began, updated=began))
+            attempts.append(Attempt(number=_next_number(run, attempts), began=began, updated=began))
             result = _attempt(config, run, attempts, signals)
             latest = attempts[-1]
             if result is not None:
@@ -82,11 +84,17 @@ def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
                 "attempt %d ended at step %d: %s; %s",
                 latest.number,
                 latest.step,
-                latest.cause.strip().splitlines()[0],
+                (latest.cause.strip() or "for no known cause").splitlines()[0],
                 "going on" if delay == 0 else f"trying again in {delay:.0f} s",
             )
-            signals.sleep(delay)
+            signals.sleep(delay, step=latest.step)
             began = time.time()
+
+
+def _next_number(run: Storage, attempts: Sequence[Attempt]) -> int:
+    """Return a number that no attempt had, also one of which only its checkpoints are known."""
+    marked = [int(name.rpartition("_")[2]) for name in list_checkpoints(run)]
+    return 1 + max([*marked, *(attempt.number for attempt in attempts)], default=0)
 
 
 def _refuse_company(run: Storage) -> None:
@@ -131,11 +139,7 @@ def decide(attempts: Sequence[Attempt]) -> float:
         return 0.0
     if latest.skips is not None:
         return 0.0
-    lost = []
-    for attempt in reversed(attempts):
-        if attempt.ending != "lost" or attempt.step != latest.step:
-            break
-        lost.append(attempt)
+    lost = _lost_without_progress(attempts)
     if latest.signature and latest.signature in {attempt.signature for attempt in lost[1:]}:
         raise TrainingError(
             f"the same error came twice at step {latest.step}, so it is no accident:\n"
@@ -149,6 +153,22 @@ def decide(attempts: Sequence[Attempt]) -> float:
     return 0.0 if len(lost) == 1 else min(2.0 ** (len(lost) - 1), LONGEST_DELAY_S)
 
 
+def _lost_without_progress(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Return the lost attempts since the run got further than ever, the latest first.
+
+    An attempt's step is a reading a second or two old, so errors of one step differ a little in it.
+    """
+    lost: list[Attempt] = []
+    for i in reversed(range(len(attempts))):
+        if attempts[i].ending != "lost":
+            break
+        lost.append(attempts[i])
+        begun = [earlier.first_step or 0 for earlier in attempts[:i]]
+        if (attempts[i].first_step or 0) > max(begun, default=0):
+            break
+    return lost
+
+
 def _attempt(
     config: TrainConfig, run: Storage, attempts: list[Attempt], signals: _Signals
 ) -> dict[str, Any] | None:
@@ -156,24 +176,22 @@ def _attempt(
     attempt = attempts[-1]
     _write(run, attempts)
     reading, writing = os.pipe()
-    mark = uuid.uuid4().hex
+    others = psutil.Process().children()
     process = subprocess.Popen(
         [sys.executable, "-m", "rm_ray.train.attempt", str(writing)],
         stdin=subprocess.PIPE,
         pass_fds=[writing],
         start_new_session=True,  # a signal from the terminal reaches only the supervisor
         text=True,
-        env=os.environ | {_MARK: mark},
     )
     os.close(writing)
-    signals.process = process
     task = {
         "config": config.to_json(),
         "number": attempt.number,
         "began": attempt.began,
         "earlier": [asdict(earlier) for earlier in attempts[:-1]],
     }
-    signals.say(json.dumps(task))
+    signals.watch_over(process, json.dumps(task))
     told: dict[str, Any] = {}
     written = 0.0
     for changed in _told(process, reading):
@@ -189,7 +207,7 @@ def _attempt(
         attempt.ending = "lost"
         attempt.cause = f"its driver ended with {_describe_exit(process.returncode)}"
     attempt.updated = time.time()
-    _end_orphans(mark)
+    _end_orphans(others)
     _write(run, attempts)
     return told.get("result")
 
@@ -250,16 +268,14 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def say(self, line: str) -> None:
-        """Write a line to the attempt."""
-        assert self.process is not None and self.process.stdin is not None
-        try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended, which is seen elsewhere
+    def watch_over(self, process: subprocess.Popen[str], task: str) -> None:
+        """Give an attempt its task, and from now on pass the signals on, also one that came."""
+        _say(process, task)
+        self.process = process
+        if self._reason is not None:
+            _say(process, self._reason)
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float, *, step: int) -> None:
         """Wait between attempts.
 
         Raises:
@@ -269,7 +285,7 @@ class _Signals:
         while time.monotonic() < end and self._reason is None:
             time.sleep(0.1)
         if self._reason is not None:
-            raise StoppedError(self._reason, 0)
+            raise StoppedError(self._reason, step)
 
     def _on_signal(self, number: int, _: object) -> None:
         again = self._reason is not None
@@ -280,7 +296,17 @@ class _Signals:
             self.process.kill()
         else:
             logger.warning("saving a checkpoint, and stopping; a second signal stops at once")
-            self.say(self._reason)
+            _say(self.process, self._reason)
+
+
+def _say(process: subprocess.Popen[str], line: str) -> None:
+    """Write a line to an attempt."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # it has ended, which is seen elsewhere
 
 
 @contextmanager
@@ -297,20 +323,22 @@ def _adopting() -> Iterator[None]:
         process_control(set_child_subreaper, 0, 0, 0, 0)
 
 
-def _end_orphans(mark: str, patience_s: float = 1.0) -> None:
+def _end_orphans(others: Sequence[psutil.Process]) -> None:
     """End what an attempt left running on this machine: its own Ray, where it started one.
 
-    Ray's processes end by themselves once init is their parent, which it is not here.
+    Those are the children that this process had not before, and theirs: what is left without its
+    parent becomes a child here, where Ray's processes would end by themselves under init.
     """
-    left = [process for process in psutil.Process().children(recursive=True) if _has(process, mark)]
-    _, alive = psutil.wait_procs(left, timeout=patience_s)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=10)
+    while orphans := [child for child in psutil.Process().children() if child not in others]:
+        left = [below for orphan in orphans for below in _tree(orphan)]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
 
 
-def _has(process: psutil.Process, mark: str) -> bool:
+def _tree(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return bool(process.environ().get(_MARK) == mark)
-    except psutil.Error:
-        return False  # it has ended
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.train
@@ -27,9 +27,6 @@ from rm_ray.train.session import count_fitting
 from rm_ray.train.shards import PerRankStreams
 from rm_ray.train.watch import Stuck, Watch
 from rm_ray.train.worker import TrainJob, train_loop_per_worker
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +93,11 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
             lost = f"Ray lost it ({type(error).__name__}: {error})"
             cause = watch.stuck.reason if watch.stuck else lost
             raise LostError(cause) from error
+    going.tell({})  # no more pulses
     outcome = dict(result.return_value or {})
     if "stopped" in outcome:
         shipper.close()
-        raise StoppedError(outcome["stopped"]["reason"], outcome["stopped"]["step"])
+        raise StoppedError(**outcome["stopped"])
     return Fitted(outcome=outcome, shipper=shipper)
 
 
@@ -136,7 +134,9 @@ def _trainer(prepared: Prepared, job: TrainJob) -> TorchTrainer:
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
             # The supervisor starts again, and the workers know which checkpoints are whole.
-            failure_config=ray.train.FailureConfig(max_failures=0, max_preemption_failures=0),
+            failure_config=ray.train.FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=3
+            ),
         ),
         datasets=streams,
         dataset_config=PerRankStreams(),
@@ -157,7 +157,9 @@ def _explain(error: ray.train.TrainingFailedError, stuck: Stuck | None) -> Excep
     for rank, failure in sorted(failures.items()):
         if not any(name in str(failure) for name in _CONNECTIONS):
             cause = f"rank {rank} failed: {_last_line(failure)}\n{failure}"
-            return LostError(cause, signature=_last_line(failure))
+            # A storage or network that fails may work the next time.
+            is_outside = isinstance(getattr(failure, "_base_exc", failure), OSError)
+            return LostError(cause, signature="" if is_outside else _last_line(failure))
     if failures:
         return LostError("the ranks lost one another")
     return LostError(f"Ray Train failed: {error}")

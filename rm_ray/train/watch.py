@@ -6,8 +6,8 @@ import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,11 @@ def find_stuck(felt: Sequence[Felt], *, slowest_s: float) -> Stuck | None:
     return None
 
 
+def is_steady(felt: Sequence[Felt]) -> bool:
+    """Tell whether all ranks go through micro-batches, and have done so for a step."""
+    return all(one.pulse.phase in _BUSY and one.pulse.startup for one in felt)
+
+
 class Watch(threading.Thread):
     """Looks at the board every other second while workers train."""
 
@@ -102,10 +107,13 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Look until the attempt ends, or something hangs."""
-        slowest, more, fewer = 0.0, 0, 0
+        slowest, before, more, fewer = 0.0, 0.0, 0, 0
         while not self._ended.wait(LOOK_EVERY_S):
             felt = self._look(patience_s=SILENT_AFTER_S)
-            fitting = self._count_fitting()
+            try:
+                fitting = self._count_fitting()
+            except ConnectionError:
+                continue
             fewer = fewer + 1 if fitting < self._num_workers and not felt else 0
             if fewer == LOOKS:
                 self._on_loss("a machine went before the workers began")
@@ -115,8 +123,10 @@ class Watch(threading.Thread):
             if self.stuck is not None:
                 end_stuck(self.stuck, felt)
                 return
-            if all(one.pulse.phase in _BUSY and one.pulse.startup for one in felt):
-                slowest = max(slowest, min(one.moved for one in felt))
+            still = min(one.moved for one in felt)
+            if still < before:  # what was slow has ended
+                slowest = max(slowest, before)
+            before = still if is_steady(felt) else 0.0
             more = more + 1 if fitting > self._num_workers else 0
             if more == LOOKS:
                 self._board.ask_to_stop.remote("resized")
@@ -146,18 +156,19 @@ def end_stuck(stuck: Stuck, felt: Sequence[Felt]) -> None:
             one.felt,
             pulse.stack.rstrip(),
         )
+    kill = ray.remote(num_cpus=0, max_retries=0)(_kill)
+    killed = []
     for one in stuck.ranks:
         there = NodeAffinitySchedulingStrategy(one.pulse.node_id, soft=False)
-        kill = ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=there)
-        try:
-            ray.get(kill.remote(one.pulse.pid), timeout=SILENT_AFTER_S)
-        except ray.exceptions.RayError as error:
-            logger.warning("rank %d cannot be ended: %s", one.pulse.rank, type(error).__name__)
+        killed.append(kill.options(scheduling_strategy=there).remote(one.pulse.pid))
+    done, _ = ray.wait(killed, num_returns=len(killed), timeout=SILENT_AFTER_S)
+    if len(done) < len(killed):
+        logger.warning("%d ranks cannot be reached to end them", len(killed) - len(done))
 
 
 def _kill(pid: int) -> None:
     """End a worker of Ray Train on this machine, also one that is stopped."""
     command = Path(f"/proc/{pid}/cmdline")
     if not command.exists() or b"RayTrainWorker" in command.read_bytes():
-        os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

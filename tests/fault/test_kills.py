@@ -99,13 +99,13 @@ def test_a_signal_is_answered_with_a_checkpoint(quiet: Path, number: int, status
     settings, log = job_like(quiet, name), quiet.parent / f"{name}.log"
     settings["checkpoint"]["every_steps"] = 0
     with running(settings, log) as job:
-        job.wait_for(lambda: "step 1" in job.printed, "the first steps")
+        job.wait_for_steps_of_attempt(1)
         job.process.send_signal(number)
         asked = time.monotonic()
         assert job.wait() == status, job.printed
         assert time.monotonic() - asked < 25
         (saved,) = job.checkpoints()
-        stopped = re.search(r"ed at step (\d+); the same command goes on from there", job.printed)
+        stopped = re.search(r"ed at step (\d+); its newest checkpoint is of step \1;", job.printed)
         assert stopped is not None
         assert f"{int(stopped[1]):08d}" in saved.name
     with running(settings, log) as job:
