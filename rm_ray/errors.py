@@ -21,7 +21,8 @@ def find_final_error(error: BaseException | None) -> InputError | TrainingError 
             return InputError(str(error.args[0]).split("\n")[0])  # Ray Data adds lines
         if isinstance(error, TrainingError):
             return TrainingError(str(error.args[0]))
-        error = getattr(error, "cause", None) or error.__cause__
+        inside = (getattr(error, name, None) for name in ("_base_exc", "cause", "__cause__"))
+        error = next((found for found in inside if found is not None), None)
     return None
 
 

@@ -69,8 +69,9 @@ class Heart(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop, without a last pulse."""
+        """Send a last pulse, with the step that was got to, and stop."""
         self._ended.set()
+        self._send(patience_s=5.0)
 
     def beat(self) -> None:
         """Say that something moved on."""
@@ -82,23 +83,28 @@ class Heart(threading.Thread):
         self.beat()
 
     def run(self) -> None:
-        """Send pulses until the training ends."""
-        while not self._ended.wait(PULSE_EVERY_S):
-            frame = sys._current_frames().get(self._thread_id)
-            pulse = Pulse(
-                rank=self._rank,
-                pid=os.getpid(),
-                node_id=self._node_id,
-                phase=self._phase,
-                step=self._step,
-                num_beats=self._num_beats,
-                stack="".join(traceback.format_stack(frame)) if frame is not None else "",
-                first_step=self.first_step,
-                startup=self.startup,
-                spent=self.spent,
-            )
-            try:
-                reason = ray.get(self._board.pulse.remote(pulse))
-            except ray.exceptions.RayError:
-                return  # the driver is gone, and this process will be too
-            self.reason_to_stop = self.reason_to_stop or reason
+        """Send pulses until the training ends, or the driver has."""
+        while not self._ended.wait(PULSE_EVERY_S) and self._send():
+            pass
+
+    def _send(self, patience_s: float | None = None) -> bool:
+        """Send a pulse; tell whether it arrived."""
+        frame = sys._current_frames().get(self._thread_id)
+        pulse = Pulse(
+            rank=self._rank,
+            pid=os.getpid(),
+            node_id=self._node_id,
+            phase=self._phase,
+            step=self._step,
+            num_beats=self._num_beats,
+            stack="".join(traceback.format_stack(frame)) if frame is not None else "",
+            first_step=self.first_step,
+            startup=self.startup,
+            spent=self.spent,
+        )
+        try:
+            reason = ray.get(self._board.pulse.remote(pulse), timeout=patience_s)
+        except ray.exceptions.RayError:
+            return False
+        self.reason_to_stop = self.reason_to_stop or reason
+        return True

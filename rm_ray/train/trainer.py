@@ -155,11 +155,14 @@ def _explain(error: ray.train.TrainingFailedError, stuck: Stuck | None) -> Excep
     if dead:
         return LostError(f"rank {', '.join(map(str, sorted(dead)))} died")
     for rank, failure in sorted(failures.items()):
-        if not any(name in str(failure) for name in _CONNECTIONS):
-            cause = f"rank {rank} failed: {_last_line(failure)}\n{failure}"
-            # A storage or network that fails may work the next time.
-            is_outside = isinstance(getattr(failure, "_base_exc", failure), OSError)
-            return LostError(cause, signature="" if is_outside else _last_line(failure))
+        error_there = getattr(failure, "_base_exc", failure)
+        shown = f"{type(error_there).__name__}: {error_there}"
+        if any(name in shown for name in _CONNECTIONS):
+            continue
+        traceback = getattr(failure, "_traceback_str", "")
+        # A storage or network that fails may work the next time.
+        signature = "" if isinstance(error_there, OSError) else shown
+        return LostError(f"rank {rank} failed: {shown}\n{traceback}", signature=signature)
     if failures:
         return LostError("the ranks lost one another")
     return LostError(f"Ray Train failed: {error}")
@@ -173,7 +176,3 @@ def _is_death(failure: Exception) -> bool:
     if isinstance(failure, WorkerHealthCheckFailedError):
         failure = failure.health_check_failure
     return isinstance(failure, ray.exceptions.RayActorError)
-
-
-def _last_line(failure: Exception) -> str:
-    return str(failure).strip().splitlines()[-1]
