@@ -26,18 +26,22 @@ def _require(holds: bool, name: str, value: object, rule: str) -> None:
         raise InputError(f"{name} must be {rule}, got {value!r}")
 
 
-_SECRET_KEYS = r"key|secret|token|passw|^sig$|signature"
+_SECRET_KEYS = r"(^|[-_])(key|secret|token|passw(or)?d|pwd|auth|sig|signature|credential)s?$"
+"""What the names of parameters that hold a secret end in."""
 
 
 def _refuse_password(name: str, uri: str | None, where: str) -> None:
     """Configurations are printed, logged and kept, and so must hold no secret."""
     if uri is None or "://" not in uri:
         return
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise InputError(f"{name} must be a URI, got '{uri}': {error}") from None
     has_user = parts.password or (parts.scheme.startswith("http") and parts.username)
     secret = [key for key, _ in parse_qsl(parts.query) if re.search(_SECRET_KEYS, key.lower())]
     if has_user or secret:
-        shown = f"{parts.scheme}://...{parts.hostname or ''}{parts.path}"
+        shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
         raise InputError(f"{name} must hold no password, got '{shown}'; give it by {where}")
 
 

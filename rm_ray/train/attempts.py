@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts.json"
 
+LOST_COMMAND = "the command was killed, or its machine lost"
+"""Why an attempt ended whose end nobody wrote down."""
+
 Ending = Literal["running", "finished", "stopped", "lost", "refused", "failed"]
 
 
@@ -57,7 +60,7 @@ def read_attempts(run: Storage) -> list[Attempt]:
         return []
     for attempt in attempts:
         if attempt.ending == "running":
-            attempt.ending, attempt.cause = "lost", "the command was killed, or its machine lost"
+            attempt.ending, attempt.cause = "lost", LOST_COMMAND
     return attempts
 
 
@@ -88,7 +91,7 @@ def account(attempts: Sequence[Attempt], kept: dict[str, float]) -> dict[str, fl
     redone = max(spent - sum(kept.values()), 0.0)
     startup = sum(
         # One that was lost before its first step did nothing but start.
-        sum(attempt.startup.values()) or attempt.seconds - sum(attempt.spent.values())
+        sum(attempt.startup.values()) or max(attempt.seconds - sum(attempt.spent.values()), 0.0)
         for attempt in attempts
     )
     rest = max(total - startup - redone - sum(kept.values()), 0.0)

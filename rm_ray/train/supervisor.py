@@ -25,7 +25,7 @@ from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError, StoppedError, TrainingError
 from rm_ray.storage import Storage
 from rm_ray.train.attempts import (
-    ATTEMPTS,
+    LOST_COMMAND,
     Attempt,
     list_checkpoints,
     read_attempts,
@@ -93,7 +93,11 @@ def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
 
 def _next_number(run: Storage, attempts: Sequence[Attempt]) -> int:
     """Return a number that no attempt had, also one of which only its checkpoints are known."""
-    marked = [int(name.rpartition("_")[2]) for name in list_checkpoints(run)]
+    try:
+        suffixes = [name.rpartition("_")[2] for name in list_checkpoints(run)]
+    except OSError:
+        suffixes = []  # the storage fails for a while, and with it the attempt, if it goes on
+    marked = [int(suffix) for suffix in suffixes if suffix.isdigit()]
     return 1 + max([*marked, *(attempt.number for attempt in attempts)], default=0)
 
 
@@ -105,8 +109,9 @@ def _refuse_company(run: Storage) -> None:
     """
 
     def heard_of() -> float | None:
-        latest = (run.read_json(ATTEMPTS) or [{}])[-1]
-        return latest["updated"] if latest.get("ending") == "running" else None
+        """Return when the other command last wrote, if it left an attempt under way."""
+        latest = read_attempts(run)[-1:]
+        return latest[0].updated if latest and latest[0].cause == LOST_COMMAND else None
 
     before = heard_of()
     if before is None or abs(time.time() - before) > LONG_AGO_S:
@@ -329,12 +334,15 @@ def _end_orphans(others: Sequence[psutil.Process]) -> None:
     Those are the children that this process had not before, and theirs: what is left without its
     parent becomes a child here, where Ray's processes would end by themselves under init.
     """
-    while orphans := [child for child in psutil.Process().children() if child not in others]:
+    for _ in range(10):  # what cannot be killed, as in a dead network mount, is left
+        orphans = [child for child in psutil.Process().children() if child not in others]
+        if not orphans:
+            return
         left = [below for orphan in orphans for below in _tree(orphan)]
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, timeout=10)
+        psutil.wait_procs(left, timeout=3)
 
 
 def _tree(process: psutil.Process) -> list[psutil.Process]:

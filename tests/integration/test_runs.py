@@ -28,8 +28,9 @@ from rm_ray.data.synthetic import generate_pairs
 from rm_ray.errors import InputError
 from rm_ray.recipe import parse_config
 from rm_ray.storage import Storage
+from rm_ray.train.attempts import list_checkpoints
 from rm_ray.train.ledger import Ledger
-from rm_ray.train.manifest import find_fault, list_checkpoints, read_manifest
+from rm_ray.train.manifest import find_fault, read_manifest
 from rm_ray.train.run import dry_run, train
 from rm_ray.train.startup import Startup
 from rm_ray.train.supervisor import supervise
@@ -346,8 +347,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs(
     recipe.write_text(json.dumps(settings))
     assert main(["--recipe", str(recipe)]) == 1
     printed = capfd.readouterr().out
-    assert "of step 1 is not a finite number" in printed
-    assert "Pairs at fault: builtin:train:" in printed
+    assert "of step 2 is not a finite number" in printed
+    assert "pairs at fault: builtin:train:" in printed
     assert first_checkpoint(storage / "not-finite") is not None
     assert not (storage / "not-finite" / "result.json").exists()
     record = json.loads((storage / "not-finite" / "run.json").read_text())

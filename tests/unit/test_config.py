@@ -440,6 +440,15 @@ def test_another_attention_is_refused_where_pairs_are_packed():
     [
         ("run", "storage_path", "s3://AKIA:hunter2@bucket/runs"),
         ("mlflow", "tracking_uri", "http://ana:hunter2@mlflow.example.com:5000"),
+        ("mlflow", "tracking_uri", "https://hunter2@mlflow.example.com:5000"),
+        ("mlflow", "tracking_uri", "postgresql://ana:hunter2@db.example.com/mlflow"),
+        ("run", "storage_path", "s3://bucket/runs?access_key=AKIA&secret_key=hunter2"),
+        ("run", "storage_path", "s3://bucket/runs?region=eu&access_key=hunter2"),
+        ("run", "storage_path", "abfs://runs@account/x?sig=hunter2"),
+        ("data", "train", ["https://hunter2@example.com/pairs.jsonl"]),
+        ("data", "train", ["https://example.com/pairs.jsonl?X-Amz-Signature=hunter2"]),
+        ("data", "train", ["/there/is/pairs.jsonl", "https://example.com/p.jsonl?TOKEN=hunter2"]),
+        ("data", "eval", ["https://example.com/pairs.jsonl?password=hunter2"]),
         ("data", "train", ["https://ana:hunter2@example.com/pairs.jsonl"]),
         ("data", "eval", ["https://ana:hunter2@example.com/pairs.jsonl"]),
     ],
@@ -449,3 +458,21 @@ def test_a_password_is_refused_and_not_repeated(section: str, field: str, uri: A
     assert f"{section}.{field} must hold no password" in message
     assert "environment" in message
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "uri"),
+    [
+        ("run", "storage_path", "s3://bucket/runs?region=eu-west-1&scheme=https"),
+        ("run", "storage_path", "abfs://runs@account.dfs.core.windows.net/x"),
+        ("run", "storage_path", "sftp://ana@example.com/runs"),
+        ("run", "storage_path", "/runs/a:b@c?token=x"),
+        ("mlflow", "tracking_uri", "postgresql://ana@db.example.com/mlflow"),
+        ("mlflow", "tracking_uri", "http://mlflow.example.com:5000?design=1"),
+        ("data", "train", ("https://example.com/pairs.jsonl?version=2",)),
+    ],
+)
+def test_a_uri_without_a_secret_may_have_a_user_or_a_query(section: str, field: str, uri: Any):
+    config = parse_config({section: {field: uri}})
+
+    assert getattr(getattr(config, section), field) == uri

@@ -5,15 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from transformers import PreTrainedTokenizerFast
 
 from rm_ray.data.tokenization import load_tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
-
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")  # a busy machine is no failure
 
 
 @pytest.fixture(scope="session")

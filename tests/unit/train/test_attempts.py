@@ -107,6 +107,15 @@ def test_an_attempt_that_never_came_to_train_did_nothing_but_start():
     assert time["goodput"] == 40.0 / 75.0
 
 
+@pytest.mark.parametrize("startup", [{}, {"model": 0.0}])
+def test_what_an_attempt_without_startup_did_not_work_it_started(startup: dict[str, float]):
+    unknown = attempt(lasted=25, startup=startup, spent={"steps": 15.0})
+
+    time = account([unknown], {"steps": 15.0})
+
+    assert (time["start-up"], time["the rest"]) == (10.0, 0.0)
+
+
 def test_time_between_attempts_does_not_count():
     early = Attempt(number=1, began=0.0, updated=10.0, spent={"steps": 10.0}, startup={"a": 0.0})
     late = Attempt(number=2, began=9e9, updated=9e9 + 10, spent={"steps": 10.0}, startup={"a": 0.0})
@@ -132,7 +141,7 @@ attempts_of_a_run = st.lists(
         signature=st.text(),
         skips=st.none() | st.integers(0, 10**7),
         num_workers=st.integers(0, 64),
-        first_step=st.integers(0, 10**7),
+        first_step=st.none() | st.integers(0, 10**7),
         step=st.integers(0, 10**7),
         startup=st.dictionaries(st.text(), seconds),
         spent=parts,
@@ -166,6 +175,37 @@ def test_a_run_that_has_not_begun_has_no_attempts(run: Storage):
     assert read_attempts(run) == []
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[{",
+        "no JSON",
+        "7",
+        "[7]",
+        '{"number": 1}',
+        '[{"number": 1}]',
+        '[{"number": 1, "began": 0, "updated": 1, "of": "another version"}]',
+    ],
+)
+def test_attempts_that_are_damaged_are_warned_of_and_begun_anew(
+    run: Storage, caplog: pytest.LogCaptureFixture, content: str
+):
+    run.write_text(ATTEMPTS, content)
+
+    assert read_attempts(run) == []
+
+    assert f"{run.join(ATTEMPTS)} is unreadable" in caplog.text
+    write_attempts(run, [attempt(ending="finished")])
+    assert read_attempts(run) == [attempt(ending="finished")]
+
+
+def test_attempts_of_an_unknown_alphabet_are_damaged_too(tmp_path: Path):
+    (tmp_path / ATTEMPTS).write_bytes(b"\xff\xfe\x00")
+
+    assert read_attempts(Storage.open(str(tmp_path))) == []
+
+
 def test_an_attempt_found_running_was_lost_when_last_heard_of(run: Storage):
     running = attempt(2, lasted=33, num_workers=2, first_step=5, step=9, spent={"steps": 3.0})
     before = attempt(1, ending="stopped", cause="preempted")
@@ -190,6 +230,21 @@ def test_an_attempt_that_ended_stays_what_it_was(run: Storage, ending: Ending):
 
 def test_an_attempt_lasts_until_it_was_last_heard_of():
     assert Attempt(number=1, began=100.0, updated=130.5).seconds == 30.5
+
+
+def test_an_attempt_over_which_the_clock_was_set_back_lasted_no_time():
+    assert Attempt(number=1, began=100.0, updated=40.0).seconds == 0.0
+    assert account([Attempt(number=1, began=100.0, updated=40.0)], {})["total"] == 0.0
+
+
+def test_a_clock_that_was_set_back_makes_no_time_negative():
+    attempts = [Attempt(number=1, began=100.0, updated=40.0, spent={"steps": 30.0})]
+
+    assert min(account(attempts, {"steps": 30.0}).values()) >= 0
+
+
+def test_a_row_of_an_attempt_that_did_not_get_to_train_has_no_first_step():
+    assert describe_ending(attempt(ending="lost"))["first_step"] is None
 
 
 def test_a_row_of_the_timeline_says_how_an_attempt_went():

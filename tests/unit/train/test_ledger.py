@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_ray.data.plan import epoch_order
@@ -37,7 +37,6 @@ def stored(ledger: Ledger) -> Ledger:
         return Ledger.read(path)
 
 
-@settings(deadline=None)
 @given(ledgers() | uneven_ledgers())
 def test_a_ledger_is_read_as_it_was_written(ledger: Ledger):
     again = stored(ledger)
@@ -47,7 +46,6 @@ def test_a_ledger_is_read_as_it_was_written(ledger: Ledger):
     assert again.bounds == ledger.bounds
 
 
-@settings(deadline=None)
 @given(ledgers(), st.data())
 def test_a_ledger_that_was_read_goes_on_counting(ledger: Ledger, data: st.DataObject):
     pairs = np.array(

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,16 +7,16 @@ import pytest
 
 from rm_ray.errors import InputError
 from rm_ray.storage import Storage
+from rm_ray.train.attempts import checkpoint_name, list_checkpoints
 from rm_ray.train.manifest import (
     MANIFEST,
     FoundCheckpoint,
     Manifest,
-    checkpoint_name,
     choose_kept,
     describe_file,
     find_checkpoint,
     find_fault,
-    list_checkpoints,
+    rank_by,
     read_manifest,
 )
 
@@ -67,6 +68,23 @@ def test_checksums_are_shared_among_ranks(run: Storage):
     assert [fault is None for fault in faults].count(False) == 1
 
 
+def test_without_shares_only_sizes_are_compared(run: Storage):
+    folder = write_checkpoint(run, 5)
+    path = folder / "slices-00000.safetensors"
+    manifest = read_manifest(run, folder.name)
+
+    path.write_bytes(bytes(2560))
+    assert find_fault(run, folder.name, manifest, shares=0) is None
+
+    path.write_bytes(bytes(2559))
+    told = "slices-00000.safetensors has 2559 bytes instead of 2560"
+    assert find_fault(run, folder.name, manifest, shares=0) == told
+
+    path.unlink()
+    told = "slices-00000.safetensors is missing"
+    assert find_fault(run, folder.name, manifest, shares=0) == told
+
+
 def test_a_truncated_file_is_found(run: Storage):
     folder = write_checkpoint(run, 5)
     path = folder / "data" / "trained_pairs.npz"
@@ -88,6 +106,23 @@ def test_a_checkpoint_without_a_manifest_does_not_count(run: Storage, content: s
     else:
         (folder / MANIFEST).write_text(content)
     assert fault_of(run, folder) == "manifest.json is missing or unreadable"
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), ConnectionError(), PermissionError()])
+def test_a_storage_that_does_not_answer_says_nothing_of_a_checkpoint(
+    run: Storage, monkeypatch: pytest.MonkeyPatch, error: OSError
+):
+    folder = write_checkpoint(run, 5)
+
+    def fail(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(Storage, "read_text", fail)
+
+    with pytest.raises(type(error)):
+        read_manifest(run, folder.name)
+    with pytest.raises(type(error)):
+        find_checkpoint(run, "plan")
 
 
 def test_the_newest_whole_checkpoint_is_found(run: Storage, caplog: pytest.LogCaptureFixture):
@@ -149,6 +184,30 @@ def test_the_best_and_the_newest_are_kept(keep: int, best_by: str | None, steps:
     kept = choose_kept(whole, keep=keep, best_by=best_by)
     assert [checkpoint.manifest.step for checkpoint in kept] == steps
     assert choose_kept(whole[::-1], keep=keep, best_by=best_by) == kept
+
+
+def without_metrics(step: int) -> FoundCheckpoint:
+    whole = found(step, 0.0)
+    return replace(whole, manifest=replace(whole.manifest, metrics={}))
+
+
+@pytest.mark.parametrize("metric", ["eval/rm/loss", "eval/rm/accuracy"])
+def test_a_metric_that_is_missing_or_no_number_is_the_worst(metric: str):
+    whole = [found(1, math.nan), found(2, 0.9), without_metrics(3), found(4, 0.1)]
+    whole.append(found(5, math.inf if metric.endswith("loss") else -math.inf))
+
+    for order in (whole, whole[::-1]):
+        ranked = [checkpoint.manifest.step for checkpoint in rank_by(order, metric)]
+        assert ranked[:2] == [4, 2]
+        assert ranked[2:] == [c.manifest.step for c in order if c.manifest.step in (1, 3, 5)]
+
+
+def test_of_checkpoints_without_a_metric_the_newest_is_kept():
+    whole = [without_metrics(step) for step in (1, 2, 3)]
+
+    kept = choose_kept(whole, keep=2, best_by="eval/rm/loss")
+
+    assert [checkpoint.manifest.step for checkpoint in kept] == [3, 2]
 
 
 def test_a_manifest_survives_a_round_trip(run: Storage):

@@ -14,19 +14,19 @@ RULE = "a number from 1 on, or two of them as in '2-8', the smaller one first"
 
 
 def resources(*, cpus: float = 0, gpus: float = 0) -> dict[str, float]:
-    """What Ray says that a cluster has; it leaves out what there is none of."""
+    """What Ray says that a machine has; it leaves out what there is none of."""
     named = {"CPU": cpus, "GPU": gpus, "memory": 1e10, "node:10.0.0.1": 1.0}
     return {name: amount for name, amount in named.items() if amount}
 
 
 def fitted(config: ClusterConfig, **has: float) -> tuple[int | str | None, bool | None]:
-    found = _fit(config, resources(**has))
+    found = _fit(config, [resources(**has)])
     return found.num_workers, found.use_gpu
 
 
 def refusal(config: ClusterConfig, **has: float) -> str:
     with pytest.raises(InputError) as caught:
-        _fit(config, resources(**has))
+        _fit(config, [resources(**has)])
     return str(caught.value)
 
 
@@ -133,7 +133,7 @@ def test_without_a_number_and_gpus_there_is_one_worker():
 def test_the_rest_of_the_settings_stays():
     config = ClusterConfig(num_workers="1-4", cpus_per_worker=2, zero_stage=3, offload="all")
 
-    found = _fit(config, resources(cpus=9))
+    found = _fit(config, [resources(cpus=9)])
 
     assert found == replace(config, num_workers=4, use_gpu=False)
 
@@ -156,16 +156,19 @@ def test_too_few_cpus_for_the_least_number_of_workers_is_told(asked: int | str):
 
     assert refusal(config, cpus=6) == (
         "cluster.num_workers x cluster.cpus_per_worker is 3 x 2, and Ray Data needs 1 CPU beside "
-        "them: 7 CPUs, but the cluster has 0 GPUs and 6 CPUs; ask for fewer"
+        "them: 7 CPUs, each worker's on one machine, but the cluster has 0 GPUs and 6 CPUs; "
+        "ask for fewer"
     )
     assert fitted(config, cpus=7) == (3, False)
 
 
 @pytest.mark.parametrize("cpus", [0, 0.5, 1])
 def test_a_cluster_without_a_cpu_to_spare_has_none_for_a_worker(cpus: float):
-    told = f"2 CPUs, but the cluster has 0 GPUs and {int(cpus)} CPUs; ask for fewer"
+    told = f"but the cluster has 0 GPUs and {int(cpus)} CPUs; ask for fewer"
 
-    assert told in refusal(ClusterConfig(), cpus=cpus)
+    refused = refusal(ClusterConfig(), cpus=cpus)
+    assert "Ray Data needs 1 CPU beside them: 2 CPUs, " in refused
+    assert told in refused
 
 
 configs = st.builds(
@@ -180,7 +183,7 @@ configs = st.builds(
 
 def number_fitting(config: ClusterConfig, cpus: int, gpus: int) -> int:
     try:
-        return int(_fit(config, resources(cpus=cpus, gpus=gpus)).num_workers or 0)
+        return int(_fit(config, [resources(cpus=cpus, gpus=gpus)]).num_workers or 0)
     except InputError:
         return 0
 
@@ -193,7 +196,7 @@ def test_what_fits_needs_no_more_than_there_is(config: ClusterConfig, cpus: int,
     least, most = config.worker_bounds or (1, 9)
     assert least <= workers <= most
     assert workers * config.cpus_per_worker < cpus
-    if _fit(config, resources(cpus=cpus, gpus=gpus)).use_gpu:
+    if _fit(config, [resources(cpus=cpus, gpus=gpus)]).use_gpu:
         assert workers <= gpus
 
 
@@ -202,8 +205,8 @@ def test_what_fits_still_fits_when_it_is_asked_for_by_itself(
     config: ClusterConfig, cpus: int, gpus: int
 ):
     if number_fitting(config, cpus, gpus):
-        found = _fit(config, resources(cpus=cpus, gpus=gpus))
-        assert _fit(found, resources(cpus=cpus, gpus=gpus)) == found
+        found = _fit(config, [resources(cpus=cpus, gpus=gpus)])
+        assert _fit(found, [resources(cpus=cpus, gpus=gpus)]) == found
 
 
 @given(configs.filter(lambda c: c.num_workers is not None), st.integers(0, 40), st.integers(0, 9))
@@ -216,3 +219,68 @@ def test_a_run_grows_with_its_cluster_up_to_its_range():
 
     assert [number_fitting(config, cpus, 0) for cpus in range(2, 9)] == [0, 2, 3, 4, 4, 4, 4]
     assert [number_fitting(config, 64, gpus) for gpus in range(1, 7)] == [0, 2, 3, 4, 4, 4]
+
+
+def num_on(config: ClusterConfig, *machines: dict[str, float]) -> int:
+    """How many workers fit on several machines; 0 where too few do."""
+    try:
+        return int(_fit(config, machines).num_workers or 0)
+    except InputError:
+        return 0
+
+
+def test_each_worker_has_its_cpus_on_one_machine():
+    machines = [resources(cpus=3)] * 3
+
+    assert num_on(ClusterConfig(num_workers=3, cpus_per_worker=2), *machines) == 3
+    assert num_on(ClusterConfig(num_workers=4, cpus_per_worker=2), *machines) == 0
+    assert num_on(ClusterConfig(num_workers="1-9", cpus_per_worker=2), *machines) == 3
+    assert num_on(ClusterConfig(num_workers="1-9", cpus_per_worker=4), *machines) == 0
+
+
+def test_what_does_not_fit_on_one_machine_is_told():
+    with pytest.raises(InputError) as caught:
+        _fit(ClusterConfig(num_workers=4, cpus_per_worker=2), [resources(cpus=3)] * 3)
+
+    assert str(caught.value) == (
+        "cluster.num_workers x cluster.cpus_per_worker is 4 x 2, and Ray Data needs 1 CPU beside "
+        "them: 9 CPUs, each worker's on one machine, but the cluster has 0 GPUs and 9 CPUs; "
+        "ask for fewer"
+    )
+
+
+@pytest.mark.parametrize("use_gpu", [None, True])
+def test_a_worker_has_its_gpu_and_its_cpus_on_one_machine(use_gpu: bool | None):
+    config = ClusterConfig(num_workers="1-9", cpus_per_worker=2, use_gpu=use_gpu)
+    apart = [resources(gpus=4), resources(cpus=64)]
+
+    assert num_on(config, *apart) == 0
+    assert num_on(replace(config, use_gpu=False), *apart) == 9
+    assert num_on(config, resources(gpus=4, cpus=5), resources(cpus=64)) == 2
+    assert num_on(config, resources(gpus=4, cpus=5), resources(gpus=1, cpus=64)) == 3
+
+
+def test_one_cpu_is_left_over_on_any_of_the_machines():
+    config = ClusterConfig(num_workers="1-9")
+
+    assert num_on(config, resources(cpus=2), resources(cpus=2)) == 3
+    assert num_on(config, resources(cpus=2, gpus=2), resources(cpus=1)) == 2
+    assert num_on(replace(config, cpus_per_worker=2), resources(cpus=2), resources(cpus=2)) == 1
+    assert num_on(replace(config, cpus_per_worker=2), resources(cpus=2), resources(cpus=3)) == 2
+
+
+def test_a_cluster_without_machines_holds_nothing():
+    assert num_on(ClusterConfig()) == 0
+
+
+@given(
+    configs,
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4)), max_size=5),
+)
+def test_machines_hold_no_more_than_one_as_large_as_all(
+    config: ClusterConfig, sizes: list[tuple[int, int]]
+):
+    cpus, gpus = (sum(size[i] for size in sizes) for i in range(2))
+    several = num_on(config, *(resources(cpus=each[0], gpus=each[1]) for each in sizes))
+
+    assert several <= number_fitting(config, cpus, gpus)

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
@@ -114,7 +114,6 @@ def partitioned_states(draw: st.DrawFn, count: int) -> tuple[State, list[list[li
     return state, [draw(partitions(state)) for _ in range(count)]
 
 
-@settings(deadline=None)
 @given(partitioned_states(2))
 def test_any_partition_is_read_back_by_any_other(drawn: tuple[State, list[list[list[Cut]]]]):
     state, (writers, readers) = drawn
@@ -262,7 +261,6 @@ def test_a_parameter_that_requires_gradients_is_filled_in_place(tmp_path: Path):
     assert parameter.requires_grad
 
 
-@settings(deadline=None)
 @given(partitioned_states(1), st.randoms(use_true_random=False))
 def test_a_missing_part_is_told_by_its_parameter(
     drawn: tuple[State, list[list[list[Cut]]]], random: Random
@@ -289,6 +287,39 @@ def test_all_parameters_with_a_missing_part_are_told_at_once(tmp_path: Path):
         read_slices(slices, paths)
     with pytest.raises(ValueError, match=r"layers\.0\.weight, layers\.1\.weight, layers\.2"):
         read_slices(slices, [])
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        [(0, 10), (0, 10)],
+        [(10, 20), (10, 20)],
+        [(0, 15), (0, 5)],
+        [(0, 8), (12, 20), (0, 4)],
+        [(1, 11), (11, 20)],
+    ],
+)
+def test_what_several_files_hold_counts_once(tmp_path: Path, held: list[tuple[int, int]]):
+    state = state_of([20])
+    paths = write_ranks(state, [[("layers.0.weight", *extent)] for extent in held], tmp_path)
+    slices = [part_of(zeros_like(state), cut) for cut in whole(state)]
+
+    with pytest.raises(ValueError, match=r"does not hold the whole of layers\.0\.weight$"):
+        read_slices(slices, paths)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [[(0, 20), (0, 20)], [(8, 20), (0, 12)], [(0, 20), (5, 10)], [(5, 15), (0, 6), (14, 20)]],
+)
+def test_files_may_hold_parts_that_overlap(tmp_path: Path, held: list[tuple[int, int]]):
+    state = state_of([20])
+    paths = write_ranks(state, [[("layers.0.weight", *extent)] for extent in held], tmp_path)
+    copy = zeros_like(state)
+
+    read_slices([part_of(copy, cut) for cut in whole(copy)], paths)
+
+    assert is_same(copy, state)
 
 
 def test_a_hole_in_a_part_of_no_concern_is_none(tmp_path: Path):

@@ -1,3 +1,5 @@
+import os
+import shutil
 import tempfile
 import uuid
 from pathlib import Path
@@ -83,6 +85,32 @@ def test_a_mark_without_a_folder_brings_nothing(run: Storage):
     rescue_staged(run, KEY)
 
     assert files(run) == []
+
+
+def test_every_user_of_a_machine_has_a_folder(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    assert staging_folder(KEY) == machine / f"rm_ray-{os.getuid()}" / "staging" / KEY
+
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    assert staging_folder(KEY) == machine / "rm_ray-4711" / "staging" / KEY
+
+
+def test_a_folder_that_vanishes_meanwhile_is_of_no_concern(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    gone = stage(0, "checkpoint_00000010_0001", is_marked=True)
+    stage(0, "checkpoint_00000020_0001", is_marked=True)
+    upload = Storage.upload
+
+    def upload_late(run: Storage, folder: Path, name: str) -> None:
+        shutil.rmtree(gone, ignore_errors=True)  # by another machine that shares the folder
+        upload(run, folder, name)
+
+    monkeypatch.setattr(Storage, "upload", upload_late)
+
+    rescue_staged(run, KEY)
+
+    assert {file.split("/")[0] for file in files(run)} == {"checkpoint_00000020_0001"}
+    assert not staging_folder(KEY).exists()
 
 
 def test_nothing_is_left_on_the_machine(run: Storage):

@@ -1,11 +1,9 @@
-import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -21,10 +19,16 @@ from rm_ray.config import RunConfig, TrainConfig
 from rm_ray.errors import InputError, StoppedError, TrainingError
 from rm_ray.storage import Storage
 from rm_ray.train import supervisor
-from rm_ray.train.attempts import Attempt, Ending, read_attempts, write_attempts
+from rm_ray.train.attempts import (
+    ATTEMPTS,
+    Attempt,
+    Ending,
+    checkpoint_name,
+    read_attempts,
+    write_attempts,
+)
 from rm_ray.train.startup import Startup
 from rm_ray.train.supervisor import (
-    _MARK,
     DEATHS_WITHOUT_PROGRESS,
     LONG_AGO_S,
     LONGEST_DELAY_S,
@@ -32,7 +36,9 @@ from rm_ray.train.supervisor import (
     _adopting,
     _describe_exit,
     _end_orphans,
+    _next_number,
     _refuse_company,
+    _say,
     _Signals,
     _told,
     decide,
@@ -57,8 +63,10 @@ def ended(
     )
 
 
-def lost(step: int, signature: str = "") -> Attempt:
-    return ended("lost", step=step, cause=signature or "rank 1 died", signature=signature)
+def lost(step: int, signature: str = "", *, first_step: int | None = None) -> Attempt:
+    cause = signature or "rank 1 died"
+    attempt = ended("lost", step=step, cause=cause, signature=signature)
+    return replace(attempt, first_step=first_step)
 
 
 def goes_on(attempts: Sequence[Attempt]) -> bool:
@@ -99,10 +107,12 @@ def test_after_the_first_loss_it_goes_on_at_once():
     assert decide([lost(7)]) == 0
 
 
-def test_between_losses_at_the_same_step_it_waits_longer_each_time():
-    delays = [decide([lost(7)] * count) for count in range(1, DEATHS_WITHOUT_PROGRESS)]
+@pytest.mark.parametrize("first_step", [None, 0, 5])
+def test_between_losses_without_progress_it_waits_longer_each_time(first_step: int | None):
+    again = [lost(7, first_step=first_step)]
+    delays = [decide(again * count) for count in range(1, DEATHS_WITHOUT_PROGRESS)]
 
-    assert delays == [0, 2, 4, 8]
+    assert delays == [0, 2, 4, 8, 16, 30, 30]
     assert max(delays) <= LONGEST_DELAY_S
 
 
@@ -111,17 +121,35 @@ def test_deaths_without_progress_end_the_training():
         decide([lost(7)] * DEATHS_WITHOUT_PROGRESS)
 
     assert str(caught.value) == (
-        "5 attempts in a row were lost at step 7, the last one because rank 1 died. The "
+        "8 attempts in a row were lost at step 7, the last one because rank 1 died. The "
         "checkpoints are kept; the same command tries again"
     )
 
 
 def test_progress_begins_the_count_anew():
-    before = [lost(7)] * (DEATHS_WITHOUT_PROGRESS - 1)
+    before = [lost(7, first_step=5)] * (DEATHS_WITHOUT_PROGRESS - 1)
+    further = lost(8, first_step=6)
 
-    assert decide([*before, lost(8)]) == 0
-    assert decide([*before, lost(8), lost(8)]) == 2
-    assert not goes_on([*before, *[lost(8)] * DEATHS_WITHOUT_PROGRESS])
+    assert decide([*before, further]) == 0
+    assert decide([*before, further, further]) == 2
+    assert goes_on([*before, *[further] * (DEATHS_WITHOUT_PROGRESS - 1)])
+    assert not goes_on([*before, *[further] * DEATHS_WITHOUT_PROGRESS])
+
+
+@pytest.mark.parametrize("first_step", [None, 0, 4, 5])
+def test_progress_is_to_begin_further_than_ever(first_step: int | None):
+    before = [lost(7, first_step=5)] * (DEATHS_WITHOUT_PROGRESS - 1)
+
+    # It lost the newest checkpoint, or did not get to train, or went on a few steps.
+    assert not goes_on([*before, lost(9, first_step=first_step)])
+    assert decide([lost(7, first_step=5), lost(9, first_step=first_step)]) == 2
+
+
+def test_to_get_back_to_where_it_was_is_no_progress():
+    attempts = [lost(7, first_step=first) for first in (5, None, 3, 5)]
+
+    assert decide(attempts) == 8
+    assert decide([*attempts, lost(7, first_step=6)]) == 0
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=40))
@@ -129,7 +157,7 @@ def test_a_run_that_gets_further_each_time_goes_on_forever(gains: list[int]):
     attempts, step = [], 0
     for gain in gains:
         step += gain
-        attempts.append(lost(step, signature="an error"))
+        attempts.append(lost(step + gain, signature="an error", first_step=step))
         assert decide(attempts) == 0
 
 
@@ -140,7 +168,7 @@ def test_after_a_step_that_is_left_out_from_now_on_it_goes_on_at_once():
     assert decide(skipping * DEATHS_WITHOUT_PROGRESS) == 0
 
 
-def test_the_same_error_twice_at_the_same_step_is_no_accident():
+def test_the_same_error_twice_without_progress_is_no_accident():
     with pytest.raises(TrainingError) as caught:
         decide([lost(7, "ValueError: x"), lost(7, "ValueError: x")])
 
@@ -148,6 +176,20 @@ def test_the_same_error_twice_at_the_same_step_is_no_accident():
         "the same error came twice at step 7, so it is no accident:\nValueError: x\n"
         "The checkpoints before it are kept"
     )
+
+
+def test_the_step_of_the_same_error_may_be_read_a_little_early_or_late():
+    first, second, third = (lost(step, "KeyError: 3", first_step=980) for step in (985, 991, 988))
+
+    assert decide([first]) == 0
+    assert not goes_on([first, second])
+    assert not goes_on([first, third])
+    assert not goes_on([second, third])
+
+
+def test_the_same_error_before_the_first_step_is_no_accident():
+    assert not goes_on([lost(0, "KeyError: 3"), lost(0, "KeyError: 3")])
+    assert not goes_on([lost(7, "KeyError: 3", first_step=5), lost(0, "KeyError: 3")])
 
 
 def test_the_whole_cause_of_an_error_is_told():
@@ -167,15 +209,20 @@ def test_a_death_between_two_equal_errors_does_not_hide_them():
 @pytest.mark.parametrize(
     "attempts",
     [
-        [lost(6, "ValueError: x"), lost(7, "ValueError: x")],
+        [lost(6, "ValueError: x", first_step=5), lost(7, "ValueError: x", first_step=6)],
+        [lost(7, "ValueError: x"), lost(7, "ValueError: x", first_step=1)],
         [lost(7, "ValueError: x"), lost(7, "ValueError: y")],
         [lost(7, "ValueError: x"), lost(7)],
         [lost(7), lost(7)],
-        [lost(7, "ValueError: x"), lost(8), lost(9, "ValueError: x")],
+        [
+            lost(7, "ValueError: x", first_step=6),
+            lost(8, first_step=7),
+            lost(9, "ValueError: x", first_step=7),
+        ],
         [lost(7, "ValueError: x"), ended("stopped", step=9, cause="resized"), lost(9)],
     ],
 )
-def test_another_error_or_the_same_at_another_step_may_be_an_accident(attempts: list[Attempt]):
+def test_another_error_or_the_same_after_progress_may_be_an_accident(attempts: list[Attempt]):
     assert goes_on(attempts)
 
 
@@ -297,71 +344,86 @@ STUBBORN = 'trap "" TERM HUP INT; echo $$; exec sleep 60'
 """Ignores what it can, and says who it is."""
 
 
-def marked(mark: str) -> dict[str, str]:
-    return os.environ | {_MARK: mark}
+@pytest.fixture
+def others() -> list[psutil.Process]:
+    """The children of this process before a test starts its own."""
+    return psutil.Process().children()
 
 
 def is_running(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_marked_grandchild_that_ignores_signals_is_ended(start: Start):
-    parent = start(f"sh -c '{STUBBORN}' & wait", env=marked("a"))
+@pytest.mark.parametrize("session", ["", "setsid "])
+def test_a_grandchild_that_ignores_signals_is_ended(
+    start: Start, others: list[psutil.Process], session: str
+):
+    parent = start(f"{session}sh -c '{STUBBORN}' & wait")
     grandchild = int(parent.stdout.readline())
     assert psutil.Process(grandchild).ppid() == parent.pid
 
     with _adopting():
-        _end_orphans("a", patience_s=0.05)
+        _end_orphans(others)
 
     assert not is_running(grandchild)
     assert not is_running(parent.pid)
+    assert psutil.Process().children() == others
 
 
-def test_processes_without_the_mark_are_left_alone(start: Start):
-    others = [start(STUBBORN), start(STUBBORN, env=marked("another"))]
-    pids = [int(process.stdout.readline()) for process in others]
-    mine = int(start(STUBBORN, env=marked("mine")).stdout.readline())
+def test_processes_that_were_there_before_are_left_alone_with_their_children(
+    start: Start, others: list[psutil.Process]
+):
+    before = start(STUBBORN)
+    parent = start(f"sh -c '{STUBBORN}' & wait")
+    there = [int(process.stdout.readline()) for process in (before, parent)]
+    others = [*others, psutil.Process(before.pid), psutil.Process(parent.pid)]
+    mine = int(start(STUBBORN).stdout.readline())
 
-    _end_orphans("mine", patience_s=0.05)
+    _end_orphans(others)
 
-    assert [is_running(pid) for pid in [*pids, mine]] == [True, True, False]
+    assert [is_running(pid) for pid in [*there, parent.pid, mine]] == [True, True, True, False]
+    os.kill(there[1], signal.SIGKILL)
 
 
-def test_a_process_that_is_stopped_is_ended_too(start: Start):
-    process = start(STUBBORN, env=marked("a"))
+def test_a_process_that_is_stopped_is_ended_too(start: Start, others: list[psutil.Process]):
+    process = start(STUBBORN)
     pid = int(process.stdout.readline())
     os.kill(pid, signal.SIGSTOP)
 
-    _end_orphans("a", patience_s=0.05)
+    _end_orphans(others)
 
     assert not is_running(pid)
 
 
-def test_a_process_that_ends_by_itself_in_time_is_let(start: Start, tmp_path: Path):
-    done = tmp_path / "done"
-    start(f"sleep 0.3; echo by itself > {done}", env=marked("a"))
+def test_a_process_that_has_ended_is_cleared_away(start: Start, others: list[psutil.Process]):
+    process = start("exit 0")
+    process.stdout.read()
 
-    _end_orphans("a", patience_s=SECONDS)
+    _end_orphans(others)
 
-    assert done.read_text() == "by itself\n"
+    assert not psutil.pid_exists(process.pid)
 
 
-def test_a_process_whose_parent_died_is_found_and_ended(start: Start):
+def test_a_process_whose_parent_died_is_found_and_ended(start: Start, others: list[psutil.Process]):
     with _adopting():
-        parent = start(f"sh -c '{STUBBORN}' & read go", env=marked("a"))
+        parent = start(f"sh -c '{STUBBORN}' & read go")
         orphan = int(parent.stdout.readline())
         parent.stdin.write("go\n")
         parent.stdin.flush()
         parent.wait(SECONDS)
         assert psutil.Process(orphan).ppid() == os.getpid()
 
-        _end_orphans("a", patience_s=0.05)
+        _end_orphans(others)
 
     assert not is_running(orphan)
 
 
-def test_where_nothing_is_left_there_is_nothing_to_wait_for():
-    _end_orphans("nothing has this mark", patience_s=10 * SECONDS)
+def test_where_nothing_is_left_there_is_nothing_to_wait_for(others: list[psutil.Process]):
+    began = time.monotonic()
+
+    _end_orphans(others)
+
+    assert time.monotonic() - began < SECONDS
 
 
 def test_handlers_of_signals_are_as_they_were_afterwards():
@@ -389,19 +451,41 @@ def test_the_first_signal_asks_and_the_second_ends(start: Start, number: int, re
 
 def test_a_signal_between_attempts_ends_the_wait():
     with _Signals() as signals:
-        signals.sleep(0)
+        signals.sleep(0, step=7)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(StoppedError) as caught:
-            signals.sleep(10 * SECONDS)
-    assert caught.value.reason == "terminated"
+            signals.sleep(10 * SECONDS, step=7)
+    assert (caught.value.reason, caught.value.step) == ("terminated", 7)
+
+
+def test_an_attempt_is_given_its_task_and_then_the_signals(start: Start):
+    with _Signals() as signals:
+        process = start("while read line; do echo got $line; done")
+        signals.watch_over(process, "a task")
+        assert process.stdout.readline() == "got a task\n"
+        signal.raise_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "got terminated\n"
+
+
+def test_a_signal_that_came_before_the_attempt_is_passed_on_after_its_task(start: Start):
+    with _Signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        process = start("while read line; do echo got $line; done")
+        signals.watch_over(process, "a task")
+        assert process.stdout.readline() == "got a task\n"
+        assert process.stdout.readline() == "got interrupted\n"
+        assert process.poll() is None
+        signal.raise_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == -signal.SIGKILL
 
 
 def test_an_attempt_that_is_gone_can_be_spoken_to(start: Start):
-    with _Signals() as signals:
-        signals.process = start("exit 0")
-        signals.process.wait(SECONDS)
-        signals.say("terminated")
-        signals.process.communicate()
+    process = start("exit 0")
+    process.wait(SECONDS)
+
+    _say(process, "terminated")
+
+    process.communicate()
 
 
 @pytest.fixture
@@ -494,19 +578,55 @@ def test_another_command_counts_attempts_on_but_not_their_losses(
     ]
     killed = Attempt(number=DEATHS_WITHOUT_PROGRESS, began=1, updated=9, step=7)
     write_attempts(run, [*earlier, killed])
-    attempts_do("""
+    attempts_do(f"""
         tell(step=7)
-        if task["number"] == 6:
+        if task["number"] == {DEATHS_WITHOUT_PROGRESS + 1}:
             die()
-        tell(ending="finished", result={"number": task["number"], "earlier": task["earlier"]})
+        tell(ending="finished", result={{"number": task["number"], "earlier": task["earlier"]}})
     """)
 
     # The first loss of this command, so that it goes on; and it does so without a delay.
     result = supervise(config, Startup())
 
-    assert result["number"] == 7
-    assert [attempt["ending"] for attempt in result["earlier"]] == ["lost"] * 6
-    assert len(read_attempts(run)) == 7
+    num_earlier = DEATHS_WITHOUT_PROGRESS + 1
+    assert result["number"] == num_earlier + 1
+    assert [attempt["ending"] for attempt in result["earlier"]] == ["lost"] * num_earlier
+    assert len(read_attempts(run)) == num_earlier + 1
+
+
+def make_checkpoint(run: Storage, *, step: int, attempt: int) -> None:
+    run.write_text(f"{checkpoint_name(step, attempt)}/state.json", "{}")
+
+
+def test_the_first_attempt_has_number_1(run: Storage):
+    assert _next_number(run, []) == 1
+
+
+def test_a_number_follows_the_highest_of_the_attempts(run: Storage):
+    attempts = [replace(lost(7), number=number) for number in (3, 12, 5)]
+
+    assert _next_number(run, attempts) == 13
+
+
+def test_a_number_follows_that_of_checkpoints_whose_attempts_are_unknown(run: Storage):
+    for step, attempt in [(40, 2), (30, 11), (90, 9)]:
+        make_checkpoint(run, step=step, attempt=attempt)
+
+    assert _next_number(run, []) == 12
+    assert _next_number(run, [replace(lost(7), number=4)]) == 12
+    assert _next_number(run, [replace(lost(7), number=20)]) == 21
+
+
+@pytest.mark.parametrize("content", ["", "{", '[{"number": 1}]', '[{"of": "another version"}]'])
+def test_a_damaged_list_of_attempts_does_not_end_the_run(
+    config: TrainConfig, run: Storage, attempts_do: Program, content: str
+):
+    make_checkpoint(run, step=40, attempt=6)
+    run.write_text(ATTEMPTS, content)
+    attempts_do("tell(ending='finished', result={'number': task['number']})")
+
+    assert supervise(config, Startup()) == {"number": 7}
+    assert [attempt.number for attempt in read_attempts(run)] == [7]
 
 
 def test_a_finished_run_is_not_begun_again(config: TrainConfig, run: Storage, attempts_do: Program):
@@ -544,33 +664,42 @@ def test_a_command_that_ended_a_moment_ago_is_not_waited_for(run: Storage):
 def test_a_command_that_was_killed_a_moment_ago_is_followed(
     run: Storage, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(supervisor, "WRITE_EVERY_S", 0.05)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
     write_attempts(run, [running(heard_of=time.time())])
 
     _refuse_company(run)
+
+    assert waited == [3 * WRITE_EVERY_S]
 
 
 def test_a_second_command_on_a_run_that_is_under_way_is_refused(
     run: Storage, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(supervisor, "WRITE_EVERY_S", 0.05)
-    began, has_ended = time.time(), threading.Event()
-    write_attempts(run, [running(heard_of=began)])
+    now = time.time()
+    write_attempts(run, [running(heard_of=now - 1)])
 
-    def write_on() -> None:
-        for count in itertools.count(1):
-            if has_ended.wait(0.01):
-                return
-            write_attempts(run, [running(heard_of=began + count)])
+    def let_the_other_write(_: float) -> None:
+        write_attempts(run, [running(heard_of=now)])
 
-    other = threading.Thread(target=write_on)
-    other.start()
-    try:
-        with pytest.raises(InputError, match="another command is at work on the run in"):
-            _refuse_company(run)
-    finally:
-        has_ended.set()
-        other.join()
+    monkeypatch.setattr(time, "sleep", let_the_other_write)
+
+    with pytest.raises(InputError, match="another command is at work on the run in"):
+        _refuse_company(run)
+
+
+def test_a_second_command_may_follow_when_the_first_ends_while_it_looks(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    before = running(heard_of=time.time())
+    write_attempts(run, [before])
+
+    def let_the_other_end(_: float) -> None:
+        write_attempts(run, [replace(before, ending="stopped", updated=time.time())])
+
+    monkeypatch.setattr(time, "sleep", let_the_other_end)
+
+    _refuse_company(run)
 
 
 @pytest.mark.parametrize(
@@ -616,6 +745,26 @@ def test_a_signal_is_passed_on_and_the_answer_waited_for(
     assert (attempt.ending, attempt.cause, attempt.step) == ("stopped", reason, 6)
 
 
+def test_a_signal_while_an_attempt_is_being_started_is_passed_on_to_it(
+    config: TrainConfig, run: Storage, attempts_do: Program, monkeypatch: pytest.MonkeyPatch
+):
+    def count_with_a_signal(*_: object) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 1
+
+    monkeypatch.setattr(supervisor, "_next_number", count_with_a_signal)
+    attempts_do("""
+        tell(ending="stopped", cause=sys.stdin.readline().strip(), step=task["number"])
+    """)
+
+    with pytest.raises(StoppedError) as caught:
+        supervise(config, Startup())
+
+    assert (caught.value.reason, caught.value.step) == ("terminated", 1)
+    (attempt,) = read_attempts(run)
+    assert (attempt.ending, attempt.cause) == ("stopped", "terminated")
+
+
 def test_a_second_signal_ends_an_attempt_that_does_not_answer(
     config: TrainConfig, run: Storage, attempts_do: Program
 ):
@@ -630,7 +779,7 @@ def test_a_second_signal_ends_an_attempt_that_does_not_answer(
     with pytest.raises(StoppedError) as caught:
         supervise(config, Startup())
 
-    assert caught.value.reason == "terminated"
+    assert (caught.value.reason, caught.value.step) == ("terminated", 5)
     (attempt,) = read_attempts(run)
     assert (attempt.ending, attempt.cause) == ("lost", "its driver ended with SIGKILL")
 

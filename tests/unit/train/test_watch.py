@@ -1,11 +1,24 @@
 import pytest
 
 from rm_ray.train.pulse import Felt, Phase, Pulse
-from rm_ray.train.watch import SILENT_AFTER_S, SLOWER, STALLED_AFTER_S, find_stuck
+from rm_ray.train.watch import (
+    FIRST_STEP_S,
+    SILENT_AFTER_S,
+    SLOWER,
+    STALLED_AFTER_S,
+    find_stuck,
+    is_steady,
+)
 
 
 def felt(
-    rank: int, *, phase: Phase = "training", ago: float = 1.0, moved: float = 1.0, step: int = 7
+    rank: int,
+    *,
+    phase: Phase = "training",
+    ago: float = 1.0,
+    moved: float = 1.0,
+    step: int = 7,
+    has_stepped: bool = True,
 ) -> Felt:
     pulse = Pulse(
         rank=rank,
@@ -15,6 +28,7 @@ def felt(
         step=step,
         num_beats=3,
         stack="",
+        startup={"model": 4.0, "first step": 2.0} if has_stepped else {},
     )
     return Felt(pulse=pulse, felt=ago, moved=moved)
 
@@ -122,6 +136,27 @@ def test_slow_micro_batches_raise_the_limit(slowest_s: float, limit: float):
     assert found.reason == f"no rank went on for {limit:.0f} s in step 7"
 
 
+@pytest.mark.parametrize("slowest_s", [0.0, 10_000.0])
+def test_the_first_step_has_a_limit_of_its_own(slowest_s: float):
+    before = [felt(rank, moved=FIRST_STEP_S, has_stepped=False) for rank in range(2)]
+    after = [felt(rank, moved=FIRST_STEP_S + 1, has_stepped=False) for rank in range(2)]
+
+    assert stuck_ranks(before, slowest_s=slowest_s) == []
+    assert stuck_ranks(after, slowest_s=slowest_s) == [0, 1]
+
+
+def test_the_first_step_lasts_until_every_rank_has_taken_it():
+    ranks = [felt(0, moved=60), felt(1, moved=60, has_stepped=False)]
+
+    assert stuck_ranks(ranks) == []
+
+
+def test_a_rank_may_be_silent_in_the_first_step_no_longer_than_in_others():
+    ranks = [felt(0, has_stepped=False), felt(1, ago=SILENT_AFTER_S + 1, has_stepped=False)]
+
+    assert stuck_ranks(ranks) == [1]
+
+
 @pytest.mark.parametrize("phase", ["starting", "saving", "exporting"])
 def test_where_no_micro_batches_are_there_is_no_stall(phase: Phase):
     ranks = [felt(rank, phase=phase, moved=10_000) for rank in range(3)]
@@ -141,3 +176,17 @@ def test_a_rank_that_saves_and_goes_on_keeps_the_others_waiting_without_a_stall(
     ranks = [felt(0, phase="saving", moved=1.0), felt(1, moved=600)]
 
     assert stuck_ranks(ranks) == []
+
+
+def test_ranks_that_all_go_through_micro_batches_are_steady():
+    assert is_steady([felt(0), felt(1)])
+    assert is_steady([felt(0), felt(1, phase="evaluating", moved=600)])
+
+
+@pytest.mark.parametrize("phase", ["starting", "saving", "exporting"])
+def test_ranks_of_which_one_does_something_else_are_not_steady(phase: Phase):
+    assert not is_steady([felt(0), felt(1, phase=phase)])
+
+
+def test_ranks_of_which_one_is_in_its_first_step_are_not_steady():
+    assert not is_steady([felt(0), felt(1, has_stepped=False)])
