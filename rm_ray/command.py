@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError, StoppedError, TrainingError
+from rm_ray.logs import log_to_stdout
 from rm_ray.recipe import read_recipe
 from rm_ray.train.startup import Startup, describe_startup
 from rm_ray.train.supervisor import supervise
@@ -114,16 +114,6 @@ def log_to_mlflow(arguments: Sequence[str]) -> int:
         logger.error("error: %s", error)
         return 1
     return 0
-
-
-def log_to_stdout() -> None:
-    """Show what the package logs, a line each, and of other packages only warnings."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    package = logging.getLogger("rm_ray")
-    package.handlers[:] = [handler]
-    package.setLevel(logging.INFO)
-    package.propagate = False
 
 
 def summarise(result: dict[str, Any]) -> str:

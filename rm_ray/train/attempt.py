@@ -14,61 +14,21 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from rm_ray.errors import InputError, LostError, StoppedError, TrainingError
+from rm_ray.logs import log_to_stdout
 from rm_ray.recipe import parse_config
 from rm_ray.train.attempts import Attempt
+from rm_ray.train.going import Going
+from rm_ray.train.run import train
 from rm_ray.train.startup import Startup
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
-class Going:
-    """An attempt that is under way, as the driver knows it."""
-
-    startup: Startup = field(default_factory=Startup)
-    number: int = 1
-    earlier: list[Attempt] = field(default_factory=list)
-    """The attempts before this one."""
-    tell: Callable[[dict[str, Any]], None] = lambda _: None
-    """Tells the supervisor what has changed, by the names of ``Attempt``'s fields."""
-    give_up: Callable[[str], None] = lambda _: None
-    """Ends this attempt at once, for a cause."""
-    _ask: Callable[[str], None] | None = None
-    _reason: str | None = None
-
-    @property
-    def run_began(self) -> float:
-        """When the run would have begun, had it gone on without pause between its attempts."""
-        return self.startup.began - sum(attempt.seconds for attempt in self.earlier)
-
-    @property
-    def skipped(self) -> frozenset[int]:
-        """Steps that are left out."""
-        return frozenset(a.skips for a in self.earlier if a.skips is not None)
-
-    def stop(self, reason: str) -> bool:
-        """Have the workers save and stop; tell whether there are any to ask."""
-        self._reason = reason
-        if self._ask is not None:
-            self._ask(reason)
-        return self._ask is not None
-
-    def stoppable(self, ask: Callable[[str], None]) -> None:
-        """From now on, there are workers to ask."""
-        self._ask = ask
-        if self._reason is not None:
-            ask(self._reason)
-
-
 def main() -> int:
     """Do what the task says; return 0 however the attempt ended, as long as that was told."""
-    from rm_ray.command import log_to_stdout
-
     log_to_stdout()
     for terminal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(terminal, signal.SIG_IGN)  # the supervisor says when to stop
@@ -109,8 +69,6 @@ def _obey(orders: TextIO, going: Going) -> None:
 
 def _run(task: dict[str, Any], going: Going) -> dict[str, Any]:
     """Return how the attempt ended."""
-    from rm_ray.train.run import train
-
     try:
         result = train(parse_config(task["config"]), going)
         return {"ending": "finished", "cause": "", "result": result}

@@ -15,8 +15,8 @@ from rm_ray.tracking.history import History
 from rm_ray.tracking.mlflow_run import MlflowRun
 from rm_ray.tracking.plots import plot_run
 from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError
-from rm_ray.train.attempt import Going
 from rm_ray.train.attempts import Attempt, account, describe_ending
+from rm_ray.train.going import Going
 from rm_ray.train.prepare import Prepared
 from rm_ray.train.record import RESULT, RUN
 from rm_ray.train.trainer import Fitted

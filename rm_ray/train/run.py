@@ -8,7 +8,7 @@ from typing import Any
 
 from rm_ray.config import TrainConfig
 from rm_ray.storage import Storage
-from rm_ray.train.attempt import Going
+from rm_ray.train.going import Going
 from rm_ray.train.record import RESULT, refuse_other_config
 from rm_ray.train.session import ray_cluster
 

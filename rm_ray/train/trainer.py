@@ -18,8 +18,8 @@ from rm_ray.data.stream import PlannedPairs
 from rm_ray.errors import LostError, StoppedError, find_final_error
 from rm_ray.tracking.shipping import MetricShipper, opening_mlflow
 from rm_ray.tracking.target import RunDescription
-from rm_ray.train.attempt import Going
 from rm_ray.train.board import BoardReader, start_board
+from rm_ray.train.going import Going
 from rm_ray.train.prepare import Prepared, describe_data, in_order
 from rm_ray.train.pulse import Felt
 from rm_ray.train.record import open_record, refuse_other_data

@@ -77,14 +77,36 @@ class Machines:
             psutil.wait_procs(tree, timeout=30)
 
 
+def ask(machines: Machines, expression: str) -> str:
+    """What an expression over ``ray.nodes()`` gives on the cluster."""
+    code = (
+        "import ray; ray.init(log_to_driver=False, logging_level='ERROR');"
+        "nodes = [n for n in ray.nodes() if n['Alive']];"
+        f"print({expression})"
+    )
+    environment = os.environ | machines.environment
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def wait_for_nodes(machines: Machines, count: int) -> None:
+    """Wait until so many have joined."""
+    for _ in range(60):
+        if ask(machines, "len(nodes)") == str(count):
+            return
+    raise AssertionError(f"{count} nodes did not join")
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_run_shrinks_and_grows_with_its_cluster(zero_stage: int, tmp_path: Path) -> None:
     """Two workers, one when a machine is lost, two when one comes: equal losses at every step."""
     settings = {
-        name: small_job(tmp_path, name, num_steps=200, num_workers=2) for name in ("fixed", "free")
+        name: small_job(tmp_path, name, num_steps=400, num_workers=2) for name in ("fixed", "free")
     }
     for each in settings.values():
         each["cluster"]["zero_stage"] = zero_stage
+        each["checkpoint"]["every_steps"] = 20  # each waits for Ray Train to look, every 2 s
         each["optimizer"]["eps"] = 1e-5  # without it, the rounding of a zero becomes a step
     finish(settings["fixed"], tmp_path / "fixed.log")
     settings["free"]["cluster"]["num_workers"] = "1-2"
@@ -93,6 +115,7 @@ def test_a_run_shrinks_and_grows_with_its_cluster(zero_stage: int, tmp_path: Pat
         stack.enter_context(machines.node(num_cpus=2, is_head=True))
         second = ExitStack()
         second.enter_context(machines.node(num_cpus=1))
+        wait_for_nodes(machines, 2)
         with running(settings["free"], tmp_path / "free.log", **machines.environment) as job:
             job.wait_for_checkpoint(2)
             second.close()
@@ -114,15 +137,9 @@ def test_a_run_shrinks_and_grows_with_its_cluster(zero_stage: int, tmp_path: Pat
 
 def drain(machines: Machines, *, num_cpus: int) -> None:
     """Announce that the node with so many CPUs is about to be taken away, as a cloud does."""
-    find = (
-        "import ray; ray.init(log_to_driver=False, logging_level='ERROR');"
-        f"print(*[n['NodeID'] for n in ray.nodes() if n['Resources'].get('CPU') == {num_cpus}])"
-    )
     environment = os.environ | machines.environment
-    found = subprocess.run(
-        [sys.executable, "-c", find], env=environment, capture_output=True, text=True, check=True
-    )
-    (node,) = found.stdout.split()
+    is_it = f"n['Resources'].get('CPU') == {num_cpus}"
+    node = ask(machines, f"*[n['NodeID'] for n in nodes if {is_it}]")
     subprocess.run(
         [
             RAY, "drain-node", "--address", environment["RAY_ADDRESS"], "--node-id", node,
@@ -142,6 +159,7 @@ def test_a_preemption_notice_leads_to_a_checkpoint(tmp_path: Path) -> None:
         machines = Machines(Path(folder))
         stack.enter_context(machines.node(num_cpus=2, is_head=True))
         stack.enter_context(machines.node(num_cpus=1))
+        wait_for_nodes(machines, 2)
         with running(settings, tmp_path / "preempted.log", **machines.environment) as job:
             job.wait_for_steps_of_attempt(1)
             drain(machines, num_cpus=1)

@@ -27,10 +27,10 @@ from tables import SHARED_DATA  # noqa: E402
 from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: E402
 from trl import RewardConfig, RewardTrainer  # noqa: E402
 
-from rm_ray.command import log_to_stdout  # noqa: E402
 from rm_ray.config import ModelConfig, TrainConfig  # noqa: E402
 from rm_ray.data.token_table import open_table  # noqa: E402
 from rm_ray.data.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.logs import log_to_stdout  # noqa: E402
 from rm_ray.model.export import export_model  # noqa: E402
 from rm_ray.model.reward_model import build_reward_model  # noqa: E402
 from rm_ray.recipe import parse_config  # noqa: E402

@@ -1,0 +1,16 @@
+"""Where the package's log lines go in a process that a user looks at."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+def log_to_stdout() -> None:
+    """Show what the package logs, a line each, and of other packages only warnings."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("rm_ray")
+    package.handlers[:] = [handler]
+    package.setLevel(logging.INFO)
+    package.propagate = False
