@@ -8,7 +8,6 @@ back as lines of JSON through the file descriptor that is its only argument.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -24,14 +23,13 @@ from rm_ray.train.going import Going
 from rm_ray.train.run import train
 from rm_ray.train.startup import Startup
 
-logger = logging.getLogger(__name__)
-
 
 def main() -> int:
     """Do what the task says; return 0 however the attempt ended, as long as that was told."""
     log_to_stdout()
-    for terminal in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(terminal, signal.SIG_IGN)  # the supervisor says when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # The supervisor says when to stop. To ignore them outright would pass on to Ray's processes.
+        signal.signal(number, lambda *_: None)
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)  # Ray's processes may outlive this one
     with os.fdopen(descriptor, "w", buffering=1) as supervisor:
