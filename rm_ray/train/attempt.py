@@ -28,7 +28,7 @@ def main() -> int:
     """Do what the task says; return 0 however the attempt ended, as long as that was told."""
     log_to_stdout()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # The supervisor says when to stop. To ignore them outright would pass on to Ray's processes.
+        # The supervisor says when to stop. Ray's processes would inherit it if they were ignored.
         signal.signal(number, lambda *_: None)
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)  # Ray's processes may outlive this one
