@@ -33,6 +33,10 @@ def free_ports(count: int) -> list[str]:
     return ports
 
 
+ONE_ON_EACH = {"num_workers": "1-2", "cpus_per_worker": 2}
+"""On a head of 3 CPUs, of which Ray Data needs one, and a node of 2."""
+
+
 @dataclass
 class Machines:
     """A head and other nodes, each a ``ray start`` of its own on loopback."""
@@ -109,18 +113,18 @@ def test_a_run_shrinks_and_grows_with_its_cluster(zero_stage: int, tmp_path: Pat
         each["checkpoint"]["every_steps"] = 20  # each waits for Ray Train to look, every 2 s
         each["optimizer"]["eps"] = 1e-5  # without it, the rounding of a zero becomes a step
     finish(settings["fixed"], tmp_path / "fixed.log")
-    settings["free"]["cluster"]["num_workers"] = "1-2"
+    settings["free"]["cluster"] |= ONE_ON_EACH
     with tempfile.TemporaryDirectory(prefix="ray-") as folder, ExitStack() as stack:
         machines = Machines(Path(folder))
-        stack.enter_context(machines.node(num_cpus=2, is_head=True))
+        stack.enter_context(machines.node(num_cpus=3, is_head=True))
         second = ExitStack()
-        second.enter_context(machines.node(num_cpus=1))
+        second.enter_context(machines.node(num_cpus=2))
         wait_for_nodes(machines, 2)
         with running(settings["free"], tmp_path / "free.log", **machines.environment) as job:
             job.wait_for_checkpoint(2)
             second.close()
             job.wait_for_steps_of_attempt(2)
-            stack.enter_context(machines.node(num_cpus=1))
+            stack.enter_context(machines.node(num_cpus=2))
             job.wait_for_steps_of_attempt(3)
             assert job.process.wait(2 * PATIENCE_S) == 0, job.printed
         attempts = result(job.folder)["attempts"]
@@ -153,16 +157,16 @@ def drain(machines: Machines, *, num_cpus: int) -> None:
 
 def test_a_preemption_notice_leads_to_a_checkpoint(tmp_path: Path) -> None:
     settings = small_job(tmp_path, "preempted", num_steps=400)
-    settings["cluster"]["num_workers"] = "1-2"
+    settings["cluster"] |= ONE_ON_EACH
     settings["checkpoint"]["every_steps"] = 0
     with tempfile.TemporaryDirectory(prefix="ray-") as folder, ExitStack() as stack:
         machines = Machines(Path(folder))
-        stack.enter_context(machines.node(num_cpus=2, is_head=True))
-        stack.enter_context(machines.node(num_cpus=1))
+        stack.enter_context(machines.node(num_cpus=3, is_head=True))
+        stack.enter_context(machines.node(num_cpus=2))
         wait_for_nodes(machines, 2)
         with running(settings, tmp_path / "preempted.log", **machines.environment) as job:
             job.wait_for_steps_of_attempt(1)
-            drain(machines, num_cpus=1)
+            drain(machines, num_cpus=2)
             assert job.process.wait(2 * PATIENCE_S) == 0, job.printed
         first, second = result(job.folder)["attempts"]
         assert (first["workers"], first["cause"], second["workers"]) == (2, "preempted", 1)
