@@ -167,6 +167,7 @@ def test_many_kills_leave_few_checkpoints(quiet: Path) -> None:
         check(job, quiet)
 
 
+@pytest.mark.timeout(1200)
 def test_two_random_kills_change_nothing(tmp_path: Path) -> None:
     chaos = Path(__file__).with_name("chaos.py")
     command = [sys.executable, str(chaos), "1", "2", "--workers", "2", "--zero-stage", "2"]
