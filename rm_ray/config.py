@@ -323,9 +323,44 @@ class MlflowConfig:
     experiment: str = "rm_ray"
     """The MLflow experiment that the run is part of."""
 
+    registered_model: str | None = None
+    """Name in MLflow's model registry, under which the final model gets a version that refers to
+    the weights where they are; none: it is not registered."""
+
     def __post_init__(self) -> None:
         where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
         _refuse_password("mlflow.tracking_uri", self.tracking_uri, where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubConfig:
+    """Which models of the run are published on the Hugging Face Hub, while it trains."""
+
+    repo_id: str | None = None
+    """The repository, as in 'me/reward-model', created where it is missing; none: nothing is
+    published. The token is HF_TOKEN of the environment, or that of 'hf auth login'."""
+
+    private: bool = True
+    """Whether a repository that is created is private."""
+
+    every: Literal["checkpoint", "best", "final"] = "final"
+    """What is published: each checkpoint; each that is better by checkpoint.keep_best_by than all
+    before; or only the end. In all cases the end puts the best model on main."""
+
+    revision_prefix: str = ""
+    """What the tags ('step-00000200') begin with, where several runs share a repository."""
+
+    patience_s: float = 600.0
+    """Seconds for which the end of the run waits until all is published; then it says what is not,
+    and the command that goes on."""
+
+    def __post_init__(self) -> None:
+        repo, prefix, patience = self.repo_id, self.revision_prefix, self.patience_s
+        legal = repo is None or re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", repo)
+        _require(bool(legal), "hub.repo_id", repo, "'NAMESPACE/NAME', of letters, digits and '_.-'")
+        legal = re.fullmatch(r"(\w[\w.-]*)?", prefix)
+        _require(bool(legal), "hub.revision_prefix", prefix, "letters, digits, '.', '_' and '-'")
+        _require(0 <= patience < math.inf, "hub.patience_s", patience, "at least 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +376,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
     def __post_init__(self) -> None:
         attention = self.model.attention
@@ -354,6 +390,9 @@ class TrainConfig:
             metric,
             "none or a train/rm/ metric where data.eval is empty",
         )
+        every = self.hub.every
+        rule = "'checkpoint' or 'final' without checkpoint.keep_best_by"
+        _require(every != "best" or bool(metric), "hub.every", every, rule)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dictionaries; ``recipe.parse_config`` gives the same config back."""

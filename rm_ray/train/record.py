@@ -29,6 +29,12 @@ _MAY_CHANGE = (
     "checkpoint.keep",
     "checkpoint.storage_patience_s",
     "optimizer.max_skipped_steps",
+    "mlflow.registered_model",
+    "hub.repo_id",
+    "hub.private",
+    "hub.every",
+    "hub.revision_prefix",
+    "hub.patience_s",
 )
 """Fields that a resumed run may change: what trains, not what is trained."""
 

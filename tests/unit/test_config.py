@@ -12,6 +12,7 @@ from rm_ray.config import (
     ClusterConfig,
     DataConfig,
     EvaluationConfig,
+    HubConfig,
     MlflowConfig,
     ModelConfig,
     OptimizerConfig,
@@ -65,7 +66,12 @@ NOTHING_AT_ITS_DEFAULT = TrainConfig(
     checkpoint=CheckpointConfig(
         every_steps=5, keep=3, keep_best_by="eval/rm/loss", storage_patience_s=5.0
     ),
-    mlflow=MlflowConfig(tracking_uri="http://127.0.0.1:5000", experiment="other"),
+    mlflow=MlflowConfig(
+        tracking_uri="http://127.0.0.1:5000", experiment="other", registered_model="rewards"
+    ),
+    hub=HubConfig(
+        repo_id="me/rewards", private=False, every="best", revision_prefix="a-", patience_s=5.0
+    ),
 )
 
 
@@ -135,9 +141,10 @@ def test_an_unknown_field_names_the_nearest(settings: dict[str, Any], unknown: s
 
 
 def test_an_unknown_field_like_no_other_lists_those_there_are():
-    message = message_of_wrong({"mlflow": {"zzz": 1}})
+    message = message_of_wrong({"checkpoint": {"zzz": 1}})
 
-    assert message == "recipe.yaml: unknown field 'mlflow.zzz'; known: tracking_uri, experiment"
+    known = "every_steps, keep, keep_best_by, storage_patience_s"
+    assert message == f"recipe.yaml: unknown field 'checkpoint.zzz'; known: {known}"
 
 
 def test_a_section_that_holds_no_fields_is_refused():
@@ -206,6 +213,11 @@ def test_a_wrong_type_names_its_field_and_value(section: str, field: str, value:
         ("checkpoint", "every_steps", -1),
         ("checkpoint", "keep", 0),
         ("checkpoint", "keep_best_by", "accuracy"),
+        ("hub", "repo_id", "no-namespace"),
+        ("hub", "repo_id", "a/b/c"),
+        ("hub", "every", "best"),
+        ("hub", "revision_prefix", "a/b"),
+        ("hub", "patience_s", -1.0),
     ],
 )
 def test_a_value_out_of_range_names_its_field_and_value(section: str, field: str, value: Any):
