@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -231,19 +232,32 @@ def build_reward_model(
             f"model.name_or_path '{config.name_or_path}' is a {architecture.model_type} without a "
             "'score' head on its last token; reward models are decoders (Llama, Qwen, GPT-NeoX ...)"
         )
-    _resize_embeddings(classifier, len(tokenizer))
-    classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    classifier.config.pad_token_id = tokenizer.pad_token_id
+    _fit_to_tokenizer(classifier, tokenizer)
     classifier.score = _new_head(architecture.get_text_config().hidden_size, seed)
     if config.gradient_checkpointing:
         classifier.activation_checkpointing_enable({"use_reentrant": False})
     return RewardModel(classifier, layout)
 
 
-def _resize_embeddings(classifier: PreTrainedModel, vocab_size: int) -> None:
+def build_without_weights(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
+    """Build the model as ``build_reward_model`` does, without memory for its weights.
+
+    Raises:
+        InputError: it cannot be found, or has no sequence classification.
+    """
+    classifier = check_architecture(replace(config, attention="sdpa"), tokenizer)
+    _fit_to_tokenizer(classifier, tokenizer)
+    return RewardModel(classifier, "padded")
+
+
+def _fit_to_tokenizer(classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make room for an added pad token; rows that a model keeps spare are used, not cut."""
-    if classifier.get_input_embeddings().num_embeddings < vocab_size:
-        classifier.resize_token_embeddings(vocab_size)
+    embeddings = classifier.get_input_embeddings()
+    if embeddings.num_embeddings < len(tokenizer):
+        has_values = embeddings.weight.device.type != "meta"
+        classifier.resize_token_embeddings(len(tokenizer), mean_resizing=has_values)
+    classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    classifier.config.pad_token_id = tokenizer.pad_token_id
 
 
 def _new_head(hidden_size: int, seed: int) -> Float32Linear:

@@ -6,10 +6,11 @@ reads the files of any other: each copies from them what overlaps its own slices
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -84,6 +85,27 @@ def read_slices(slices: Sequence[Slice], paths: Iterable[Path]) -> None:
         raise ValueError(
             f"the checkpoint does not hold the whole of {', '.join(sorted(set(short)))}"
         )
+
+
+def read_weights(
+    shapes: Mapping[str, torch.Size], paths: Iterable[Path], *, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return whole parameters, of these shapes, from the files that hold parts of them.
+
+    Raises:
+        ValueError: the files do not hold the whole of one.
+    """
+    parts = [
+        Slice(
+            parameter=name,
+            start=0,
+            tensors={"weight": torch.empty(shape.numel(), dtype=dtype)},
+            is_written=False,
+        )
+        for name, shape in shapes.items()
+    ]
+    read_slices(parts, paths)
+    return {part.parameter: part.tensors["weight"].view(shapes[part.parameter]) for part in parts}
 
 
 def _covers(read: Iterable[Extent], part: Slice) -> bool:

@@ -44,6 +44,9 @@ KINDS = {
 """What may be killed, beside the command itself; each is as likely as the others that run."""
 
 
+TRAINS = "first step after"
+"""What an attempt prints once it has taken a step."""
+
 NOTICED_S = {"raylet": 180.0, "gcs": 180.0}
 """Within how long it shows whether the death of a kind of process ends the attempt."""
 
@@ -57,6 +60,8 @@ class Chaos:
     killed: list[str] = field(default_factory=list)
     recovered: list[float] = field(default_factory=list)
     """Seconds until steps were taken again, of the kills that stopped them."""
+    trained_before: int = 0
+    """Attempts of earlier commands that took a step."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -64,7 +69,9 @@ class Chaos:
     def run(self, settings: dict[str, Any], log: Path) -> None:
         """Run the command until it is finished, however often that takes."""
         while True:
+            before = log.read_text().count(TRAINS) if log.exists() else 0
             with running(settings, log) as job:
+                self.trained_before = before
                 while len(self.killed) < self.kills and job.process.poll() is None:
                     self.strike(job)
                 if job.process.poll() is None:
@@ -76,8 +83,7 @@ class Chaos:
     def strike(self, job: Job) -> None:
         """Wait for a moment in start-up or in training; kill something; see it recover."""
         if self.random.random() < 0.7:
-            trained = steps_begun(job)
-            until(lambda: steps_begun(job) > trained or trained > 0, job)
+            until(lambda: steps_begun(job) > self.trained_before, job)
             pause = self.random.uniform(0, 5)
         else:
             pause = self.random.uniform(0, 20)
@@ -115,7 +121,7 @@ class Chaos:
 
 def steps_begun(job: Job) -> int:
     """How often an attempt has taken its first step."""
-    return job.printed.count("first step after")
+    return job.printed.count(TRAINS)
 
 
 def driver_of(job: Job) -> int | None:
