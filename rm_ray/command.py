@@ -16,6 +16,7 @@ import yaml
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError, StoppedError, TrainingError
 from rm_ray.logs import log_to_stdout
+from rm_ray.publish.command import publish_end
 from rm_ray.recipe import read_recipe
 from rm_ray.train.startup import Startup, describe_startup
 from rm_ray.train.supervisor import supervise
@@ -90,6 +91,7 @@ def main(arguments: Sequence[str]) -> int:
         logger.error("error: %s", error)
         return 2
     logger.info("%s", summarise(result))
+    publish_end(command.config)
     return 0
 
 

@@ -292,7 +292,7 @@ class CheckpointConfig:
     """Save after every so many steps; 0: only after the last one."""
 
     keep: int = 2
-    """Checkpoints that stay: the newest, or the best by keep_best_by and the newest beside them."""
+    """Checkpoints that stay: the newest ones, or the newest and the best ones by keep_best_by."""
 
     keep_best_by: str | None = None
     """Metric by which checkpoints are the best ('eval/rm/accuracy', 'eval/rm/loss', ...); none:
@@ -307,7 +307,9 @@ class CheckpointConfig:
         patience = self.storage_patience_s
         _require(patience >= 0, "checkpoint.storage_patience_s", patience, "at least 0")
         _require(every >= 0, "checkpoint.every_steps", every, "at least 0")
-        _require(keep >= 1, "checkpoint.keep", keep, "at least 1")
+        least = 2 if metric else 1
+        rule = f"at least {least}" + " with checkpoint.keep_best_by" * bool(metric)
+        _require(keep >= least, "checkpoint.keep", keep, rule)
         known = [f"{part}/rm/{name}" for part in ("eval", "train") for name in METRICS]
         rule = f"one of {', '.join(known)}"
         _require(metric is None or metric in known, "checkpoint.keep_best_by", metric, rule)

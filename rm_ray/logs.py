@@ -14,3 +14,7 @@ def log_to_stdout() -> None:
     package.handlers[:] = [handler]
     package.setLevel(logging.INFO)
     package.propagate = False
+    # Said whenever transformers writes a model on a machine without a GPU.
+    logging.getLogger("DeepSpeed").addFilter(
+        lambda record: "Setting accelerator to CPU" not in record.getMessage()
+    )

@@ -20,6 +20,7 @@ import re
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,9 @@ class Hub:
 
     def has_blob(self, name: str) -> bool:
         return (self.folder / "blobs" / name).exists()
+
+    def has_whole_blob(self, oid: str) -> bool:
+        return self.has_blob(oid) and hashlib.sha256(self.blob(oid)).hexdigest() == oid
 
     def path(self, repo_id: str) -> Path:
         return self.folder / f"{repo_id.replace('/', '--')}.json"
@@ -330,7 +334,7 @@ def lfs_batch(hub: Hub, *, body: bytes, base: str, **_: Any) -> Answer:
     objects = []
     for asked in json.loads(body)["objects"]:
         one = {"oid": asked["oid"], "size": asked["size"]}
-        if not hub.has_blob(asked["oid"]):
+        if not hub.has_whole_blob(asked["oid"]):
             one["actions"] = {
                 "upload": {"href": f"{base}/lfs/{asked['oid']}", "header": {}},
                 "verify": {"href": f"{base}/lfs/verify", "header": {}},
@@ -449,6 +453,13 @@ def serving(folder: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def ask_for(endpoint: str, *faults: dict) -> list[str]:
+    """Ask the Hub for faults; return the requests that it has had."""
+    request = urllib.request.Request(f"{endpoint}/_faults", json.dumps(faults).encode())
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)["log"]
 
 
 if __name__ == "__main__":

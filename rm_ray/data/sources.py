@@ -325,6 +325,16 @@ def count_rows(fragment: Fragment) -> int:
     return len(load_dataset(fragment))
 
 
+def find_revision(fragment: Fragment) -> str | None:
+    """Return the commit that a dataset of the Hub was read at; None for others."""
+    if fragment.kind != "hub":
+        return None
+    loaded = load_dataset(fragment)
+    places = [*(loaded.info.download_checksums or {}), *(f["filename"] for f in loaded.cache_files)]
+    commits = (re.search(r"[@/]([0-9a-f]{40})/", place) for place in places)
+    return next((commit[1] for commit in commits if commit), None)
+
+
 def fingerprint(selections: Sequence[Selection]) -> str:
     """Hash the contents of what is selected; moving a file does not change it."""
     digest = hashlib.sha256()

@@ -56,6 +56,8 @@ class TokenCache:
     pairs_by_source: dict[str, int]
     refused: dict[str, int]
     """Refused rows by reason."""
+    revisions: dict[str, str]
+    """Commits that datasets of the Hub were read at."""
 
     @property
     def num_refused(self) -> int:
@@ -101,7 +103,10 @@ def build_token_cache(
     _write_parts(selections, PairTokenizer(tokenizer, config), parts)
     counts = _write_quarantine(parts, home.folder(build))
     hashes = {"identity": identity, "data_hash": data_hash}
-    manifest = {"key": key, "build": build, **hashes, **counts}
+    fragments = {selection.fragment.origin: selection.fragment for selection in selections}
+    found = {origin: sources.find_revision(fragment) for origin, fragment in fragments.items()}
+    revisions = {origin: revision for origin, revision in found.items() if revision}
+    manifest = {"key": key, "build": build, "revisions": revisions, **hashes, **counts}
     home.write_json("manifest.json", manifest)
     seconds = time.monotonic() - started
     logger.info("token cache %s: %s pairs in %.1f s", key, f"{counts['num_pairs']:,}", seconds)
@@ -130,6 +135,7 @@ def _from_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
         num_tokens=manifest["num_tokens"],
         pairs_by_source=manifest["pairs_by_source"],
         refused=manifest["refused"],
+        revisions=manifest.get("revisions", {}),
     )
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from rm_ray.errors import InputError
 from rm_ray.model.reward_model import RewardModel
+
+CONFIG = "config.json"
+
+PREFIX = "classifier."
+"""What the names of a reward model's parameters begin with, beside those of its classifier."""
 
 
 def export_model(
@@ -27,15 +41,39 @@ def export_model(
 
     ``weights`` are those of the reward model, gathered whole on the CPU.
     """
-    prefix = "classifier."
     state = {
-        name.removeprefix(prefix): tensor.to(dtype).contiguous() for name, tensor in weights.items()
+        name.removeprefix(PREFIX): tensor.to(dtype).contiguous() for name, tensor in weights.items()
     }
     classifier = model.classifier
     classifier.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
-    _mend_config(folder / "config.json", dtype)
+    _mend_config(folder / CONFIG, dtype)
     _mend_tokenizer_config(folder / "tokenizer_config.json", tokenizer.chat_template)
+
+
+def export_skeleton(
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype
+) -> None:
+    """Write all that ``export_model`` does, except the weights; the model may have none."""
+    config = copy.deepcopy(model.classifier.config)
+    config.architectures = [type(model.classifier).__name__]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _mend_config(folder / CONFIG, dtype)
+    _mend_tokenizer_config(folder / "tokenizer_config.json", tokenizer.chat_template)
+
+
+def export_weights(
+    read: Callable[[Mapping[str, torch.Size]], Mapping[str, Tensor]], skeleton: Path, folder: Path
+) -> None:
+    """Write a model from its skeleton and whatever ``read`` finds for the parameters' shapes."""
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(
+            AutoConfig.from_pretrained(skeleton)
+        )
+    weights = read({name: p.shape for name, p in classifier.named_parameters()})
+    classifier.save_pretrained(folder, state_dict=dict(weights))
+    shutil.copytree(skeleton, folder, dirs_exist_ok=True)
 
 
 _PROBES = (

@@ -1,61 +1,106 @@
-"""The command line of publishing."""
+"""The command line of publishing, and what it says."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from rm_ray.config import HubConfig, TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.logs import log_to_stdout
+from rm_ray.storage import Storage
+from rm_ray.train.files import RUN
+
+if TYPE_CHECKING:  # imports torch, which --help does without
+    from rm_ray.publish.run import Published
 
 logger = logging.getLogger(__name__)
+
+PROGRAM = "python jobs/publish.py"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishCommand:
-    """Publish the model of a finished run on the Hugging Face Hub.
+    """Publish a run's models on the Hugging Face Hub, or go on with it.
 
-    It is uploaded to a branch, compared by its checksums, tagged, and then copied to main in one
-    commit, so that neither a tag nor main is ever half a model. Give the command again after any
-    interruption: ``HF_TOKEN=... python jobs/publish.py ~/rm_ray/RUN --repo_id me/model``.
+    Each is compared with training through plain transformers, described by a card, uploaded to a
+    branch, compared by its checksums, and tagged; the best model of a finished run is then put on
+    main in one commit. So neither a tag nor main is ever half a model. Give the command again after
+    any interruption, from any machine that reaches the run's folder; what is there is not sent
+    again: ``HF_TOKEN=... python jobs/publish.py ~/rm_ray/RUN --repo_id me/model``.
     """
 
     run: Annotated[str, tyro.conf.Positional]
     """The run's folder or URI: run.storage_path/run.name."""
 
-    repo_id: str
-    """The repository, as in 'me/model'; it is created if it is not there."""
+    repo_id: str | None = None
+    """The repository, as in 'me/model', created where it is missing; none: the run's own."""
 
-    private: bool = False
-    """Whether a repository that is created is private."""
+    private: bool | None = None
+    """Whether a repository that is created is private; none: the run's hub.private."""
 
-    revision_prefix: str = ""
-    """What the tag begins with, where several runs share a repository."""
+    revision_prefix: str | None = None
+    """What tags begin with, where several runs share a repository; none: the run's own."""
 
     patience_s: float = 600.0
-    """Seconds for which a Hub that does not answer is asked again."""
+    """Seconds after which it ends, whatever is left."""
 
 
 def main_publish(arguments: Sequence[str]) -> int:
     """Publish a run; return the exit status."""
     log_to_stdout()
-    options = tyro.cli(
-        PublishCommand, prog="python jobs/publish.py", args=list(arguments), use_underscores=True
-    )
-    from rm_ray.publish.hub import HubAwayError, HubRepo
-    from rm_ray.publish.run import publish_run
-
+    options = tyro.cli(PublishCommand, prog=PROGRAM, args=list(arguments), use_underscores=True)
     try:
-        repo = HubRepo.open(options.repo_id, private=options.private, patience_s=options.patience_s)
-        publish_run(options.run, repo, revision_prefix=options.revision_prefix)
+        hub = _choose_hub(options)
+        from rm_ray.publish.registration import register_models
+        from rm_ray.publish.run import finish_publishing
+
+        published = finish_publishing(options.run, hub)
+        is_registered = register_models(options.run, hub.repo_id)
     except InputError as error:
         logger.error("error: %s", error)
         return 2
-    except HubAwayError as error:
-        logger.error("error: %s; what was sent is kept there, give the command again", error)
-        return 1
-    return 0
+    logger.info("%s", describe(published, options.run))
+    return 0 if published.is_whole and is_registered else 1
+
+
+def publish_end(config: TrainConfig) -> None:
+    """Publish and register what a run that has just ended has left, and say what came of it."""
+    folder, hub = f"{config.run.storage_path.rstrip('/')}/{config.run.name}", config.hub
+    if hub.repo_id is not None:
+        from rm_ray.publish.run import finish_publishing
+
+        try:
+            logger.info("%s", describe(finish_publishing(folder, hub), folder))
+        except InputError as error:
+            logger.warning("nothing more is published: %s", error)
+    if config.mlflow.registered_model is not None:
+        from rm_ray.publish.registration import register_models
+
+        register_models(folder, hub.repo_id)
+
+
+def describe(published: Published, folder: str) -> str:
+    """Return what is on the Hub, what is not, and the command that goes on."""
+    done, waiting, refused = (published.tags(s) for s in ("published", "waiting", "refused"))
+    lines = [f"  published         {', '.join(done) or 'nothing'} on {published.repo_id}"]
+    if published.main:
+        lines.append(f"  main              {published.main}")
+    if refused:
+        lines.append(f"  refused           {', '.join(refused)}: the reasons are above")
+    if not published.is_whole:
+        lines.append(f"  not published     {', '.join(waiting) or 'main'}: {published.problem}")
+        lines.append(f"  to go on          {PROGRAM} {folder}")
+    return "\n".join(lines)
+
+
+def _choose_hub(options: PublishCommand) -> HubConfig:
+    """Return the run's own hub section, with what is given in its place."""
+    record = Storage.open(options.run).read_json(RUN) or {}
+    own: dict[str, Any] = record.get("config", {}).get("hub", {})
+    given = {n: v for n, v in asdict(options).items() if n != "run" and v is not None}
+    return HubConfig(**{**own, **given})

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import (
+    CommitOperationAdd,
     CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
@@ -23,6 +24,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from rm_ray.errors import InputError
 
@@ -50,8 +52,20 @@ NOT_THE_MODEL = {".gitattributes"}
 """Files that the Hub itself adds to a repository."""
 
 
+UPLOADS = 3
+"""How often a version is sent whose files do not arrive as they are."""
+
+
 class HubAwayError(Exception):
     """The Hub does not answer, or not as it should; it may later."""
+
+
+class HubRefusedError(InputError):
+    """The Hub refuses the token or the account, and will until someone changes that."""
+
+
+class HubContentsError(InputError):
+    """What the Hub has under a name is something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +83,11 @@ class HubRepo:
         """Find the repository, or create it; the token is that of the environment.
 
         Raises:
-            InputError: the token may not write to it.
+            HubRefusedError: the token may not write to it.
+            HubAwayError: the Hub does not answer.
         """
         set_client_factory(_client)
+        disable_progress_bars()
         repo = cls(api=HfApi(endpoint=endpoint), repo_id=repo_id, patience_s=patience_s)
         repo._ask(lambda: repo.api.create_repo(repo_id, private=private, exist_ok=True))
         return repo
@@ -80,12 +96,52 @@ class HubRepo:
         """Upload a folder as a version, unless it is there; return its commit.
 
         Raises:
-            InputError: the tag is another version's, or what arrived is not what lies here.
+            HubContentsError: the tag is another version's, or what arrives is not what lies here.
+            HubRefusedError: the Hub refuses it.
+            HubAwayError: the Hub does not answer.
         """
         done = self._tags().get(tag)
         if done is None:
             branch = f"{tag}-upload"
             self._ask(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
+            commit = self._upload(folder, branch, message)
+            self._ask(lambda: self._tag(tag, commit))
+            done = self._tags()[tag]  # another's, where two publish the same at once
+        self._compare(folder, done)
+        return done
+
+    def promote(self, tag: str, *, message: str, instead: Path | None = None) -> None:
+        """Make a version what ``main`` holds, in one commit; files in ``instead`` in their place.
+
+        Raises:
+            HubRefusedError, HubAwayError: as ``publish``.
+        """
+        theirs, ours = self._files("main"), self._files(tag)
+        own = {path.name: path for path in instead.iterdir()} if instead else {}
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+            CommitOperationAdd(name, str(path))
+            for name, path in own.items()
+            if name not in theirs or not _is_same(path, theirs[name])
+        ]
+        operations += [
+            CommitOperationCopy(path, path, src_revision=tag)
+            for path, found in ours.items()
+            if path not in own and (path not in theirs or theirs[path].blob_id != found.blob_id)
+        ]
+        operations += [
+            CommitOperationDelete(path)
+            for path in theirs.keys() - ours.keys() - own.keys() - NOT_THE_MODEL
+        ]
+        if operations:
+            self._ask(
+                lambda: self.api.create_commit(
+                    self.repo_id, operations, commit_message=message, revision="main"
+                )
+            )
+
+    def _upload(self, folder: Path, branch: str, message: str) -> str:
+        """Send a folder to a branch until it has arrived as it is; return the commit."""
+        for tries_left in reversed(range(UPLOADS)):
             commit = self._ask(
                 lambda: self.api.upload_folder(
                     repo_id=self.repo_id,
@@ -95,34 +151,15 @@ class HubRepo:
                     delete_patterns="*",  # what an interrupted upload of something else left
                 )
             ).oid
-            self._compare(folder, commit)
-            self._ask(lambda: self._tag(tag, commit))
-            return commit
-        self._compare(folder, done)
-        return done
-
-    def promote(self, tag: str, *, message: str) -> None:
-        """Make a version what ``main`` holds, in one commit."""
-        theirs, ours = (
-            {path: found.blob_id for path, found in self._files(revision).items()}
-            for revision in ("main", tag)
-        )
-        operations: list[CommitOperationCopy | CommitOperationDelete] = [
-            CommitOperationCopy(path, path, src_revision=tag)
-            for path, oid in ours.items()
-            if theirs.get(path) != oid
-        ]
-        operations += [
-            CommitOperationDelete(path)
-            for path in theirs.keys() - ours.keys()
-            if path not in NOT_THE_MODEL
-        ]
-        if operations:
-            self._ask(
-                lambda: self.api.create_commit(
-                    self.repo_id, operations, commit_message=message, revision="main"
-                )
-            )
+            try:
+                self._compare(folder, commit)
+            except HubContentsError as error:
+                if not tries_left:
+                    raise
+                logger.warning("%s; it is sent again", error)
+            else:
+                break
+        return str(commit)
 
     def _tags(self) -> dict[str, str]:
         refs = self._ask(lambda: self.api.list_repo_refs(self.repo_id))
@@ -133,7 +170,7 @@ class HubRepo:
         try:
             self.api.create_tag(self.repo_id, tag=tag, revision=commit)
         except HfHubHTTPError as error:
-            if error.response.status_code != 409 or self._tags().get(tag) != commit:
+            if error.response.status_code != 409 or tag not in self._tags():
                 raise
 
     def _files(self, revision: str) -> dict[str, RepoFile]:
@@ -153,7 +190,7 @@ class HubRepo:
             if path not in here or path not in there or not _is_same(here[path], there[path])
         )
         if different:
-            raise InputError(
+            raise HubContentsError(
                 f"{self.repo_id} at {revision} has other contents than {folder}: "
                 f"{', '.join(different)}. Give it another revision, or delete that one on the Hub"
             )
@@ -162,7 +199,7 @@ class HubRepo:
         """Do something with the Hub, again and again while that may help.
 
         Raises:
-            InputError: the Hub refuses it for good.
+            HubRefusedError: the Hub refuses it for good.
             HubAwayError: patience is over.
         """
         give_up, delay = time.monotonic() + self.patience_s, FIRST_DELAY_S
@@ -188,7 +225,7 @@ def _refuse(repo_id: str, error: Exception) -> None:
         return
     told = str(error.server_message or error).strip().splitlines()[0]
     remedy = REMEDIES.get(status, "see the Hub's message")
-    raise InputError(f"hub.repo_id '{repo_id}': the Hub refuses ({status}: {told}): {remedy}")
+    raise HubRefusedError(f"hub.repo_id '{repo_id}': the Hub refuses ({status}: {told}): {remedy}")
 
 
 def _client() -> httpx2.Client:

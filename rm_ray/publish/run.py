@@ -1,48 +1,141 @@
-"""The model of a finished run -> a repository on the Hub."""
+"""The end of publishing: all that a run has to publish, the best model on main, the registry."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from tqdm import tqdm
+
+from rm_ray.config import HubConfig
 from rm_ray.errors import InputError
-from rm_ray.publish.hub import HubRepo
+from rm_ray.publish.hub import HubAwayError, HubRepo
+from rm_ray.publish.mirror import Mirror
+from rm_ray.publish.versions import Version
+from rm_ray.recipe import parse_config
 from rm_ray.storage import Storage
+from rm_ray.train.attempts import step_of
+from rm_ray.train.files import RESULT, RUN
+from rm_ray.train.manifest import FoundCheckpoint, read_manifest
 
 logger = logging.getLogger(__name__)
 
 
-def publish_run(folder: str, repo: HubRepo, *, revision_prefix: str = "") -> str:
-    """Publish what a run exported, under a tag named for its step, and on ``main``.
+@dataclass(kw_only=True)
+class Published:
+    """What is on the Hub, what is not yet, and why."""
 
-    What is there already is not sent again. Returns the tag.
+    repo_id: str
+    versions: list[Version] = field(default_factory=list)
+    main: str | None = None
+    """The tag of what is on main."""
+    is_over: bool = False
+    """Whether the run is finished, so that main is to have its best model."""
+    problem: str = ""
+    """What keeps the rest from being published."""
+
+    def tags(self, state: str) -> list[str]:
+        """Return the tags of the versions in a state."""
+        return [version.tag for version in self.versions if version.state == state]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is nothing left to do."""
+        missing = self.is_over and self.main is None and not self.tags("refused")
+        return not (self.tags("waiting") or missing or self.problem)
+
+
+def finish_publishing(folder: str, hub: HubConfig | None = None) -> Published:
+    """Publish all that a run has to publish, for ``hub.patience_s`` at most.
+
+    ``folder`` is the run's, as a path or a URI; without a ``hub`` it is the run's own. What is on
+    the Hub is not sent again.
 
     Raises:
-        InputError: there is no finished run, or the Hub refuses it.
-        HubAwayError: the Hub does not answer.
+        InputError: there is no such run, or it has no repository.
     """
     run = Storage.open(folder)
-    result = run.read_json("result.json")
-    if result is None:
-        raise InputError(f"'{folder}' holds no finished run: there is no result.json in it")
-    tag = f"{revision_prefix}step-{result['steps']:08d}"
-    with _local(run.folder("export")) as export:
-        commit = repo.publish(export, tag, message=f"{result['name']}, step {result['steps']}")
-        logger.info("%s has %s, commit %s", repo.repo_id, tag, commit[:8])
-        repo.promote(tag, message=f"{tag} of {result['name']}")
-        logger.info("%s has it on main", repo.repo_id)
-    return tag
+    record, result = run.read_json(RUN), run.read_json(RESULT)
+    if record is None:
+        raise InputError(f"'{folder}' holds no run: there is no {RUN} in it")
+    config = parse_config(record["config"])
+    config = replace(config, hub=hub or config.hub)
+    if config.hub.repo_id is None:
+        raise InputError(f"the run in '{folder}' has no hub.repo_id; name one with --repo_id")
+    last_step = record.get("steps", sys.maxsize) if result is None else result["steps"]
+    mirror = Mirror(run=run, config=config, last_step=last_step)
+    published = Published(repo_id=config.hub.repo_id, is_over=result is not None)
+    problem = _within(config.hub.patience_s, lambda: _publish_all(mirror, result))
+    versions = mirror.versions.read()
+    published.versions = [version for _, version in sorted(versions.items())]
+    published.main = mirror.versions.main
+    published.problem = problem
+    return published
 
 
-@contextmanager
-def _local(folder: Storage) -> Iterator[Path]:
-    """Give a folder as one of this machine: itself, or a copy that is deleted afterwards."""
-    if folder.is_local:
-        yield Path(folder.path)
-        return
-    with tempfile.TemporaryDirectory(prefix="rm_ray-publish-") as copy:
-        folder.download(Path(copy))
-        yield Path(copy)
+def _within(seconds: float, action: Callable[[], None]) -> str:
+    """Do something for so long at most; return what went wrong, if anything did."""
+    problems: list[Exception] = []
+
+    def work() -> None:
+        try:
+            action()
+        except (HubAwayError, InputError, OSError) as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=work, name="publishing", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        return f"it was not done within {seconds:.0f} s"
+    return str(problems[0]) if problems else ""
+
+
+def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
+    """Make ready what is not, upload what waits, and put the best on main."""
+    for found in mirror.find_wanted():
+        mirror.make_ready(found, is_over=result is not None)
+    best = None if result is None else _make_ends_ready(mirror, result)
+    waiting = mirror.find_waiting()
+    if not waiting and (best is None or mirror.versions.main == best.tag):
+        return  # the Hub need not be asked
+    hub = mirror.config.hub
+    repo = HubRepo.open(mirror.versions.repo_id, private=hub.private, patience_s=hub.patience_s)
+    parts = len(waiting) + (best is not None)
+    with tqdm(total=parts, desc=f"publishing on {repo.repo_id}", disable=None) as bar:
+        for version in waiting:
+            bar.set_postfix_str(version.tag)
+            mirror.publish(version, repo)
+            bar.update()
+        if best is not None and result is not None:
+            bar.set_postfix_str("main")
+            now = mirror.read_versions()[best.step]
+            if now.state == "published":
+                mirror.promote(now, repo, result)
+            bar.update()
+
+
+def _make_ends_ready(mirror: Mirror, result: dict[str, Any]) -> Version | None:
+    """Make the last model and the best one ready; return what is to be on main."""
+    versions = mirror.read_versions()
+    last = versions.get(result["steps"]) or mirror.make_last_ready(result)
+    best = _find_best(mirror, result)
+    if best is None:
+        return last
+    version = versions.get(best.manifest.step) or mirror.make_ready(best, is_over=True)
+    if version is None:
+        logger.warning("%s is the best checkpoint, and is not whole; the last one is taken", best)
+    return version or last
+
+
+def _find_best(mirror: Mirror, result: dict[str, Any]) -> FoundCheckpoint | None:
+    """Return the best checkpoint, where that is not the last."""
+    name = str(result["best_checkpoint"] or "").rpartition("/")[2]
+    if not name or step_of(name) == result["steps"]:
+        return None
+    manifest = read_manifest(mirror.run, name)
+    return FoundCheckpoint(name=name, manifest=manifest) if manifest else None

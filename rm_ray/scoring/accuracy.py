@@ -22,6 +22,12 @@ class ScoredPairs:
     chosen_tokens: np.ndarray
     rejected_tokens: np.ndarray
 
+    @classmethod
+    def join(cls, parts: Sequence[ScoredPairs]) -> ScoredPairs:
+        """Return the pairs of all parts, one after another."""
+        columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
+        return cls(**{name: np.concatenate(arrays) for name, arrays in columns.items()})
+
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.chosen_rewards)
@@ -35,6 +41,19 @@ class ScoredPairs:
         """Chosen minus rejected reward."""
         margins: np.ndarray = self.chosen_rewards - self.rejected_rewards
         return margins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What each of N pairs is counted under."""
+
+    names: tuple[str, ...]
+    codes: np.ndarray
+    """``[N]`` positions in ``names``."""
+
+    def of(self, pairs: np.ndarray) -> list[str]:
+        """Return the names of some pairs."""
+        return [self.names[code] for code in self.codes[pairs]]
 
 
 def wilson_interval(successes: float, count: int) -> tuple[float, float]:

@@ -34,8 +34,8 @@ class MlflowRun:
     @classmethod
     def open(cls, target: MlflowTarget, description: RunDescription) -> MlflowRun:
         """Find the run with this key, or create it."""
-        with _telling_who_is_away(target.tracking_uri):
-            client = _client(target.tracking_uri)
+        with telling_who_is_away(target.tracking_uri):
+            client = open_client(target.tracking_uri)
             experiment_id = _experiment(client, target)
             found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{description.key}'")
             if found:
@@ -53,7 +53,7 @@ class MlflowRun:
 
     def logged_steps(self) -> dict[Kind, set[int]]:
         """Return the steps of each kind that MLflow has."""
-        with _telling_who_is_away(self.client.tracking_uri):
+        with telling_who_is_away(self.client.tracking_uri):
             points = {
                 kind: self.client.get_metric_history(self.run_id, name)
                 for kind, name in _MARKERS.items()
@@ -67,13 +67,13 @@ class MlflowRun:
             for record in records
             for name, value in record.metrics.items()
         ]
-        with _telling_who_is_away(self.client.tracking_uri):
+        with telling_who_is_away(self.client.tracking_uri):
             self.client.log_batch(self.run_id, metrics=metrics)
 
     def log_table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Log rows as a table artifact, once: a second call with the same name does nothing."""
         folder, _, _ = name.rpartition("/")
-        with _telling_who_is_away(self.client.tracking_uri):
+        with telling_who_is_away(self.client.tracking_uri):
             logged = {a.path for a in self.client.list_artifacts(self.run_id, folder or None)}
             if rows and name not in logged:
                 columns = {key: [row[key] for row in rows] for key in rows[0]}
@@ -81,7 +81,7 @@ class MlflowRun:
 
     def finish(self, documents: dict[str, dict[str, Any]], figures: Sequence[Path]) -> None:
         """Add documents (.yaml, .json) and figures, and mark the run finished."""
-        with _telling_who_is_away(self.client.tracking_uri):
+        with telling_who_is_away(self.client.tracking_uri):
             for name, document in documents.items():
                 self.client.log_dict(self.run_id, document, name)
             for figure in figures:
@@ -90,11 +90,11 @@ class MlflowRun:
 
     def end(self, status: Literal["FAILED", "KILLED"]) -> None:
         """Mark the run as failed, or as stopped by a signal; opened again, it is running again."""
-        with _telling_who_is_away(self.client.tracking_uri):
+        with telling_who_is_away(self.client.tracking_uri):
             self.client.set_terminated(self.run_id, status)
 
 
-def _client(tracking_uri: str) -> mlflow.MlflowClient:
+def open_client(tracking_uri: str) -> mlflow.MlflowClient:
     """Return a client that gives up in seconds instead of minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -124,7 +124,8 @@ def _params(params: dict[str, Any]) -> list[Param]:
 
 
 @contextmanager
-def _telling_who_is_away(tracking_uri: str) -> Iterator[None]:
+def telling_who_is_away(tracking_uri: str) -> Iterator[None]:
+    """Raise MlflowAwayError for whatever MLflow raises."""
     try:
         yield
     # Stores of files and databases raise what they please, some without any package in common.

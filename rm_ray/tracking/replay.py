@@ -12,6 +12,7 @@ from rm_ray.storage import Storage
 from rm_ray.tracking.history import History
 from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError, opening_mlflow
 from rm_ray.tracking.target import MlflowTarget, RunDescription
+from rm_ray.train.files import HISTORY, PLOTS, RESULT, RUN, SAMPLES
 
 if TYPE_CHECKING:
     from rm_ray.tracking.mlflow_run import MlflowRun
@@ -31,7 +32,7 @@ def replay(folder: str, tracking_uri: str | None, *, patience_s: float = PATIENC
         TrainingError: MLflow did not take everything in time.
     """
     run = Storage.open(folder)
-    record = run.read_json("run.json")
+    record = run.read_json(RUN)
     if record is None:
         raise InputError(f"'{folder}' holds no run: there is no run.json in it")
     config = MlflowConfig(**{**record["config"]["mlflow"], "tracking_uri": tracking_uri})
@@ -43,9 +44,9 @@ def replay(folder: str, tracking_uri: str | None, *, patience_s: float = PATIENC
     history = read_journal(run)
     for item in history.records:
         shipper.send(item)
-    for info in run.list("samples"):
+    for info in run.list(SAMPLES):
         if info.base_name.endswith(".json"):
-            rows = run.read_json(f"samples/{info.base_name}")
+            rows = run.read_json(f"{SAMPLES}/{info.base_name}")
             shipper.send_table(f"eval_samples/{info.base_name}", rows)
     unsent = shipper.close(patience_s)
     if unsent or shipper.run is None:
@@ -66,13 +67,13 @@ def _finish(run: Storage, record: dict[str, Any], opened: MlflowRun) -> None:
     Raises:
         TrainingError: MLflow does not take it.
     """
-    result = run.read_json("result.json")
+    result = run.read_json(RESULT)
     if result is None:
         return  # it goes on, or will
     timeline = {name: result[name] for name in ("attempts", "time")}
     documents = {"config.yaml": record["config"], "attempts.json": timeline}
     with ExitStack() as stack:
-        names = [f"plots/{info.base_name}" for info in run.list("plots")]
+        names = [f"{PLOTS}/{info.base_name}" for info in run.list(PLOTS)]
         figures = [stack.enter_context(run.local_copy(name)) for name in names]
         try:
             opened.finish(documents, figures)
@@ -86,9 +87,9 @@ def read_journal(run: Storage) -> History:
     Raises:
         InputError: it has neither.
     """
-    names = ["history.jsonl"]
+    names = [HISTORY]
     names += [
-        f"{info.base_name}/history.jsonl"
+        f"{info.base_name}/{HISTORY}"
         for info in reversed(run.list())
         if info.base_name.startswith("checkpoint_")
     ]

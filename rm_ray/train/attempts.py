@@ -80,6 +80,12 @@ def checkpoint_name(step: int, attempt: int) -> str:
     return f"checkpoint_{step:08d}_{attempt:04d}"
 
 
+def step_of(name: str) -> int:
+    """Return the step of a checkpoint; 0 for a folder of another name."""
+    step = name.removeprefix("checkpoint_").partition("_")[0]
+    return int(step) if step.isdigit() else 0
+
+
 def attempt_of(name: str) -> int:
     """Return the number of the attempt that wrote a checkpoint; 0 for a folder of another name."""
     number = name.rpartition("_")[2]

@@ -84,11 +84,14 @@ class Board:
         return self._mlflow_run_id
 
 
-def start_board() -> Any:
-    """Start a board as an actor beside the driver; what one that dies forgets, history has."""
+def start_board(name: str) -> Any:
+    """Start a board as an actor beside the driver; what one that dies forgets, history has.
+
+    Other actors of the job find it by its name.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
-    return board.options(scheduling_strategy=here).remote()
+    return board.options(name=name, scheduling_strategy=here).remote()
 
 
 class BoardWriter(logging.Handler):

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from rm_ray.storage import Storage, keep_trying
 from rm_ray.tracking.history import History
 from rm_ray.train.attempts import attempt_of, checkpoint_name, list_checkpoints
 from rm_ray.train.engine import Engine
+from rm_ray.train.files import HISTORY, LEDGER, PROBES, STATE
 from rm_ray.train.ledger import Ledger
 from rm_ray.train.manifest import (
     MANIFEST,
@@ -47,8 +48,6 @@ logger = logging.getLogger(__name__)
 UPLOAD_S = 3_600.0
 """How long copying may take beside the time for which a storage may fail."""
 
-STATE, HISTORY, LEDGER = "state.json", "history.jsonl", "data/trained_pairs.npz"
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
@@ -68,6 +67,8 @@ class TrainingState:
     ledger: Ledger
     num_skipped: int = 0
     """Steps that were left out."""
+    probes: dict[str, Any] = field(default_factory=dict)
+    """Rewards that clients of this model are compared with."""
 
 
 @dataclass(kw_only=True)
@@ -81,6 +82,8 @@ class Checkpointer:
     attempt: int
     on_wait: Callable[[], None] = lambda: None
     """Called now and then while a save waits for the one before it."""
+    find_held: Callable[[Sequence[FoundCheckpoint]], set[str]] = lambda _: set()
+    """Names the checkpoints, of those that are whole, that must stay for now all the same."""
     num_failed: int = 0
     """Checkpoints that could not be staged."""
     _whole: list[FoundCheckpoint] = field(default_factory=list)
@@ -201,7 +204,7 @@ class Checkpointer:
             write_slices(engine.slices(), folder / slices)
             save_file(_rng_state(), folder / rng)
             if engine.rank == 0:
-                names += [STATE, HISTORY, LEDGER]
+                names += [STATE, HISTORY, LEDGER, PROBES]
                 contents = {
                     "progress": asdict(state.progress),
                     "world_size": engine.world_size,
@@ -211,6 +214,7 @@ class Checkpointer:
                 }
                 (folder / STATE).write_text(json.dumps(contents, indent=2))
                 (folder / HISTORY).write_text(state.history.to_json_lines())
+                (folder / PROBES).write_text(json.dumps(state.probes))
                 ledger.check(state.progress.episode, num_skipped=state.num_skipped)
                 ledger.write(folder / LEDGER)
             entries = {name: describe_file(folder / name) for name in names}
@@ -272,8 +276,9 @@ class Checkpointer:
                     "run.storage_path is not the same folder on all machines. The checkpoints "
                     "before it are kept"
                 )
-            self._whole = choose_kept(self._whole, keep=config.keep, best_by=config.keep_best_by)
-            kept = {found.name for found in self._whole}
+            chosen = choose_kept(self._whole, keep=config.keep, best_by=config.keep_best_by)
+            kept = {found.name for found in chosen} | self.find_held(self._whole)
+            self._whole = [found for found in self._whole if found.name in kept]
             for name in list_checkpoints(self.run):
                 if name not in kept and attempt_of(name) <= self.attempt:
                     self.run.delete(name)

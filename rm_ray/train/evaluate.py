@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rm_ray.data.collate import ReadyMicroBatch
+from rm_ray.scoring.accuracy import ScoredPairs
 from rm_ray.train.engine import Engine
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.metrics import PairMetrics
@@ -22,6 +23,9 @@ class Evaluation:
     metrics: dict[str, float]
     num_pairs: int
     samples: list[dict[str, Any]]
+    order: np.ndarray
+    """``[N]``: which held-out pair each of ``pairs`` is."""
+    pairs: ScoredPairs
 
 
 def evaluate(
@@ -39,6 +43,7 @@ def evaluate(
     """
     totals = PairMetrics.zero(engine.device)
     samples: list[dict[str, Any]] = []
+    scored: list[tuple[np.ndarray, ScoredPairs]] = []
     with engine.evaluating():
         for micro_batches in steps:
             for micro_batch in micro_batches:
@@ -47,18 +52,35 @@ def evaluate(
                 chosen, rejected = rewards.chunk(2)
                 losses = bradley_terry_loss(chosen, rejected, pairs.margins)
                 totals.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
+                scores = rewards.reshape(2, -1).cpu().numpy()
+                scored.append(_keep(micro_batch, scores))
                 if (micro_batch.loaded.plan.pairs < sample_rows).any():
-                    scores = rewards.reshape(2, -1).cpu().numpy()
                     samples += _samples(micro_batch, scores, tokenizer, sample_rows)
                 on_micro_batch()
             if engine.any_rank(gives_up()):
                 return None
     engine.sum_over_ranks(totals.sums)
     gathered = [sample for ranks in engine.gather_objects(samples) for sample in ranks]
+    everywhere = [one for rank in engine.gather_objects(scored) for one in rank]
     return Evaluation(
+        order=np.concatenate([order for order, _ in everywhere]),
+        pairs=ScoredPairs.join([pairs for _, pairs in everywhere]),
         metrics=totals.means("eval/rm"),
         num_pairs=totals.count,
         samples=sorted(gathered, key=lambda sample: int(sample["pair"])),
+    )
+
+
+def _keep(micro_batch: ReadyMicroBatch, scores: np.ndarray) -> tuple[np.ndarray, ScoredPairs]:
+    """Return the pairs of a micro-batch that count, with their rewards."""
+    loaded = micro_batch.loaded
+    counts = loaded.plan.weights > 0
+    return loaded.plan.pairs[counts], ScoredPairs(
+        chosen_rewards=scores[0][counts],
+        rejected_rewards=scores[1][counts],
+        margins=loaded.margins[counts],
+        chosen_tokens=loaded.pairs.lengths.chosen[counts],
+        rejected_tokens=loaded.pairs.lengths.rejected[counts],
     )
 
 

@@ -16,14 +16,12 @@ from rm_ray.tracking.mlflow_run import MlflowRun
 from rm_ray.tracking.plots import plot_run
 from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError
 from rm_ray.train.attempts import Attempt, account, describe_ending
+from rm_ray.train.files import HISTORY, PLOTS, RESULT, RUN
 from rm_ray.train.going import Going
 from rm_ray.train.prepare import Prepared
-from rm_ray.train.record import RESULT, RUN
 from rm_ray.train.trainer import Fitted
 
 logger = logging.getLogger(__name__)
-
-HISTORY, PLOTS = "history.jsonl", "plots"
 
 
 def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from rm_ray.data.stream import RankStream
 from rm_ray.model.attention import choose_kernel, head_size
 from rm_ray.model.export import export_model
 from rm_ray.model.reward_model import apply_liger, build_reward_model, count_parameters
+from rm_ray.publish.versions import MOST_HELD, Version, Versions, find_wanted
+from rm_ray.scoring.accuracy import describe as describe_pairs
 from rm_ray.storage import keep_trying
 from rm_ray.tracking.history import History, Kind, Record
 from rm_ray.train.board import BoardWriter
 from rm_ray.train.checkpoint import Checkpointer, RunIdentity, TrainingState
 from rm_ray.train.engine import Engine
 from rm_ray.train.evaluate import evaluate
+from rm_ray.train.files import EVALUATIONS, EXPORT, PROBES, SAMPLES
 from rm_ray.train.ledger import Ledger
 from rm_ray.train.manifest import FoundCheckpoint
 from rm_ray.train.optimizer import learning_rate_schedule
@@ -40,7 +43,6 @@ from rm_ray.train.worker import TrainJob
 
 logger = logging.getLogger(__name__)
 
-EXPORT, SAMPLES = "export", "samples"
 PREEMPTED = "preempted"
 """Reason to stop: a machine is about to be taken away."""
 
@@ -145,6 +147,7 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
             config=config.checkpoint,
             attempt=job.attempt,
             on_wait=heart.beat,
+            find_held=finding_held(job),
         ),
         learning_rate=learning_rate_schedule(config.optimizer, job.steps.total),
         collator=Collator(
@@ -160,6 +163,29 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
             layout=job.layout,
         ),
     )
+
+
+def finding_held(job: TrainJob) -> Callable[[Sequence[FoundCheckpoint]], set[str]]:
+    """Return what names the checkpoints that are yet to be made ready for the Hub."""
+    hub, best_by = job.config.hub, job.config.checkpoint.keep_best_by
+    known: dict[int, Version] = {}
+
+    def find_held(whole: Sequence[FoundCheckpoint]) -> set[str]:
+        if hub.repo_id is None:
+            return set()
+        known.update(Versions(run=job.run, repo_id=hub.repo_id).read(known))
+        wanted = find_wanted(whole, known, hub, best_by=best_by, last_step=job.steps.total)
+        if len(wanted) > MOST_HELD:
+            logger.warning(
+                "%d checkpoints wait to be published, and %s may go before it is: the mirror is "
+                "too slow for a checkpoint every %d steps",
+                len(wanted),
+                wanted[-1].name,
+                job.config.checkpoint.every_steps,
+            )
+        return {found.name for found in wanted[:MOST_HELD]}
+
+    return find_held
 
 
 def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
@@ -316,14 +342,12 @@ def run_evaluation(state: WorkerState) -> None:
     add_record(state, "eval", result.metrics)
     if state.engine.rank == 0 and result.samples:
         name = f"step-{step:06d}.json"
-        keep_trying(
-            lambda: job.run.write_json(f"{SAMPLES}/{name}", result.samples),
-            what="writing samples",
-            patience_s=job.config.checkpoint.storage_patience_s,
-            on_wait=state.heart.beat,
-        )
+        write(state, f"{SAMPLES}/{name}", result.samples)
         if state.board is not None:
             state.board.table(f"{EVAL_SAMPLES}/{name}", result.samples)
+    if state.engine.rank == 0 and job.eval_labels is not None:
+        report = describe_pairs(result.pairs, job.eval_labels.of(result.order), [])
+        write(state, f"{EVALUATIONS}/step-{step:08d}.json", {"step": step, **report})
     logger.info(
         "evaluation at step %d: accuracy %.4f, loss %.4f, margin %+.3f over %d pairs",
         step,
@@ -331,6 +355,16 @@ def run_evaluation(state: WorkerState) -> None:
         result.metrics["eval/rm/loss"],
         result.metrics["eval/rm/reward_margin"],
         result.num_pairs,
+    )
+
+
+def write(state: WorkerState, name: str, value: Any) -> None:
+    """Write JSON to the run's folder, which may fail for a while."""
+    keep_trying(
+        lambda: state.job.run.write_json(name, value),
+        what=f"writing {name}",
+        patience_s=state.job.config.checkpoint.storage_patience_s,
+        on_wait=state.heart.beat,
     )
 
 
@@ -366,6 +400,7 @@ def save(state: WorkerState) -> None:
         history=state.history,
         ledger=state.ledger,
         num_skipped=len(job.skipped),
+        probes=job.probes.score(state.engine, state.collator),
     )
     is_measured = state.evaluated_at == state.progress.step
     metrics = {
@@ -409,6 +444,7 @@ def export(state: WorkerState) -> str:
     started = time.monotonic()
     state.checkpointer.finish()
     spend(state, "checkpoints", time.monotonic() - started)
+    probes = job.probes.score(state.engine, state.collator)
     weights = state.engine.weights()
     if state.engine.rank == 0:
         staging = staging_folder(job.run_key)  # which the next attempt clears, if need be
@@ -422,6 +458,7 @@ def export(state: WorkerState) -> str:
                 patience_s=job.config.checkpoint.storage_patience_s,
                 on_wait=state.heart.beat,
             )
+        write(state, PROBES, probes)
     return job.run.join(EXPORT)
 
 

@@ -150,24 +150,26 @@ def choose_kept(
 ) -> list[FoundCheckpoint]:
     """Return which of the whole checkpoints stay, newest first.
 
-    Those are the newest ``keep``, or the best ``keep`` by a metric and the newest beside them.
+    Those are the newest ``keep``; by a metric the best ones and the newest, ``keep`` in all.
     """
     newest_first = sorted(whole, key=lambda found: found.name, reverse=True)
     if best_by is None:
         return newest_first[:keep]
-    kept = [*rank_by(newest_first, best_by)[:keep], *newest_first[:1]]
+    newest, best = newest_first[:1], rank_by(newest_first, best_by)
+    kept = [*newest, *(found for found in best if found not in newest)][:keep]
     return [found for found in newest_first if found in kept]
 
 
 def rank_by(whole: Sequence[FoundCheckpoint], metric: str) -> list[FoundCheckpoint]:
     """Return the best by a metric first; of equals, in the order given."""
+    return sorted(whole, key=lambda found: badness(found.manifest.metrics, metric))
+
+
+def badness(metrics: dict[str, float], metric: str) -> float:
+    """Return a number that is lower for a better model; infinite where the metric is no number."""
+    value = metrics.get(metric, math.nan)
     sign = 1 if metric.endswith("/loss") else -1
-
-    def rank(found: FoundCheckpoint) -> float:
-        value = found.manifest.metrics.get(metric, math.nan)
-        return sign * value if math.isfinite(value) else math.inf
-
-    return sorted(whole, key=rank)
+    return sign * value if math.isfinite(value) else math.inf
 
 
 def _sha256(stream: BinaryIO | pafs.NativeFile) -> str:

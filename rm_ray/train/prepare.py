@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rm_ray.config import ClusterConfig, Layout, TrainConfig
@@ -16,12 +20,14 @@ from rm_ray.data.token_table import open_table
 from rm_ray.data.tokenization import ends_assistant_turn, load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.model.attention import why_not_packed
-from rm_ray.model.export import check_export
-from rm_ray.model.reward_model import attention_weight, check_architecture
+from rm_ray.model.export import check_export, export_skeleton
+from rm_ray.model.reward_model import attention_weight, build_without_weights, check_architecture
+from rm_ray.scoring.accuracy import Labels
 from rm_ray.storage import Storage
 from rm_ray.tracking.target import MlflowTarget
+from rm_ray.train.files import RUN, SKELETON
 from rm_ray.train.optimizer import learning_rate_schedule
-from rm_ray.train.record import RUN
+from rm_ray.train.probes import Probes, choose_probes
 from rm_ray.train.session import fit_to_cluster
 
 logger = logging.getLogger(__name__)
@@ -43,6 +49,20 @@ class Prepared:
     def run(self) -> Storage:
         """The run's folder."""
         return self.storage.folder(self.config.run.name)
+
+    @property
+    def probes(self) -> Probes:
+        """A few pairs, held out where any are, to compare clients by."""
+        table = open_table((self.held_out or self.train).parts)
+        return choose_probes(table, self.tokenizer)
+
+    @property
+    def eval_labels(self) -> Labels | None:
+        """The sources of the held-out pairs."""
+        if self.held_out is None:
+            return None
+        table = open_table(self.held_out.parts)
+        return Labels(names=table.sources, codes=np.asarray(table.source))
 
     @property
     def mlflow(self) -> MlflowTarget:
@@ -202,6 +222,16 @@ def _cache(
     return cache
 
 
+def write_skeleton(prepared: Prepared) -> None:
+    """Keep what the exported model has beside its weights, for whoever publishes checkpoints."""
+    config = prepared.config.model
+    model = build_without_weights(config, prepared.tokenizer)
+    with tempfile.TemporaryDirectory(prefix="rm_ray-skeleton-") as folder:
+        dtype = getattr(torch, config.dtype)
+        export_skeleton(model, prepared.tokenizer, Path(folder), dtype=dtype)
+        prepared.run.upload(Path(folder), SKELETON)
+
+
 def describe_run(prepared: Prepared) -> dict[str, Any]:
     """Return what a run would do: resolved settings, counts, steps, learning-rate end points."""
     steps = prepared.plan.steps
@@ -235,6 +265,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
             "pairs_by_source": cache.pairs_by_source,
             "tokens": cache.num_tokens,
             "refused": cache.refused,
+            "revisions": cache.revisions,
             "quarantine": cache.quarantine,
         }
         for name, cache in sets.items()

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import platform
+import subprocess
 import uuid
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rm_ray.config import TrainConfig, flatten
 from rm_ray.errors import InputError
 from rm_ray.storage import Storage
+from rm_ray.train.files import RESULT, RUN
 
 if TYPE_CHECKING:  # takes seconds to import, which looking at a finished run does not need
     from rm_ray.train.prepare import Prepared
 
 logger = logging.getLogger(__name__)
-
-RUN, RESULT = "run.json", "result.json"
 
 _MAY_CHANGE = (
     "cluster.num_workers",
@@ -88,6 +89,7 @@ def open_record(prepared: Prepared, data: dict[str, Any]) -> dict[str, Any]:
             "config": prepared.config.to_json(),
             "identity": prepared.identity,
             "data": data,
+            "steps": prepared.plan.steps.total,
             "versions": versions(),
         }
         prepared.run.write_json(RUN, record)
@@ -114,4 +116,26 @@ def versions() -> dict[str, str]:
     """Return the versions that a result may depend on."""
     packages = ("torch", "ray", "transformers", "accelerate", "deepspeed", "liger-kernel")
     found = {f"version.{name}": version(name) for name in packages}
-    return {**found, "version.python": platform.python_version()}
+    commit = _find_commit()
+    return {
+        **found,
+        "version.python": platform.python_version(),
+        **({"version.rm_ray": commit} if commit else {}),
+    }
+
+
+def _find_commit() -> str | None:
+    """Return the commit of this code, marked where files differ; None outside of a clone."""
+    root = Path(__file__).resolve().parents[2]
+    git = ["git", "-C", str(root)]
+    try:
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], **_QUIET)
+        changed = subprocess.run([*git, "status", "--porcelain"], **_QUIET)
+    except OSError:
+        return None  # there is no git here
+    if top.returncode or top.stdout.split()[0] != str(root):
+        return None
+    return str(top.stdout.split()[1][:12]) + "+changes" * bool(changed.stdout.strip())
+
+
+_QUIET: dict[str, Any] = {"capture_output": True, "text": True}

@@ -17,11 +17,13 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from rm_ray.config import ClusterConfig
 from rm_ray.data.stream import PlannedPairs
 from rm_ray.errors import InputError, LostError, StoppedError, TrainingError, find_final_error
+from rm_ray.publish.actor import start_mirror
 from rm_ray.tracking.shipping import MetricShipper, opening_mlflow
 from rm_ray.tracking.target import RunDescription
 from rm_ray.train.board import BoardReader, start_board
+from rm_ray.train.files import RUN, SKELETON
 from rm_ray.train.going import Going
-from rm_ray.train.prepare import Prepared, describe_data, in_order
+from rm_ray.train.prepare import Prepared, describe_data, in_order, write_skeleton
 from rm_ray.train.pulse import Felt
 from rm_ray.train.record import open_record, refuse_other_data
 from rm_ray.train.session import count_fitting
@@ -50,10 +52,16 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
         LostError: they were lost.
     """
     config = prepared.config
+    if not (prepared.run.exists(RUN) and prepared.run.exists(SKELETON)):
+        write_skeleton(prepared)
     record = open_record(prepared, describe_data(prepared))
     refuse_other_data(prepared, record)
     shipper = MetricShipper(opening_mlflow(prepared.mlflow, RunDescription.of(record)))
-    board = start_board()
+    board_name = f"board-{record['key']}-{going.number}"
+    board = start_board(board_name)
+    mirror = None
+    if config.hub.repo_id is not None:
+        mirror = start_mirror(board_name, prepared.run, config, prepared.plan.steps.total)
     job = TrainJob(
         config=config,
         tokenizer=prepared.tokenizer,
@@ -62,6 +70,8 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
         run_began=going.run_began,
         attempt=going.number,
         skipped=going.skipped,
+        probes=prepared.probes,
+        eval_labels=prepared.eval_labels,
         steps=prepared.plan.steps,
         eval_steps=prepared.eval_steps,
         use_gpu=bool(config.cluster.use_gpu),
@@ -92,6 +102,9 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
     except (InputError, TrainingError, LostError):
         shipper.end("FAILED")  # until the next attempt opens it again
         raise
+    finally:
+        if mirror is not None:  # what it has not published, the end of the run does
+            ray.kill(mirror)
     going.tell({})  # no more pulses
     if "stopped" in outcome:
         shipper.end("KILLED")

@@ -22,6 +22,9 @@ from rm_ray.train.startup import Startup
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rm_ray.scoring.accuracy import Labels
+    from rm_ray.train.probes import Probes
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
@@ -43,6 +46,10 @@ class TrainJob:
     """Which attempt at the run this is, counted from 1."""
     skipped: frozenset[int]
     """Steps, counted from 0, that are left out."""
+    probes: Probes
+    """Pairs whose rewards are kept with every checkpoint."""
+    eval_labels: Labels | None
+    """What the held-out pairs are counted under."""
     run_began: float
     """When the run began, by the wall clock, time without any attempt left out."""
 

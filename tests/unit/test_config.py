@@ -262,6 +262,9 @@ def test_fields_that_contradict_each_other_are_refused():
     assert "optimizer.warmup_steps" in warm
     assert "constant_with_warmup" in warm
 
+    keep = message_of_wrong({"checkpoint": {"keep": 1, "keep_best_by": "eval/rm/loss"}})
+    assert "checkpoint.keep must be at least 2 with checkpoint.keep_best_by, got 1" in keep
+
     offload = message_of_wrong({"cluster": {"zero_stage": 2, "offload": "all"}})
     assert "cluster.offload" in offload
     assert "at least 3 (it is 2)" in offload

@@ -12,8 +12,8 @@ from rm_ray.data.packing import pack_pairs
 from rm_ray.data.synthetic import generate_pairs
 from rm_ray.data.tokenization import load_tokenizer
 from rm_ray.errors import InputError
-from rm_ray.model.export import check_export, export_model
-from rm_ray.model.reward_model import RewardModel, build_reward_model
+from rm_ray.model.export import check_export, export_model, export_skeleton, export_weights
+from rm_ray.model.reward_model import RewardModel, build_reward_model, build_without_weights
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 1},
@@ -106,6 +106,32 @@ def test_the_folder_has_what_older_readers_look_for(tmp_path):
     assert tokenizer["pad_token"] != tokenizer["eos_token"]
     reader = AutoTokenizer.from_pretrained(tmp_path / "export")
     assert config["pad_token_id"] == reader.pad_token_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_and_a_skeleton_make_the_same_folder(tmp_path, family):
+    model, _ = build(tmp_path, family)
+    tokenizer, config = (
+        load_tokenizer("builtin"),
+        ModelConfig(name_or_path=str(tmp_path / "model.json")),
+    )
+    skeleton, folder = tmp_path / "skeleton", tmp_path / "again"
+    empty = build_without_weights(config, tokenizer)
+    assert {p.device.type for p in empty.parameters()} == {"meta"}
+    export_skeleton(empty, tokenizer, skeleton, dtype=torch.float32)
+    assert not list(skeleton.glob("*.safetensors"))
+    asked = {}
+
+    def read(shapes):
+        asked.update(shapes)
+        return {name: model.classifier.get_parameter(name).detach() for name in shapes}
+
+    export_weights(read, skeleton, folder)
+    assert asked == {name: p.shape for name, p in model.classifier.named_parameters()}
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "export").iterdir())
+    for name in names:
+        assert (folder / name).read_bytes() == (tmp_path / "export" / name).read_bytes(), name
 
 
 def test_scaled_rope_is_written_under_its_old_name_too(tmp_path):

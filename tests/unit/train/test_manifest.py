@@ -173,10 +173,10 @@ def found(step: int, loss: float) -> FoundCheckpoint:
         (1, None, [4]),
         (2, None, [4, 3]),
         (9, None, [4, 3, 2, 1]),
-        (1, "eval/rm/loss", [4, 2]),
-        (2, "eval/rm/loss", [4, 2, 1]),
-        (2, "eval/rm/accuracy", [4, 2, 1]),
-        (3, "eval/rm/loss", [4, 3, 2, 1]),
+        (2, "eval/rm/loss", [4, 2]),
+        (2, "eval/rm/accuracy", [4, 2]),
+        (3, "eval/rm/loss", [4, 2, 1]),
+        (4, "eval/rm/loss", [4, 3, 2, 1]),
     ],
 )
 def test_the_best_and_the_newest_are_kept(keep: int, best_by: str | None, steps: list[int]):

@@ -1,0 +1,277 @@
+"""From a run's checkpoints to versions on the Hub, one after another, while it trains and after.
+
+``wanted checkpoint -> exported, gated, described -> waiting -> uploaded, compared, tagged``. Each
+arrow ends in a record of the run's folder, and may be gone through again after any interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from rm_ray.config import TrainConfig
+from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.errors import InputError
+from rm_ray.model.export import PREFIX, export_weights
+from rm_ray.publish.card import CardFacts, write_card
+from rm_ray.publish.gate import GateResult, check_export
+from rm_ray.publish.hub import HubContentsError, HubRepo
+from rm_ray.publish.versions import Version, Versions, find_wanted, version_name
+from rm_ray.storage import Storage
+from rm_ray.tracking.history import History
+from rm_ray.train.attempts import list_checkpoints
+from rm_ray.train.files import EVALUATIONS, EXPORT, HISTORY, PROBES, RUN, SKELETON, STATE
+from rm_ray.train.manifest import FoundCheckpoint, find_fault, read_manifest
+from rm_ray.train.slices import read_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Mirror:
+    """Publishes the versions of one run."""
+
+    run: Storage
+    config: TrainConfig
+    """The run's, with the ``hub`` to publish on."""
+    last_step: int
+    """Steps of the run."""
+    _manifests: dict[str, FoundCheckpoint] = field(default_factory=dict)
+    _known: dict[int, Version] = field(default_factory=dict)
+
+    @cached_property
+    def versions(self) -> Versions:
+        """The records."""
+        assert self.config.hub.repo_id is not None
+        return Versions(run=self.run, repo_id=self.config.hub.repo_id)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The run's tokenizer, with the template and the pad token of training."""
+        with local_copy(self.run.folder(SKELETON)) as skeleton:
+            return load_tokenizer(str(skeleton))
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The run's ``run.json``."""
+        return dict(self.run.read_json(RUN))
+
+    def find_wanted(self) -> list[FoundCheckpoint]:
+        """Return the checkpoints that are to become versions, the oldest first."""
+        names = list_checkpoints(self.run)
+        self._manifests = {name: f for name, f in self._manifests.items() if name in names}
+        for name in names:
+            manifest = None if name in self._manifests else read_manifest(self.run, name)
+            if manifest is not None:
+                self._manifests[name] = FoundCheckpoint(name=name, manifest=manifest)
+        return find_wanted(
+            list(self._manifests.values()),
+            self.read_versions(),
+            self.config.hub,
+            best_by=self.config.checkpoint.keep_best_by,
+            last_step=self.last_step,
+        )
+
+    def find_waiting(self) -> list[Version]:
+        """Return the versions that are to be uploaded, the oldest first."""
+        versions = sorted(self.read_versions().items())
+        return [version for _, version in versions if version.state == "waiting"]
+
+    def read_versions(self) -> dict[int, Version]:
+        """Return all versions by their steps."""
+        done = {step: v for step, v in self._known.items() if v.state != "waiting"}
+        self._known = self.versions.read(done)
+        return self._known
+
+    def make_ready(self, found: FoundCheckpoint, *, is_over: bool = False) -> Version | None:
+        """Export a checkpoint, compare what clients make of it, and describe it.
+
+        None where the checkpoint is not whole, as while it is copied, or once it is deleted.
+        """
+        fault = find_fault(self.run, found.name, found.manifest)
+        if fault is not None:
+            logger.debug("%s is not published now: %s", found.name, fault)
+            return None
+        step = found.manifest.step
+        with tempfile.TemporaryDirectory(prefix="rm_ray-publish-") as name:
+            folder = Path(name)
+            try:
+                self._export(found, folder)
+                probes = self._read_json(found, PROBES)
+                history = self.run.read_text(f"{found.name}/{HISTORY}")
+                mlflow_run_id = self._read_json(found, STATE)["mlflow_run_id"]
+            except FileNotFoundError:
+                return None  # deleted in the meantime
+            gate = check_export(folder, probes, self.config.model.dtype)
+            version = self._new_version(step, found.manifest.metrics, gate)
+            if version.state == "waiting":
+                facts = self._facts(
+                    step, found.manifest.metrics, history, gate,
+                    total_steps=self.last_step if is_over else None, mlflow_run_id=mlflow_run_id,
+                )  # fmt: skip
+                write_card(facts, folder)
+                self.versions.keep_files(step, folder)
+            self.versions.write(version)
+        return version
+
+    def make_last_ready(self, result: dict[str, Any]) -> Version:
+        """Compare and describe the model that the run ended with, where it lies.
+
+        Raises:
+            InputError: the run has no rewards to compare with.
+        """
+        step, metrics = result["steps"], result["metrics"]
+        probes = self.run.read_json(PROBES)
+        if probes is None:
+            raise InputError(
+                f"the run in {self.run.path} has no {PROBES}, so nobody can tell whether clients "
+                "score as training did; it was made by an older version of this project"
+            )
+        with local_copy(self.run.folder(EXPORT)) as folder:
+            gate = check_export(folder, probes, self.config.model.dtype)
+        version = self._new_version(step, metrics, gate)
+        if version.state == "waiting":
+            self._describe_last(result, gate)
+        self.versions.write(version)
+        return version
+
+    def _describe_last(self, result: dict[str, Any], gate: GateResult) -> None:
+        facts = self._facts(
+            result["steps"],
+            result["metrics"],
+            self.run.read_text(HISTORY),
+            gate,
+            total_steps=result["steps"],
+            mlflow_run_id=result["mlflow_run_id"],
+        )
+        with tempfile.TemporaryDirectory(prefix="rm_ray-card-") as name:
+            write_card(facts, Path(name))
+            self.run.upload(Path(name), EXPORT)
+
+    def publish(self, version: Version, repo: HubRepo) -> None:
+        """Upload a version that waits.
+
+        Raises:
+            HubRefusedError, HubAwayError: the Hub does not take it now.
+        """
+        name = self.config.run.name
+        files = self.versions.files(version.step)
+        is_last = version.step == self.last_step
+        with local_copy(self.run.folder(EXPORT) if is_last else files) as folder:
+            message = f"{name}, step {version.step}"
+            try:
+                commit = repo.publish(folder, version.tag, message=message)
+            except HubContentsError as error:  # it would not be otherwise the next time
+                logger.error("%s is not published: %s", version.tag, error)
+                self.versions.write(replace(version, state="refused", problem=str(error)))
+                return
+        self.versions.write(replace(version, state="published", commit=commit))
+        self.versions.delete_files(version.step)
+        logger.info("%s has %s", repo.repo_id, version.tag)
+
+    def promote(self, version: Version, repo: HubRepo, result: dict[str, Any]) -> None:
+        """Put a version on main, described as what the whole run came to.
+
+        Raises:
+            HubRefusedError, HubAwayError: the Hub does not take it now.
+        """
+        name = self.config.run.name
+        history = self.run.read_text(HISTORY)
+        gate = GateResult(
+            differences=version.differences, num_conversations=version.num_conversations
+        )
+        with tempfile.TemporaryDirectory(prefix="rm_ray-card-") as folder:
+            facts = self._facts(
+                version.step, version.metrics, history, gate,
+                total_steps=result["steps"], mlflow_run_id=result["mlflow_run_id"],
+            )  # fmt: skip
+            write_card(facts, Path(folder))
+            message = f"{version.tag} of {name}"
+            repo.promote(version.tag, message=message, instead=Path(folder))
+        self.versions.write_main(version.tag)
+        logger.info("%s has %s on main", repo.repo_id, version.tag)
+
+    def _new_version(self, step: int, metrics: dict[str, float], gate: GateResult) -> Version:
+        if gate.problem:
+            logger.error(
+                "step %d is not published, because clients do not score as training did: %s",
+                step,
+                gate.problem,
+            )
+        return Version(
+            step=step,
+            tag=f"{self.config.hub.revision_prefix}{version_name(step)}",
+            state="refused" if gate.problem else "waiting",
+            metrics=metrics,
+            problem=gate.problem,
+            differences=gate.differences,
+            num_conversations=gate.num_conversations,
+        )
+
+    def _export(self, found: FoundCheckpoint, folder: Path) -> None:
+        """Write a checkpoint's weights for clients, in the precision of training."""
+        dtype = getattr(torch, self.config.model.dtype)
+        slices = [name for name, entry in found.manifest.files.items() if "extents" in entry]
+
+        def read(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+            stored = {f"{PREFIX}{name}": shape for name, shape in shapes.items()}
+            weights = read_weights(stored, self._opened(found, slices), dtype=dtype)
+            return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+
+        disable_progress_bar()  # of writing, which would run into ours
+        with local_copy(self.run.folder(SKELETON)) as skeleton:
+            export_weights(read, skeleton, folder)
+
+    def _opened(self, found: FoundCheckpoint, files: list[str]) -> Iterator[Path]:
+        for file in files:
+            with self.run.local_copy(f"{found.name}/{file}") as path:
+                yield path
+
+    def _read_json(self, found: FoundCheckpoint, file: str) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.run.read_text(f"{found.name}/{file}"))
+        return read
+
+    def _facts(
+        self,
+        step: int,
+        metrics: dict[str, float],
+        history: str,
+        gate: GateResult,
+        *,
+        total_steps: int | None,
+        mlflow_run_id: str | None,
+    ) -> CardFacts:
+        return CardFacts(
+            record=self.record | {"mlflow_run_id": mlflow_run_id},
+            step=step,
+            total_steps=total_steps,
+            metrics=metrics,
+            evaluation=self.run.read_json(f"{EVALUATIONS}/{version_name(step)}.json"),
+            history=History.from_json_lines(history.splitlines()),
+            gate=gate,
+            tokenizer=self.tokenizer,
+            place=self.versions.repo_id,
+            tag=f"{self.config.hub.revision_prefix}{version_name(step)}",
+        )
+
+
+@contextmanager
+def local_copy(folder: Storage) -> Iterator[Path]:
+    """Give a folder as one of this machine: itself, or a copy that is deleted afterwards."""
+    if folder.is_local:
+        yield Path(folder.path)
+        return
+    with tempfile.TemporaryDirectory(prefix="rm_ray-publish-") as copy:
+        folder.download(Path(copy))
+        yield Path(copy)

@@ -1,0 +1,84 @@
+"""The models of a finished run in MLflow's registry, which refers to the Hub or to the run."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from huggingface_hub import constants
+
+from rm_ray.config import MlflowConfig
+from rm_ray.publish.versions import Version, Versions
+from rm_ray.storage import Storage
+from rm_ray.tracking.registry import BEST, LAST, RegisteredModel, register
+from rm_ray.tracking.shipping import MlflowAwayError
+from rm_ray.tracking.target import MlflowTarget
+from rm_ray.train.attempts import step_of
+from rm_ray.train.files import EXPORT, RESULT, RUN
+
+logger = logging.getLogger(__name__)
+
+
+def register_models(folder: str, repo_id: str | None) -> bool:
+    """Register the last model of a run and the best one; tell whether all is registered.
+
+    ``folder`` is the run's, as a path or a URI. A model on the Hub is referred to there.
+    """
+    run = Storage.open(folder)
+    record, result = run.read_json(RUN), run.read_json(RESULT)
+    if record is None or result is None:
+        return True  # it is registered once the run is finished
+    config = MlflowConfig(**record["config"]["mlflow"])
+    if config.registered_model is None:
+        return True
+    storage = Storage(run.filesystem, run.path.rstrip("/").rpartition("/")[0])
+    target = MlflowTarget.of(config, storage)
+    if result["mlflow_run_id"] is None:
+        logger.warning("the model is not registered: the run is not in MLflow yet")
+        return False
+    models = choose_models(folder, record, result, _published(run, repo_id), repo_id)
+    try:
+        numbers = register(target.tracking_uri, config.registered_model, models)
+    except MlflowAwayError as error:
+        logger.warning("the model is not registered: %s", error)
+        return False
+    logger.info(
+        "registered in MLflow as '%s': %s",
+        config.registered_model,
+        ", ".join(f"version {number} ({alias})" for alias, number in numbers.items()),
+    )
+    return True
+
+
+def choose_models(
+    folder: str,
+    record: dict[str, Any],
+    result: dict[str, Any],
+    published: dict[int, Version],
+    repo_id: str | None,
+) -> dict[str, RegisteredModel]:
+    """Return what to register under which alias.
+
+    A best model other than the last is there only on the Hub, in a form that clients can load.
+    """
+    last = int(result["steps"])
+    best = step_of(str(result["best_checkpoint"] or "").rpartition("/")[2]) or last
+    steps = {LAST: last} | ({BEST: best} if best == last or best in published else {})
+    models = {}
+    for alias, step in steps.items():
+        source, tags = f"{folder.rstrip('/')}/{EXPORT}", {"step": str(step)}
+        if (version := published.get(step)) is not None:
+            source = f"{constants.ENDPOINT}/{repo_id}/tree/{version.tag}"
+            tags |= {"hub.repo_id": str(repo_id), "hub.revision": version.tag}
+            tags |= {"hub.commit": version.commit}
+        models[alias] = RegisteredModel(
+            key=f"{record['key']}-{step}", source=source, run_id=result["mlflow_run_id"], tags=tags
+        )
+    return models
+
+
+def _published(run: Storage, repo_id: str | None) -> dict[int, Version]:
+    if repo_id is None:
+        return {}
+    versions = Versions(run=run, repo_id=repo_id).read()
+    return {step: version for step, version in versions.items() if version.state == "published"}
