@@ -64,8 +64,8 @@ class CardFacts:
 
 def write_card(facts: CardFacts, folder: Path) -> None:
     """Write the card and its picture beside a model."""
-    plot_run(facts.history.records, facts.record["config"]["run"]["name"], folder)
-    (folder / "training_over_hours.png").unlink()
+    title = facts.record["config"]["run"]["name"]
+    plot_run(facts.history.records, title, folder, over=("episodes",))
     metadata = describe_metadata(facts).to_yaml()
     (folder / CARD).write_text(f"---\n{metadata}\n---\n\n{write_text(facts)}", encoding="utf-8")
 

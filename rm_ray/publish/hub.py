@@ -56,6 +56,10 @@ UPLOADS = 3
 """How often a version is sent whose files do not arrive as they are."""
 
 
+_OUTSIDE = (httpx2.TransportError, OSError, HfHubHTTPError)
+"""What the Hub's library raises for what is not of its own making, or wraps in RuntimeError."""
+
+
 class HubAwayError(Exception):
     """The Hub does not answer, or not as it should; it may later."""
 
@@ -206,7 +210,10 @@ class HubRepo:
         while True:
             try:
                 return action()
-            except (httpx2.TransportError, OSError, HfHubHTTPError) as error:
+            except (*_OUTSIDE, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not isinstance(error.__cause__, _OUTSIDE):
+                    raise
+                # A file's upload goes to a link that may have expired: the next try gets another.
                 _refuse(self.repo_id, error)
                 told = (str(error).strip() or type(error).__name__).splitlines()[0]
                 if time.monotonic() + delay > give_up:

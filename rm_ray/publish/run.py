@@ -100,6 +100,8 @@ def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
     for found in mirror.find_wanted():
         mirror.make_ready(found, is_over=result is not None)
     best = None if result is None else _make_ends_ready(mirror, result)
+    if best is not None and best.state == "refused":
+        best = None
     waiting = mirror.find_waiting()
     if not waiting and (best is None or mirror.versions.main == best.tag):
         return  # the Hub need not be asked
@@ -128,7 +130,7 @@ def _make_ends_ready(mirror: Mirror, result: dict[str, Any]) -> Version | None:
         return last
     version = versions.get(best.manifest.step) or mirror.make_ready(best, is_over=True)
     if version is None:
-        logger.warning("%s is the best checkpoint, and is not whole; the last one is taken", best)
+        logger.warning("%s is the best, and is not whole; the last one is taken", best.name)
     return version or last
 
 

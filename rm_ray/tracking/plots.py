@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,13 @@ _PANELS = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_mar
 _AXES = {"episodes": "pairs trained on (episodes)", "hours": "hours"}
 
 
-def plot_run(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
-    """Draw the run over episodes and over hours; return the two PNG files."""
+def plot_run(
+    records: Sequence[Record], title: str, folder: Path, *, over: Iterable[str] = tuple(_AXES)
+) -> list[Path]:
+    """Draw the run over episodes and over hours; return the PNG files."""
     paths = []
-    for axis, label in _AXES.items():
+    for axis in over:
+        label = _AXES[axis]
         figure = Figure(figsize=(13, 7), layout="constrained")
         figure.suptitle(title)
         for axes, name in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):

@@ -133,6 +133,12 @@ def test_main_may_have_another_description(endpoint, export, contents, tmp_path)
     assert len(commits) == 1
 
 
+def test_a_link_that_has_expired_is_asked_for_again(endpoint, export, contents):
+    ask_for(endpoint, {"match": "PUT /lfs", "kind": "status", "status": 403})
+    open_repo(endpoint).publish(export, "step-1", message="first")
+    assert contents(REPO, "step-1") == expected(export)
+
+
 def test_two_that_publish_the_same_at_once_agree(endpoint, export, contents):
     repos = [open_repo(endpoint) for _ in range(4)]
     with ThreadPoolExecutor() as pool:

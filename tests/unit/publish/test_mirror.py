@@ -1,0 +1,166 @@
+"""Runs to versions on the loopback Hub: each once, whole, and described; the best on main."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hub_server import ask_for
+from huggingface_hub import HfApi
+from runs import MadeRun, make_run
+
+from rm_ray.errors import InputError
+from rm_ray.publish import mirror as mirror_module
+from rm_ray.publish import run as run_module
+from rm_ray.publish.command import describe
+from rm_ray.publish.gate import GateResult
+from rm_ray.publish.hub import HubRepo
+from rm_ray.publish.mirror import Mirror
+from rm_ray.publish.run import finish_publishing
+
+REPO = "someone/rewards"
+
+
+@pytest.fixture(autouse=True)
+def _quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh processes take seconds; the gate's own tests have them, and test_published_run.py."""
+
+    def passes(folder: Path, probes: dict, dtype: str) -> GateResult:
+        assert (folder / "model.safetensors").is_file()
+        assert (probes["pairs"], dtype) == (probes["pairs"][:8], "float32")
+        return GateResult(differences={"alone": 1e-7}, num_conversations=16)
+
+    monkeypatch.setattr(mirror_module, "check_export", passes)
+
+
+def mirror_of(made: MadeRun) -> Mirror:
+    return Mirror(run=made.run, config=made.config, last_step=made.last_step)
+
+
+def tags(endpoint: str) -> dict[str, str]:
+    refs = HfApi(endpoint=endpoint).list_repo_refs(REPO)
+    return {ref.name: ref.target_commit for ref in refs.tags}
+
+
+def test_checkpoints_are_published_once_while_the_run_goes_on(endpoint, contents, tmp_path):
+    made = make_run(tmp_path, every="checkpoint")
+    mirror = mirror_of(made)
+    repo = HubRepo.open(REPO, private=True, patience_s=20)
+    for step in (10, 20):
+        made.save(step)
+        for _ in range(2):  # the second time there is nothing to do
+            for found in mirror.find_wanted():
+                mirror.make_ready(found)
+            for version in mirror.find_waiting():
+                mirror.publish(version, repo)
+    assert set(tags(endpoint)) == {"step-00000010", "step-00000020"}
+    assert contents(REPO, "main") == {}
+    files = contents(REPO, "step-00000020")
+    assert "still under way" in files["README.md"].decode()
+    assert files["training_over_episodes.png"].startswith(b"\x89PNG")
+    assert not made.run.exists("hub/someone--rewards/step-00000020")
+    record = mirror.read_versions()[20]
+    assert (record.state, record.commit) == ("published", tags(endpoint)["step-00000020"])
+
+
+def test_what_is_published_needs_no_hub_again(endpoint, tmp_path):
+    made = make_run(tmp_path, last_step=10)
+    made.save(10)
+    made.finish()
+    assert finish_publishing(made.folder).is_whole
+    before = len(ask_for(endpoint))
+    assert finish_publishing(made.folder).is_whole
+    assert len(ask_for(endpoint)) == before
+
+
+def test_a_model_that_clients_score_otherwise_is_never_published(endpoint, tmp_path, monkeypatch):
+    made = make_run(tmp_path, last_step=10)
+    made.save(10)
+    made.finish()
+    fails = GateResult(differences={"pipeline": 0.5}, num_conversations=16, problem="pipeline: no")
+    monkeypatch.setattr(mirror_module, "check_export", lambda *_: fails)
+    published = finish_publishing(made.folder)
+    assert published.tags("refused") == ["step-00000010"]
+    assert published.main is None
+    assert not [line for line in ask_for(endpoint) if "POST" in line or "PUT" in line]
+
+
+def test_a_checkpoint_that_is_not_whole_waits(endpoint, tmp_path):
+    made = make_run(tmp_path, every="checkpoint")
+    slices = made.save(10) / "slices-00000.safetensors"
+    whole = slices.read_bytes()
+    mirror = mirror_of(made)
+    for broken in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
+        slices.write_bytes(broken)
+        (found,) = mirror.find_wanted()
+        assert mirror.make_ready(found) is None
+    assert mirror.read_versions() == {}
+    slices.write_bytes(whole)
+    (found,) = mirror.find_wanted()
+    assert mirror.make_ready(found).state == "waiting"
+
+
+def test_a_version_goes_on_where_it_was_interrupted(endpoint, contents, tmp_path, monkeypatch):
+    """Whichever call is the last that gets through, the next look does the rest, once."""
+    made = make_run(tmp_path, every="checkpoint")
+    made.save(10)
+    mirror = mirror_of(made)
+    (found,) = mirror.find_wanted()
+    version = mirror.make_ready(found)
+    for call in ("/branch/", "/preupload/", "objects/batch", "/commit/", "/tag/", "/tree/"):
+        ask_for(endpoint, {"match": call, "kind": "status", "status": 401, "count": 1})
+        with pytest.raises(InputError, match="the token is wrong"):
+            mirror.publish(version, HubRepo.open(REPO, private=True, patience_s=5))
+        assert [each.step for each in mirror.find_waiting()] == [10]
+    ask_for(endpoint)
+    mirror.publish(version, HubRepo.open(REPO, private=True, patience_s=5))
+    assert set(tags(endpoint)) == {"step-00000010"}
+    assert "model.safetensors" in contents(REPO, "step-00000010")
+
+
+def test_a_hub_that_stays_away_is_told_with_the_command_that_goes_on(endpoint, tmp_path):
+    made = make_run(tmp_path, last_step=10, patience_s=3.0)
+    made.save(10)
+    made.finish()
+    mirror_of(made).make_last_ready(made.run.read_json("result.json"))
+    ask_for(endpoint, {"match": "/branch/", "kind": "hang", "seconds": 0.6, "count": 99})
+    published = finish_publishing(made.folder)
+    assert not published.is_whole
+    shown = describe(published, made.folder)
+    assert "not published     step-00000010" in shown
+    assert f"python jobs/publish.py {made.folder}" in shown
+    ask_for(endpoint)
+    patient = replace(made.config.hub, patience_s=100.0)
+    assert finish_publishing(made.folder, patient).main == "step-00000010"
+
+
+def test_a_run_that_is_not_one_or_has_no_repository_is_told(tmp_path, endpoint):
+    with pytest.raises(InputError, match="holds no run"):
+        finish_publishing(str(tmp_path))
+    made = make_run(tmp_path, repo_id=None)
+    with pytest.raises(InputError, match="--repo_id"):
+        finish_publishing(made.folder)
+
+
+def test_tags_of_several_runs_do_not_meet(endpoint, tmp_path):
+    made = make_run(tmp_path, last_step=10, revision_prefix="a-")
+    made.save(10)
+    made.finish()
+    assert finish_publishing(made.folder).main == "a-step-00000010"
+    again = make_run(tmp_path / "other", last_step=10, revision_prefix="a-")
+    again.advance(5)
+    again.save(10)
+    again.finish()
+    published = finish_publishing(again.folder)
+    assert published.tags("refused") == ["a-step-00000010"]
+    assert "has other contents than" in published.versions[0].problem
+    assert published.main is None
+
+
+def test_a_run_in_an_object_store_is_published_too(endpoint, contents, tmp_path):
+    made = make_run(tmp_path, last_step=10)
+    made.save(10)
+    made.finish()
+    there = f"memory://{tmp_path.name}/run"
+    run_module.Storage.open(there.rpartition("/")[0]).upload(Path(made.folder), "run")
+    assert finish_publishing(there).main == "step-00000010"
+    assert "model.safetensors" in contents(REPO, "main")

@@ -1,0 +1,49 @@
+"""A finished run on the loopback Hub, through the real gate, to its own card's snippet."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, ModelCard
+from runs import make_run
+
+from rm_ray.publish.command import describe
+from rm_ray.publish.run import finish_publishing
+
+REPO = "someone/rewards"
+
+
+def test_a_finished_run_is_published_with_its_best_on_main(endpoint, contents, tmp_path):
+    """From checkpoints to a card whose own snippet scores, executed as it is written."""
+    made = make_run(tmp_path, last_step=30, every="final", private=False)
+    for step in (10, 20, 30):
+        made.save(step)
+    made.finish(best_step=20)
+    published = finish_publishing(made.folder)
+    assert published.is_whole, published
+    assert published.main == "step-00000020"
+    tags = {ref.name for ref in HfApi(endpoint=endpoint).list_repo_refs(REPO).tags}
+    assert tags == {"step-00000020", "step-00000030"}
+    assert "main              step-00000020" in describe(published, made.folder)
+    main, last = contents(REPO, "main"), contents(REPO, "step-00000030")
+    export = {path.name: path.read_bytes() for path in (Path(made.folder) / "export").iterdir()}
+    assert last == export
+    assert main["model.safetensors"] == contents(REPO, "step-00000020")["model.safetensors"]
+    assert main["model.safetensors"] != last["model.safetensors"]
+    card = ModelCard(main["README.md"].decode())
+    snippet = re.search(r"```python\n(.*?)```", card.text, re.S)[1]
+    assert "This is step 20 of 30, the best by `eval/rm/loss`." in card.text
+    environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "PATH": "",
+                   "HF_TOKEN": "hf_loopback", "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.endswith("A spider has eight legs.")
+    assert second.endswith("Legs are fun!")
+    expected = torch.tensor([float(line.split()[0]) for line in (first, second)])
+    assert expected.isfinite().all()
+    assert expected[0] != expected[1]
