@@ -1,4 +1,4 @@
-"""Real servers on loopback, for tests: Ray nodes with token authentication, and MLflow."""
+"""Servers on loopback, for tests: Ray nodes with token authentication, MLflow, a Hub."""
 
 import os
 import secrets
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from hub_server import TOKEN
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -156,3 +157,43 @@ class MlflowServer:
             yield [process, *process.children(recursive=True)]
         finally:
             end(server)
+
+
+@dataclass
+class HubServer:
+    """A loopback Hub in a process of its own, which may be killed and started again."""
+
+    folder: Path
+    port: int = field(default_factory=lambda: free_ports(1)[0])
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens, whether it runs or not."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs to use it."""
+        return {"HF_ENDPOINT": self.address, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+
+    @contextmanager
+    def running(self) -> Iterator["HubServer"]:
+        """Start it, and kill it in the end."""
+        self.start()
+        try:
+            yield self
+        finally:
+            self.kill()
+
+    def start(self) -> None:
+        """Start it with what it kept."""
+        server = Path(__file__).with_name("hub_server.py")
+        command = [sys.executable, str(server), str(self.folder), str(self.port)]
+        self._process = subprocess.Popen(command)
+        wait_for_answer(f"{self.address}/_log")
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        assert self._process is not None
+        end(self._process)

@@ -1,8 +1,8 @@
-"""What checkpoints, and an MLflow that is away, cost the steps of a run.
+"""What checkpoints, the mirror, and an MLflow or Hub that is away cost the steps of a run.
 
 Runs of the debug recipe's model on its pairs, in turn, on one worker: without checkpoints; with
 one every few steps; with nothing at the address of MLflow; with an MLflow that takes connections
-and never answers.
+and never answers; with every checkpoint published; with a Hub that never answers.
 
     python tests/benchmarks/interference.py [--runs 5] [--steps 200] [--every 20] [--threads 1]
 """
@@ -21,10 +21,16 @@ from typing import Any
 from machine import describe_machine
 from ray_overhead import train_with_ray
 from report import Spread, limit, markdown_table, print_report
+from servers import HubServer
 
 CHECKPOINTS = "a checkpoint every {} steps"
 AWAY, FROZEN = "nothing where MLflow should be", "an MLflow that never answers"
+MIRRORED, HUB_FROZEN = "the same, each published", "the same, and a Hub that never answers"
 PLAIN = "no checkpoints, MLflow in a file"
+PUBLISHED = (
+    "--hub.repo_id", "someone/rewards", "--hub.every", "checkpoint", "--hub.patience_s", "1",
+)  # fmt: skip
+"""The end of a run is not waited for: the steps are what is measured."""
 NEVER = ("--checkpoint.every_steps", "0")
 
 
@@ -39,19 +45,35 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     options = parser.parse_args()
     saving = CHECKPOINTS.format(options.every)
-    runs: dict[str, list[dict[str, Any]]] = {PLAIN: [], saving: [], AWAY: [], FROZEN: []}
-    with tempfile.TemporaryDirectory(prefix="rm_ray-cost-") as name, ports() as (free, frozen):
+    titles = (PLAIN, saving, AWAY, FROZEN, MIRRORED, HUB_FROZEN)
+    runs: dict[str, list[dict[str, Any]]] = {title: [] for title in titles}
+    with (
+        tempfile.TemporaryDirectory(prefix="rm_ray-cost-") as name,
+        ports() as (free, frozen),
+        HubServer(Path(name) / "hub").running() as hub,
+    ):
         settings = {
             PLAIN: NEVER,
             saving: ("--checkpoint.every_steps", str(options.every)),
             AWAY: (*NEVER, "--mlflow.tracking_uri", f"http://127.0.0.1:{free}"),
             FROZEN: (*NEVER, "--mlflow.tracking_uri", f"http://127.0.0.1:{frozen}"),
+            MIRRORED: ("--checkpoint.every_steps", str(options.every), *PUBLISHED),
+            HUB_FROZEN: ("--checkpoint.every_steps", str(options.every), *PUBLISHED),
+        }
+        environments = {
+            MIRRORED: hub.environment,
+            HUB_FROZEN: hub.environment | {"HF_ENDPOINT": f"http://127.0.0.1:{frozen}"},
         }
         for turn in range(options.runs):
             for i, (title, own) in enumerate(settings.items()):
                 run = f"run-{i}-{turn}"
                 own = ("--checkpoint.keep_best_by", "None", *own)  # which would evaluate at each
-                result = train_with_ray(Path(name), run, options.steps, options.threads, *own)
+                if title in environments:
+                    own = (*own, "--hub.revision_prefix", f"{run}-")
+                result = train_with_ray(
+                    Path(name), run, options.steps, options.threads, *own,
+                    **environments.get(title, {}),
+                )  # fmt: skip
                 runs[title].append(measure(Path(name) / run, result))
     print_report(
         f"{describe_machine()}; {options.runs} runs of {options.steps} steps each, in turn; "
@@ -114,6 +136,12 @@ def judge(runs: dict[str, list[dict[str, Any]]], saving: str, *, num_saved: int)
         slower = [
             plain["pairs_per_second"] / one["pairs_per_second"]
             for one, plain in zip(runs[title], runs[PLAIN], strict=True)
+        ]
+        lines.append(limit(f"slower with {title}", statistics.median(slower), 1.02, ".3f"))
+    for title in (MIRRORED, HUB_FROZEN):
+        slower = [
+            alone["pairs_per_second"] / one["pairs_per_second"]
+            for one, alone in zip(runs[title], runs[saving], strict=True)
         ]
         lines.append(limit(f"slower with {title}", statistics.median(slower), 1.02, ".3f"))
     return "\n".join(f"- {line}" for line in lines)

@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def train_with_ray(
-    folder: Path, name: str, steps: int, threads: int, *settings: str
+    folder: Path, name: str, steps: int, threads: int, *settings: str, **environment: str
 ) -> dict[str, Any]:
     """Train as a user would, with more settings if given; return the run's ``result.json``."""
     from rm_ray.recipe import read_recipe
@@ -74,8 +74,8 @@ def train_with_ray(
         "--optimizer.max_episodes", str(episodes), "--evaluation.every_steps", "0",
         "--cluster.cpus_per_worker", str(threads), *settings,
     ]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    subprocess.run(command, capture_output=True, text=True, check=True, env=clean | environment)
     result: dict[str, Any] = json.loads((folder / name / "result.json").read_text())
     return result
 
