@@ -17,10 +17,12 @@ from rm_ray.errors import InputError
 from rm_ray.recipe import parse_config
 from rm_ray.storage import Storage
 from rm_ray.train.board import BoardWriter
+from rm_ray.train.gauges import RunGauges
 
 if TYPE_CHECKING:  # the driver does not wait for these imports
     from rm_ray.publish.hub import HubRepo
     from rm_ray.publish.mirror import Mirror
+    from rm_ray.train.manifest import FoundCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class HubMirror:
         os.nice(19)  # training comes first where they share CPUs
         self._board, self._run, self._last_step = board, run, last_step
         self._config = parse_config(config)
+        self._gauges = RunGauges(self._config.run.name)
         self._told = ""
         self._asks_again = 0.0
         self._repo: HubRepo | None = None
@@ -59,12 +62,13 @@ class HubMirror:
         from rm_ray.publish.hub import HubAwayError, HubRefusedError
 
         try:
-            for found in mirror.find_wanted():
+            for found in self._see(mirror):
                 mirror.make_ready(found)
             if time.monotonic() > self._asks_again:
                 self._repo = self._repo or self._open()
                 for version in mirror.find_waiting():
                     mirror.publish(version, self._repo)
+                    self._see(mirror)
             self._told = ""
         except HubRefusedError as error:
             self._asks_again = time.monotonic() + REFUSED_AGAIN_S
@@ -75,6 +79,12 @@ class HubMirror:
             self._tell(f"the mirror cannot go on now: {error}; training does, and it tries again")
         except Exception as error:  # a bug of ours must neither end training nor the mirror
             self._tell(f"the mirror fails ({error!r}); training goes on\n{traceback.format_exc()}")
+
+    def _see(self, mirror: Mirror) -> list[FoundCheckpoint]:
+        """Return what is wanted, and show how much is not published."""
+        wanted = mirror.find_wanted()
+        self._gauges.set("mirror_waiting", len(wanted) + len(mirror.find_waiting()))
+        return wanted
 
     def _open(self) -> HubRepo:
         """Find the repository, or create it: what is wrong with the token shows at once."""

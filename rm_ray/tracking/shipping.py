@@ -61,6 +61,11 @@ class MetricShipper:
         self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
         self._thread.start()
 
+    @property
+    def unsent(self) -> int:
+        """Return how many records and tables MLflow has not taken yet."""
+        return self._unsent
+
     def send(self, record: Record) -> None:
         """Hand over the metrics of a step."""
         self._put(record)

@@ -48,6 +48,8 @@ class Attempt:
     saved_step: int | None = None
     """Step of the newest checkpoint, where it was stopped after one."""
     startup: dict[str, float] = field(default_factory=dict)
+    mlflow_unsent: int = 0
+    """Records and tables that MLflow has not taken."""
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds by what they went into, from its first step on."""
 

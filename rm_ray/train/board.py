@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rm_ray.tracking.history import Record
 from rm_ray.tracking.shipping import MetricShipper, Table
+from rm_ray.train.gauges import RunGauges
 from rm_ray.train.pulse import Felt, Pulse
 
 logger = logging.getLogger(__name__)
@@ -151,14 +152,16 @@ class BoardWriter(logging.Handler):
 
 
 class BoardReader:
-    """The driver's side: a thread that logs new lines, shows the live line and feeds MLflow.
+    """The driver's side: a thread that logs new lines, shows the live line, feeds MLflow, gauges.
 
     On a terminal the live line is rewritten in place; elsewhere (``ray job submit``) it is logged
     every few seconds.
     """
 
-    def __init__(self, board: Any, shipper: MetricShipper, *, every_s: float = 5.0) -> None:
-        self._board, self._shipper = board, shipper
+    def __init__(
+        self, board: Any, shipper: MetricShipper, gauges: RunGauges, *, every_s: float = 5.0
+    ) -> None:
+        self._board, self._shipper, self._gauges = board, shipper, gauges
         self._stream, self._every_s = sys.stdout, every_s
         self._stop = threading.Event()
         self._shown, self._shown_at = "", 0.0
@@ -188,6 +191,8 @@ class BoardReader:
             return
         for record in news.records:
             self._shipper.send(record)
+            self._gauges.show(record)
+        self._gauges.set("mlflow_unsent", self._shipper.unsent)
         for table in news.tables:
             self._shipper.send_table(*table)
         if self._shipper.run is not None and not self._has_told_run_id:

@@ -299,6 +299,7 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
         "perf/goodput": progress.spent["steps"] / (time.time() - state.job.run_began),
         "perf/checkpoint_seconds": progress.spent.get("checkpoints", 0.0),
         "perf/checkpoint_wait_seconds": state.checkpoint_wait,
+        "perf/steps_since_checkpoint": progress.step - state.checkpointer.last_step,
     }
     add_record(state, "train", metrics)
     if state.board is not None:

@@ -22,6 +22,7 @@ from rm_ray.tracking.shipping import MetricShipper, opening_mlflow
 from rm_ray.tracking.target import RunDescription
 from rm_ray.train.board import BoardReader, start_board
 from rm_ray.train.files import RUN, SKELETON
+from rm_ray.train.gauges import RunGauges
 from rm_ray.train.going import Going
 from rm_ray.train.prepare import Prepared, describe_data, in_order, write_skeleton
 from rm_ray.train.pulse import Felt
@@ -80,7 +81,10 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
         startup=going.startup,
         board=board,
     )
+    gauges = RunGauges(config.run.name)
+    gauges.set("total_steps", prepared.plan.steps.total)
     num_workers = int(config.cluster.num_workers or 1)
+    gauges.set("workers", num_workers)
     workers = f"{num_workers} worker{'s' * (num_workers != 1)}"
     logger.info("starting %s for %d steps", workers, prepared.plan.steps.total)
     going.tell({"num_workers": num_workers})
@@ -89,7 +93,7 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
         board,
         num_workers=num_workers,
         count_fitting=lambda: count_fitting(wanted, held=num_workers),
-        on_look=lambda felt: going.tell(_describe_pulses(felt)),
+        on_look=lambda felt: going.tell(_describe_pulses(felt, shipper)),
         on_loss=lambda cause: going.end("lost", cause),
         on_stop=lambda reason: going.end("stopped", reason),
     )
@@ -97,7 +101,7 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
     # Ray's own record of checkpoints, cut short by a kill, would end every later attempt.
     prepared.run.delete_file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     try:
-        with BoardReader(board, shipper), watch:
+        with BoardReader(board, shipper, gauges), watch:
             outcome = _run(_trainer(prepared, job), watch)
     except (InputError, TrainingError, LostError):
         shipper.end("FAILED")  # until the next attempt opens it again
@@ -128,14 +132,15 @@ def _run(trainer: TorchTrainer, watch: Watch) -> dict[str, Any]:
         raise LostError(cause) from error
 
 
-def _describe_pulses(felt: Sequence[Felt]) -> dict[str, Any]:
-    """Return how far an attempt is, as rank 0 says."""
+def _describe_pulses(felt: Sequence[Felt], shipper: MetricShipper) -> dict[str, Any]:
+    """Return how far an attempt is, as rank 0 says, and how far MLflow is behind."""
     pulse = min(felt, key=lambda one: one.pulse.rank).pulse
     return {
         "step": pulse.step,
         "first_step": pulse.first_step,
         "startup": pulse.startup,
         "spent": pulse.spent,
+        "mlflow_unsent": shipper.unsent,
     }
 
 

@@ -1,0 +1,11 @@
+"""How runs are doing: ``python jobs/status.py [STORAGE_PATH]``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rm_ray.status import main_status
+
+if __name__ == "__main__":
+    sys.exit(main_status(sys.argv[1:]))
