@@ -19,8 +19,9 @@ def make_run(folder: Path, **attempt: object) -> Storage:
     run = Storage.open(str(folder))
     config = {"batch": {"global_batch_size": 64}, "hub": {"repo_id": None}}
     run.write_json("run.json", {"steps": 200, "config": config})
-    about = {"first_step": 10, "step": 50, "num_workers": 2, "spent": {"steps": 15, "data wait": 5}}
-    under_way = Attempt(number=1, began=BEGAN, updated=BEGAN + 60, **{**about, **attempt})
+    about = {"updated": BEGAN + 60, "first_step": 10, "step": 50, "num_workers": 2}
+    about["spent"] = {"steps": 15, "data wait": 5}
+    under_way = Attempt(number=1, began=BEGAN, **{**about, **attempt})
     write_attempts(run, [under_way])
     return run
 
