@@ -84,7 +84,7 @@ def describe_metadata(facts: CardFacts) -> ModelCardData:
             EvalResult(
                 task_type="text-classification",
                 task_name="Reward modeling",
-                dataset_type=_on_hub(name) or "preference-pairs",
+                dataset_type=name,  # of which the Hub's library keeps one result each
                 dataset_name=name,
                 dataset_split="held out",
                 metric_type="accuracy",

@@ -37,6 +37,14 @@ def register_models(folder: str, repo_id: str | None) -> bool:
         logger.warning("the model is not registered: the run is not in MLflow yet")
         return False
     models = choose_models(folder, record, result, _published(run, repo_id), repo_id)
+    is_local = any("://" not in model.source for model in models.values())
+    if is_local and target.tracking_uri.startswith("http"):
+        logger.warning(
+            "the model is not registered: MLflow's servers refuse local paths such as %s. Publish "
+            "it with hub.repo_id, or keep runs at a URI",
+            models[LAST].source,
+        )
+        return True  # to try again would not help
     try:
         numbers = register(target.tracking_uri, config.registered_model, models)
     except MlflowAwayError as error:

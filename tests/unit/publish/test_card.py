@@ -1,0 +1,104 @@
+"""The model card, from the records of a run."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from runs import make_run
+
+from rm_ray.publish.card import CardFacts, write_card
+from rm_ray.publish.gate import GateResult
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> CardFacts:
+    made = make_run(tmp_path)
+    metrics = made.advance(20)
+    return CardFacts(
+        record=made.run.read_json("run.json") | {"mlflow_run_id": "abc"},
+        step=20,
+        total_steps=None,
+        metrics=metrics,
+        evaluation=made.run.read_json("evaluations/step-00000020.json"),
+        history=made.history,
+        gate=GateResult(differences={"alone": 2e-6, "pipeline": 3e-6}, num_conversations=16),
+        tokenizer=made.tokenizer,
+        place="someone/rewards",
+        tag="step-00000020",
+    )
+
+
+def write(facts: CardFacts, folder: Path, **changes) -> ModelCard:
+    folder.mkdir(exist_ok=True)
+    write_card(CardFacts(**{**vars(facts), **changes}), folder)
+    return ModelCard.load(folder / "README.md")
+
+
+def test_the_metadata_is_what_the_hub_reads(facts, tmp_path):
+    card = write(facts, tmp_path / "card")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-classification"
+    assert "reward-model" in card.data.tags
+    assert "base_model" not in card.data.to_dict()  # it began with random weights
+    overall = facts.evaluation["overall"]["accuracy"]
+    results = {result.dataset_name: result for result in card.data.eval_results}
+    assert set(results) == {"all", "colours", "numbers"}
+    assert results["all"].metric_value == pytest.approx(overall, abs=1e-4)
+    assert results["all"].metric_type == "accuracy"
+
+
+def test_models_and_datasets_of_the_hub_are_named(facts, tmp_path):
+    config = {**facts.record["config"]}
+    config["model"] = {**config["model"], "name_or_path": "meta-llama/Llama-3.1-8B"}
+    sources = ["allenai/pairs:train=0.5", "more/pairs", "/data/mine.jsonl", "mine/pairs.jsonl"]
+    config["data"] = {**config["data"], "train": sources}
+    record = {**facts.record, "config": config}
+    record["data"] = {"train": {**record["data"]["train"], "revisions": {"more/pairs": "f" * 40}}}
+    card = write(facts, tmp_path / "card", record=record)
+    assert card.data.base_model == "meta-llama/Llama-3.1-8B"
+    assert card.data.datasets == ["allenai/pairs", "more/pairs"]
+    assert f"`more/pairs` {'f' * 40}" in card.text
+
+
+def test_the_figures_of_the_run_are_in_it(facts, tmp_path):
+    text = write(facts, tmp_path / "card").text
+    overall, length = facts.evaluation["overall"], facts.evaluation["length"]
+    assert f"| all | 8 | {overall['accuracy']:.4f} | {overall['accuracy_low']:.4f} to" in text
+    assert f"standard deviation {overall['reward_std']:.3f}" in text
+    assert f"by {length['reward_with_tokens']:.3f}" in text
+    assert "| train | colours | 20 |" in text
+    assert "| train | empty | 2 |" in text
+    assert "| `optimizer.learning_rate` | 3e-06 |" in text
+    assert "alone 2.0e-06, pipeline 3.0e-06" in text
+    assert "MLflow run `abc`" in text
+    assert "Trained for 160 pairs" in text
+    assert (tmp_path / "card" / "training_over_episodes.png").stat().st_size > 1_000
+    assert "![training](training_over_episodes.png)" in text
+
+
+def test_the_input_is_shown_as_the_template_writes_it(facts, tmp_path):
+    text = write(facts, tmp_path / "card").text
+    assert facts.tokenizer.chat_template.strip() in text
+    assert f"Pad on the\nright with `{facts.tokenizer.pad_token}`" in text
+    assert 'revision="step-00000020"' in text
+
+
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [
+        (None, "a run that was still under way"),
+        (20, "the last of the run"),
+        (40, "step 20 of 40, the best by `eval/rm/loss`"),
+    ],
+)
+def test_it_says_which_step_it_is(facts, tmp_path, total, said):
+    assert said in write(facts, tmp_path / "card", total_steps=total).text
+
+
+def test_a_step_without_an_evaluation_says_so(facts, tmp_path):
+    card = write(facts, tmp_path / "card", evaluation=None)
+    assert (
+        "It was not evaluated at this step. On the last training batch accuracy was 0.750"
+        in card.text
+    )
+    assert "eval_results" not in card.data.to_dict()
