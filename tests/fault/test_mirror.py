@@ -17,11 +17,16 @@ import pytest
 from hub_server import ask_for
 from servers import HubServer
 
-from jobs import ROOT, Job, assert_same_outcome, finish, running, small_job
+from jobs import ROOT, Job, assert_same_outcome, running, small_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 REPO = "someone/rewards"
+
+STEPS, EVERY = 1500, 75
+"""Twenty checkpoints."""
+
+LONG_S = 1_800.0
 
 FAULTS: list[dict[str, Any]] = [
     {"match": "/commit/", "kind": "lost"},
@@ -48,6 +53,7 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 def job_with(folder: Path, name: str, *, num_steps: int, every_steps: int) -> dict[str, Any]:
     settings = small_job(folder, name, num_steps=num_steps)
     settings["checkpoint"] = {"every_steps": every_steps, "keep": 2, "keep_best_by": "eval/rm/loss"}
+    settings["evaluation"]["every_steps"] = 0  # beside those at checkpoints
     settings["hub"] = {"repo_id": REPO, "every": "checkpoint", "patience_s": 600}
     return settings
 
@@ -105,13 +111,17 @@ class Injections:
 def test_whatever_is_broken_each_checkpoint_is_published_once(
     hub: HubServer, tmp_path: Path, seed: int
 ) -> None:
-    settings = job_with(tmp_path, "broken", num_steps=3000, every_steps=150)
-    quiet = finish(job_with(tmp_path, "quiet", num_steps=3000, every_steps=150) | {"hub": {}},
-                   tmp_path / "quiet.log")  # fmt: skip
+    settings = {
+        name: job_with(tmp_path, name, num_steps=STEPS, every_steps=EVERY)
+        for name in ("quiet", "broken")
+    }
+    del settings["quiet"]["hub"]
+    with running(settings["quiet"], tmp_path / "quiet.log") as alone:
+        assert alone.process.wait(LONG_S) == 0, alone.printed
     chosen = Injections(random.Random(seed))
     log = tmp_path / "broken.log"
     while True:
-        with running(settings, log, **hub.environment) as job:
+        with running(settings["broken"], log, **hub.environment) as job:
             began = job.printed.count("first step after")
             while chosen.left and job.process.poll() is None:
                 time.sleep(chosen.random.uniform(0.5, 6))
@@ -120,16 +130,16 @@ def test_whatever_is_broken_each_checkpoint_is_published_once(
                     if chosen.done[-1:] == ["command"]:
                         break
             if job.process.poll() is None and chosen.done[-1:] != ["command"]:
-                job.process.wait(1800)
+                job.process.wait(LONG_S)
             if job.process.poll() == 0:
                 break
             chosen.done.append("again")
     injected = [what for what in chosen.done if what != "again"]
     print(f"{len(injected)} injections: {injected}; left: {chosen.left}")
     assert len(injected) >= 20
-    assert_same_outcome(job.folder, Path(quiet["folder"]))
+    assert_same_outcome(job.folder, alone.folder)
     found = repository(hub)
-    expected = {f"step-{step:08d}" for step in range(150, 3001, 150)}
+    expected = {f"step-{step:08d}" for step in range(EVERY, STEPS + 1, EVERY)}
     assert set(found["tags"]) == expected
     for commit in found["tags"].values():
         assert_whole(hub, found["commits"][commit]["files"])
