@@ -157,7 +157,9 @@ def decide(attempts: Sequence[Attempt], *, patience_s: float) -> float:
     if latest.skips is not None:
         return 0.0
     lost = _lost_without_progress(attempts)
-    if latest.signature and latest.signature in {attempt.signature for attempt in lost[1:]}:
+    if latest.signature and any(
+        earlier.signature == latest.signature for earlier in lost[1:] + _lost_at_its_step(attempts)
+    ):
         raise TrainingError(
             f"the same error came twice at step {latest.step}, so it is no accident:\n"
             f"{latest.cause.rstrip()}\nThe checkpoints before it are kept"
@@ -196,6 +198,20 @@ def _lost_without_progress(attempts: Sequence[Attempt]) -> list[Attempt]:
         if (attempts[i].first_step or 0) > max(begun, default=0):
             break
     return lost
+
+
+def _lost_at_its_step(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Return the attempts, lost one after another up to the latest, that ended where that did.
+
+    The later one may have begun at a newer checkpoint all the same.
+    """
+    latest, found = attempts[-1], []
+    for earlier in reversed(attempts[:-1]):
+        if earlier.ending != "lost":
+            break
+        if earlier.step == latest.step:
+            found.append(earlier)
+    return found
 
 
 def _attempt(

@@ -155,7 +155,7 @@ def test_a_run_that_gets_further_each_time_goes_on_forever(gains: list[int]):
     attempts, step = [], 0
     for gain in gains:
         step += gain
-        attempts.append(lost(step + gain, signature="an error", first_step=step))
+        attempts.append(lost(step + 1, signature="an error", first_step=step))
         assert decide(attempts) == 0
 
 
@@ -174,6 +174,11 @@ def test_the_same_error_twice_without_progress_is_no_accident():
         "the same error came twice at step 7, so it is no accident:\nValueError: x\n"
         "The checkpoints before it are kept"
     )
+
+
+def test_the_same_error_at_the_same_step_is_no_accident_after_a_newer_checkpoint_either():
+    assert not goes_on([lost(8, "ValueError: x"), lost(8, "ValueError: x", first_step=5)])
+    assert goes_on([lost(8, "ValueError: x"), lost(8, "KeyError: y", first_step=5)])
 
 
 def test_the_step_of_the_same_error_may_be_read_a_little_early_or_late():
@@ -208,7 +213,7 @@ def test_a_death_between_two_equal_errors_does_not_hide_them():
     "attempts",
     [
         [lost(6, "ValueError: x", first_step=5), lost(7, "ValueError: x", first_step=6)],
-        [lost(7, "ValueError: x"), lost(7, "ValueError: x", first_step=1)],
+        [lost(6, "ValueError: x"), lost(7, "ValueError: x", first_step=1)],
         [lost(7, "ValueError: x"), lost(7, "ValueError: y")],
         [lost(7, "ValueError: x"), lost(7)],
         [lost(7), lost(7)],
