@@ -119,6 +119,11 @@ def _mend_config(path: Path, dtype: torch.dtype) -> None:
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         is_plain = scaling.get("rope_type", "default") == "default"
         config["rope_scaling"] = None if is_plain else scaling
+        if "partial_rotary_factor" in rope:
+            config["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        if config["model_type"] == "gpt_neox":  # it has names of its own for both
+            config["rotary_emb_base"] = rope["rope_theta"]
+            config["rotary_pct"] = rope["partial_rotary_factor"]
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

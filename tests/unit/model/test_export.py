@@ -147,3 +147,18 @@ def test_scaled_rope_is_written_under_its_old_name_too(tmp_path):
     assert config["rope_theta"] == 500000.0
     assert config["rope_scaling"]["rope_type"] == "llama3"
     assert config["rope_scaling"]["factor"] == 8.0
+
+
+def test_gpt_neox_has_its_rotary_settings_under_their_own_old_names(tmp_path):
+    rope = {"rope_type": "default", "rope_theta": 50_000.0, "partial_rotary_factor": 0.5}
+    FAMILIES["neox-half"] = {"model_type": "gpt_neox", "rope_parameters": rope}
+    try:
+        build(tmp_path, "neox-half")
+    finally:
+        del FAMILIES["neox-half"]
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert config["rotary_emb_base"] == config["rope_theta"] == 50_000.0
+    assert config["rotary_pct"] == config["partial_rotary_factor"] == 0.5
+    assert config["rope_scaling"] is None
+    again = AutoConfig.from_pretrained(tmp_path / "export")
+    assert again.rope_parameters == rope
