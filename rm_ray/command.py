@@ -91,8 +91,7 @@ def main(arguments: Sequence[str]) -> int:
         logger.error("error: %s", error)
         return 2
     logger.info("%s", summarise(result))
-    publish_end(command.config)
-    return 0
+    return publish_end(command.config)
 
 
 def log_to_mlflow(arguments: Sequence[str]) -> int:

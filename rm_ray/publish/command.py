@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = "python jobs/publish.py"
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as a shell has it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishCommand:
@@ -64,24 +67,34 @@ def main_publish(arguments: Sequence[str]) -> int:
     except InputError as error:
         logger.error("error: %s", error)
         return 2
+    except KeyboardInterrupt:
+        logger.info("interrupted; the same command goes on")
+        return INTERRUPTED
     logger.info("%s", describe(published, options.run))
     return 0 if published.is_whole and is_registered else 1
 
 
-def publish_end(config: TrainConfig) -> None:
-    """Publish and register what a run that has just ended has left, and say what came of it."""
+def publish_end(config: TrainConfig) -> int:
+    """Publish and register what a run that has just ended has left; return the exit status.
+
+    That is 0 also where something is left: the run itself is finished.
+    """
     folder, hub = f"{config.run.storage_path.rstrip('/')}/{config.run.name}", config.hub
-    if hub.repo_id is not None:
-        from rm_ray.publish.run import finish_publishing
+    try:
+        if hub.repo_id is not None:
+            from rm_ray.publish.run import finish_publishing
 
-        try:
             logger.info("%s", describe(finish_publishing(folder, hub), folder))
-        except InputError as error:
-            logger.warning("nothing more is published: %s", error)
-    if config.mlflow.registered_model is not None:
-        from rm_ray.publish.registration import register_models
+        if config.mlflow.registered_model is not None:
+            from rm_ray.publish.registration import register_models
 
-        register_models(folder, hub.repo_id)
+            register_models(folder, hub.repo_id)
+    except InputError as error:
+        logger.warning("nothing more is published: %s", error)
+    except KeyboardInterrupt:
+        logger.info("interrupted; this goes on: %s %s", PROGRAM, folder)
+        return INTERRUPTED
+    return 0
 
 
 def describe(published: Published, folder: str) -> str:
