@@ -1,0 +1,250 @@
+"""Plan, stream, collectives and reports on many ranks of a cluster of 8 logical nodes of 8 slots.
+
+Nothing is trained: each rank of a TorchTrainer reads its micro-batches of every step from its own
+stream, tells the others by one small all-reduce which step it is at, and reports to Ray now and
+then. On one machine all ranks share its cores, so that a step costs the work of all of them.
+
+    python tests/benchmarks/many_ranks.py [--ranks 1 4 16 64] [--steps 60] [--pairs 20000]
+
+``--whole N`` runs jobs/train.py on N ranks of such a cluster instead, with the built-in model.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+os.environ["PYTHONPATH"] = str(ROOT)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import ray  # noqa: E402
+import ray.train  # noqa: E402
+from machine import describe_machine  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+from ray.train.torch import TorchConfig, TorchTrainer  # noqa: E402
+from report import markdown_table, print_report  # noqa: E402
+
+from rm_ray.config import DataConfig  # noqa: E402
+from rm_ray.data.plan import PlanSettings, Steps  # noqa: E402
+from rm_ray.data.stream import PlannedPairs  # noqa: E402
+from rm_ray.data.token_cache import build_token_cache  # noqa: E402
+from rm_ray.data.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.storage import Storage  # noqa: E402
+from rm_ray.train.shards import PerRankStreams  # noqa: E402
+
+NODES, SLOTS = 8, 8
+
+REPORT_EVERY = 10
+"""Steps between reports to Ray, which its controller takes every 2 s."""
+
+BATCH = 256
+
+
+def main() -> None:
+    """Grow the ranks and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--whole", type=int, metavar="N")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rm_ray-ranks-") as name, cluster() as address:
+        if options.whole:
+            print(json.dumps(train_whole(Path(name), options.whole, options.steps, address)))
+            return
+        measured = [
+            measure(Path(name), ranks, options.steps, options.pairs) for ranks in options.ranks
+        ]
+    rows = [
+        (
+            f"{one['ranks']}",
+            f"{one['first_step_s']:.1f}",
+            f"{1000 * one['step_s']:.1f}",
+            f"{1000 * one['step_s'] / one['ranks']:.2f}",
+            f"{one['micro_batches_per_s']:.0f}",
+            f"{one['report_s']:.2f}",
+            f"{one['memory_gb']:.1f}",
+        )
+        for one in measured
+    ]
+    header = (
+        "ranks", "s to the first step", "ms a step", "ms a step and rank", "micro-batches/s",
+        "s a report", "GB at the peak",
+    )  # fmt: skip
+    print_report(
+        f"{describe_machine()}; {NODES} logical nodes of {SLOTS} slots; {options.steps} steps of "
+        f"{BATCH} pairs; every pair once and all ranks in step at each size",
+        markdown_table(header, rows),
+        figures=measured,
+    )
+
+
+class cluster:  # noqa: N801  (it reads as one)
+    """Eight Ray nodes on this machine, each with eight slots for ranks and CPUs of its own."""
+
+    def __enter__(self) -> str:
+        """Start them; return the address."""
+        node = {"num_cpus": 2 * SLOTS, "resources": {"slot": SLOTS}, "object_store_memory": 10**8}
+        self._cluster = Cluster(initialize_head=True, head_node_args=node)
+        for _ in range(NODES - 1):
+            self._cluster.add_node(**node)
+        ray.init(address=self._cluster.address, logging_level="ERROR", log_to_driver=False)
+        return str(self._cluster.address)
+
+    def __exit__(self, *_: object) -> None:
+        """Stop them."""
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+def measure(folder: Path, ranks: int, steps: int, pairs: int) -> dict[str, Any]:
+    """Stream an epoch's first steps to so many ranks."""
+    storage = Storage.open(str(folder / "storage"))
+    source = [f"builtin:train={min(pairs, 6_000)}"]
+    cache = build_token_cache(
+        source, DataConfig(max_length=256), load_tokenizer("builtin"), seed=0, storage=storage
+    )
+    settings = PlanSettings(
+        global_batch_size=BATCH, tokens_per_micro_batch=2_048, epochs=1 + pairs // cache.num_pairs
+    )
+    planned = PlannedPairs(cache=cache.parts, settings=settings)
+    total = min(steps, Steps(num_pairs=cache.num_pairs, settings=settings).total)
+    began = time.time()
+    trainer = TorchTrainer(
+        read_in_step,
+        train_loop_config={"steps": total},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=ranks, resources_per_worker={"slot": 1, "CPU": 0}
+        ),
+        run_config=ray.train.RunConfig(name=f"ranks-{ranks}", storage_path=str(folder / "train")),
+        datasets={"train": planned},
+        dataset_config=PerRankStreams(),
+    )
+    with PeakMemory() as memory:
+        told = dict(trainer.fit().return_value)
+    counts = np.bincount(told.pop("pairs"), minlength=cache.num_pairs)
+    assert counts.sum() == total * BATCH, "a pair is missing or twice"
+    assert counts.max() - counts.min() <= 1, "an epoch does not hold each pair once"
+    return {
+        "ranks": ranks,
+        "first_step_s": told["first_step_at"] - began,
+        "memory_gb": memory.peak_gb,
+        **told,
+    }
+
+
+def read_in_step(settings: dict[str, Any]) -> dict[str, Any]:
+    """Read every step, in step with the other ranks; rank 0 returns the figures of all."""
+    import torch
+    import torch.distributed as dist
+
+    context = ray.train.get_context()
+    stream = ray.train.get_dataset_shard("train")
+    seen, step_s, report_s, first_step_at, num_micro_batches = [], [], [], 0.0, 0
+    before = time.monotonic()
+    for step, micro_batches in enumerate(stream.steps(0, settings["steps"])):
+        mine = [m.plan.pairs[m.plan.weights > 0] for m in micro_batches]
+        seen += mine
+        num_micro_batches += len(micro_batches)
+        at = torch.tensor([step, len(micro_batches)])
+        most, least = at.clone(), at.clone()
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        assert torch.equal(most, least), "ranks are not in step"
+        first_step_at = first_step_at or time.time()
+        now = time.monotonic()
+        step_s.append(now - before)
+        if (step + 1) % REPORT_EVERY == 0:
+            ray.train.report({"step": step})
+            report_s.append(time.monotonic() - now)
+        before = time.monotonic()
+    gathered = [None] * context.get_world_size()
+    dist.all_gather_object(gathered, np.concatenate(seen))
+    typical = statistics.median(step_s[1:])
+    return {
+        "pairs": np.concatenate(gathered),
+        "first_step_at": first_step_at,
+        "step_s": typical,
+        "report_s": statistics.median(report_s),
+        "micro_batches_per_s": num_micro_batches
+        / settings["steps"]
+        * context.get_world_size()
+        / typical,
+    }
+
+
+class PeakMemory(threading.Thread):
+    """Adds up the memory of this process and all below it, shared pages once, now and then."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_gb = 0.0
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "PeakMemory":
+        """Begin."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        """Look every other second."""
+        while not self._ended.wait(2.0):
+            total = 0
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            self.peak_gb = max(self.peak_gb, total / 1e9)
+
+
+def train_whole(folder: Path, ranks: int, steps: int, address: str) -> dict[str, Any]:
+    """Run the debug recipe's model on so many ranks of the cluster; return what it came to."""
+    episodes = steps * BATCH
+    command = [
+        sys.executable, str(ROOT / "jobs" / "train.py"),
+        "--run.name", "whole", "--run.storage_path", str(folder), "--data.max_length", "256",
+        "--batch.global_batch_size", str(BATCH), "--batch.tokens_per_micro_batch", "1024",
+        "--optimizer.max_episodes", str(episodes), "--optimizer.epochs", "20",
+        "--cluster.num_workers", str(ranks), "--checkpoint.every_steps", str(max(steps // 2, 1)),
+        "--data.eval", "builtin:test=100",
+    ]  # fmt: skip
+    with PeakMemory() as memory:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"RAY_ADDRESS": address}
+        )
+    assert done.returncode == 0, done.stdout[-5_000:] + done.stderr[-3_000:]
+    result = json.loads((folder / "whole" / "result.json").read_text())
+    return {
+        "machine": describe_machine(),
+        "ranks": ranks,
+        "memory_gb": memory.peak_gb,
+        **{name: result[name] for name in ("steps", "episodes", "startup", "pairs_per_second")},
+        "times_each_pair_was_trained_on": result["times_each_pair_was_trained_on"],
+        "metrics": result["metrics"],
+    }
+
+
+if __name__ == "__main__":
+    main()
