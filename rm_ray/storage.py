@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -116,6 +117,10 @@ class Storage:
     def is_local(self) -> bool:
         """Whether paths can be opened as ordinary files on this machine."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def free_bytes(self) -> int | None:
+        """Return how much room is left; None where that is not known, as in an object store."""
+        return shutil.disk_usage(self.path).free if self.is_local else None
 
     def check_writable(self) -> None:
         """Write, read and delete a small file.

@@ -21,8 +21,8 @@ State = Literal["waiting", "published", "refused"]
 
 MAIN = "main.json"
 
-MOST_HELD = 8
-"""Checkpoints that stay, beyond those to keep, until they have been made ready to be published."""
+SPARE = 2
+"""For how many more checkpoints there must be room where some are held for the mirror."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +127,17 @@ def find_wanted(
             least = score
             wanted += [ready[step]] if step not in versions else []
     return wanted
+
+
+def choose_held(wanted: Sequence[FoundCheckpoint], free_bytes: int | None) -> set[str]:
+    """Name the checkpoints that stay until they have been made ready to be published.
+
+    Those are all that are wanted, or none where the storage is nearly full: training comes first.
+    """
+    sizes = [sum(entry["size"] for entry in found.manifest.files.values()) for found in wanted]
+    if wanted and free_bytes is not None and free_bytes < SPARE * max(sizes):
+        return set()
+    return {found.name for found in wanted}
 
 
 def _name(found: FoundCheckpoint) -> str:

@@ -20,7 +20,7 @@ from rm_ray.data.stream import RankStream
 from rm_ray.model.attention import choose_kernel, head_size
 from rm_ray.model.export import export_model
 from rm_ray.model.reward_model import apply_liger, build_reward_model, count_parameters
-from rm_ray.publish.versions import MOST_HELD, Version, Versions, find_wanted
+from rm_ray.publish.versions import Version, Versions, choose_held, find_wanted
 from rm_ray.scoring.accuracy import describe as describe_pairs
 from rm_ray.storage import keep_trying
 from rm_ray.tracking.history import History, Kind, Record
@@ -175,15 +175,14 @@ def finding_held(job: TrainJob) -> Callable[[Sequence[FoundCheckpoint]], set[str
             return set()
         known.update(Versions(run=job.run, repo_id=hub.repo_id).read(known))
         wanted = find_wanted(whole, known, hub, best_by=best_by, last_step=job.steps.total)
-        if len(wanted) > MOST_HELD:
+        held = choose_held(wanted, job.run.free_bytes())
+        if len(held) < len(wanted):
             logger.warning(
-                "%d checkpoints wait to be published, and %s may go before it is: the mirror is "
-                "too slow for a checkpoint every %d steps",
+                "%d checkpoints may go before they are published: %s is nearly full",
                 len(wanted),
-                wanted[-1].name,
-                job.config.checkpoint.every_steps,
+                job.run.path,
             )
-        return {found.name for found in wanted[:MOST_HELD]}
+        return held
 
     return find_held
 

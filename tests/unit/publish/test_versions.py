@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_ray.config import HubConfig
-from rm_ray.publish.versions import Version, Versions, find_wanted
+from rm_ray.publish.versions import Version, Versions, choose_held, find_wanted
 from rm_ray.storage import Storage
 from rm_ray.train.attempts import checkpoint_name
 from rm_ray.train.manifest import FoundCheckpoint, Manifest
@@ -81,6 +81,15 @@ def test_looking_often_gives_the_versions_that_looking_once_gives(losses, seen):
             versions.append(version(found.manifest.step, found.manifest.metrics[LOSS]))
     once = wanted(checkpoints, every="best", last_step=1000)
     assert [checkpoint_name(each.step, 1) for each in versions] == once
+
+
+def test_what_is_wanted_is_held_while_there_is_room():
+    files = {"slices.safetensors": {"size": 1_000}, "state.json": {"size": 24}}
+    manifest = Manifest(step=10, plan_fingerprint="plan", metrics={}, files=files)
+    wanted = [FoundCheckpoint(name=checkpoint_name(10, 1), manifest=manifest)]
+    assert choose_held(wanted, None) == choose_held(wanted, 2_048) == {wanted[0].name}
+    assert choose_held(wanted, 2_047) == set()
+    assert choose_held([], 0) == set()
 
 
 def test_records_are_read_again(tmp_path: Path):
