@@ -70,6 +70,35 @@ def test_a_tied_prompt_without_its_reference_counts_for_accuracy_alone():
     assert score_ties([prompt("Ties", [5.0, 4.0, 2.0], 2, "tied:1")]) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(
+    ("responses", "expected"),
+    [
+        (
+            {"ref:0": (1, [1.5, 0.1, 0.3]), "tied:0": (2, [2.4, 2.1, -2.0, -2.8]),
+             "ref:1": (1, [-0.4, -1.4, 0.6]), "tied:1": (3, [1.2, 1.3, -0.9, -2.1, -1.8]),
+             "ref:2": (1, [2.7, 0.2, -2.3]), "tied:2": (2, [-0.4, 1.5, -2.5, -3.0])},
+            0.7673444760933742,
+        ),
+        (
+            {"ref:0": (1, [2.5, -2.1, -2.1]), "tied:0": (2, [2.5, 0.2, 1.0, -0.7]),
+             "tied:1": (2, [-0.3, 2.9, -2.2, 1.1]), "ref:2": (1, [0.5, -2.9, -1.3]),
+             "tied:2": (2, [0.1, 0.3, 0.4, -0.5])},
+            0.2906992325026004,
+        ),
+        (
+            {"ref:0": (1, [1.4, -0.0, -2.7]), "tied:0": (3, [2.3, 0.9, 0.3, -1.0, -0.0]),
+             "ref:1": (1, [-0.8, 1.1, -2.9]), "tied:1": (3, [2.4, -0.9, 2.2, -1.5, -0.6]),
+             "ref:2": (1, [-1.0, -2.8, -2.2]), "tied:2": (2, [-0.5, -0.0, 0.4, -1.1])},
+            0.29132787415658484,
+        ),
+    ],
+)  # fmt: skip
+def test_ties_score_what_rewardbench_itself_computes(responses, expected):
+    """The expected values are those of ``process_single_model`` of rewardbench 0.1.4."""
+    prompts = [prompt("Ties", rewards, right, name) for name, (right, rewards) in responses.items()]
+    assert score_ties(prompts) == pytest.approx(expected, abs=1e-12)
+
+
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=5), min_size=1, max_size=9))
 def test_scores_lie_between_nothing_and_all(rows):
     found = score_reward_bench_2([prompt("Math", rewards) for rewards in rows])
