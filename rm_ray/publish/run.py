@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,29 +97,41 @@ def _within(seconds: float, action: Callable[[], None]) -> str:
 
 
 def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
-    """Make ready what is not, upload what waits, and put the best on main."""
-    for found in mirror.find_wanted():
-        mirror.make_ready(found, is_over=result is not None)
-    best = None if result is None else _make_ends_ready(mirror, result)
-    if best is not None and best.state == "refused":
-        best = None
-    waiting = mirror.find_waiting()
-    if not waiting and (best is None or mirror.versions.main == best.tag):
+    """Publish what waits and what is to be made ready, and put the best on main."""
+    hub, is_over = mirror.config.hub, result is not None
+    left = len(mirror.find_waiting()) + len(mirror.find_wanted())
+    if not left and (not is_over or mirror.versions.main is not None):
         return  # the Hub need not be asked
-    hub = mirror.config.hub
-    repo = HubRepo.open(mirror.versions.repo_id, private=hub.private, patience_s=hub.patience_s)
-    parts = len(waiting) + (best is not None)
-    with tqdm(total=parts, desc=f"publishing on {repo.repo_id}", disable=None) as bar:
-        for version in waiting:
+
+    @functools.cache
+    def repo() -> HubRepo:
+        return HubRepo.open(mirror.versions.repo_id, private=hub.private, patience_s=hub.patience_s)
+
+    with tqdm(total=left + 2 * is_over, desc=f"publishing on {hub.repo_id}", disable=None) as bar:
+        for version in _find_left(mirror, is_over=is_over):
             bar.set_postfix_str(version.tag)
-            mirror.publish(version, repo)
+            mirror.publish(version, repo())
             bar.update()
-        if best is not None and result is not None:
+        best = None if result is None else _make_ends_ready(mirror, result)
+        for version in mirror.find_waiting():
+            bar.set_postfix_str(version.tag)
+            mirror.publish(version, repo())
+        bar.update()
+        if result is not None and best is not None and mirror.versions.main != best.tag:
             bar.set_postfix_str("main")
             now = mirror.read_versions()[best.step]
             if now.state == "published":
-                mirror.promote(now, repo, result)
-            bar.update()
+                mirror.promote(now, repo(), result)
+        bar.update()
+
+
+def _find_left(mirror: Mirror, *, is_over: bool) -> Iterator[Version]:
+    """Yield what waits, and then each checkpoint that is wanted, once it is ready."""
+    yield from mirror.find_waiting()
+    for found in mirror.find_wanted():
+        version = mirror.make_ready(found, is_over=is_over)
+        if version is not None and version.state == "waiting":
+            yield version
 
 
 def _make_ends_ready(mirror: Mirror, result: dict[str, Any]) -> Version | None:
