@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 REPO = "someone/rewards"
 
-STEPS, EVERY = 1500, 75
-"""Twenty checkpoints."""
+STEPS, EVERY = 1500, 150
+"""Ten checkpoints."""
 
 LONG_S = 1_800.0
 
@@ -54,7 +54,7 @@ def job_with(folder: Path, name: str, *, num_steps: int, every_steps: int) -> di
     settings = small_job(folder, name, num_steps=num_steps)
     settings["checkpoint"] = {"every_steps": every_steps, "keep": 2, "keep_best_by": "eval/rm/loss"}
     settings["evaluation"]["every_steps"] = 0  # beside those at checkpoints
-    settings["hub"] = {"repo_id": REPO, "every": "checkpoint", "patience_s": 600}
+    settings["hub"] = {"repo_id": REPO, "every": "checkpoint", "patience_s": LONG_S}
     return settings
 
 
