@@ -130,6 +130,23 @@ def test_without_a_number_and_gpus_there_is_one_worker():
     assert fitted(ClusterConfig(use_gpu=False), cpus=64, gpus=4) == (1, False)
 
 
+def test_machines_without_gpus_are_for_the_data_and_no_place_for_a_worker_with_one():
+    config = ClusterConfig(cpus_per_worker=4)
+    head, data = resources(), [resources(cpus=32)] * 4
+    machines = [head, *data, resources(cpus=33, gpus=8), resources(cpus=20, gpus=8)]
+
+    assert _fit(replace(config, num_workers="1-16"), machines).num_workers == 8 + 5
+    with pytest.raises(InputError, match="ask for fewer"):
+        _fit(replace(config, num_workers=14), machines)
+    whole = [head, *data, *[resources(cpus=32, gpus=8)] * 8]
+    assert _fit(config, whole) == replace(config, num_workers=64, use_gpu=True)
+    with pytest.raises(InputError, match="64 x 4, and Ray Data needs 1 CPU beside them"):
+        _fit(config, [head, *[resources(cpus=32, gpus=8)] * 8])
+    told = "cluster.num_workers is 1 with one GPU each, but the cluster has 0 GPUs and 128 CPUs"
+    with pytest.raises(InputError, match=told):
+        _fit(replace(config, use_gpu=True), [head, *data])
+
+
 def test_the_rest_of_the_settings_stays():
     config = ClusterConfig(num_workers="1-4", cpus_per_worker=2, zero_stage=3, offload="all")
 
