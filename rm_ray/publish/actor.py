@@ -51,7 +51,7 @@ class HubMirror:
     def _work(self) -> None:
         from rm_ray.publish.mirror import Mirror  # takes seconds to import
 
-        with BoardWriter(ray.get_actor(self._board)):
+        with self._gauges, BoardWriter(ray.get_actor(self._board)):
             mirror = Mirror(run=self._run, config=self._config, last_step=self._last_step)
             while True:
                 self._look(mirror)

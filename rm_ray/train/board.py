@@ -191,7 +191,7 @@ class BoardReader:
             return
         for record in news.records:
             self._shipper.send(record)
-            self._gauges.show(record)
+        self._gauges.show(news.records)
         self._gauges.set("mlflow_unsent", self._shipper.unsent)
         for table in news.tables:
             self._shipper.send_table(*table)

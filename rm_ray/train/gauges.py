@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterable
 
 from ray.util.metrics import Gauge
 
@@ -12,28 +14,58 @@ TAG = "rm_run"
 """Label with the run's name; Ray has its own labels for job, node and component."""
 
 
+REPEAT_EVERY_S = 5.0
+"""Ray forgets a gauge that is not set within twice its report interval, which is 10 s by default:
+it would forget the last evaluation, or a step that is longer."""
+
+
 class RunGauges:
-    """One gauge for each metric, made when it first comes; all carry the run's name."""
+    """One gauge for each metric, made when it first comes; all carry the run's name.
+
+    While it is entered, a thread repeats the newest figures.
+    """
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._gauges: dict[str, Gauge] = {}
+        self._figures: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="gauges", daemon=True)
 
-    def show(self, record: Record) -> None:
-        """Show the metrics of a step, and the step."""
-        self.set("step", record.step)
-        for name, value in record.metrics.items():
+    def __enter__(self) -> RunGauges:
+        """Begin to repeat."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self._stop.set()
+        self._thread.join()
+
+    def show(self, records: Iterable[Record]) -> None:
+        """Show the newest of these metrics, and their step."""
+        figures: dict[str, float] = {}
+        for record in records:  # a run that resumes brings all that it has
+            figures |= {"step": record.step, **record.metrics}
+        for name, value in figures.items():
             self.set(name, value)
 
     def set(self, name: str, value: float) -> None:
         """Show one figure, by the name that it has in MLflow."""
-        gauge = self._gauges.get(name)
-        if gauge is None:
-            described = f"{name} of a run, as in MLflow"
-            gauge = Gauge(gauge_name(name), description=described, tag_keys=(TAG,))
-            gauge.set_default_tags({TAG: self._run})
-            self._gauges[name] = gauge
-        gauge.set(value)
+        with self._lock:
+            if name not in self._gauges:
+                described = f"{name} of a run, as in MLflow"
+                gauge = Gauge(gauge_name(name), description=described, tag_keys=(TAG,))
+                self._gauges[name] = gauge.set_default_tags({TAG: self._run})
+            self._figures[name] = value
+            self._gauges[name].set(value)
+
+    def _repeat(self) -> None:
+        while not self._stop.wait(REPEAT_EVERY_S):
+            with self._lock:
+                for name, value in self._figures.items():
+                    self._gauges[name].set(value)
 
 
 def gauge_name(metric: str) -> str:

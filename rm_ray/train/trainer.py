@@ -101,7 +101,7 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
     # Ray's own record of checkpoints, cut short by a kill, would end every later attempt.
     prepared.run.delete_file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     try:
-        with BoardReader(board, shipper, gauges), watch:
+        with gauges, BoardReader(board, shipper, gauges), watch:
             outcome = _run(_trainer(prepared, job), watch)
     except (InputError, TrainingError, LostError):
         shipper.end("FAILED")  # until the next attempt opens it again
