@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rm_ray.train.probes import Probes
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainJob:
     """All that a worker is told: settings, where the run is kept, and how long it is."""
 
@@ -52,6 +52,10 @@ class TrainJob:
     """What the held-out pairs are counted under."""
     run_began: float
     """When the run began, by the wall clock, time without any attempt left out."""
+
+    def __repr__(self) -> str:
+        """Name the attempt: Ray's dashboard shows this, and the rest holds conversations."""
+        return f"attempt {self.attempt} at run '{self.config.run.name}'"
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> dict[str, Any]:
