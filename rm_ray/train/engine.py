@@ -52,6 +52,8 @@ class Engine:
         else:
             # Accelerator(cpu=True) would leave DeepSpeed out without a word.
             os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
+            if not use_gpu:
+                _leave_out_compiled_collectives()
             settings = _deepspeed_settings(cluster, optimizer, bf16=bf16)
             plugin = DeepSpeedPlugin(hf_ds_config=settings)
             self.accelerator = Accelerator(deepspeed_plugin=plugin)
@@ -246,6 +248,16 @@ class Engine:
     def _trained(self) -> list[tuple[str, Any]]:
         """Return the parameters that are trained; DeepSpeed hangs its own attributes on them."""
         return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+
+def _leave_out_compiled_collectives() -> None:
+    """Keep DeepSpeed from compiling what only its inference on CPUs uses.
+
+    A process that is killed in the middle of it leaves a lock for which all later ones wait.
+    """
+    import deepspeed  # after DS_ACCELERATOR is set, which it reads
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _deepspeed_settings(
