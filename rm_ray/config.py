@@ -358,10 +358,13 @@ class HubConfig:
 
     def __post_init__(self) -> None:
         repo, prefix, patience = self.repo_id, self.revision_prefix, self.patience_s
-        legal = repo is None or re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", repo)
-        _require(bool(legal), "hub.repo_id", repo, "'NAMESPACE/NAME', of letters, digits and '_.-'")
-        legal = re.fullmatch(r"(\w[\w.-]*)?", prefix)
-        _require(bool(legal), "hub.revision_prefix", prefix, "letters, digits, '.', '_' and '-'")
+        legal = repo is None or bool(
+            re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", repo)
+            and not re.search(r"--|\.\.|\.git$", repo)
+        )
+        _require(legal, "hub.repo_id", repo, "'NAMESPACE/NAME', of letters, digits and '_.-'")
+        legal = re.fullmatch(r"(\w[\w.-]*)?", prefix) is not None
+        _require(legal, "hub.revision_prefix", prefix, "letters, digits, '.', '_' and '-'")
         _require(0 <= patience < math.inf, "hub.patience_s", patience, "at least 0 and finite")
 
 

@@ -1,6 +1,7 @@
 """Folders as runs leave them, made in this process: checkpoints, probes, metrics, the export."""
 
 import json
+import uuid
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class MadeRun:
             "refused": {"empty": 2},
         }
         record = {
-            "key": "key",
+            "key": uuid.uuid4().hex,
             "config": config.to_json(),
             "data": {"train": described, "eval": {**described, "refused": {}}},
             "steps": last_step,

@@ -57,6 +57,8 @@ class CardFacts:
     history: History
     gate: GateResult
     tokenizer: PreTrainedTokenizerBase
+    is_best: bool = False
+    """Whether it is the best of the run, by its metric."""
     place: str
     """A repository on the Hub, or a folder."""
     tag: str | None = None
@@ -123,7 +125,7 @@ def write_text(facts: CardFacts) -> str:
         step=facts.step,
         is_last=facts.step == facts.total_steps,
         total_steps=facts.total_steps,
-        best_by=config["checkpoint"]["keep_best_by"],
+        best_by=config["checkpoint"]["keep_best_by"] if facts.is_best else None,
         snippet=_SNIPPET.format(place=facts.place, revision=revision),
         pad_token=facts.tokenizer.pad_token,
         max_length=config["data"]["max_length"],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -62,16 +64,17 @@ def main_publish(arguments: Sequence[str]) -> int:
         from rm_ray.publish.registration import register_models
         from rm_ray.publish.run import finish_publishing
 
-        published = finish_publishing(options.run, hub)
+        published = finish_publishing(options.run, hub, retries_refused=True)
         is_registered = register_models(options.run, hub.repo_id)
-    except InputError as error:
+    except (InputError, OSError) as error:
         logger.error("error: %s", error)
         return 2
     except KeyboardInterrupt:
         logger.info("interrupted; the same command goes on")
         return INTERRUPTED
-    logger.info("%s", describe(published, options.run))
-    return 0 if published.is_whole and is_registered else 1
+    logger.info("%s", describe(published, options.run, hub))
+    is_done = published.is_whole and not published.tags("refused") and is_registered
+    return 0 if is_done else 1
 
 
 def publish_end(config: TrainConfig) -> int:
@@ -84,20 +87,20 @@ def publish_end(config: TrainConfig) -> int:
         if hub.repo_id is not None:
             from rm_ray.publish.run import finish_publishing
 
-            logger.info("%s", describe(finish_publishing(folder, hub), folder))
+            logger.info("%s", describe(finish_publishing(folder, hub), folder, hub))
         if config.mlflow.registered_model is not None:
             from rm_ray.publish.registration import register_models
 
             register_models(folder, hub.repo_id)
-    except InputError as error:
-        logger.warning("nothing more is published: %s", error)
+    except (InputError, OSError) as error:
+        logger.warning("nothing more is published: %s. To go on: %s", error, _again(folder, hub))
     except KeyboardInterrupt:
-        logger.info("interrupted; this goes on: %s %s", PROGRAM, folder)
+        logger.info("interrupted; this goes on: %s", _again(folder, hub))
         return INTERRUPTED
     return 0
 
 
-def describe(published: Published, folder: str) -> str:
+def describe(published: Published, folder: str, hub: HubConfig) -> str:
     """Return what is on the Hub, what is not, and the command that goes on."""
     done, waiting, refused = (published.tags(s) for s in ("published", "waiting", "refused"))
     lines = [f"  published         {', '.join(done) or 'nothing'} on {published.repo_id}"]
@@ -107,8 +110,19 @@ def describe(published: Published, folder: str) -> str:
         lines.append(f"  refused           {', '.join(refused)}: the reasons are above")
     if not published.is_whole:
         lines.append(f"  not published     {', '.join(waiting) or 'main'}: {published.problem}")
-        lines.append(f"  to go on          {PROGRAM} {folder}")
+    if refused or not published.is_whole:
+        lines.append(f"  to go on          {_again(folder, hub)}")
     return "\n".join(lines)
+
+
+def _again(folder: str, hub: HubConfig) -> str:
+    """Return the command that goes on, from any folder."""
+    place = folder if "://" in folder else str(Path(folder).expanduser().resolve())
+    words = [*PROGRAM.split(), place, "--repo_id", str(hub.repo_id)]
+    words += ["--private", str(hub.private)]
+    if hub.revision_prefix:
+        words += ["--revision_prefix", hub.revision_prefix]
+    return shlex.join(words)
 
 
 def _choose_hub(options: PublishCommand) -> HubConfig:

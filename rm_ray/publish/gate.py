@@ -23,6 +23,10 @@ PATIENCE_S = 3_600.0
 """How long the clients may take, where a large model is scored on CPUs."""
 
 
+class ClientsError(Exception):
+    """The clients did not answer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GateResult:
     """What came of it."""
@@ -38,6 +42,9 @@ def check_export(folder: Path, probes: Mapping[str, Any], dtype: str) -> GateRes
     """Score a run's probes in a fresh process, with plain transformers, and compare.
 
     ``probes`` has the ``pairs`` with their ids and rewards, and the ``conversations`` with theirs.
+
+    Raises:
+        ClientsError: the clients did not answer, which may be an accident.
     """
     sides = [(pair, side) for pair in probes["pairs"] for side in ("chosen", "rejected")]
     expected = [pair[f"{side}_reward"] for pair, side in sides]
@@ -46,12 +53,7 @@ def check_export(folder: Path, probes: Mapping[str, Any], dtype: str) -> GateRes
         "ids": [pair[f"{side}_ids"] for pair, side in sides],
         "conversations": [each["messages"] for each in conversations],
     }
-    try:
-        answer = _ask(folder, asked)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return GateResult(
-            differences={}, num_conversations=len(sides), problem=f"transformers fails: {error}"
-        )
+    answer = _ask(folder, asked)
     tokenized = answer.pop("conversations")
     problems = [
         f"the conversation {each['messages']!r} becomes other ids"
@@ -60,6 +62,8 @@ def check_export(folder: Path, probes: Mapping[str, Any], dtype: str) -> GateRes
     ]
     differences = {}
     for client, rewards in answer.items():
+        if all(reward is None for reward in rewards):
+            continue  # it takes text alone, and no text becomes these ids
         differences[client], problem = compare(expected, rewards, TOLERANCE[dtype])
         problems += [f"{client}: {problem}"] if problem else []
     return GateResult(
@@ -74,6 +78,8 @@ def compare(
 
     Rewards that a client could not be asked for are None.
     """
+    if not all(map(math.isfinite, expected)):
+        return math.inf, "rewards of training itself are no finite numbers"
     largest, worst, problem = 0.0, 0.0, ""
     allowed = tolerance * (1 + max(map(abs, expected)))
     for i, (ours, theirs) in enumerate(zip(expected, got, strict=True)):
@@ -93,21 +99,29 @@ def compare(
 
 
 def _ask(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Run the clients, without a network and without secrets."""
+    """Run the clients, without a network and without secrets.
+
+    Raises:
+        ClientsError: they did not answer.
+    """
     secret = ("TOKEN", "KEY", "SECRET", "PASSWORD")
     environment = {
         name: value for name, value in os.environ.items() if not name.upper().endswith(secret)
     }
-    done = subprocess.run(
-        [sys.executable, "-P", str(CLIENTS), str(folder)],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise ValueError(lines[-1])
-    answer: dict[str, Any] = json.loads(done.stdout)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", str(CLIENTS), str(folder)],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            start_new_session=True,  # Ctrl-C is for the command, which then ends it
+            env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or [""]
+            raise ValueError(f"exit status {done.returncode}: {lines[-1]}")
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise ClientsError(f"plain transformers cannot score {folder}: {error}") from error
     return answer

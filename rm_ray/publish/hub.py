@@ -20,6 +20,7 @@ from huggingface_hub import (
     CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
+    constants,
     set_client_factory,
 )
 from huggingface_hub.errors import HfHubHTTPError
@@ -91,6 +92,7 @@ class HubRepo:
             HubAwayError: the Hub does not answer.
         """
         set_client_factory(_client)
+        constants.HF_HUB_DISABLE_XET = True  # it has no time-outs, and its own idea of errors
         disable_progress_bars()
         repo = cls(api=HfApi(endpoint=endpoint), repo_id=repo_id, patience_s=patience_s)
         repo._ask(lambda: repo.api.create_repo(repo_id, private=private, exist_ok=True))
@@ -120,7 +122,13 @@ class HubRepo:
         Raises:
             HubRefusedError, HubAwayError: as ``publish``.
         """
-        theirs, ours = self._files("main"), self._files(tag)
+        self._ask(lambda: self._promote(tag, message, instead))
+
+    def _promote(self, tag: str, message: str, instead: Path | None) -> None:
+        """Commit what differs; refused by the Hub where ``main`` has moved on in the meantime."""
+        refs = self.api.list_repo_refs(self.repo_id)
+        head = next(ref.target_commit for ref in refs.branches if ref.name == "main")
+        theirs, ours = self._list(head), self._list(tag)
         own = {path.name: path for path in instead.iterdir()} if instead else {}
         operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
             CommitOperationAdd(name, str(path))
@@ -137,10 +145,12 @@ class HubRepo:
             for path in theirs.keys() - ours.keys() - own.keys() - NOT_THE_MODEL
         ]
         if operations:
-            self._ask(
-                lambda: self.api.create_commit(
-                    self.repo_id, operations, commit_message=message, revision="main"
-                )
+            self.api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=message,
+                revision="main",
+                parent_commit=head,
             )
 
     def _upload(self, folder: Path, branch: str, message: str) -> str:
@@ -178,11 +188,11 @@ class HubRepo:
                 raise
 
     def _files(self, revision: str) -> dict[str, RepoFile]:
-        def listed() -> dict[str, RepoFile]:
-            tree = self.api.list_repo_tree(self.repo_id, revision=revision, recursive=True)
-            return {item.path: item for item in tree if isinstance(item, RepoFile)}
+        return self._ask(lambda: self._list(revision))
 
-        return self._ask(listed)
+    def _list(self, revision: str) -> dict[str, RepoFile]:
+        tree = self.api.list_repo_tree(self.repo_id, revision=revision, recursive=True)
+        return {item.path: item for item in tree if isinstance(item, RepoFile)}
 
     def _compare(self, folder: Path, revision: str) -> None:
         """See that a revision holds the folder's files, byte for byte by their checksums."""

@@ -27,15 +27,18 @@ from rm_ray.model.export import PREFIX, export_weights
 from rm_ray.publish.card import CardFacts, write_card
 from rm_ray.publish.gate import GateResult, check_export
 from rm_ray.publish.hub import HubContentsError, HubRepo
-from rm_ray.publish.versions import Version, Versions, find_wanted, version_name
-from rm_ray.storage import Storage
+from rm_ray.publish.versions import SPARE, Version, Versions, find_wanted, version_name
+from rm_ray.storage import Storage, local_home
 from rm_ray.tracking.history import History
-from rm_ray.train.attempts import list_checkpoints
+from rm_ray.train.attempts import list_checkpoints, step_of
 from rm_ray.train.files import EVALUATIONS, EXPORT, HISTORY, PROBES, RUN, SKELETON, STATE
 from rm_ray.train.manifest import FoundCheckpoint, find_fault, read_manifest
 from rm_ray.train.slices import read_weights
 
 logger = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+"""A finished run's ``result.json``."""
 
 
 @dataclass(kw_only=True)
@@ -94,18 +97,32 @@ class Mirror:
         self._known = self.versions.read(done)
         return self._known
 
-    def make_ready(self, found: FoundCheckpoint, *, is_over: bool = False) -> Version | None:
+    def retry_refused(self) -> None:
+        """Forget what was refused, so that it is made ready and published again."""
+        for version in self.read_versions().values():
+            if version.state == "refused":
+                self.versions.forget(version.step)
+        self._known = {}
+
+    def make_ready(self, found: FoundCheckpoint, *, result: Result | None = None) -> Version | None:
         """Export a checkpoint, compare what clients make of it, and describe it.
 
-        None where the checkpoint is not whole, as while it is copied, or once it is deleted.
+        None where the checkpoint is not whole, as while it is copied, or where there is no room;
+        ``result`` is the run's, once it is over.
+
+        Raises:
+            ClientsError: the clients did not answer.
         """
+        step = found.manifest.step
+        size = sum(entry["size"] for entry in found.manifest.files.values())
+        free = self.run.free_bytes()
+        if free is not None and free < SPARE * size:
+            raise OSError(f"{self.run.path} is nearly full, and checkpoints need the room")
         fault = find_fault(self.run, found.name, found.manifest)
         if fault is not None:
             logger.debug("%s is not published now: %s", found.name, fault)
             return None
-        step = found.manifest.step
-        with tempfile.TemporaryDirectory(prefix="rm_ray-publish-") as name:
-            folder = Path(name)
+        with self._workplace() as folder:
             try:
                 self._export(found, folder)
                 probes = self._read_json(found, PROBES)
@@ -116,22 +133,16 @@ class Mirror:
             gate = check_export(folder, probes, self.config.model.dtype)
             version = self._new_version(step, found.manifest.metrics, gate)
             if version.state == "waiting":
-                facts = self._facts(
-                    step, found.manifest.metrics, history, gate,
-                    total_steps=self.last_step if is_over else None, mlflow_run_id=mlflow_run_id,
-                )  # fmt: skip
-                write_card(facts, folder)
-                self.versions.keep_files(step, folder)
-            self.versions.write(version)
-        return version
+                write_card(self._facts(version, history, mlflow_run_id, result), folder)
+            return self._keep(version, folder)
 
-    def make_last_ready(self, result: dict[str, Any]) -> Version:
-        """Compare and describe the model that the run ended with, where it lies.
+    def make_last_ready(self, result: Result) -> Version:
+        """Compare and describe the model that the run ended with; its files stay where they are.
 
         Raises:
             InputError: the run has no rewards to compare with.
+            ClientsError: the clients did not answer.
         """
-        step, metrics = result["steps"], result["metrics"]
         probes = self.run.read_json(PROBES)
         if probes is None:
             raise InputError(
@@ -140,24 +151,30 @@ class Mirror:
             )
         with local_copy(self.run.folder(EXPORT)) as folder:
             gate = check_export(folder, probes, self.config.model.dtype)
-        version = self._new_version(step, metrics, gate)
+        version = self._new_version(result["steps"], result["metrics"], gate)
+        with self._workplace() as folder:
+            if version.state == "waiting":
+                history = self.run.read_text(HISTORY)
+                write_card(self._facts(version, history, result["mlflow_run_id"], result), folder)
+            return self._keep(version, folder)
+
+    def _keep(self, version: Version, folder: Path) -> Version:
+        """Keep a version's files and then its record, unless another has in the meantime."""
+        there = self.versions.read().get(version.step)
+        if there is not None:
+            return there
         if version.state == "waiting":
-            self._describe_last(result, gate)
+            self.versions.keep_files(version.step, folder)
         self.versions.write(version)
         return version
 
-    def _describe_last(self, result: dict[str, Any], gate: GateResult) -> None:
-        facts = self._facts(
-            result["steps"],
-            result["metrics"],
-            self.run.read_text(HISTORY),
-            gate,
-            total_steps=result["steps"],
-            mlflow_run_id=result["mlflow_run_id"],
-        )
-        with tempfile.TemporaryDirectory(prefix="rm_ray-card-") as name:
-            write_card(facts, Path(name))
-            self.run.upload(Path(name), EXPORT)
+    @contextmanager
+    def _workplace(self) -> Iterator[Path]:
+        """Give a folder of this machine; what kills leave of them, the run's next mirror clears."""
+        home = workplace(self.record["key"])
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home) as name:
+            yield Path(name)
 
     def publish(self, version: Version, repo: HubRepo) -> None:
         """Upload a version that waits.
@@ -165,11 +182,8 @@ class Mirror:
         Raises:
             HubRefusedError, HubAwayError: the Hub does not take it now.
         """
-        name = self.config.run.name
-        files = self.versions.files(version.step)
-        is_last = version.step == self.last_step
-        with local_copy(self.run.folder(EXPORT) if is_last else files) as folder:
-            message = f"{name}, step {version.step}"
+        message = f"{self.config.run.name}, step {version.step}"
+        with self._files(version) as folder:
             try:
                 commit = repo.publish(folder, version.tag, message=message)
             except HubContentsError as error:  # it would not be otherwise the next time
@@ -180,25 +194,30 @@ class Mirror:
         self.versions.delete_files(version.step)
         logger.info("%s has %s", repo.repo_id, version.tag)
 
-    def promote(self, version: Version, repo: HubRepo, result: dict[str, Any]) -> None:
+    @contextmanager
+    def _files(self, version: Version) -> Iterator[Path]:
+        """Give all files of a version; those of the last model are in the run's export."""
+        with local_copy(self.versions.files(version.step)) as kept:
+            if version.step != self.last_step:
+                yield kept
+                return
+            with local_copy(self.run.folder(EXPORT)) as export, self._workplace() as folder:
+                for path in [*export.iterdir(), *kept.iterdir()]:
+                    (folder / path.name).unlink(missing_ok=True)
+                    (folder / path.name).symlink_to(path)
+                yield folder
+
+    def promote(self, version: Version, repo: HubRepo, result: Result) -> None:
         """Put a version on main, described as what the whole run came to.
 
         Raises:
             HubRefusedError, HubAwayError: the Hub does not take it now.
         """
-        name = self.config.run.name
         history = self.run.read_text(HISTORY)
-        gate = GateResult(
-            differences=version.differences, num_conversations=version.num_conversations
-        )
-        with tempfile.TemporaryDirectory(prefix="rm_ray-card-") as folder:
-            facts = self._facts(
-                version.step, version.metrics, history, gate,
-                total_steps=result["steps"], mlflow_run_id=result["mlflow_run_id"],
-            )  # fmt: skip
-            write_card(facts, Path(folder))
-            message = f"{version.tag} of {name}"
-            repo.promote(version.tag, message=message, instead=Path(folder))
+        with self._workplace() as folder:
+            write_card(self._facts(version, history, result["mlflow_run_id"], result), folder)
+            message = f"{version.tag} of {self.config.run.name}"
+            repo.promote(version.tag, message=message, instead=folder)
         self.versions.write_main(version.tag)
         logger.info("%s has %s on main", repo.repo_id, version.tag)
 
@@ -243,27 +262,37 @@ class Mirror:
         return read
 
     def _facts(
-        self,
-        step: int,
-        metrics: dict[str, float],
-        history: str,
-        gate: GateResult,
-        *,
-        total_steps: int | None,
-        mlflow_run_id: str | None,
+        self, version: Version, history: str, mlflow_run_id: str | None, result: Result | None
     ) -> CardFacts:
+        step = version.step
+        evaluation = f"{EVALUATIONS}/{version_name(step)}.json"
         return CardFacts(
             record=self.record | {"mlflow_run_id": mlflow_run_id},
             step=step,
-            total_steps=total_steps,
-            metrics=metrics,
-            evaluation=self.run.read_json(f"{EVALUATIONS}/{version_name(step)}.json"),
+            total_steps=None if result is None else result["steps"],
+            is_best=result is not None and step == best_step(self.config, result),
+            metrics=version.metrics,
+            evaluation=self.run.read_json(evaluation),
             history=History.from_json_lines(history.splitlines()),
-            gate=gate,
+            gate=GateResult(
+                differences=version.differences, num_conversations=version.num_conversations
+            ),
             tokenizer=self.tokenizer,
             place=self.versions.repo_id,
-            tag=f"{self.config.hub.revision_prefix}{version_name(step)}",
+            tag=version.tag,
         )
+
+
+def workplace(run_key: str) -> Path:
+    """Return where this machine makes a run's versions ready."""
+    return local_home() / "publishing" / run_key
+
+
+def best_step(config: TrainConfig, result: Result) -> int:
+    """Return the step of a finished run's best model: by its metric, or the last."""
+    name = str(result["best_checkpoint"] or "").rpartition("/")[2]
+    by_metric = config.checkpoint.keep_best_by is not None
+    return (step_of(name) if by_metric else 0) or int(result["steps"])
 
 
 @contextmanager

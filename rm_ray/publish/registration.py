@@ -80,7 +80,10 @@ def choose_models(
             tags |= {"hub.repo_id": str(repo_id), "hub.revision": version.tag}
             tags |= {"hub.commit": version.commit}
         models[alias] = RegisteredModel(
-            key=f"{record['key']}-{step}", source=source, run_id=result["mlflow_run_id"], tags=tags
+            key=f"{record['key']}-{step}-{tags.get('hub.commit', '')}",
+            source=source,
+            run_id=result["mlflow_run_id"],
+            tags=tags,
         )
     return models
 

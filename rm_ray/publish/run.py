@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 from rm_ray.config import HubConfig
 from rm_ray.errors import InputError
-from rm_ray.publish.hub import HubAwayError, HubRepo
-from rm_ray.publish.mirror import Mirror
+from rm_ray.publish.hub import HubRepo
+from rm_ray.publish.mirror import Mirror, best_step
 from rm_ray.publish.versions import Version
 from rm_ray.recipe import parse_config
 from rm_ray.storage import Storage
-from rm_ray.train.attempts import step_of
 from rm_ray.train.files import RESULT, RUN
 from rm_ray.train.manifest import FoundCheckpoint, read_manifest
 
@@ -50,11 +49,13 @@ class Published:
         return not (self.tags("waiting") or missing or self.problem)
 
 
-def finish_publishing(folder: str, hub: HubConfig | None = None) -> Published:
+def finish_publishing(
+    folder: str, hub: HubConfig | None = None, *, retries_refused: bool = False
+) -> Published:
     """Publish all that a run has to publish, for ``hub.patience_s`` at most.
 
     ``folder`` is the run's, as a path or a URI; without a ``hub`` it is the run's own. What is on
-    the Hub is not sent again.
+    the Hub is not sent again. With ``retries_refused`` what was refused is tried once more.
 
     Raises:
         InputError: there is no such run, or it has no repository.
@@ -69,6 +70,8 @@ def finish_publishing(folder: str, hub: HubConfig | None = None) -> Published:
         raise InputError(f"the run in '{folder}' has no hub.repo_id; name one with --repo_id")
     last_step = record.get("steps", sys.maxsize) if result is None else result["steps"]
     mirror = Mirror(run=run, config=config, last_step=last_step)
+    if retries_refused:
+        mirror.retry_refused()
     published = Published(repo_id=config.hub.repo_id, is_over=result is not None)
     problem = _within(config.hub.patience_s, lambda: _publish_all(mirror, result))
     versions = mirror.versions.read()
@@ -85,7 +88,7 @@ def _within(seconds: float, action: Callable[[], None]) -> str:
     def work() -> None:
         try:
             action()
-        except (HubAwayError, InputError, OSError) as error:
+        except Exception as error:  # whatever it is, it is told as what keeps the rest
             problems.append(error)
 
     thread = threading.Thread(target=work, name="publishing", daemon=True)
@@ -93,7 +96,7 @@ def _within(seconds: float, action: Callable[[], None]) -> str:
     thread.join(seconds)
     if thread.is_alive():
         return f"it was not done within {seconds:.0f} s"
-    return str(problems[0]) if problems else ""
+    return (str(problems[0]) or repr(problems[0])) if problems else ""
 
 
 def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
@@ -108,7 +111,7 @@ def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
         return HubRepo.open(mirror.versions.repo_id, private=hub.private, patience_s=hub.patience_s)
 
     with tqdm(total=left + 2 * is_over, desc=f"publishing on {hub.repo_id}", disable=None) as bar:
-        for version in _find_left(mirror, is_over=is_over):
+        for version in _find_left(mirror, result):
             bar.set_postfix_str(version.tag)
             mirror.publish(version, repo())
             bar.update()
@@ -125,11 +128,11 @@ def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
         bar.update()
 
 
-def _find_left(mirror: Mirror, *, is_over: bool) -> Iterator[Version]:
+def _find_left(mirror: Mirror, result: dict[str, Any] | None) -> Iterator[Version]:
     """Yield what waits, and then each checkpoint that is wanted, once it is ready."""
     yield from mirror.find_waiting()
     for found in mirror.find_wanted():
-        version = mirror.make_ready(found, is_over=is_over)
+        version = mirror.make_ready(found, result=result)
         if version is not None and version.state == "waiting":
             yield version
 
@@ -138,19 +141,15 @@ def _make_ends_ready(mirror: Mirror, result: dict[str, Any]) -> Version | None:
     """Make the last model and the best one ready; return what is to be on main."""
     versions = mirror.read_versions()
     last = versions.get(result["steps"]) or mirror.make_last_ready(result)
-    best = _find_best(mirror, result)
-    if best is None:
-        return last
-    version = versions.get(best.manifest.step) or mirror.make_ready(best, is_over=True)
-    if version is None:
-        logger.warning("%s is the best, and is not whole; the last one is taken", best.name)
-    return version or last
-
-
-def _find_best(mirror: Mirror, result: dict[str, Any]) -> FoundCheckpoint | None:
-    """Return the best checkpoint, where that is not the last."""
-    name = str(result["best_checkpoint"] or "").rpartition("/")[2]
-    if not name or step_of(name) == result["steps"]:
-        return None
+    best = best_step(mirror.config, result)
+    if best == last.step or best in versions:
+        return versions.get(best, last)
+    name = str(result["best_checkpoint"]).rpartition("/")[2]
     manifest = read_manifest(mirror.run, name)
-    return FoundCheckpoint(name=name, manifest=manifest) if manifest else None
+    version = None
+    if manifest is not None:
+        found = FoundCheckpoint(name=name, manifest=manifest)
+        version = mirror.make_ready(found, result=result)
+    if version is None:
+        logger.warning("%s is the best, and is not whole; the last one is taken", name)
+    return version or last

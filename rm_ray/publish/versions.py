@@ -6,6 +6,7 @@ files in a folder beside the record. Whatever is interrupted goes on from these.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,10 @@ from typing import Literal
 
 from rm_ray.config import HubConfig
 from rm_ray.storage import Storage
+from rm_ray.train.files import PROBES
 from rm_ray.train.manifest import FoundCheckpoint, badness
+
+logger = logging.getLogger(__name__)
 
 State = Literal["waiting", "published", "refused"]
 
@@ -69,7 +73,12 @@ class Versions:
             if not re.fullmatch(r"step-\d+\.json", info.base_name):
                 continue  # files of a version, or a draft
             step = int(info.base_name.removesuffix(".json").rpartition("-")[2])
-            versions[step] = known.get(step) or Version(**self.folder.read_json(info.base_name))
+            try:
+                found = known.get(step) or Version(**self.folder.read_json(info.base_name))
+            except (ValueError, TypeError) as error:
+                logger.warning("%s is unreadable, and left out: %s", info.path, error)
+                continue
+            versions[step] = found
         return versions
 
     def write(self, version: Version) -> None:
@@ -88,6 +97,11 @@ class Versions:
         """Delete the files of a version that is published."""
         if self.folder.exists(version_name(step)):
             self.folder.delete(version_name(step))
+
+    def forget(self, step: int) -> None:
+        """Delete the record and the files of a version."""
+        self.folder.delete_file(f"{version_name(step)}.json")
+        self.delete_files(step)
 
     @property
     def main(self) -> str | None:
@@ -110,9 +124,11 @@ def find_wanted(
 ) -> list[FoundCheckpoint]:
     """Return the checkpoints that are to become versions and have not, the oldest first.
 
-    The last step is published from the run's export, when all is known that its card says.
+    The last step is published from the run's export, when all is known that its card says. Those
+    without probes, of older code, cannot be compared with what clients make of them.
     """
-    newest_of_step = {found.manifest.step: found for found in sorted(checkpoints, key=_name)}
+    with_probes = [found for found in checkpoints if PROBES in found.manifest.files]
+    newest_of_step = {found.manifest.step: found for found in sorted(with_probes, key=_name)}
     ready = {step: found for step, found in newest_of_step.items() if step < last_step}
     if hub.every == "final":
         return []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_ray.data.pair_tokens import PairTokens
+from rm_ray.data.pair_tokens import PairTokens, join_pairs
 
 if TYPE_CHECKING:  # a worker reads this module before it has time for those
     from transformers import PreTrainedTokenizerBase
@@ -43,20 +43,22 @@ class Probes:
 
     def score(self, engine: Engine, collator: Collator) -> dict[str, Any]:
         """Return ids and rewards, as a run keeps them; all ranks call it and compute the same."""
-        nothing = np.zeros(len(self.pairs))
-        laid_out = collator.arrange(self.pairs, margins=nothing, weights=nothing)
+        nothing, scored = np.zeros(1), []
         with engine.evaluating():
-            rewards = engine.rewards(collator.to_device(laid_out)).float().cpu().numpy()
-        pairs = [
-            {
-                "chosen_ids": self.pairs.chosen(i).tolist(),
-                "rejected_ids": self.pairs.rejected(i).tolist(),
-                "chosen_reward": float(chosen),
-                "rejected_reward": float(rejected),
-            }
-            for i, (chosen, rejected) in enumerate(rewards.reshape(2, -1).T)
-        ]
-        return {"pairs": pairs, "conversations": self.conversations}
+            for i in range(len(self.pairs)):  # alone: together they may exceed a micro-batch
+                chosen, rejected = self.pairs.chosen(i).tolist(), self.pairs.rejected(i).tolist()
+                pair = join_pairs([(chosen, rejected)])
+                laid_out = collator.arrange(pair, margins=nothing, weights=nothing)
+                rewards = engine.rewards(collator.to_device(laid_out)).float().tolist()
+                scored.append(
+                    {
+                        "chosen_ids": chosen,
+                        "rejected_ids": rejected,
+                        "chosen_reward": rewards[0],
+                        "rejected_reward": rewards[1],
+                    }
+                )
+        return {"pairs": scored, "conversations": self.conversations}
 
 
 def choose_probes(table: TokenTable, tokenizer: PreTrainedTokenizerBase) -> Probes:

@@ -169,9 +169,9 @@ def test_a_token_that_is_refused_is_told_once_and_training_goes_on(
     fault = {"match": "repos/create", "kind": "status", "status": 401, "count": 999}
     with published(hub, tmp_path, "refused", **fault) as job:
         assert job.wait() == 0, job.printed
-        assert job.printed.count("Training goes on, and what is not published stays") == 1
+        assert job.printed.count("Training goes on; what is not published stays") == 1
         assert "the token is wrong or has expired" in job.printed
-        assert f"python jobs/publish.py {job.folder}" in job.printed
+        assert f"python jobs/publish.py {job.folder} --repo_id" in job.printed
     ask_for(hub.address)
     publish = [sys.executable, str(ROOT / "jobs" / "publish.py"), str(job.folder)]
     environment = os.environ | hub.environment

@@ -84,15 +84,17 @@ def test_the_input_is_shown_as_the_template_writes_it(facts, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("total", "said"),
+    ("total", "is_best", "said"),
     [
-        (None, "a run that was still under way"),
-        (20, "the last of the run"),
-        (40, "step 20 of 40, the best by `eval/rm/loss`"),
+        (None, False, "a run that was still under way"),
+        (20, False, "step 20, the last of the run."),
+        (20, True, "step 20, the last of the run and the best by `eval/rm/loss`."),
+        (40, True, "step 20 of 40, the best by `eval/rm/loss`."),
+        (40, False, "step 20 of 40.\n"),
     ],
 )
-def test_it_says_which_step_it_is(facts, tmp_path, total, said):
-    assert said in write(facts, tmp_path / "card", total_steps=total).text
+def test_it_says_which_step_it_is(facts, tmp_path, total, is_best, said):
+    assert said in write(facts, tmp_path / "card", total_steps=total, is_best=is_best).text
 
 
 def test_a_step_without_an_evaluation_says_so(facts, tmp_path):

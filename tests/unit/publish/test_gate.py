@@ -9,7 +9,7 @@ import torch
 from runs import make_run
 from safetensors.torch import load_file, save_file
 
-from rm_ray.publish.gate import check_export, compare
+from rm_ray.publish.gate import ClientsError, check_export, compare
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,12 @@ def test_weights_and_a_template_that_differ_are_told(exported, tmp_path):
     assert "becomes other ids" in result.problem
 
 
-def test_an_export_that_cannot_be_read_is_told(exported, tmp_path):
+def test_clients_that_do_not_answer_say_nothing_of_the_export(exported, tmp_path):
     export, probes = exported
     broken = copy_of(export, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"no weights")
-    result = check_export(broken, probes, "float32")
-    assert result.problem.startswith("transformers fails: ")
-    assert result.differences == {}
+    with pytest.raises(ClientsError, match="plain transformers cannot score"):
+        check_export(broken, probes, "float32")
 
 
 def test_a_difference_counts_beside_the_size_of_the_rewards():
@@ -68,6 +67,12 @@ def test_the_worst_is_told_of_several_and_missing_ones_are_left_out():
     largest, problem = compare([0.0, 1.0, 2.0, 3.0], [0.5, None, 4.0, 3.1], 1e-4)
     assert largest == 2.0
     assert "conversation 2" in problem
+
+
+@pytest.mark.parametrize("expected", [[math.nan, 1.0], [math.inf, 1.0]])
+def test_rewards_of_training_that_are_no_numbers_are_never_published(expected):
+    for got in (expected, [1.0, 1.0]):
+        assert "no finite numbers" in compare(expected, got, 1e-4)[1]
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf])

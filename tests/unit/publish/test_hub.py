@@ -133,6 +133,27 @@ def test_main_may_have_another_description(endpoint, export, contents, tmp_path)
     assert len(commits) == 1
 
 
+def test_main_that_has_moved_on_in_the_meantime_is_looked_at_again(
+    endpoint, export, contents, monkeypatch
+):
+    """Two runs that end at once leave one whole model, and not files of both."""
+    ours, theirs = open_repo(endpoint), open_repo(endpoint)
+    ours.publish(export, "a", message="first")
+    (export / "config.json").write_text('{"num_labels": 1, "of": "b"}')
+    (export / "model.safetensors").write_bytes(b"b" * 5_000)
+    theirs.publish(export, "b", message="second")
+    real, done = ours.api.create_commit, []
+
+    def commit(*arguments, **options):
+        if not done:
+            done.append(theirs.promote("b", message="b"))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(ours.api, "create_commit", commit)
+    ours.promote("a", message="a")
+    assert contents(REPO, "main") == contents(REPO, "a")
+
+
 def test_a_link_that_has_expired_is_asked_for_again(endpoint, export, contents):
     ask_for(endpoint, {"match": "PUT /lfs", "kind": "status", "status": 403})
     open_repo(endpoint).publish(export, "step-1", message="first")

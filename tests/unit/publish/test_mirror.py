@@ -12,9 +12,9 @@ from rm_ray.errors import InputError
 from rm_ray.publish import mirror as mirror_module
 from rm_ray.publish import run as run_module
 from rm_ray.publish.command import describe
-from rm_ray.publish.gate import GateResult
+from rm_ray.publish.gate import ClientsError, GateResult
 from rm_ray.publish.hub import HubRepo
-from rm_ray.publish.mirror import Mirror
+from rm_ray.publish.mirror import Mirror, best_step
 from rm_ray.publish.run import finish_publishing
 
 REPO = "someone/rewards"
@@ -84,6 +84,41 @@ def test_a_model_that_clients_score_otherwise_is_never_published(endpoint, tmp_p
     assert not [line for line in ask_for(endpoint) if "POST" in line or "PUT" in line]
 
 
+def test_what_was_refused_is_tried_again_when_asked_to(endpoint, tmp_path, monkeypatch):
+    made = make_run(tmp_path, last_step=10)
+    made.save(10)
+    made.finish()
+    fails = GateResult(differences={"pipeline": 0.5}, num_conversations=16, problem="pipeline: no")
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror_module, "check_export", lambda *_: fails)
+        finish_publishing(made.folder)
+    assert finish_publishing(made.folder).tags("refused") == ["step-00000010"]
+    assert finish_publishing(made.folder, retries_refused=True).main == "step-00000010"
+
+
+def test_clients_that_do_not_answer_leave_it_to_be_done(endpoint, tmp_path, monkeypatch):
+    made = make_run(tmp_path, last_step=10)
+    made.save(10)
+    made.finish()
+
+    def fails(*_):
+        raise ClientsError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror_module, "check_export", fails)
+        published = finish_publishing(made.folder)
+    assert (published.versions, published.problem, published.is_whole) == ([], "killed", False)
+    assert finish_publishing(made.folder).main == "step-00000010"
+
+
+def test_without_a_metric_the_last_model_is_the_best(tmp_path):
+    made = make_run(tmp_path, last_step=30)
+    result = {"steps": 30, "best_checkpoint": made.run.join("checkpoint_00000020_0001")}
+    assert best_step(made.config, result) == 20
+    plain = replace(made.config, checkpoint=replace(made.config.checkpoint, keep_best_by=None))
+    assert best_step(plain, result) == 30
+
+
 def test_a_checkpoint_that_is_not_whole_waits(endpoint, tmp_path):
     made = make_run(tmp_path, every="checkpoint")
     slices = made.save(10) / "slices-00000.safetensors"
@@ -125,9 +160,9 @@ def test_a_hub_that_stays_away_is_told_with_the_command_that_goes_on(endpoint, t
     ask_for(endpoint, {"match": "/branch/", "kind": "hang", "seconds": 0.6, "count": 99})
     published = finish_publishing(made.folder)
     assert not published.is_whole
-    shown = describe(published, made.folder)
+    shown = describe(published, made.folder, made.config.hub)
     assert "not published     step-00000010" in shown
-    assert f"python jobs/publish.py {made.folder}" in shown
+    assert f"python jobs/publish.py {made.folder} --repo_id {REPO} --private True" in shown
     ask_for(endpoint)
     patient = replace(made.config.hub, patience_s=100.0)
     assert finish_publishing(made.folder, patient).main == "step-00000010"
@@ -141,12 +176,12 @@ def test_a_run_that_is_not_one_or_has_no_repository_is_told(tmp_path, endpoint):
         finish_publishing(made.folder)
 
 
-def test_tags_of_several_runs_do_not_meet(endpoint, tmp_path):
+def test_a_tag_of_another_run_is_never_overwritten(endpoint, tmp_path):
     made = make_run(tmp_path, last_step=10, revision_prefix="a-")
     made.save(10)
     made.finish()
     assert finish_publishing(made.folder).main == "a-step-00000010"
-    again = make_run(tmp_path / "other", last_step=10, revision_prefix="a-")
+    again = make_run(tmp_path / "other", last_step=10, revision_prefix="a-")  # the same
     again.advance(5)
     again.save(10)
     again.finish()
@@ -154,6 +189,8 @@ def test_tags_of_several_runs_do_not_meet(endpoint, tmp_path):
     assert published.tags("refused") == ["a-step-00000010"]
     assert "has other contents than" in published.versions[0].problem
     assert published.main is None
+    own = replace(again.config.hub, revision_prefix="b-")
+    assert finish_publishing(again.folder, own, retries_refused=True).main == "b-step-00000010"
 
 
 def test_a_run_in_an_object_store_is_published_too(endpoint, contents, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from runs import make_run
 
+from rm_ray.publish.card import IMAGE
 from rm_ray.publish.command import describe
 from rm_ray.publish.run import finish_publishing
 
@@ -26,10 +27,11 @@ def test_a_finished_run_is_published_with_its_best_on_main(endpoint, contents, t
     assert published.main == "step-00000020"
     tags = {ref.name for ref in HfApi(endpoint=endpoint).list_repo_refs(REPO).tags}
     assert tags == {"step-00000020", "step-00000030"}
-    assert "main              step-00000020" in describe(published, made.folder)
+    assert "main              step-00000020" in describe(published, made.folder, made.config.hub)
     main, last = contents(REPO, "main"), contents(REPO, "step-00000030")
     export = {path.name: path.read_bytes() for path in (Path(made.folder) / "export").iterdir()}
-    assert last == export
+    assert last == export | {name: last[name] for name in ("README.md", IMAGE)}
+    assert "step 30, the last of the run." in last["README.md"].decode()
     assert main["model.safetensors"] == contents(REPO, "step-00000020")["model.safetensors"]
     assert main["model.safetensors"] != last["model.safetensors"]
     card = ModelCard(main["README.md"].decode())

@@ -1,6 +1,7 @@
 """Which checkpoints become versions, and the records of those that have."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ LOSS = "eval/rm/loss"
 
 
 def checkpoint(step: int, loss: float = 0.5, *, attempt: int = 1) -> FoundCheckpoint:
-    manifest = Manifest(step=step, plan_fingerprint="plan", metrics={LOSS: loss}, files={})
+    files = {"probes.json": {"size": 1}}
+    manifest = Manifest(step=step, plan_fingerprint="plan", metrics={LOSS: loss}, files=files)
     return FoundCheckpoint(name=checkpoint_name(step, attempt), manifest=manifest)
 
 
@@ -90,6 +92,21 @@ def test_what_is_wanted_is_held_while_there_is_room():
     assert choose_held(wanted, None) == choose_held(wanted, 2_048) == {wanted[0].name}
     assert choose_held(wanted, 2_047) == set()
     assert choose_held([], 0) == set()
+
+
+def test_a_checkpoint_of_older_code_cannot_be_compared_and_is_not_wanted():
+    found = checkpoint(10)
+    older = replace(found, manifest=replace(found.manifest, files={}))
+    assert wanted([older]) == []
+
+
+def test_a_record_that_is_unreadable_is_left_out(tmp_path: Path, caplog):
+    versions = Versions(run=Storage.open(str(tmp_path)), repo_id="me/model")
+    versions.write(version(20))
+    versions.folder.write_text("step-00000010.json", "")
+    versions.folder.write_text("step-00000030.json", '{"step": 30, "of": "newer code"}')
+    assert versions.read() == {20: version(20)}
+    assert caplog.text.count("is unreadable, and left out") == 2
 
 
 def test_records_are_read_again(tmp_path: Path):
