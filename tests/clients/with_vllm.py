@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 500.0
+PATIENCE_S = 900.0
 """How long the server may take to start on a busy machine."""
 
 
