@@ -48,14 +48,16 @@ def why_not_packed(architecture: PretrainedConfig) -> str | None:
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, *, head_size: int) -> Kernel:
-    """Return the attention that runs best there.
-
-    Flash attention takes half precision, heads of 8, 16, ... up to 256, and GPUs from Ampere on.
-    """
-    half = dtype in (torch.bfloat16, torch.float16)
-    if device.type != "cuda" or not half or head_size % 8 or head_size > 256:
+    """Return the attention that runs best there: flash attention on GPUs from Ampere on."""
+    if device.type != "cuda" or not suits_flash(dtype, head_size=head_size):
         return "grouped"
     return "varlen" if torch.cuda.get_device_capability(device) >= (8, 0) else "grouped"
+
+
+def suits_flash(dtype: torch.dtype, *, head_size: int) -> bool:
+    """Tell whether flash attention takes it: half precision, heads of 8, 16, ... up to 256."""
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return is_half and head_size % 8 == 0 and head_size <= 256
 
 
 def head_size(architecture: PretrainedConfig) -> int:

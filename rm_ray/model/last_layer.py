@@ -25,17 +25,24 @@ NORMED_HEADS = frozenset({"Qwen3DecoderLayer"})
 """Those of them that norm each head of queries and keys."""
 
 
-def trim_last_layer(backbone: nn.Module) -> bool:
-    """Make the last layer of a decoder return only the last tokens of packed pairs.
-
-    Tells whether it was done: not for layers of another make, or with sliding windows.
-    """
+def is_trimmable(backbone: nn.Module) -> bool:
+    """Tell whether the last layer is of a make that can be trimmed, without sliding windows."""
     layers = backbone._modules.get("layers")
     if not isinstance(layers, nn.ModuleList) or type(layers[-1]).__name__ not in LIKE_LLAMA:
         return False
     layer: Any = layers[-1]
-    if layer.self_attn.config.to_dict().get("sliding_window") is not None:
+    return layer.self_attn.config.to_dict().get("sliding_window") is None
+
+
+def trim_last_layer(backbone: nn.Module) -> bool:
+    """Make the last layer of a decoder return only the last tokens of packed pairs.
+
+    Tells whether it was done.
+    """
+    if not is_trimmable(backbone):
         return False
+    layers: Any = backbone._modules["layers"]
+    layer = layers[-1]
     layer.forward = functools.partial(_forward, layer, layer.forward)
     return True
 
