@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rm_ray.config import ClusterConfig, Layout, TrainConfig
 from rm_ray.data.plan import Plan, PlanSettings, Steps
@@ -39,6 +39,8 @@ class Prepared:
 
     config: TrainConfig
     tokenizer: PreTrainedTokenizerBase
+    classifier: PreTrainedModel
+    """The model without its weights."""
     storage: Storage
     train: TokenCache
     held_out: TokenCache | None
@@ -122,7 +124,19 @@ def prepare(
     """
     storage = Storage.open(config.run.storage_path)
     cluster = _as_it_began(config, storage.folder(config.run.name))
-    config = replace(config, cluster=fit_to_cluster(cluster, waits=waits))
+    fitted = replace(config, cluster=fit_to_cluster(cluster, waits=waits))
+    return prepare_for(fitted, on_phase=on_phase)
+
+
+def prepare_for(
+    config: TrainConfig, *, on_phase: Callable[[str], None] = lambda _: None
+) -> Prepared:
+    """Check and tokenise for the workers that the configuration names, wherever they are.
+
+    Raises:
+        InputError: something given cannot be trained on.
+    """
+    storage = Storage.open(config.run.storage_path)
     if config.model.liger == "on" and not config.cluster.use_gpu:
         raise InputError(
             "model.liger is 'on', but Liger's Triton kernels need a GPU and the workers have none; "
@@ -133,11 +147,7 @@ def prepare(
             f"mlflow.tracking_uri is not set, and its default, an SQLite file in run.storage_path, "
             f"cannot be kept at '{config.run.storage_path}'; name an MLflow server"
         )
-    tokenizer = load_tokenizer(
-        config.model.tokenizer or _tokenizer_of(config.model.name_or_path),
-        revision=config.model.revision if config.model.tokenizer is None else None,
-        chat_template=config.data.chat_template,
-    )
+    tokenizer = read_tokenizer(config)
     if not ends_assistant_turn(tokenizer):
         logger.warning(
             "the chat template ends the assistant's turn without an end-of-turn or EOS token: the "
@@ -162,6 +172,7 @@ def prepare(
     prepared = Prepared(
         config=config,
         tokenizer=tokenizer,
+        classifier=classifier,
         storage=storage,
         train=train_cache,
         held_out=held_out,
@@ -180,6 +191,19 @@ def choose_layout(wanted: Layout, architecture: PretrainedConfig) -> Layout:
         logger.info("batch.layout: padded instead of packed, since %s", reason)
         return "padded"
     return wanted
+
+
+def read_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer with the chat template that pairs are turned into tokens by.
+
+    Raises:
+        InputError: it cannot be loaded, or has no chat template.
+    """
+    return load_tokenizer(
+        config.model.tokenizer or _tokenizer_of(config.model.name_or_path),
+        revision=config.model.revision if config.model.tokenizer is None else None,
+        chat_template=config.data.chat_template,
+    )
 
 
 def _tokenizer_of(model: str) -> str:

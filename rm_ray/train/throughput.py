@@ -56,15 +56,16 @@ def measure_matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(8):
-        _synchronize(device)
+        synchronize(device)
         started = time.perf_counter()
         torch.mm(left, right)
-        _synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / statistics.median(seconds[2:])
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
