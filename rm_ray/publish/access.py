@@ -1,0 +1,149 @@
+"""What a token may do on the Hugging Face Hub, and whether a model there is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from rm_ray.errors import InputError
+from rm_ray.publish.hub import REMEDIES, HubAwayError
+
+T = TypeVar("T")
+
+ANSWER_S = 20.0
+"""How long the Hub may say nothing; it is asked once."""
+
+WRITES = ("write", "contributor", "admin")
+"""Roles, of a token or in an organisation, that may write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubAccess:
+    """Who a token belongs to, and what it may do with a repository."""
+
+    user: str
+    exists: bool
+    """Whether the repository is there."""
+    obstacle: str = ""
+    """Why it may not be written to, if so."""
+
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""Files that say which of several files holds which weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelListing:
+    """The files of a model, and what its index says of those with weights."""
+
+    files: frozenset[str]
+    index: dict[str, Any] | None = None
+
+
+def find_access(repo_id: str, *, endpoint: str | None = None) -> HubAccess:
+    """Ask the Hub whose token this is, and whether it may write to a repository.
+
+    Raises:
+        InputError: there is no token, or it is refused.
+        HubAwayError: the Hub does not answer.
+    """
+    api = _api(endpoint)
+    told: dict[str, Any] = _ask(f"hub.repo_id '{repo_id}'", api.whoami)
+    try:
+        _ask(f"hub.repo_id '{repo_id}'", lambda: api.model_info(repo_id))
+        exists = True
+    except RepositoryNotFoundError as error:
+        exists = isinstance(error, GatedRepoError)
+    return HubAccess(
+        user=str(told.get("name", "")), exists=exists, obstacle=find_obstacle(told, repo_id)
+    )
+
+
+def find_obstacle(told: dict[str, Any], repo_id: str) -> str:
+    """Judge the Hub's answer to who the token is; return why it may not write, or nothing."""
+    token = (told.get("auth") or {}).get("accessToken") or {}
+    role, namespace = str(token.get("role", "")), repo_id.split("/")[0]
+    if role == "fineGrained":
+        scopes = (token.get("fineGrained") or {}).get("scoped") or []
+        allowed = any(
+            "repo.write" in (scope.get("permissions") or ())
+            and (scope.get("entity") or {}).get("name") in (namespace, repo_id)
+            for scope in scopes
+        )
+        return "" if allowed else f"the fine-grained token has no 'repo.write' for '{namespace}'"
+    if role and role not in WRITES:
+        return f"the token's role is '{role}'"
+    roles = {
+        str(org.get("name")): str(org.get("roleInOrg", "write")) for org in told.get("orgs") or ()
+    }
+    if namespace != told.get("name") and namespace not in roles:
+        return f"the token's user '{told.get('name')}' is not '{namespace}', nor a member of it"
+    if roles.get(namespace, "write") not in WRITES:
+        return f"the role of '{told.get('name')}' in '{namespace}' is '{roles[namespace]}'"
+    return ""
+
+
+def list_model(
+    name: str, *, revision: str | None = None, endpoint: str | None = None
+) -> ModelListing:
+    """List a model's files and read its config and index, but none of its weights.
+
+    Raises:
+        InputError: the model may not be read, or is not there.
+        HubAwayError: the Hub does not answer.
+    """
+    api, what = _api(endpoint), f"model.name_or_path '{name}'"
+    try:
+        info = _ask(what, lambda: api.model_info(name, revision=revision))
+        files = frozenset(file.rfilename for file in info.siblings or ())
+        if "config.json" in files:  # which a gated model tells about and does not give
+            _ask(what, lambda: api.hf_hub_download(name, "config.json", revision=revision))
+        index = next((file for file in INDEXES if file in files), None)
+        if index is None:
+            return ModelListing(files=files)
+        path = _ask(what, lambda: api.hf_hub_download(name, index, revision=revision))
+    except GatedRepoError:
+        raise InputError(
+            f"{what}: it is gated; ask for access on its page, and set HF_TOKEN to a token of yours"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{what}: {REMEDIES[404]}") from None
+    return ModelListing(files=files, index=json.loads(Path(path).read_text()))
+
+
+def _api(endpoint: str | None) -> HfApi:
+    set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=ANSWER_S))
+    return HfApi(endpoint=endpoint)
+
+
+def _ask(what: str, action: Callable[[], T]) -> T:
+    """Ask once; a repository that is not there is for the caller to judge."""
+    try:
+        return action()
+    except RepositoryNotFoundError:
+        raise
+    except LocalTokenNotFoundError:
+        raise InputError(f"{what}: there is no token; set HF_TOKEN, or log in with hf") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in REMEDIES:
+            raise InputError(f"{what}: the Hub refuses ({status}): {REMEDIES[status]}") from None
+        raise HubAwayError(f"the Hub answers with status {status}") from error
+    except (httpx2.TransportError, OSError) as error:
+        raise HubAwayError(f"the Hub does not answer: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,99 @@
+"""What a token may do, asked of the loopback Hub through the real client."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from hub_server import TOKEN, serving
+
+from rm_ray.errors import InputError
+from rm_ray.publish import access
+from rm_ray.publish.access import find_access, find_obstacle, list_model
+from rm_ray.publish.hub import HubAwayError, HubRepo
+
+REPO = "someone/model"
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(access, "ANSWER_S", 0.5)
+    with serving(tmp_path / "hub") as address:
+        yield address
+
+
+def publish(endpoint: str, folder: Path, **files: str) -> None:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    repo = HubRepo.open(REPO, private=True, patience_s=20.0, endpoint=endpoint)
+    repo.publish(folder, "v1", message="a model")
+    repo.promote("v1", message="a model")
+
+
+def fault(endpoint: str, **what: object) -> None:
+    request = urllib.request.Request(f"{endpoint}/_faults", json.dumps([what]).encode())
+    urllib.request.urlopen(request).close()
+
+
+def test_a_token_may_write_to_what_is_its_user_s(endpoint, tmp_path):
+    found = find_access(REPO, endpoint=endpoint)
+    assert (found.user, found.exists, found.obstacle) == ("someone", False, "")
+    publish(endpoint, tmp_path / "model", config__json="{}")
+    assert find_access(REPO, endpoint=endpoint).exists
+
+
+def test_a_token_may_not_write_to_what_is_another_s(endpoint):
+    found = find_access("another/model", endpoint=endpoint)
+    assert found.obstacle == "the token's user 'someone' is not 'another', nor a member of it"
+
+
+def test_a_wrong_token_and_no_token_are_the_user_s_to_mend(endpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(InputError, match="the token is wrong or has expired"):
+        find_access(REPO, endpoint=endpoint)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="there is no token"):
+        find_access(REPO, endpoint=endpoint)
+
+
+@pytest.mark.parametrize("kind", ["refuse", "hang"])
+def test_a_hub_that_does_not_answer_is_away(endpoint, kind):
+    fault(endpoint, match="whoami", kind=kind, seconds=1.0, count=9)
+    with pytest.raises(HubAwayError, match="does not answer"):
+        find_access(REPO, endpoint=endpoint)
+
+
+def token(**fields: object) -> dict:
+    return {"name": "someone", "auth": {"accessToken": fields}}
+
+
+def test_roles_and_scopes_are_judged():
+    scope = {"entity": {"name": "team"}, "permissions": ["repo.content.read", "repo.write"]}
+    fine = token(role="fineGrained", fineGrained={"scoped": [scope]})
+    assert find_obstacle(fine, "team/model") == ""
+    assert "no 'repo.write' for 'someone'" in find_obstacle(fine, "someone/model")
+    assert "role is 'read'" in find_obstacle(token(role="read"), "someone/model")
+    member = token(role="write") | {"orgs": [{"name": "team", "roleInOrg": "read"}]}
+    assert "in 'team' is 'read'" in find_obstacle(member, "team/model")
+    assert find_obstacle(member, "someone/model") == ""
+
+
+def test_a_model_s_files_and_index_are_listed_without_its_weights(endpoint, tmp_path):
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    files = {"config__json": "{}", "model__safetensors__index__json": json.dumps(index)}
+    publish(endpoint, tmp_path / "model", **files)
+    listing = list_model(REPO, endpoint=endpoint)
+    assert listing.files == {"config.json", "model.safetensors.index.json"}
+    assert listing.index == index
+    with pytest.raises(InputError, match="no such repository"):
+        list_model("someone/nothing", endpoint=endpoint)
+    fault(endpoint, match="config.json", kind="status", status=403, code="GatedRepo", count=9)
+    with pytest.raises(InputError, match="it is gated"):
+        list_model(REPO, revision="v1", endpoint=endpoint)
