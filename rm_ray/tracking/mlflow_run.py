@@ -94,6 +94,21 @@ class MlflowRun:
             self.client.set_terminated(self.run_id, status)
 
 
+def ask_mlflow(target: MlflowTarget, *, registry: bool = False) -> str:
+    """Return what MLflow says of the experiment, and with ``registry`` ask its registry too.
+
+    Raises:
+        MlflowAwayError: it does not answer.
+    """
+    with telling_who_is_away(target.tracking_uri):
+        client = open_client(target.tracking_uri)
+        experiment = client.get_experiment_by_name(target.experiment)
+        if registry:
+            client.search_registered_models(max_results=1)
+    known = "is there" if experiment is not None else "will be made"
+    return f"experiment '{target.experiment}' {known}"
+
+
 def open_client(tracking_uri: str) -> mlflow.MlflowClient:
     """Return a client that gives up in seconds instead of minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
