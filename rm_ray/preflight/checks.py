@@ -1,0 +1,370 @@
+"""Each check a small function: what was found -> a verdict, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+from safetensors import SafetensorError, safe_open
+
+from rm_ray.config import BUILTIN, CheckpointConfig, ModelConfig
+from rm_ray.errors import InputError
+from rm_ray.preflight.machines import Facts, Machine
+from rm_ray.preflight.memory import MemoryEstimate
+from rm_ray.storage import Storage
+
+Outcome = Literal["ok", "warning", "failed"]
+
+GIGABYTE = 10**9
+
+DRIVERS = {11: 450.80, 12: 525.60, 13: 580.65}
+"""Oldest Linux driver for each CUDA (docs.nvidia.com/cuda/cuda-toolkit-release-notes, table 2)."""
+
+AMPERE = 8.0
+"""Compute capability from which bfloat16 and flash attention are there."""
+
+OUTSIDE = 2 * GIGABYTE
+"""GPU memory beside PyTorch's tensors: the CUDA context, some 0.5 GB, and NCCL's buffers, from 0.5
+to 1.6 GB for a communicator (github.com/NVIDIA/nccl, issues 864 and 964). Not measured here."""
+
+FRAGMENTS = 0.05
+"""Share of the rest that PyTorch's caching allocator may not be able to use. Not measured here."""
+
+AT_ONCE = 2
+"""Checkpoints beside those that are kept: one that is copied, one that is about to be deleted."""
+
+CHECKPOINT = 12
+"""Bytes of a checkpoint for each parameter: its weight and AdamW's two moments, in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a check found."""
+
+    name: str
+    outcome: Outcome
+    found: str
+    remedy: str = ""
+    """What to do; empty where all is well."""
+
+
+def passed(name: str, found: str) -> Verdict:
+    """Return a verdict with which all is well."""
+    return Verdict(name=name, outcome="ok", found=found)
+
+
+def warn(name: str, found: str, remedy: str) -> Verdict:
+    """Return a verdict with which training works, but perhaps not as it should."""
+    return Verdict(name=name, outcome="warning", found=found, remedy=remedy)
+
+
+def fail(name: str, found: str, remedy: str) -> Verdict:
+    """Return a verdict with which training fails."""
+    return Verdict(name=name, outcome="failed", found=found, remedy=remedy)
+
+
+def elsewhere(verdict: Verdict) -> Verdict:
+    """Return what is wrong as a warning, since what was looked at is not what the run will use."""
+    if verdict.outcome == "ok":
+        return verdict
+    return replace(verdict, outcome="warning", remedy="check again on the cluster of this run")
+
+
+def _list(names: Iterable[str], most: int = 4) -> str:
+    known = list(names)
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + more
+
+
+def count(number: int, what: str, ending: str = "s") -> str:
+    """Write a number of things."""
+    return f"{number:,} {what}{ending * (number != 1)}"
+
+
+def check_cluster(
+    machines: Sequence[Machine], fitted: str, refusal: str | None, *, is_elsewhere: bool
+) -> Verdict:
+    """Tell whether the cluster has what the workers need; ``refusal`` says why not.
+
+    Where the GPUs ``is_elsewhere``, the cluster at hand is not the one that will train.
+    """
+    gpus, cpus = sum(m.num_gpus for m in machines), sum(m.num_cpus for m in machines)
+    kinds = sorted({m.gpu_kind for m in machines if m.gpu_kind})
+    kind = f" ({', '.join(kinds)})" if kinds else ""
+    has = f"{count(len(machines), 'machine')}, {count(cpus, 'CPU')}, {count(gpus, 'GPU')}{kind}"
+    if refusal is None:
+        return passed("cluster", f"{has}; room for {fitted}")
+    if is_elsewhere:
+        return warn("cluster", f"{has}: not the cluster of this run", "check again on it")
+    return fail("cluster", refusal, "see 'ray status'; or say what a GPU has with --gpu_memory_gb")
+
+
+def check_answers(facts: Sequence[Facts]) -> Verdict:
+    """Tell whether a task could run on every machine."""
+    silent = [f"{f.name}: {f.error}" for f in facts if f.error]
+    if silent:
+        return fail("machines", _list(silent), "look at the machine, or take it out of the cluster")
+    return passed("machines", f"{count(len(facts), 'machine')} answered")
+
+
+def check_software(facts: Sequence[Facts], here: Mapping[str, str]) -> Verdict:
+    """Tell whether every machine has the same packages as this one."""
+    other = [
+        f"{f.name} has {name} {f.software.get(name, 'missing')} instead of {known}"
+        for f in facts
+        for name, known in here.items()
+        if not f.error and f.software.get(name) != known
+    ]
+    if other:
+        return fail("software", _list(other), "install the same requirements.txt on every machine")
+    return passed("software", ", ".join(f"{name} {known}" for name, known in here.items()))
+
+
+def check_gpus(facts: Sequence[Facts], *, use_gpu: bool, dtype: str) -> Verdict:
+    """Tell whether the GPUs are alike, and their driver new enough for PyTorch."""
+    if not use_gpu:
+        return passed("GPUs", "none are used: workers train on CPUs")
+    with_gpus = [f for f in facts if f.gpus or f.gpu_error]
+    broken = [f"{f.name}: {f.gpu_error}" for f in with_gpus if f.gpu_error]
+    if broken:
+        return fail("GPUs", _list(broken), "mend the driver on these machines")
+    if not with_gpus:
+        return warn("GPUs", "there are none to look at", "check again on the cluster of this run")
+    no_cuda = [f.name for f in with_gpus if f.cuda is None]
+    if no_cuda:
+        return fail("GPUs", f"PyTorch is built without CUDA on {_list(no_cuda)}", _INSTALL)
+    old = [
+        f"{f.name} has driver {gpu.driver}, and PyTorch's CUDA {f.cuda} needs {least:.2f}"
+        for f in with_gpus
+        for gpu in f.gpus[:1]
+        if f.cuda and _as_number(gpu.driver) < (least := DRIVERS.get(int(f.cuda.split(".")[0]), 0))
+    ]
+    if old:
+        return fail("GPUs", _list(old), "install a newer driver on these machines")
+    gpus = [gpu for f in with_gpus for gpu in f.gpus]
+    kinds = sorted({f"{gpu.name}, {gpu.memory / GIGABYTE:.0f} GB" for gpu in gpus})
+    drivers = sorted({gpu.driver for gpu in gpus})
+    found = f"{len(gpus)} x {' and '.join(kinds)}; driver {', '.join(drivers)}"
+    if dtype == "bfloat16" and min(gpu.capability for gpu in gpus) < AMPERE:
+        return warn("GPUs", f"{found}: without bfloat16 in hardware", "use GPUs from Ampere on")
+    if len(kinds) > 1:
+        return warn("GPUs", found, "the slowest sets the pace, and the smallest must hold its part")
+    return passed("GPUs", found)
+
+
+_INSTALL = "install the PyTorch of requirements.txt there, from an index with CUDA"
+
+
+def _as_number(driver: str) -> float:
+    """Return the first two parts of a driver's version as a number."""
+    major, _, minor = driver.partition(".")
+    return float(f"{major}.{minor.partition('.')[0] or 0}")
+
+
+@contextmanager
+def left_by_driver(storage: Storage) -> Iterator[str]:
+    """Give the name of a folder in the storage with a file for every machine to read.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    storage.check_writable()
+    token = f".preflight-{uuid4().hex}"
+    storage.folder(token).write_text("driver", token)
+    try:
+        yield token
+    finally:
+        storage.delete(token)
+
+
+def check_storage(facts: Sequence[Facts], written: Collection[str], storage: Storage) -> Verdict:
+    """Tell whether every machine read what the driver wrote, and the driver what each wrote.
+
+    ``written`` are the files of machines that the driver found.
+    """
+    wrong = [f"{f.name}: {f.storage_error}" for f in facts if f.storage_error]
+    if wrong:
+        remedy = "run.storage_path must be one folder or URI that every machine may write"
+        return fail("storage", _list(wrong), remedy)
+    answered = [f for f in facts if not f.error]
+    if len(written) < len(answered):
+        found = f"the driver sees the files of {len(written)} of {len(answered)} machines"
+        return fail("storage", found, "run.storage_path must be the same folder on every machine")
+    where = f"{storage.path}, written and read back"
+    return passed("storage", f"{where} on {count(len(answered), 'machine')}")
+
+
+def check_disk(
+    storage: Storage, checkpoint: CheckpointConfig, *, num_parameters: int, num_steps: int
+) -> Verdict:
+    """Tell whether the storage has room for the run's checkpoints and its model."""
+    taken = -(-num_steps // checkpoint.every_steps) if checkpoint.every_steps else 1
+    kept = min(checkpoint.keep + AT_ONCE, taken)
+    needed = (kept * CHECKPOINT + 4) * num_parameters
+    what = f"{count(kept, 'checkpoint')} and the model take up to {_gigabytes(needed)}"
+    if not storage.is_local:
+        return passed("disk", f"{what}; how much is free there cannot be told")
+    free = shutil.disk_usage(_nearest(Path(storage.path))).free
+    found = f"{what}; {_gigabytes(free)} are free at {storage.path}"
+    if free < needed:
+        return fail("disk", found, "free space, lower checkpoint.keep, or set run.storage_path")
+    return passed("disk", found)
+
+
+def _nearest(path: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_staging(facts: Sequence[Facts], *, num_parameters: int) -> Verdict:
+    """Tell whether every machine has room for the checkpoint that it writes before it is copied.
+
+    How many workers a machine gets is not known, so each needs room for all of one.
+    """
+    wrong = [f"{f.name}: {f.staging_error}" for f in facts if f.staging_error]
+    if wrong:
+        return fail("staging", _list(wrong), "set TMPDIR to a folder of this user's")
+    needed = (CHECKPOINT + 4) * num_parameters
+    what = f"a checkpoint and the model take up to {_gigabytes(needed)}"
+    small = [
+        f"{f.name} has {_gigabytes(f.staging_free)} free in {f.staging}"
+        for f in facts
+        if not f.error and f.staging_free < needed
+    ]
+    if small:
+        remedy = (
+            "free space, or set TMPDIR to a larger disk; where it is full there is no checkpoint"
+        )
+        return warn("staging", f"{what}: {_list(small)}", remedy)
+    least = min((f.staging_free for f in facts if not f.error), default=0)
+    return passed("staging", f"{what}; {_gigabytes(least)} or more are free on every machine")
+
+
+def check_paths(facts: Sequence[Facts]) -> Verdict | None:
+    """Tell whether every machine has the files that the settings name; none where it is so."""
+    missing = [f"{f.name} has no {_list(f.missing_paths)}" for f in facts if f.missing_paths]
+    if not missing:
+        return None
+    return fail("files", _list(missing), "put them on a storage that every machine reaches")
+
+
+def check_model(
+    config: ModelConfig, list_hub: Callable[[], tuple[Collection[str], dict[str, Any] | None]]
+) -> Verdict:
+    """Tell whether the model's weights are all there; ``list_hub`` gives files and index of one
+    on the Hub.
+    """
+    name = config.name_or_path
+    if name == BUILTIN:
+        return passed("model", "the built-in one")
+    path = Path(name).expanduser()
+    if path.suffix == ".json":
+        return passed("model", f"random weights for {name}")
+    remedy = "download the model again, and compare the sizes of its files"
+    if path.is_dir():
+        wrong = find_faulty_weights(path)
+        if wrong:
+            return fail("model", f"{name}: {_list(wrong)}", remedy)
+        return passed("model", f"{name}: {count(len(_weight_files(path)), 'whole weight file')}")
+    files, index = list_hub()
+    missing = find_missing_weights(files, index)
+    if missing:
+        return fail("model", f"{name} on the Hub lacks {_list(missing)}", "choose another revision")
+    return passed("model", f"{name} on the Hub: all weight files are there")
+
+
+def find_missing_weights(files: Collection[str], index: dict[str, Any] | None) -> list[str]:
+    """Return the weight files that a model's own index names and that are not among its files."""
+    whole = {"model.safetensors", "pytorch_model.bin"}
+    if index is None:
+        return [] if whole & set(files) else ["model.safetensors"]
+    return sorted(set(index["weight_map"].values()) - set(files))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+
+
+def find_faulty_weights(folder: Path) -> list[str]:
+    """Return the weight files of a folder that are missing or cut short, and why."""
+    index = next(iter(sorted(folder.glob("*.index.json"), reverse=True)), None)
+    files = _weight_files(folder)
+    told = json.loads(index.read_text()) if index else None
+    faults = [f"{name} is missing" for name in find_missing_weights([f.name for f in files], told)]
+    for file in files:
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, "numpy"):
+                pass  # the header says how long the file must be
+        except (SafetensorError, OSError) as error:
+            faults.append(f"{file.name} is not whole ({str(error).splitlines()[0]})")
+    return faults
+
+
+def check_gpu_memory(estimated: MemoryEstimate, gpu_memory: int | None, *, advice: str) -> Verdict:
+    """Tell whether a worker's part fits into its GPU."""
+    needs = f"a worker needs {_gigabytes(estimated.device)}"
+    if gpu_memory is None:
+        found = f"{needs}; what a GPU has is not known"
+        return warn("GPU memory", found, "say it with --gpu_memory_gb")
+    room = usable(gpu_memory)
+    found = f"{needs} of {_gigabytes(room)} that a GPU of {_gigabytes(gpu_memory)} has for it"
+    if estimated.device > room:
+        return fail("GPU memory", found, advice)
+    return passed("GPU memory", found)
+
+
+def usable(gpu_memory: int) -> int:
+    """Return the bytes of a GPU that are left for tensors."""
+    return int((gpu_memory - OUTSIDE) * (1 - FRAGMENTS))
+
+
+def check_machine_memory(
+    estimated: MemoryEstimate,
+    machines: Sequence[Machine],
+    *,
+    num_workers: int,
+    places: Sequence[int],
+) -> Verdict:
+    """Tell whether the machines' own memory holds the workers that they may get.
+
+    ``places`` are how many of them there is room for on each machine.
+    """
+    short = []
+    for machine, place in zip(machines, places, strict=True):
+        workers = min(place, num_workers)
+        needed = workers * estimated.machine
+        if needed > machine.memory:
+            short.append(
+                f"{machine.name} has {_gigabytes(machine.memory)} for "
+                f"{count(workers, 'worker')} of {_gigabytes(estimated.machine)} each"
+            )
+    if short:
+        remedy = (
+            "use fewer workers on a machine, or larger ones; every worker builds the whole model"
+        )
+        return warn("machine memory", _list(short), remedy)
+    return passed("machine memory", f"{_gigabytes(estimated.machine)} for each worker")
+
+
+def _gigabytes(size: int) -> str:
+    """Write bytes as people read them."""
+    digits = 0 if size >= 100 * GIGABYTE else 1 if size >= GIGABYTE else 2
+    return f"{size / GIGABYTE:,.{digits}f} GB"
+
+
+def refusing(name: str, action: Callable[[], Verdict], *, remedy: str) -> Verdict:
+    """Return an action's verdict, or that it failed for a reason that is the user's to mend."""
+    try:
+        return action()
+    except InputError as error:
+        return fail(name, str(error), remedy)

@@ -1,0 +1,231 @@
+"""The machines of the cluster, and what a task on each of them finds out there."""
+
+from __future__ import annotations
+
+import platform
+import runpy
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rm_ray.errors import InputError
+from rm_ray.storage import Storage, local_home
+
+ANSWER_S = 120.0
+"""How long a machine may take to answer; the first task of a job starts a process there."""
+
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "ray", "numpy")
+"""Packages that all machines must have alike."""
+
+KIND = "accelerator_type:"
+"""What Ray's resource for the kind of a machine's GPUs begins with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A machine as Ray knows it."""
+
+    node_id: str
+    name: str
+    resources: Mapping[str, float]
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs that Ray counts with."""
+        return int(self.resources.get("CPU", 0))
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that Ray counts with."""
+        return int(self.resources.get("GPU", 0))
+
+    @property
+    def gpu_kind(self) -> str | None:
+        """Ray's name of its GPUs, as in 'H100'."""
+        return next((name[len(KIND) :] for name in self.resources if name.startswith(KIND)), None)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of its memory that Ray counts with."""
+        names = ("memory", "object_store_memory")
+        return int(sum(self.resources.get(name, 0) for name in names))
+
+    def places(self, *, cpus: int, use_gpu: bool) -> int:
+        """Return for how many workers it has room."""
+        places = self.num_cpus // cpus
+        return min(places, self.num_gpus) if use_gpu else places
+
+
+def list_machines() -> list[Machine]:
+    """Return the machines that are there."""
+    return [
+        Machine(node_id=node["NodeID"], name=node["NodeName"], resources=node["Resources"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be found out on every machine."""
+
+    storage: Storage
+    token: str
+    """The name of a folder in the storage, with a file 'driver' that holds this name."""
+    node_id: str = ""
+    paths: tuple[str, ...] = ()
+    """Files and folders that every machine needs."""
+    has_gpus: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU as its driver describes it."""
+
+    name: str
+    memory: int
+    """Bytes."""
+    driver: str
+    capability: float
+    """Compute capability, as in 8.0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a machine has, as a task on it found."""
+
+    name: str = ""
+    error: str = ""
+    """Why nothing was found out."""
+    storage_error: str = ""
+    """Why the storage could not be written or read there."""
+    staging: str = ""
+    """The folder that checkpoints are written to first."""
+    staging_free: int = 0
+    staging_error: str = ""
+    missing_paths: tuple[str, ...] = ()
+    software: Mapping[str, str] = field(default_factory=dict)
+    cuda: str | None = None
+    """The CUDA that its PyTorch was built for."""
+    gpus: tuple[Gpu, ...] = ()
+    gpu_error: str = ""
+
+
+def ask_all(machines: Sequence[Machine], question: Question) -> list[Facts]:
+    """Return what a task on each machine finds; it claims no CPU and no GPU."""
+    task = ray.remote(num_cpus=0, max_retries=0)(find_facts)
+    answers = [
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
+        ).remote(_on(question, machine))
+        for machine in machines
+    ]
+    ray.wait(answers, num_returns=len(answers), timeout=ANSWER_S)
+    return [_collect(answer, machine) for answer, machine in zip(answers, machines, strict=True)]
+
+
+def _on(question: Question, machine: Machine) -> Question:
+    return Question(
+        storage=question.storage,
+        token=question.token,
+        node_id=machine.node_id,
+        paths=question.paths,
+        has_gpus=machine.num_gpus > 0,
+    )
+
+
+def _collect(answer: ray.ObjectRef, machine: Machine) -> Facts:
+    try:
+        facts: Facts = ray.get(answer, timeout=0)
+        return facts
+    except ray.exceptions.GetTimeoutError:
+        return Facts(name=machine.name, error=f"no answer in {ANSWER_S:.0f} s")
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return Facts(name=machine.name, error=reason[-1])
+
+
+def find_facts(question: Question) -> Facts:
+    """Look around on this machine."""
+    staging, staging_free, staging_error = "", 0, ""
+    try:
+        staging = str(local_home())
+        staging_free = shutil.disk_usage(staging).free
+    except (InputError, OSError) as error:
+        staging_error = str(error)
+    gpus, gpu_error = find_gpus() if question.has_gpus else ((), "")
+    return Facts(
+        name=socket.gethostname(),
+        storage_error=_try_storage(question),
+        staging=staging,
+        staging_free=staging_free,
+        staging_error=staging_error,
+        missing_paths=tuple(path for path in question.paths if not Path(path).exists()),
+        software=find_software(),
+        cuda=find_cuda(),
+        gpus=gpus,
+        gpu_error=gpu_error,
+    )
+
+
+def _try_storage(question: Question) -> str:
+    """Read what the driver wrote, and leave a file for it; return what went wrong."""
+    folder = question.storage.folder(question.token)
+    try:
+        if not folder.exists("driver"):
+            return "what the driver wrote is not there: it is not the same folder"
+        if folder.read_text("driver") != question.token:
+            return "what the driver wrote reads back differently"
+        folder.write_text(question.node_id, question.node_id)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def find_software() -> dict[str, str]:
+    """Return the versions of Python and of the packages that matter."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def find_cuda() -> str | None:
+    """Return the CUDA that PyTorch was built for, without the seconds that its import takes."""
+    spec = find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    told = runpy.run_path(str(Path(spec.submodule_search_locations[0]) / "version.py"))
+    cuda: str | None = told.get("cuda")
+    return cuda
+
+
+QUERY = "name,memory.total,driver_version,compute_cap"
+
+
+def find_gpus() -> tuple[tuple[Gpu, ...], str]:
+    """Ask the driver about all GPUs of this machine; return them, or why it does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except FileNotFoundError:
+        return (), "there is no nvidia-smi: the driver is not installed, or not in the container"
+    except subprocess.SubprocessError as error:
+        return (), f"nvidia-smi fails: {error}"
+    return tuple(parse_gpu(line) for line in done.stdout.splitlines() if line.strip()), ""
+
+
+def parse_gpu(line: str) -> Gpu:
+    """Read a line of nvidia-smi's answer; memory is in MiB there."""
+    name, memory, driver, capability = (cell.strip() for cell in line.split(","))
+    return Gpu(name=name, memory=int(memory) * 2**20, driver=driver, capability=float(capability))

@@ -1,0 +1,219 @@
+"""Checks that pass and fail for real, and verdicts on what machines say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rm_ray.config import CheckpointConfig, ModelConfig
+from rm_ray.errors import InputError
+from rm_ray.preflight import checks
+from rm_ray.preflight.machines import (
+    Facts,
+    Gpu,
+    Machine,
+    Question,
+    find_cuda,
+    find_facts,
+    find_software,
+    parse_gpu,
+)
+from rm_ray.preflight.memory import MemoryEstimate, Moment
+from rm_ray.storage import Storage
+
+H100 = Gpu(name="NVIDIA H100", memory=80 * 10**9, driver="570.86.15", capability=9.0)
+NODE = Facts(name="one", staging="/tmp", staging_free=10**12, cuda="12.8", gpus=(H100,))
+
+
+def estimate_of(size: int) -> MemoryEstimate:
+    return MemoryEstimate(moments=(Moment(name="update", weights=size, host=size),), on_gpu=True)
+
+
+def test_a_storage_that_all_reach_is_read_back(tmp_path):
+    storage = Storage.open(str(tmp_path))
+    with checks.left_by_driver(storage) as token:
+        facts = [
+            find_facts(Question(storage=storage, token=token, node_id=node)) for node in ("a", "b")
+        ]
+        written = {info.base_name for info in storage.list(token)} - {"driver"}
+    assert written == {"a", "b"}
+    assert checks.check_storage(facts, written, storage).outcome == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_storage_that_is_another_folder_elsewhere_fails(tmp_path):
+    here, there = (Storage.open(str(tmp_path / name)) for name in ("here", "there"))
+    with checks.left_by_driver(here) as token:
+        facts = [find_facts(Question(storage=there, token=token, node_id="a"))]
+    verdict = checks.check_storage(facts, [], here)
+    assert verdict.outcome == "failed"
+    assert "it is not the same folder" in verdict.found
+    # What the machine wrote does not reach the driver.
+    alone = [replace(facts[0], storage_error="")]
+    assert "0 of 1 machines" in checks.check_storage(alone, [], here).found
+
+
+def test_a_storage_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    storage = Storage.open(str(tmp_path / "file" / "runs"))
+    with pytest.raises(InputError, match="cannot be written"), checks.left_by_driver(storage):
+        pass
+
+
+def test_a_disk_must_hold_the_checkpoints_that_are_kept_and_two_more(tmp_path):
+    storage = Storage.open(str(tmp_path / "not" / "yet"))
+    many = CheckpointConfig(every_steps=1, keep=3)
+    verdict = checks.check_disk(storage, many, num_parameters=1_000_000, num_steps=100)
+    assert verdict.outcome == "ok"
+    assert "5 checkpoints and the model take up to 0.06 GB" in verdict.found
+    once = checks.check_disk(storage, CheckpointConfig(), num_parameters=10**6, num_steps=100)
+    assert "1 checkpoint and the model" in once.found
+    assert checks.check_disk(storage, many, num_parameters=10**14, num_steps=9).outcome == "failed"
+
+
+def test_a_machine_without_room_for_a_checkpoint_is_named():
+    small = replace(NODE, name="two", staging_free=10**9)
+    verdict = checks.check_staging([NODE, small], num_parameters=10**9)
+    assert verdict.outcome == "warning"
+    assert "two has 1.0 GB free in /tmp" in verdict.found
+    assert "one" not in verdict.found
+    assert checks.check_staging([NODE], num_parameters=10**9).outcome == "ok"
+    assert checks.check_staging([replace(NODE, staging_error="x")], num_parameters=1).remedy
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    weights = {f"layer.{i}": np.full(100, i, dtype=np.float32) for i in range(2)}
+    for i, (name, weight) in enumerate(weights.items()):
+        save_file({name: weight}, tmp_path / f"model-{i}.safetensors")
+    index = {"weight_map": {name: f"model-{i}.safetensors" for i, name in enumerate(weights)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+def judge(folder: Path) -> checks.Verdict:
+    def list_hub() -> tuple[list[str], None]:
+        raise AssertionError
+
+    return checks.check_model(ModelConfig(name_or_path=str(folder)), list_hub)
+
+
+def test_a_model_with_all_its_files_is_whole(sharded):
+    assert judge(sharded).outcome == "ok"
+    assert "2 whole weight files" in judge(sharded).found
+
+
+def test_a_missing_weight_file_is_named(sharded):
+    (sharded / "model-1.safetensors").unlink()
+    assert judge(sharded).outcome == "failed"
+    assert "model-1.safetensors is missing" in judge(sharded).found
+
+
+def test_a_weight_file_that_is_cut_short_is_named(sharded):
+    file = sharded / "model-0.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert judge(sharded).outcome == "failed"
+    assert "model-0.safetensors is not whole" in judge(sharded).found
+
+
+def test_a_model_on_the_hub_is_judged_by_its_listing():
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    config = ModelConfig(name_or_path="someone/model")
+    whole = checks.check_model(
+        config, lambda: (["model-1.safetensors", "model-2.safetensors"], index)
+    )
+    lacking = checks.check_model(config, lambda: (["model-1.safetensors"], index))
+    assert (whole.outcome, lacking.outcome) == ("ok", "failed")
+    assert "model-2.safetensors" in lacking.found
+    assert checks.check_model(config, lambda: (["pytorch_model.bin"], None)).outcome == "ok"
+    assert checks.check_model(config, lambda: (["README.md"], None)).outcome == "failed"
+
+
+def test_software_that_differs_is_named():
+    here = find_software()
+    assert here["torch"].startswith("2.")
+    same = replace(NODE, software=here)
+    assert checks.check_software([same], here).outcome == "ok"
+    old = replace(NODE, name="two", software=here | {"torch": "2.0"})
+    verdict = checks.check_software([same, old], here)
+    assert verdict.outcome == "failed"
+    assert f"two has torch 2.0 instead of {here['torch']}" in verdict.found
+
+
+def test_a_machine_that_does_not_answer_fails():
+    verdict = checks.check_answers([NODE, Facts(name="two", error="no answer in 120 s")])
+    assert verdict.outcome == "failed"
+    assert "two: no answer" in verdict.found
+
+
+@pytest.mark.parametrize(
+    ("node", "outcome", "told"),
+    [
+        (NODE, "ok", "1 x NVIDIA H100, 80 GB; driver 570.86.15"),
+        (replace(NODE, gpus=(), gpu_error="nvidia-smi fails"), "failed", "one: nvidia-smi fails"),
+        (replace(NODE, cuda=None), "failed", "without CUDA on one"),
+        (replace(NODE, cuda="13.0"), "failed", "driver 570.86.15, and PyTorch's CUDA 13.0 needs"),
+        (replace(NODE, gpus=(replace(H100, capability=7.5),)), "warning", "without bfloat16"),
+        (replace(NODE, gpus=(H100, replace(H100, name="A100"))), "warning", "2 x A100, 80 GB and"),
+        (replace(NODE, gpus=()), "warning", "none to look at"),
+    ],
+)
+def test_gpus_and_their_driver(node, outcome, told):
+    verdict = checks.check_gpus([node], use_gpu=True, dtype="bfloat16")
+    assert verdict.outcome == outcome
+    assert told in verdict.found
+    assert checks.check_gpus([node], use_gpu=False, dtype="bfloat16").outcome == "ok"
+
+
+def test_the_driver_s_own_words_are_read():
+    line = "NVIDIA H100 80GB HBM3, 81559, 570.86.15, 9.0"
+    gpu = Gpu(
+        name="NVIDIA H100 80GB HBM3", memory=81559 * 2**20, driver="570.86.15", capability=9.0
+    )
+    assert parse_gpu(line) == gpu
+
+
+def test_the_cuda_of_pytorch_is_known_without_importing_it():
+    import torch
+
+    assert find_cuda() == torch.version.cuda
+
+
+def test_a_gpu_must_have_room_beside_what_cuda_takes():
+    size = 80 * 10**9
+    assert checks.usable(size) == pytest.approx(0.95 * 78e9)
+    assert checks.check_gpu_memory(estimate_of(74 * 10**9), size, advice="").outcome == "ok"
+    too_large = checks.check_gpu_memory(estimate_of(75 * 10**9), size, advice="less")
+    assert (too_large.outcome, too_large.remedy) == ("failed", "less")
+    assert checks.check_gpu_memory(estimate_of(1), None, advice="").outcome == "warning"
+
+
+def test_a_machine_must_hold_the_models_of_all_its_workers():
+    machine = Machine(node_id="1", name="one", resources={"memory": 200e9, "CPU": 8, "GPU": 8})
+    options = {"num_workers": 64, "places": [8]}
+    assert machine.places(cpus=2, use_gpu=True) == 4
+    assert (
+        checks.check_machine_memory(estimate_of(25 * 10**9), [machine], **options).outcome == "ok"
+    )
+    verdict = checks.check_machine_memory(estimate_of(30 * 10**9), [machine], **options)
+    assert verdict.outcome == "warning"
+    assert "one has 200 GB for 8 workers of 30.0 GB each" in verdict.found
+
+
+def test_a_cluster_without_the_workers_fails_unless_it_is_not_the_one():
+    machine = Machine(node_id="1", name="one", resources={"CPU": 8})
+    judged = [
+        checks.check_cluster([machine], "64 workers", refusal, is_elsewhere=elsewhere).outcome
+        for refusal, elsewhere in ((None, False), ("too few GPUs", False), ("too few GPUs", True))
+    ]
+    assert judged == ["ok", "failed", "warning"]
+
+
+def test_a_missing_path_is_named():
+    assert checks.check_paths([NODE]) is None
+    verdict = checks.check_paths([replace(NODE, missing_paths=("/models/8b",))])
+    assert verdict is not None
+    assert "one has no /models/8b" in verdict.found
