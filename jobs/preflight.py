@@ -1,0 +1,11 @@
+"""Check a run before it begins: ``python jobs/preflight.py --recipe jobs/recipes/debug.yaml``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rm_ray.preflight.command import main_preflight
+
+if __name__ == "__main__":
+    sys.exit(main_preflight(sys.argv[1:]))

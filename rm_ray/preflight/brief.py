@@ -1,0 +1,100 @@
+"""A preflight in a few lines, before every training: what is known already, and cheap warnings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from rm_ray.preflight.checks import (
+    GIGABYTE,
+    Verdict,
+    check_disk,
+    check_gpu_memory,
+    check_machine_memory,
+)
+from rm_ray.preflight.machines import Machine, list_machines
+from rm_ray.preflight.memory import PARTS, MemoryEstimate
+from rm_ray.preflight.planning import count_workers, estimate_now, why_not_estimated
+from rm_ray.preflight.workload import Workload, look
+from rm_ray.train.prepare import Prepared
+
+logger = logging.getLogger(__name__)
+
+STEPS = 16
+"""How many steps are looked at."""
+
+GPU_MEMORY_GB = {
+    "T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A100": 40, "L40S": 48, "H100": 80, "H20": 96,
+    "RTX-PRO-6000": 96, "H200": 141, "B200": 180,
+}  # fmt: skip
+"""What GPUs have by Ray's names for them; the least where there are several of a name."""
+
+
+def say_in_short(prepared: Prepared) -> None:
+    """Log what the run computes and needs, and warn of what will not fit."""
+    plan, num_workers = prepared.plan, count_workers(prepared)
+    workload = look(plan, world_size=num_workers, most_steps=STEPS)
+    distinct = plan.lengths.distinct
+    logger.info(
+        "%d steps over %s pairs of %.0f distinct tokens (%d at most): %s computes %s tokens, %.2f "
+        "for each distinct one; up to %s in a forward pass",
+        plan.steps.total,
+        f"{len(distinct):,}",
+        distinct.mean(),
+        distinct.max(),
+        workload.layout,
+        f"{workload.computed:,}",
+        workload.computed / workload.distinct,
+        f"{workload.most_positions:,}",
+    )
+    verdicts = [
+        check_disk(
+            prepared.storage,
+            prepared.config.checkpoint,
+            num_parameters=sum(p.numel() for p in prepared.classifier.parameters()),
+            num_steps=plan.steps.total,
+        )
+    ]
+    if why := why_not_estimated(prepared):
+        logger.info("memory is not estimated, since %s", why)
+    else:
+        verdicts += _judge_memory(prepared, workload)
+    for verdict in verdicts:
+        if verdict.outcome != "ok":
+            logger.warning("%s: %s; %s", verdict.name, verdict.found, verdict.remedy)
+
+
+def _judge_memory(prepared: Prepared, workload: Workload) -> list[Verdict]:
+    cluster, machines = prepared.config.cluster, list_machines()
+    estimated = estimate_now(prepared, workload)
+    logger.info("%s", describe_memory(estimated))
+    verdicts = []
+    if cluster.use_gpu and (gpu_memory := smallest_gpu(machines)) is not None:
+        verdicts.append(check_gpu_memory(estimated, gpu_memory, advice=ADVICE))
+    places = [
+        m.places(cpus=cluster.cpus_per_worker, use_gpu=bool(cluster.use_gpu)) for m in machines
+    ]
+    workers = count_workers(prepared)
+    verdicts.append(check_machine_memory(estimated, machines, num_workers=workers, places=places))
+    return verdicts
+
+
+ADVICE = (
+    "a higher cluster.zero_stage, model.gradient_checkpointing, cluster.offload or a lower "
+    "batch.tokens_per_micro_batch takes less; 'python jobs/preflight.py' with the same options "
+    "compares them"
+)
+
+
+def describe_memory(estimated: MemoryEstimate) -> str:
+    """Return a worker's memory in one line, by part."""
+    parts = ", ".join(f"{part} {estimated.part(part) / GIGABYTE:.2f}" for part in PARTS)
+    device = "GPU" if estimated.on_gpu else "worker"
+    return f"memory of a {device}, estimated: {estimated.device / GIGABYTE:.2f} GB ({parts})"
+
+
+def smallest_gpu(machines: Sequence[Machine]) -> int | None:
+    """Return the bytes of the smallest GPU of the cluster, by its name; none where not known."""
+    kinds = [GPU_MEMORY_GB.get(machine.gpu_kind or "") for machine in machines if machine.num_gpus]
+    known = [size for size in kinds if size is not None]
+    return min(known) * GIGABYTE if known and len(known) == len(kinds) else None

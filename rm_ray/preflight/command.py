@@ -1,0 +1,108 @@
+"""The command line of the preflight: checks, counts, memory, time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rm_ray.config import TrainConfig
+from rm_ray.errors import InputError
+from rm_ray.logs import log_to_stdout
+from rm_ray.recipe import read_recipe
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "python jobs/preflight.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreflightCommand:
+    """Say what a run would compute and need, and check everything that it depends on.
+
+    Takes the settings of ``jobs/train.py``. Nothing is trained and no GPU is claimed, but pairs are
+    tokenised and stay so for the run. It works without the cluster that will train: give
+    ``--gpu_memory_gb`` then. The exit status is 0, 1 where a check failed, 2 where something given
+    is wrong.
+    """
+
+    recipe: Path | None = None
+    """YAML file with the settings of the run, by section."""
+
+    gpu_memory_gb: float | None = None
+    """What a GPU has, in GB of 10^9 bytes, where the cluster at hand is not the one that will
+    train; none: the smallest GPU of the cluster."""
+
+    pairs_per_second: float | None = None
+    """How fast all workers are together, as the summary of a run says."""
+
+    measure: int = 0
+    """Forward and backward passes of so many steps on this machine's device, to know the speed."""
+
+    json: bool = False
+    """Print one JSON document instead, and everything else to the standard error."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(
+        default_factory=TrainConfig
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("gpu_memory_gb", "pairs_per_second"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"--{name} must be above 0, got {value}")
+        if self.measure < 0:
+            raise InputError(f"--measure must be at least 0, got {self.measure}")
+        if self.measure and self.pairs_per_second is not None:
+            raise InputError("--measure and --pairs_per_second both say how fast it is: give one")
+
+
+def parse_command(arguments: Sequence[str]) -> PreflightCommand:
+    """Read the command line over its recipe over the defaults; exit with 2 where it is wrong.
+
+    Raises:
+        InputError: the recipe is missing, or a setting in it is unknown or wrong.
+    """
+    first_look = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    first_look.add_argument("--recipe", type=Path)
+    recipe = first_look.parse_known_args(arguments)[0].recipe
+    config = TrainConfig() if recipe is None else read_recipe(recipe)
+    return tyro.cli(
+        PreflightCommand,
+        prog=PROGRAM,
+        args=list(arguments),
+        default=PreflightCommand(recipe=recipe, config=config),
+        use_underscores=True,
+    )
+
+
+def main_preflight(arguments: Sequence[str]) -> int:
+    """Check, count and estimate; return the exit status."""
+    log_to_stdout()
+    try:
+        command = parse_command(arguments)
+        if command.json:
+            (handler,) = logging.getLogger("rm_ray").handlers
+            assert isinstance(handler, logging.StreamHandler)
+            handler.setStream(sys.stderr)
+        from rm_ray.preflight.run import run_preflight  # imports Ray, which --help does without
+
+        findings = run_preflight(command)
+    except InputError as error:
+        logger.error("error: %s", error)
+        return 2
+    if command.json:
+        print(json.dumps(findings.to_json(), indent=2))
+    else:
+        logger.info("%s", findings.describe())
+    if findings.error:
+        logger.error("error: %s", findings.error)
+        return 2
+    return 1 if findings.has_failed else 0

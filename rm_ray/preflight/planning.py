@@ -1,0 +1,133 @@
+"""What is prepared -> what the run would compute and need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+
+from rm_ray.config import Layout
+from rm_ray.data.token_table import open_table
+from rm_ray.model.attention import head_size, suits_flash, why_not_packed
+from rm_ray.preflight.activations import FAMILIES, WITH_LIGER, Attention, Row
+from rm_ray.preflight.architecture import Architecture
+from rm_ray.preflight.memory import MemoryEstimate, MemorySetting, alternatives, estimate
+from rm_ray.preflight.report import Alternative, Planned
+from rm_ray.preflight.workload import Workload, in_layout, look
+from rm_ray.train.prepare import Prepared
+
+LAYOUTS: tuple[Layout, ...] = ("packed", "padded")
+
+
+def plan_run(prepared: Prepared, *, gpu_memory: int | None, most_steps: int) -> Planned:
+    """Return what a run computes in both layouts, and its memory at every stage."""
+    num_workers = count_workers(prepared)
+    mine = prepared.plan.settings.layout
+    others = [layout for layout in LAYOUTS if layout != mine and _can_be(layout, prepared)]
+    workloads = tuple(
+        look(in_layout(prepared.plan, layout), world_size=num_workers, most_steps=most_steps)
+        for layout in (mine, *others)
+    )
+    why = why_not_estimated(prepared)
+    options: list[Alternative] = []
+    if not why:
+        setting = memory_setting(prepared, workloads[0])
+        architecture, row = architecture_of(prepared), row_of(prepared, workloads[0], setting)
+        options = [
+            Alternative(
+                setting=other,
+                estimated=estimate(architecture, row, other),
+                is_chosen=other == setting,
+            )
+            for other in alternatives(setting)
+        ]
+    return Planned(
+        config=prepared.config,
+        lengths=open_table(prepared.train.parts).lengths,
+        num_eval_pairs=prepared.held_out.num_pairs if prepared.held_out else 0,
+        num_refused=sum(row["rows"] for row in prepared.refused),
+        num_steps=prepared.plan.steps.total,
+        num_episodes=prepared.plan.steps.num_episodes,
+        workloads=workloads,
+        num_parameters=sum(p.numel() for p in prepared.classifier.parameters()),
+        num_workers=num_workers,
+        gpu_memory=gpu_memory,
+        alternatives=tuple(recommend(options, gpu_memory)),
+        why_no_memory=why,
+    )
+
+
+def recommend(options: Iterable[Alternative], gpu_memory: int | None) -> list[Alternative]:
+    """Mark the first that fits: they come in the order in which they are to be preferred."""
+    marked: list[Alternative] = []
+    for option in options:
+        is_first = not any(other.is_recommended for other in marked)
+        is_best = is_first and bool(option.fits(gpu_memory))
+        marked.append(replace(option, is_recommended=is_best))
+    return marked
+
+
+def _can_be(layout: Layout, prepared: Prepared) -> bool:
+    return layout == "padded" or why_not_packed(prepared.classifier.config) is None
+
+
+def count_workers(prepared: Prepared) -> int:
+    """Return how many workers there will be."""
+    bounds = prepared.config.cluster.worker_bounds
+    return bounds[1] if bounds else 1
+
+
+def why_not_estimated(prepared: Prepared) -> str:
+    """Return why the memory of a model is not known, or nothing."""
+    family = prepared.classifier.config.get_text_config().model_type
+    if family in FAMILIES:
+        return ""
+    return f"the layers of '{family}' are not known here ({', '.join(FAMILIES)} are)"
+
+
+def architecture_of(prepared: Prepared) -> Architecture:
+    """Return the sizes of the model, with room for all tokens of its tokenizer."""
+    return Architecture.of(prepared.classifier, vocab_size=len(prepared.tokenizer))
+
+
+def row_of(prepared: Prepared, workload: Workload, setting: MemorySetting) -> Row:
+    """Return the largest forward pass."""
+    return Row.of(workload.largest, layout=setting.layout, attention=setting.attention)
+
+
+def memory_setting(prepared: Prepared, workload: Workload) -> MemorySetting:
+    """Return what decides a worker's memory in these settings."""
+    config, on_gpu = prepared.config, bool(prepared.config.cluster.use_gpu)
+    family = prepared.classifier.config.get_text_config().model_type
+    return MemorySetting(
+        dtype=config.model.dtype,
+        zero_stage=config.cluster.zero_stage,
+        offload=config.cluster.offload,
+        checkpointing=config.model.gradient_checkpointing,
+        world_size=count_workers(prepared),
+        on_gpu=on_gpu,
+        layout=workload.layout,
+        attention=_attention(prepared, workload.layout, on_gpu=on_gpu),
+        liger=on_gpu and config.model.liger != "off" and family in WITH_LIGER,
+        accumulates=workload.most_micro_batches > 1,
+    )
+
+
+def _attention(prepared: Prepared, layout: Layout, *, on_gpu: bool) -> Attention:
+    """Return the kernel, for GPUs from Ampere on."""
+    if layout == "padded":
+        return prepared.config.model.attention
+    architecture = architecture_of(prepared)
+    dtype = getattr(torch, prepared.config.model.dtype)
+    if not on_gpu:
+        return "grouped"
+    if suits_flash(dtype, head_size=head_size(prepared.classifier.config)):
+        return "varlen"
+    return "math" if architecture.key_width != architecture.query_width else "grouped"
+
+
+def estimate_now(prepared: Prepared, workload: Workload) -> MemoryEstimate:
+    """Return the memory of a worker in these settings."""
+    setting = memory_setting(prepared, workload)
+    return estimate(architecture_of(prepared), row_of(prepared, workload, setting), setting)

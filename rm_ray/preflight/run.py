@@ -1,0 +1,286 @@
+"""One preflight: all of it in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rm_ray.config import BUILTIN, ClusterConfig, TrainConfig
+from rm_ray.data.tokenization import ends_assistant_turn
+from rm_ray.errors import InputError
+from rm_ray.preflight import checks
+from rm_ray.preflight.checks import GIGABYTE, Verdict
+from rm_ray.preflight.machines import (
+    Facts,
+    Machine,
+    Question,
+    ask_all,
+    find_software,
+    list_machines,
+)
+from rm_ray.preflight.memory import FLOAT32
+from rm_ray.preflight.planning import plan_run
+from rm_ray.preflight.report import (
+    ADVICE,
+    Planned,
+    Speed,
+    describe_plan,
+    describe_setting,
+    describe_verdicts,
+    to_json,
+)
+from rm_ray.publish.access import find_access, list_model
+from rm_ray.publish.hub import HubAwayError
+from rm_ray.storage import Storage
+from rm_ray.tracking.shipping import MlflowAwayError
+from rm_ray.tracking.target import MlflowTarget
+from rm_ray.train.prepare import Prepared, prepare_for, read_tokenizer
+from rm_ray.train.session import fit_to_cluster, ray_cluster
+
+if TYPE_CHECKING:
+    from rm_ray.preflight.command import PreflightCommand
+
+STEPS = 500
+"""How many steps are looked at in each layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a preflight found; nothing is planned where something given is wrong."""
+
+    verdicts: tuple[Verdict, ...]
+    planned: Planned | None = None
+    error: str = ""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a check failed."""
+        return any(verdict.outcome == "failed" for verdict in self.verdicts)
+
+    def describe(self) -> str:
+        """Return the page that people read."""
+        pages = [describe_verdicts(self.verdicts)]
+        if self.planned is not None:
+            pages.append(describe_plan(self.planned))
+        return "\n\n".join(["", *pages])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain values."""
+        return to_json(self.verdicts, self.planned) | {"error": self.error or None}
+
+
+def run_preflight(command: PreflightCommand) -> Findings:
+    """Check what can be checked, then count and estimate.
+
+    Raises:
+        InputError: there is no Ray at the given address.
+    """
+    config = command.config
+    verdicts: list[Verdict] = []
+    with _some_cluster(config.cluster):
+        machines = list_machines()
+        is_elsewhere = command.gpu_memory_gb is not None
+        cluster, verdict = _fit(config.cluster, machines, is_elsewhere=is_elsewhere)
+        config = replace(config, cluster=cluster)
+        verdicts.append(verdict)
+        try:
+            storage = Storage.open(config.run.storage_path)
+            facts = _ask_machines(config, machines, storage, verdicts)
+            verdicts += _ask_services(config, storage)
+            if facts is None:  # pairs could not be kept anywhere
+                return Findings(verdicts=tuple(verdicts))
+            prepared = prepare_for(config)
+            planned = plan_run(prepared, gpu_memory=_gpu_memory(command, facts), most_steps=STEPS)
+            planned = replace(planned, speed=_speed(command, prepared, planned))
+        except InputError as error:
+            return Findings(verdicts=tuple(verdicts), error=str(error))
+        verdicts += _judge(prepared, planned, machines, facts, is_elsewhere=is_elsewhere)
+    return Findings(verdicts=tuple(verdicts), planned=planned)
+
+
+@contextmanager
+def _some_cluster(config: ClusterConfig) -> Iterator[None]:
+    """Use the cluster that there is, or a local one, as small as this machine if need be."""
+    cores = os.cpu_count() or 1
+    least, _ = config.worker_bounds or (1, 1)
+    fits = least * config.cpus_per_worker <= cores
+    with ray_cluster(config if fits else ClusterConfig()):
+        yield
+
+
+def _fit(
+    config: ClusterConfig, machines: Sequence[Machine], *, is_elsewhere: bool
+) -> tuple[ClusterConfig, Verdict]:
+    """Return the workers that there will be, on this cluster or on the one that they ask for."""
+    refusal = None
+    try:
+        fitted = fit_to_cluster(config)
+    except InputError as error:
+        refusal = str(error)
+        bounds = config.worker_bounds or (1, 1)
+        use_gpu = is_elsewhere if config.use_gpu is None else config.use_gpu
+        fitted = replace(config, num_workers=bounds[1], use_gpu=use_gpu)
+    if is_elsewhere and config.use_gpu is None:
+        fitted = replace(fitted, use_gpu=True)
+    each = checks.count(fitted.cpus_per_worker, "CPU") + (" and a GPU" if fitted.use_gpu else "")
+    room = f"{checks.count(int(fitted.num_workers or 1), 'worker')} of {each}"
+    return fitted, checks.check_cluster(machines, room, refusal, is_elsewhere=is_elsewhere)
+
+
+def _ask_machines(
+    config: TrainConfig, machines: Sequence[Machine], storage: Storage, verdicts: list[Verdict]
+) -> list[Facts] | None:
+    """Ask every machine and judge what it says; none where the storage cannot be written."""
+    try:
+        with checks.left_by_driver(storage) as token:
+            facts = ask_all(machines, Question(storage=storage, token=token, paths=_paths(config)))
+            written = {info.base_name for info in storage.list(token)} - {"driver"}
+    except InputError as error:
+        verdicts.append(checks.fail("storage", str(error), "give this user a folder or URI"))
+        return None
+    use_gpu = bool(config.cluster.use_gpu)
+    found = [
+        checks.check_answers(facts),
+        checks.check_software(facts, find_software()),
+        checks.check_gpus(facts, use_gpu=use_gpu, dtype=config.model.dtype),
+        checks.check_storage(facts, written, storage),
+        checks.check_paths(facts),
+    ]
+    verdicts += [verdict for verdict in found if verdict is not None]
+    return facts
+
+
+def _paths(config: TrainConfig) -> tuple[str, ...]:
+    """Return the files and folders of this machine that workers read."""
+    names = (config.model.name_or_path, config.model.tokenizer or BUILTIN)
+    paths = [Path(name).expanduser().resolve() for name in names if name != BUILTIN]
+    return tuple(str(path) for path in paths if path.exists())
+
+
+def _ask_services(config: TrainConfig, storage: Storage) -> list[Verdict]:
+    """Check model, MLflow and the Hub."""
+
+    def list_hub() -> tuple[frozenset[str], dict[str, Any] | None]:
+        listing = list_model(config.model.name_or_path, revision=config.model.revision)
+        return listing.files, listing.index
+
+    remedy = "check the name, HF_TOKEN and the network"
+    try:
+        model = checks.refusing(
+            "model", lambda: checks.check_model(config.model, list_hub), remedy=remedy
+        )
+    except HubAwayError as error:
+        remedy = "mend the network; what is in the cache of every machine is used without it"
+        model = checks.warn("model", str(error), remedy)
+    tokenizer = checks.refusing("tokenizer", lambda: _check_tokenizer(config), remedy=remedy)
+    return [model, tokenizer, _check_mlflow(config, storage), _check_hub(config)]
+
+
+def _check_tokenizer(config: TrainConfig) -> Verdict:
+    tokenizer = read_tokenizer(config)
+    ending = "an end-of-turn or EOS token"
+    if not ends_assistant_turn(tokenizer):
+        remedy = "let data.chat_template write eos_token after the assistant's turn"
+        found = f"the chat template ends the assistant's turn without {ending}"
+        return checks.warn("tokenizer", found, remedy)
+    return checks.passed("tokenizer", f"{len(tokenizer):,} tokens; turns end in {ending}")
+
+
+def _check_mlflow(config: TrainConfig, storage: Storage) -> Verdict:
+    target = MlflowTarget.of(config.mlflow, storage)
+    if config.mlflow.tracking_uri is None and not storage.exists("mlflow.db"):
+        return checks.passed("MLflow", f"an SQLite file that the run makes, {target.tracking_uri}")
+    from rm_ray.tracking.mlflow_run import ask_mlflow  # takes seconds
+
+    try:
+        told = ask_mlflow(target, registry=config.mlflow.registered_model is not None)
+    except MlflowAwayError as error:
+        remedy = "check mlflow.tracking_uri and the credentials; training would go on without it"
+        return checks.fail("MLflow", str(error), remedy)
+    return checks.passed("MLflow", f"{target.tracking_uri} answers; {told}")
+
+
+def _check_hub(config: TrainConfig) -> Verdict:
+    repo_id = config.hub.repo_id
+    if repo_id is None:
+        return checks.passed("Hub", "nothing is published")
+    try:
+        access = find_access(repo_id)
+    except HubAwayError as error:
+        remedy = "check the network and HF_ENDPOINT; training would go on without it"
+        return checks.fail("Hub", str(error), remedy)
+    except InputError as error:
+        return checks.fail("Hub", str(error), "set HF_TOKEN to a token that may write there")
+    if access.obstacle:
+        remedy = "set HF_TOKEN to a token that may write there, or choose another hub.repo_id"
+        return checks.fail("Hub", f"{repo_id}: {access.obstacle}", remedy)
+    known = "is there" if access.exists else "will be made"
+    return checks.passed("Hub", f"{repo_id} {known}; '{access.user}' may write to it")
+
+
+def _gpu_memory(command: PreflightCommand, facts: Sequence[Facts]) -> int | None:
+    """Return the bytes of the smallest GPU that may train."""
+    if command.gpu_memory_gb is not None:
+        return int(command.gpu_memory_gb * GIGABYTE)
+    return min((gpu.memory for f in facts for gpu in f.gpus), default=None)
+
+
+def _speed(command: PreflightCommand, prepared: Prepared, planned: Planned) -> Speed | None:
+    if command.pairs_per_second is not None:
+        return Speed(pairs_per_second=command.pairs_per_second, source="given")
+    if not command.measure:
+        return None
+    from rm_ray.preflight.speed import measure_speed
+
+    workers = planned.num_workers
+    activations = [option.estimated.part("activations") for option in planned.alternatives]
+    one = measure_speed(
+        prepared,
+        num_steps=command.measure,
+        world_size=workers,
+        needed=2 * FLOAT32 * planned.num_parameters + max(activations, default=0),
+    )
+    source = f"{one:.1f} on this machine's device, times {workers}, without exchange or optimizer"
+    return Speed(pairs_per_second=one * workers, source=source)
+
+
+def _judge(
+    prepared: Prepared,
+    planned: Planned,
+    machines: Sequence[Machine],
+    facts: Sequence[Facts],
+    *,
+    is_elsewhere: bool,
+) -> list[Verdict]:
+    """Check disks and memory, now that it is known what is needed."""
+    config, size = prepared.config, planned.num_parameters
+    disks = [
+        checks.check_disk(
+            prepared.storage, config.checkpoint, num_parameters=size, num_steps=planned.num_steps
+        ),
+        checks.check_staging(facts, num_parameters=size),
+    ]
+    found = [checks.elsewhere(verdict) for verdict in disks] if is_elsewhere else disks
+    chosen = next((option for option in planned.alternatives if option.is_chosen), None)
+    if chosen is None:
+        return found
+    cluster = config.cluster
+    if cluster.use_gpu:
+        best = next((option for option in planned.alternatives if option.is_recommended), None)
+        advice = ADVICE if best is None else describe_setting(best.setting)
+        found.append(checks.check_gpu_memory(chosen.estimated, planned.gpu_memory, advice=advice))
+    known = [] if is_elsewhere else machines
+    use_gpu, cpus = bool(cluster.use_gpu), cluster.cpus_per_worker
+    found.append(
+        checks.check_machine_memory(
+            chosen.estimated,
+            known,
+            num_workers=planned.num_workers,
+            places=[machine.places(cpus=cpus, use_gpu=use_gpu) for machine in known],
+        )
+    )
+    return found

@@ -1,0 +1,36 @@
+"""The command line of the preflight."""
+
+import pytest
+
+from rm_ray.preflight.command import main_preflight, parse_command
+
+
+def test_a_recipe_and_options_are_read(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("cluster: {zero_stage: 2, num_workers: 4}")
+    options = ["--recipe", str(recipe), "--cluster.zero_stage", "3", "--gpu_memory_gb", "80"]
+    command = parse_command([*options, "--json"])
+    assert (command.gpu_memory_gb, command.json, command.measure) == (80.0, True, 0)
+    assert (command.config.cluster.zero_stage, command.config.cluster.num_workers) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--measure", "1", "--pairs_per_second", "1"], "give one"),
+        (["--pairs_per_second", "0"], "--pairs_per_second must be above 0"),
+        (["--gpu_memory_gb", "-1"], "--gpu_memory_gb must be above 0"),
+        (["--measure", "-1"], "--measure must be at least 0"),
+        (["--cluster.zero_stage", "4"], "zero_stage"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_2(capsys, options, told):
+    with pytest.raises(SystemExit) as refusal:
+        main_preflight(options)
+    assert refusal.value.code == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_missing_recipe_is_refused_with_2(capsys):
+    assert main_preflight(["--recipe", "no/such.yaml"]) == 2
+    assert "--recipe no/such.yaml: no such file" in capsys.readouterr().out
