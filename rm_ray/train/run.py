@@ -40,6 +40,7 @@ def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
     if result is not None:
         return result
     with ray_cluster(config.cluster, imports=_HEAVY, again=again) as cluster:
+        from rm_ray.preflight.brief import say_in_short
         from rm_ray.train.prepare import prepare
         from rm_ray.train.trainer import fit
 
@@ -47,6 +48,8 @@ def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
         prepared = prepare(
             replace(config, cluster=cluster), waits=again, on_phase=going.startup.end
         )
+        if not again:
+            say_in_short(prepared)
         fitted = fit(prepared, cluster, going)
     from rm_ray.train.finish import finish
 
