@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from runs import make_run
+from made_run import make_run
 
 from rm_ray.publish.card import CardFacts, write_card
 from rm_ray.publish.gate import GateResult

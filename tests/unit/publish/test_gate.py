@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import make_run
+from made_run import make_run
 from safetensors.torch import load_file, save_file
 
 from rm_ray.publish.gate import ClientsError, check_export, compare

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hub_server import ask_for
 from huggingface_hub import HfApi
-from runs import MadeRun, make_run
+from made_run import MadeRun, make_run
 
 from rm_ray.errors import InputError
 from rm_ray.publish import mirror as mirror_module

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, ModelCard
-from runs import make_run
+from made_run import make_run
 
 from rm_ray.publish.card import IMAGE
 from rm_ray.publish.command import describe

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from runs import MadeRun, make_run
+from made_run import MadeRun, make_run
 
 from rm_ray.publish.registration import register_models
 from rm_ray.publish.versions import Version, Versions
