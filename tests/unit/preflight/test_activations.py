@@ -120,7 +120,7 @@ def test_packed_pairs_save_what_is_predicted(tmp_path, family, arithmetic):
     assert expected == pytest.approx(measured, rel=0.02)
 
 
-@pytest.mark.parametrize("family", FAMILIES.keys() - {"olmo3"})
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"olmo3"}))
 def test_even_padded_pairs_save_what_is_predicted(tmp_path, family):
     _, predicted = predict(tmp_path, family, EVEN, "float32", "padded", "sdpa")
     measured = measure(tmp_path, family, EVEN, "float32", "padded")
