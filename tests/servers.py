@@ -81,27 +81,36 @@ class RayMachines:
         return {"RAY_ADDRESS": f"127.0.0.1:{self.head_port}", **self.auth}
 
     @contextmanager
-    def node(self, *, num_cpus: int, is_head: bool = False) -> Iterator[None]:
-        """A node, for as long as it is entered; then it is lost, with all that runs on it."""
+    def node(
+        self, *, num_cpus: int, is_head: bool = False, **environment: str
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """A node, for as long as it is entered; then it is lost, with all that runs on it.
+
+        Gives the ``ray start`` that holds it, with the environment that is named beside the token.
+        """
         agent, agent_grpc, metrics, client = free_ports(4)
         role = [f"--address=127.0.0.1:{self.head_port}"]
         if is_head:
             role = [
-                "--head", f"--port={self.head_port}", f"--temp-dir={self.folder}",
+                "--head", f"--port={self.head_port}",
                 "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}",
                 f"--ray-client-server-port={client}",
             ]  # fmt: skip
         command = [
             RAY, "start", *role, "--block", "--disable-usage-stats", f"--num-cpus={num_cpus}",
+            # Of its own: a node deletes a job's working directory once it needs it no more.
+            f"--temp-dir={self.folder / str(agent)}",
             "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
             f"--dashboard-agent-grpc-port={agent_grpc}", f"--metrics-export-port={metrics}",
         ]  # fmt: skip
         with (self.folder / f"node-{agent}.log").open("w") as log:
-            node = subprocess.Popen(command, env=without_ray() | self.auth, stdout=log, stderr=log)
+            its_own = without_ray() | self.auth | environment
+            node = subprocess.Popen(command, env=its_own, stdout=log, stderr=log)
         try:
-            yield
+            yield node
         finally:
-            end(node)
+            if node.poll() is None:
+                end(node)
 
     def ask(self, expression: str) -> str:
         """What an expression over ``nodes``, those of ``ray.nodes()`` that are alive, gives."""
