@@ -31,6 +31,7 @@ RAYCLUSTER = CLUSTER / "kuberay-raycluster.yaml"
 REDIS = CLUSTER / "kuberay-redis.yaml"
 NETWORK_POLICY = CLUSTER / "kuberay-network-policy.yaml"
 RAY_UP = CLUSTER / "ray-up.yaml"
+SLURM = CLUSTER / "slurm.sh"
 RECIPES = ROOT / "jobs" / "recipes"
 SCHEMAS = ROOT.parent / "shared" / "schemas"
 
@@ -264,12 +265,26 @@ def ray_up_machines() -> list[dict[str, float]]:
     return found
 
 
+def slurm_options() -> dict[str, str]:
+    """The options of ``sbatch`` that the script holds."""
+    options = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", SLURM.read_text(), re.M)
+    assert len(options) == len(dict(options)) == SLURM.read_text().count("#SBATCH")
+    return dict(options)
+
+
+def slurm_machines() -> list[dict[str, float]]:
+    options = slurm_options()
+    each = {"CPU": float(options["cpus-per-task"]), "GPU": float(options["gpus-per-node"])}
+    return [each] * int(options["nodes"])
+
+
 @pytest.mark.parametrize(
     "machines",
     [
         pytest.param(lambda: kuberay_machines(kuberay_clusters()[0]), id="rayjob"),
         pytest.param(lambda: kuberay_machines(kuberay_clusters()[1]), id="raycluster"),
         pytest.param(ray_up_machines, id="ray up"),
+        pytest.param(slurm_machines, id="slurm"),
     ],
 )
 def test_a_cluster_has_room_for_the_recipe_and_cpus_for_ray_data_on_each_machine(machines):
@@ -324,7 +339,8 @@ def test_models_are_downloaded_to_the_same_shared_place_everywhere():
         for pod in pods(cluster):
             env = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}
             assert env["HF_HOME"] == wanted
-    assert re.findall(r"HF_HOME=(\S+)", RAY_UP.read_text()) == [wanted]
+    for path in (RAY_UP, SLURM):
+        assert re.findall(r"HF_HOME(?::-|=)([^\s}\"$]+)", path.read_text()) == [wanted]
 
 
 def test_a_job_that_is_stopped_has_as_long_for_its_checkpoint_everywhere():
@@ -347,6 +363,18 @@ def test_clusters_ask_for_a_token_and_keep_the_dashboard_inside():
     assert any("RAY_AUTH_MODE=token" in c for c in config["initialization_commands"])
     assert "/home/ubuntu/.ray/auth_token" in config["file_mounts"]
     assert any("--dashboard-host=127.0.0.1" in c for c in config["head_start_ray_commands"])
+
+    assert "export RAY_AUTH_MODE=token" in SLURM.read_text()
+    assert "dashboard-host" not in SLURM.read_text()  # loopback is Ray's own default
+
+
+def test_slurm_runs_the_recipe_under_the_name_that_kuberay_gives_it():
+    words = SLURM.read_text().split()
+    entrypoint = read_yaml(RAYJOB)["spec"]["entrypoint"].split()
+
+    assert any(words[i : i + len(entrypoint)] == entrypoint for i in range(len(words)))
+    assert slurm_options()["job-name"] == read_yaml(RAYJOB)["metadata"]["name"]
+    assert slurm_options()["signal"].startswith("B:USR1@")
 
 
 def test_no_secret_is_written_into_a_manifest():
@@ -381,7 +409,7 @@ def test_every_place_names_the_ray_of_requirements_txt():
     assert any(
         c.endswith("pip install --quiet -r ~/requirements.txt") for c in config["setup_commands"]
     )
-    assert not re.search(r"\bray(\[.*?\])?==", RAY_UP.read_text())
+    assert not any(re.search(r"\bray(\[.*?\])?==", path.read_text()) for path in (RAY_UP, SLURM))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
