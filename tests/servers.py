@@ -1,21 +1,26 @@
-"""Servers on loopback, for tests: Ray nodes with token authentication, MLflow, a Hub."""
+"""Servers on loopback, for tests: Ray nodes with a token, MLflow, a Hub, Prometheus."""
 
+import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from hub_server import TOKEN
 
 RAY = str(Path(sys.executable).with_name("ray"))
+PROMETHEUS = shutil.which("prometheus")
 
 PATIENCE_S = 120.0
 """How long a server may take to answer on a busy machine."""
@@ -206,3 +211,38 @@ class HubServer:
         """End it at once, whatever it is doing."""
         assert self._process is not None
         end(self._process)
+
+
+@dataclass
+class PrometheusServer:
+    """Debian's Prometheus, which keeps what it scrapes in a folder."""
+
+    folder: Path
+    port: int = field(default_factory=lambda: free_ports(1)[0])
+
+    @property
+    def address(self) -> str:
+        """Where it listens, whether it runs or not."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def running(self, config: Path) -> Iterator["PrometheusServer"]:
+        """Scrape what a configuration file says, and end it after."""
+        assert PROMETHEUS
+        command = [
+            PROMETHEUS, f"--config.file={config}", f"--storage.tsdb.path={self.folder / 'tsdb'}",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+        ]  # fmt: skip
+        with (self.folder / "prometheus.log").open("a") as log:
+            server = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            wait_for_answer(f"{self.address}/-/ready")
+            yield self
+        finally:
+            end(server)
+
+    def ask(self, what: str, **arguments: str | float) -> Any:
+        """What its HTTP API answers, such as to ``query`` or ``label/NAME/values``."""
+        query = urllib.parse.urlencode(arguments)
+        with urllib.request.urlopen(f"{self.address}/api/v1/{what}?{query}", timeout=30) as answer:
+            return json.load(answer)["data"]
