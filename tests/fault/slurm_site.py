@@ -17,7 +17,10 @@ from typing import Any
 import psutil
 from servers import without_ray
 
-from jobs import PATIENCE_S, ROOT, command
+from jobs import ROOT, command
+
+PATIENCE_S = 600.0
+"""How long a job may take to queue, to start Ray twice, and to train."""
 
 TOOLS = ("ip", "munged", "nsenter", "sbatch", "slurmctld", "slurmd", "unshare")
 
