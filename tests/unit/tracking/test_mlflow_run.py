@@ -1,4 +1,5 @@
 import socket
+import time
 from pathlib import Path
 
 import mlflow
@@ -9,6 +10,10 @@ from rm_ray.tracking.history import Record
 from rm_ray.tracking.mlflow_run import MlflowRun
 from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError
 from rm_ray.tracking.target import MlflowTarget, RunDescription
+
+
+PATIENCE_S = 120.0
+"""How long MLflow may take to make its tables on a busy machine."""
 
 
 @pytest.fixture
@@ -52,6 +57,9 @@ def test_a_run_is_found_again_by_its_key_and_not_by_its_name(target):
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
 def test_a_run_that_ended_is_marked_until_it_goes_on(target, status):
     shipper = ship(target, records(1, 2))
+    deadline = time.monotonic() + PATIENCE_S
+    while shipper.unsent and time.monotonic() < deadline:
+        time.sleep(0.1)  # the end itself waits for a few seconds only
     shipper.end(status)
     assert shipper.run is not None
     found = shipper.run.client.get_run(shipper.run.run_id)
@@ -60,11 +68,11 @@ def test_a_run_that_ended_is_marked_until_it_goes_on(target, status):
 
 
 def test_what_mlflow_has_is_not_sent_again(target):
-    assert ship(target, records(1, 5)).close() == 0
+    assert ship(target, records(1, 5)).close(PATIENCE_S) == 0
     # A step that is trained again has another time, so MLflow would keep it as another point.
     again = [*records(1, 3, later=50), *records(4, 8, later=50), *records(2, 6, later=90)]
     resumed = ship(target, again)
-    assert resumed.close() == 0
+    assert resumed.close(PATIENCE_S) == 0
     assert resumed.run is not None
     assert resumed.run.run_id == begin(target).run_id
     assert steps(target) == list(range(1, 9))
@@ -79,7 +87,7 @@ def test_a_server_that_comes_back_gets_every_point_once(target, monkeypatch):
         return log_batch(self, *arguments, **options)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", flaky)
-    assert ship(target, records(1, 100)).close() == 0
+    assert ship(target, records(1, 100)).close(PATIENCE_S) == 0
     assert steps(target) == list(range(1, 101))
 
 
@@ -103,7 +111,7 @@ def test_a_server_that_is_away_at_the_beginning_is_asked_again(target):
     shipper = MetricShipper(opening)
     for record in records(1, 3):
         shipper.send(record)
-    assert shipper.close() == 0
+    assert shipper.close(PATIENCE_S) == 0
     assert steps(target) == [1, 2, 3]
 
 
@@ -112,7 +120,7 @@ def test_nothing_is_opened_where_nothing_is_sent(target):
         raise AssertionError
 
     shipper = MetricShipper(never)
-    assert shipper.close() == 0
+    assert shipper.close(PATIENCE_S) == 0
     assert shipper.run is None
 
 
@@ -120,7 +128,7 @@ def test_a_table_is_logged_once(target):
     for _ in range(2):
         shipper = MetricShipper(lambda: begin(target))
         shipper.send_table("eval_samples/step-1.json", [{"pair": 0, "prompt": "Hi"}])
-        assert shipper.close() == 0
+        assert shipper.close(PATIENCE_S) == 0
     run = begin(target)
     found = run.client.list_artifacts(run.run_id, "eval_samples")
     assert [item.path for item in found] == ["eval_samples/step-1.json"]
