@@ -11,7 +11,6 @@ from rm_ray.tracking.mlflow_run import MlflowRun
 from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError
 from rm_ray.tracking.target import MlflowTarget, RunDescription
 
-
 PATIENCE_S = 120.0
 """How long MLflow may take to make its tables on a busy machine."""
 
