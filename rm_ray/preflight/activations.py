@@ -138,12 +138,16 @@ class Activations:
     between: int
     """Of what passes from one layer to the next."""
 
-    around: int
-    """Outside of layers: rotary angles and the last norm."""
+    angles: int
+    """Of the rotary embedding, which all layers share."""
+
+    last_norm: int
+    """Of the norm after the last layer; a trimmed one leaves next to nothing."""
 
     working: int
     """Most that the backward pass of a layer holds beside what was saved: gradients of both
-    branches of the feed-forward, with its product freed, and of what passes between layers."""
+    branches of the feed-forward (that of their product takes the place of the product), and of
+    what passes between layers."""
 
     num_layers: int
 
@@ -155,19 +159,21 @@ class Activations:
         Checkpointing keeps the input of each layer alone (arXiv:1604.06174, p. 4). A trimmed last
         layer is not checkpointed: its forward is ours.
         """
+        around = self.angles + self.last_norm
         if not checkpointing:
-            return (self.num_layers - 1) * self.layer + self.last_layer + self.around
+            return (self.num_layers - 1) * self.layer + self.last_layer + around
         if self.is_trimmed:
-            return (self.num_layers - 1) * self.between + self.last_layer + self.around
-        return self.num_layers * self.between + self.around
+            return (self.num_layers - 1) * self.between + self.last_layer + around
+        return self.num_layers * self.between + around
 
     def peak(self, *, checkpointing: bool) -> int:
         """Return the most that is held: as the backward pass begins, or in its first whole layer.
 
-        By then a trimmed last layer is freed. With checkpointing that layer is saved again first.
+        By then a trimmed last layer, or the last norm, is freed. With checkpointing that layer is
+        saved again first.
         """
         held = self.held(checkpointing=checkpointing)
-        freed = self.last_layer if self.is_trimmed else 0
+        freed = self.last_layer if self.is_trimmed else self.last_norm
         recomputed = self.layer if checkpointing else 0
         return max(held, held - freed + recomputed + self.working)
 
@@ -194,7 +200,7 @@ def saved(
     head = architecture.query_width // architecture.num_heads
     angles = 2 * head * size.stream * (row.positions if layout == "packed" else 0)
     is_trimmed = architecture.trims(layout)
-    last, around = layer, angles
+    last, last_norm = layer, 0
     if is_trimmed:
         # Of every position: its norm, which two products read, and its keys and values.
         last = row.positions * _norms(family, hidden, size, liger=liger, norms=1, readers=2)
@@ -202,13 +208,14 @@ def saved(
         of_keys = _head_norm(family, size, liger=liger) * architecture.key_width
         last += row.positions * of_keys
     else:
-        around += row.positions * hidden * _normed(family, size, liger=liger)
+        last_norm = row.positions * hidden * _normed(family, size, liger=liger)
     return Activations(
         layer=layer,
         last_layer=last,
         between=between,
-        around=around,
-        working=row.positions * 2 * (architecture.intermediate + hidden) * size.product,
+        angles=angles,
+        last_norm=last_norm,
+        working=row.positions * (2 * architecture.intermediate + hidden) * size.product,
         num_layers=architecture.num_layers,
         is_trimmed=is_trimmed,
     )

@@ -197,6 +197,14 @@ class _Inside:
         """Return the bytes of the largest gradient of a layer before it is added up."""
         return size * self.architecture.largest_in_layer
 
+    def last_gradient(self, size: int) -> int:
+        """Return the bytes of the gradient with whose coming the bucket is exchanged.
+
+        Where one bucket takes all of them it is the embedding's.
+        """
+        is_embedding = self.whole <= REDUCE_BUCKET
+        return size * (self.embedding if is_embedding else self.architecture.largest_in_layer)
+
     def bucket(self, size: int) -> int:
         """Return what an empty bucket takes: on a CPU memory counts once it is written to."""
         return size * REDUCE_BUCKET if self.setting.on_gpu else 0
@@ -296,7 +304,7 @@ class _Inside:
         Gradients pass through a bucket, and once more through a copy of it, into their shard; a
         worker alone needs no copy of float32 ones. At stage 1 they wait whole, in float32, and a
         copy is cast to travel. At stage 2 they do not wait; the shards of several micro-batches
-        are added up, float32 ones a new one beside the old one.
+        are added up, float32 ones, which are made when the copy is gone, beside the old one.
 
         Offloaded are master weights, moments, a gradient's shard, the computing weights' shard,
         and room for the largest gradient, which the device has too.
@@ -314,16 +322,18 @@ class _Inside:
         )
         if setting.zero_stage == 1:
             waiting = FLOAT32 * self.whole if setting.accumulates else 0
-            gradients = FLOAT32 * (self.whole - self.in_bucket) + shards
+            gradients = FLOAT32 * (self.whole - self.in_bucket)
             activations = 0  # nothing travels before the backward pass is over
         else:
-            waiting = shards if setting.accumulates else 0
-            adds = setting.accumulates and not setting.is_bf16
-            gradients = 2 * shards if adds else shards
+            waiting = gradients = shards if setting.accumulates else 0
             activations = self.at_first_exchange()
         copy = travels * self.in_bucket if setting.is_bf16 or setting.world_size > 1 else 0
         if setting.zero_stage == 1 and setting.is_bf16:
             copy += 2 * self.in_bucket
+        if setting.is_bf16:
+            gradients = max(gradients, shards) if setting.zero_stage == 2 else gradients + shards
+        else:
+            copy = max(copy, shards)
         update = self.adamw(self.shard)
         flat = 0 if setting.is_bf16 else shards
         return [
@@ -336,7 +346,7 @@ class _Inside:
             ),
             held.plus(
                 "exchange",
-                gradients=gradients,
+                gradients=gradients + self.last_gradient(self.size),
                 activations=activations,
                 buffers=self.full_bucket(travels) + copy,
             ),
@@ -351,7 +361,7 @@ class _Inside:
     def sharded(self) -> list[Moment]:
         """ZeRO-3: everything in shards, weights gathered for use.
 
-        In float32 the master weights are the shards themselves. What is used again within the
+        What is used again within the
         reuse distance stays gathered: going back from the end of the forward pass, half of that
         distance, since the backward pass is as long. A gathering takes its weights twice while
         they are sorted. Small tensors stay whole. A worker alone gathers nothing. Gradients pass
@@ -377,7 +387,7 @@ class _Inside:
             name="between steps",
             weights=kept_whole + (0 if setting.offload == "all" else own),
             gradients=0 if offloads else shards,
-            optimizer=0 if offloads else (3 if setting.is_bf16 else 2) * shards,
+            optimizer=0 if offloads else 3 * shards,
             host=on_host,
         )
         copy = cast = size * self.in_bucket
@@ -403,6 +413,7 @@ class _Inside:
             ),
             held.plus(
                 "exchange",
+                gradients=self.last_gradient(size),
                 activations=self.at_first_exchange(),
                 buffers=self.full_bucket(size) + max(copy, cast),
             ),
@@ -419,7 +430,8 @@ def alternatives(setting: MemorySetting) -> list[MemorySetting]:
     """Return the same training at every stage, with and without what saves memory.
 
     In the order in which they are to be preferred: more memory before more communication, and
-    that before computing twice (a third more time), and that before the host's slower memory.
+    that before computing twice (a third more time), and that before the host's slower memory. A
+    CPU has nowhere to offload to.
     """
     stages: list[tuple[Offload, range]] = [
         ("none", range(4)),
@@ -429,6 +441,7 @@ def alternatives(setting: MemorySetting) -> list[MemorySetting]:
     return [
         replace(setting, zero_stage=stage, offload=offload, checkpointing=checkpointing)
         for offload, known in stages
+        if setting.on_gpu or offload == setting.offload
         for checkpointing in (False, True)
         for stage in known
     ]

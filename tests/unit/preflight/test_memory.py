@@ -67,7 +67,7 @@ def test_zero_3_on_64_gpus_by_hand(llama_8b):
     keys_and_values = 2 * 2 * 1_024 * 20_000
     last = 16_384 * 2 * 4_096 * 2 + keys_and_values
     layer = 16_384 * 2 * (4 * 4_096 + 3 * 14_336 + 2 * 4_096) + keys_and_values + 4 * 32 * 16_384
-    angles, working = 2 * 128 * 2 * 16_384, 16_384 * 2 * 2 * (14_336 + 4_096)
+    angles, working = 2 * 128 * 2 * 16_384, 16_384 * 2 * (2 * 14_336 + 4_096)
     assert backward.activations == 31 * between + angles + layer + working
     held = moment(estimated, "end of forward").activations
     assert held == 31 * between + angles + last
@@ -114,6 +114,9 @@ def test_every_way_to_train_is_compared_once_and_the_least_effort_comes_first():
     assert len({(w.zero_stage, w.offload, w.checkpointing) for w in ways}) == len(ways) == 16
     assert (ways[0].zero_stage, ways[0].checkpointing, ways[0].offload) == (0, False, "none")
     assert [way.zero_stage for way in ways[:4]] == [0, 1, 2, 3]
+    on_cpu = alternatives(replace(ON_64_GPUS, on_gpu=False))
+    assert len(on_cpu) == 8
+    assert {way.offload for way in on_cpu} == {"none"}
 
 
 def test_deepspeed_s_defaults_are_those_that_are_counted_with():
