@@ -108,6 +108,9 @@ def check_cluster(
 def check_answers(facts: Sequence[Facts]) -> Verdict:
     """Tell whether a task could run on every machine."""
     silent = [f"{f.name}: {f.error}" for f in facts if f.error]
+    if any("No module named 'rm_ray'" in told for told in silent):
+        remedy = "start it in the project's folder, or with 'ray job submit --working-dir .'"
+        return fail("machines", _list(silent), remedy)
     if silent:
         return fail("machines", _list(silent), "look at the machine, or take it out of the cluster")
     return passed("machines", f"{count(len(facts), 'machine')} answered")
@@ -119,7 +122,7 @@ def check_software(facts: Sequence[Facts], here: Mapping[str, str]) -> Verdict:
         f"{f.name} has {name} {f.software.get(name, 'missing')} instead of {known}"
         for f in facts
         for name, known in here.items()
-        if not f.error and f.software.get(name) != known
+        if f.software.get(name) != known
     ]
     if other:
         return fail("software", _list(other), "install the same requirements.txt on every machine")
@@ -192,12 +195,11 @@ def check_storage(facts: Sequence[Facts], written: Collection[str], storage: Sto
     if wrong:
         remedy = "run.storage_path must be one folder or URI that every machine may write"
         return fail("storage", _list(wrong), remedy)
-    answered = [f for f in facts if not f.error]
-    if len(written) < len(answered):
-        found = f"the driver sees the files of {len(written)} of {len(answered)} machines"
+    if len(written) < len(facts):
+        found = f"the driver sees the files of {len(written)} of {len(facts)} machines"
         return fail("storage", found, "run.storage_path must be the same folder on every machine")
     where = f"{storage.path}, written and read back"
-    return passed("storage", f"{where} on {count(len(answered), 'machine')}")
+    return passed("storage", f"{where} on {count(len(facts), 'machine')}")
 
 
 def check_disk(
@@ -237,14 +239,14 @@ def check_staging(facts: Sequence[Facts], *, num_parameters: int) -> Verdict:
     small = [
         f"{f.name} has {_gigabytes(f.staging_free)} free in {f.staging}"
         for f in facts
-        if not f.error and f.staging_free < needed
+        if f.staging_free < needed
     ]
     if small:
         remedy = (
             "free space, or set TMPDIR to a larger disk; where it is full there is no checkpoint"
         )
         return warn("staging", f"{what}: {_list(small)}", remedy)
-    least = min((f.staging_free for f in facts if not f.error), default=0)
+    least = min(f.staging_free for f in facts)
     return passed("staging", f"{what}; {_gigabytes(least)} or more are free on every machine")
 
 

@@ -134,7 +134,10 @@ def _fit(
 def _ask_machines(
     config: TrainConfig, machines: Sequence[Machine], storage: Storage, verdicts: list[Verdict]
 ) -> list[Facts] | None:
-    """Ask every machine and judge what it says; none where the storage cannot be written."""
+    """Ask every machine and judge what it says; return what those said that answered.
+
+    None where the storage cannot be written.
+    """
     try:
         with checks.left_by_driver(storage) as token:
             facts = ask_all(machines, Question(storage=storage, token=token, paths=_paths(config)))
@@ -142,9 +145,11 @@ def _ask_machines(
     except InputError as error:
         verdicts.append(checks.fail("storage", str(error), "give this user a folder or URI"))
         return None
+    verdicts.append(checks.check_answers(facts))
+    if not (facts := [one for one in facts if not one.error]):
+        return facts
     use_gpu = bool(config.cluster.use_gpu)
     found = [
-        checks.check_answers(facts),
         checks.check_software(facts, find_software()),
         checks.check_gpus(facts, use_gpu=use_gpu, dtype=config.model.dtype),
         checks.check_storage(facts, written, storage),
@@ -262,8 +267,9 @@ def _judge(
         checks.check_disk(
             prepared.storage, config.checkpoint, num_parameters=size, num_steps=planned.num_steps
         ),
-        checks.check_staging(facts, num_parameters=size),
     ]
+    if facts:
+        disks.append(checks.check_staging(facts, num_parameters=size))
     found = [checks.elsewhere(verdict) for verdict in disks] if is_elsewhere else disks
     chosen = next((option for option in planned.alternatives if option.is_chosen), None)
     if chosen is None:

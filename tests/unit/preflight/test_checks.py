@@ -147,6 +147,8 @@ def test_a_machine_that_does_not_answer_fails():
     verdict = checks.check_answers([NODE, Facts(name="two", error="no answer in 120 s")])
     assert verdict.outcome == "failed"
     assert "two: no answer" in verdict.found
+    without_us = Facts(name="two", error="ModuleNotFoundError: No module named 'rm_ray'")
+    assert "--working-dir" in checks.check_answers([without_us]).remedy
 
 
 @pytest.mark.parametrize(
