@@ -51,8 +51,8 @@ class PublishCommand:
     revision_prefix: str | None = None
     """What tags begin with, where several runs share a repository; none: the run's own."""
 
-    patience_s: float = 600.0
-    """Seconds after which it ends, whatever is left."""
+    patience_s: float | None = None
+    """Seconds for which a Hub that is away is asked again; none: the run's own."""
 
 
 def main_publish(arguments: Sequence[str]) -> int:
@@ -87,7 +87,8 @@ def publish_end(config: TrainConfig) -> int:
         if hub.repo_id is not None:
             from rm_ray.publish.run import finish_publishing
 
-            logger.info("%s", describe(finish_publishing(folder, hub), folder, hub))
+            published = finish_publishing(folder, hub, limit_s=hub.patience_s)
+            logger.info("%s", describe(published, folder, hub))
         if config.mlflow.registered_model is not None:
             from rm_ray.publish.registration import register_models
 

@@ -32,7 +32,7 @@ from rm_ray.storage import Storage, local_home
 from rm_ray.tracking.history import History
 from rm_ray.train.attempts import list_checkpoints, step_of
 from rm_ray.train.files import EVALUATIONS, EXPORT, HISTORY, PROBES, RUN, SKELETON, STATE
-from rm_ray.train.manifest import FoundCheckpoint, find_fault, read_manifest
+from rm_ray.train.manifest import FoundCheckpoint, choose_kept, find_fault, read_manifest
 from rm_ray.train.slices import read_weights
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,14 @@ class Mirror:
         done = {step: v for step, v in self._known.items() if v.state != "waiting"}
         self._known = self.versions.read(done)
         return self._known
+
+    def release(self) -> None:
+        """Delete the checkpoints that stayed only until they were made ready."""
+        wanted = {found.name for found in self.find_wanted()}
+        checkpoint, whole = self.config.checkpoint, list(self._manifests.values())
+        kept = choose_kept(whole, keep=checkpoint.keep, best_by=checkpoint.keep_best_by)
+        for name in self._manifests.keys() - wanted - {found.name for found in kept}:
+            self.run.delete(name)
 
     def retry_refused(self) -> None:
         """Forget what was refused, so that it is made ready and published again."""

@@ -50,12 +50,18 @@ class Published:
 
 
 def finish_publishing(
-    folder: str, hub: HubConfig | None = None, *, retries_refused: bool = False
+    folder: str,
+    hub: HubConfig | None = None,
+    *,
+    limit_s: float | None = None,
+    retries_refused: bool = False,
 ) -> Published:
-    """Publish all that a run has to publish, for ``hub.patience_s`` at most.
+    """Publish all that a run has to publish, for ``limit_s`` at most.
 
-    ``folder`` is the run's, as a path or a URI; without a ``hub`` it is the run's own. What is on
-    the Hub is not sent again. With ``retries_refused`` what was refused is tried once more.
+    ``folder`` is the run's, as a path or a URI; without a ``hub`` it is the run's own. A Hub that
+    is away is asked again for ``hub.patience_s``. What is there is not sent again. With
+    ``retries_refused`` what was refused is tried once more. The checkpoints of a finished run that
+    stayed for its own repository alone are deleted once they are not needed for it.
 
     Raises:
         InputError: there is no such run, or it has no repository.
@@ -65,6 +71,7 @@ def finish_publishing(
     if record is None:
         raise InputError(f"'{folder}' holds no run: there is no {RUN} in it")
     config = parse_config(record["config"])
+    is_own = hub is None or hub.repo_id == config.hub.repo_id
     config = replace(config, hub=hub or config.hub)
     if config.hub.repo_id is None:
         raise InputError(f"the run in '{folder}' has no hub.repo_id; name one with --repo_id")
@@ -73,16 +80,18 @@ def finish_publishing(
     if retries_refused:
         mirror.retry_refused()
     published = Published(repo_id=config.hub.repo_id, is_over=result is not None)
-    problem = _within(config.hub.patience_s, lambda: _publish_all(mirror, result))
+    problem = _within(limit_s, lambda: _publish_all(mirror, result))
     versions = mirror.versions.read()
     published.versions = [version for _, version in sorted(versions.items())]
     published.main = mirror.versions.main
     published.problem = problem
+    if published.is_over and published.is_whole and is_own:
+        mirror.release()
     return published
 
 
-def _within(seconds: float, action: Callable[[], None]) -> str:
-    """Do something for so long at most; return what went wrong, if anything did."""
+def _within(seconds: float | None, action: Callable[[], None]) -> str:
+    """Do something, for so long at most; return what went wrong, if anything did."""
     problems: list[Exception] = []
 
     def work() -> None:

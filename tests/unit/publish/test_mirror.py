@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from made_run import MadeRun, make_run
 
 from rm_ray.errors import InputError
+from rm_ray.publish import command
 from rm_ray.publish import mirror as mirror_module
 from rm_ray.publish import run as run_module
 from rm_ray.publish.command import describe
@@ -201,3 +202,24 @@ def test_a_run_in_an_object_store_is_published_too(endpoint, contents, tmp_path)
     run_module.Storage.open(there.rpartition("/")[0]).upload(Path(made.folder), "run")
     assert finish_publishing(there).main == "step-00000010"
     assert "model.safetensors" in contents(REPO, "main")
+
+
+def test_the_end_of_a_run_has_a_limit_and_ctrl_c_leads_to_the_command_that_goes_on(
+    endpoint, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "rm_ray.publish.command")
+    made = make_run(tmp_path, last_step=10, patience_s=0.01)
+    made.save(10)
+    made.finish()
+    assert command.publish_end(made.config) == 0  # the run itself is finished
+    assert "not published     main: it was not done within 0 s" in caplog.text
+    again = f"python jobs/publish.py {made.folder} --repo_id {REPO} --private True"
+    assert again in caplog.text
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    caplog.clear()
+    monkeypatch.setattr(run_module, "finish_publishing", interrupted)
+    assert command.publish_end(made.config) == command.INTERRUPTED
+    assert again in caplog.text

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from made_run import make_run
@@ -12,6 +13,7 @@ from made_run import make_run
 from rm_ray.publish.card import IMAGE
 from rm_ray.publish.command import describe
 from rm_ray.publish.run import finish_publishing
+from rm_ray.scoring.scorer import Scorer
 
 REPO = "someone/rewards"
 
@@ -36,7 +38,15 @@ def test_a_finished_run_is_published_with_its_best_on_main(endpoint, contents, t
     assert main["model.safetensors"] != last["model.safetensors"]
     card = ModelCard(main["README.md"].decode())
     snippet = re.search(r"```python\n(.*?)```", card.text, re.S)[1]
+    assert [path.name for path in sorted(Path(made.folder).glob("checkpoint_*"))] == [
+        "checkpoint_00000020_0001",
+        "checkpoint_00000030_0001",
+    ]  # the last and the best; the other one stayed for the Hub
     assert "This is step 20 of 30, the best by `eval/rm/loss`." in card.text
+    for name, data in main.items():
+        path = Path(made.folder) / "main" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
     environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "PATH": "",
                    "HF_TOKEN": "hf_loopback", "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
     done = subprocess.run(
@@ -46,6 +56,17 @@ def test_a_finished_run_is_published_with_its_best_on_main(endpoint, contents, t
     first, second = done.stdout.splitlines()
     assert first.endswith("A spider has eight legs.")
     assert second.endswith("Legs are fun!")
-    expected = torch.tensor([float(line.split()[0]) for line in (first, second)])
-    assert expected.isfinite().all()
-    assert expected[0] != expected[1]
+    printed = [float(line.split()[0]) for line in (first, second)]
+    scorer = Scorer.load(
+        str(Path(made.folder) / "main"), device=torch.device("cpu"), tokens_per_forward=1000
+    )
+    question = {"role": "user", "content": "How many legs does a spider have?"}
+    conversations = [
+        [question, {"role": "assistant", "content": content}]
+        for content in ("A spider has eight legs.", "Legs are fun!")
+    ]
+    (expected,) = scorer.score(
+        [[scorer.tokenizer.apply_chat_template(each, return_dict=False) for each in conversations]]
+    )
+    assert printed == pytest.approx(expected.tolist(), abs=1e-3)
+    assert printed[0] != printed[1]
