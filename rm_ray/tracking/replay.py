@@ -52,6 +52,8 @@ def replay(folder: str, tracking_uri: str | None, *, patience_s: float = PATIENC
     if unsent or shipper.run is None:
         raise TrainingError(f"MLflow at {target.tracking_uri} did not take {unsent} items in time")
     _finish(run, record, shipper.run)
+    if tracking_uri is None:
+        _note(run, shipper.run.run_id)
     logger.info(
         "%d records of run '%s' are at %s",
         len(history.records),
@@ -79,6 +81,13 @@ def _finish(run: Storage, record: dict[str, Any], opened: MlflowRun) -> None:
             opened.finish(documents, figures)
         except MlflowAwayError as error:
             raise TrainingError(f"{error}; the metrics are there, give the command again") from None
+
+
+def _note(run: Storage, run_id: str) -> None:
+    """Give a finished run that was never in its own MLflow the id that it has there now."""
+    result = run.read_json(RESULT)
+    if result is not None and result["mlflow_run_id"] is None:
+        run.write_json(RESULT, result | {"mlflow_run_id": run_id})
 
 
 def read_journal(run: Storage) -> History:

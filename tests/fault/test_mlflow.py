@@ -91,3 +91,4 @@ def test_a_server_that_never_came_is_brought_up_to_date_by_a_command(
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
             check(server, outcome)
+        assert result(Path(outcome["folder"]))["mlflow_run_id"] is not None
