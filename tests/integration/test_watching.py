@@ -91,8 +91,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         machines = RayMachines(ray_folder)
         stack.enter_context(machines.node(num_cpus=4, is_head=True, **variables))
         wait_for_answer(f"{machines.dashboard}/api/jobs/", Authorization=f"Bearer {machines.token}")
-        config = ray_folder / "session_latest" / "metrics" / "prometheus" / "prometheus.yml"
-        stack.enter_context(prometheus.running(config))
+        stack.enter_context(prometheus.running(find_configuration(ray_folder)))
         began, log = time.time(), folder / "job.log"
         command = [
             RAY, "job", "submit", "--address", machines.dashboard, "--submission-id", NAME,
@@ -112,6 +111,17 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         watched = Watched(machines, prometheus, mlflow, folder / "storage", job, log, began)
         watched.wait_for(lambda: "evaluation at step 40:" in log.read_text(), "two evaluations")
         yield watched
+
+
+def find_configuration(folder: Path) -> Path:
+    """The one that Ray's head writes for Prometheus, soon after it answers."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        found = list(folder.glob("*/session_latest/metrics/prometheus/prometheus.yml"))
+        if found:
+            return found[0]
+        assert time.monotonic() < deadline, "Ray wrote no configuration for Prometheus"
+        time.sleep(0.5)
 
 
 def _made(folder: Path) -> Path:
