@@ -65,6 +65,11 @@ BENCHMARKS = {
         command=("core.py", "--pairs-per-step", "8", "--tokens-per-micro-batch", "1000000"),
         quick=(*ONE_RUN, *SMALL),
     ),
+    "estimate": Benchmark(
+        title="Memory as it is estimated before a run, beside what processes take",
+        command=("memory_estimate.py",),
+        quick=(*SMALL, "--key-value-heads", "1", "--vocab", "500", "--only", "1 rank", "float32"),
+    ),
     "planning": Benchmark(
         title="Planning an epoch of 10 million pairs for 64 ranks",
         command=("planning.py",),
