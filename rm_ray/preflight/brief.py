@@ -16,6 +16,7 @@ from rm_ray.preflight.machines import Machine, list_machines
 from rm_ray.preflight.memory import PARTS, MemoryEstimate
 from rm_ray.preflight.planning import count_workers, estimate_now, why_not_estimated
 from rm_ray.preflight.workload import Workload, look
+from rm_ray.train.attempts import list_checkpoints
 from rm_ray.train.prepare import Prepared
 
 logger = logging.getLogger(__name__)
@@ -24,10 +25,10 @@ STEPS = 16
 """How many steps are looked at."""
 
 GPU_MEMORY_GB = {
-    "T4": 16, "V100": 16, "L4": 24, "A10G": 24, "A100": 40, "L40S": 48, "H100": 80, "H20": 96,
-    "RTX-PRO-6000": 96, "H200": 141, "B200": 180,
+    "T4": 16, "L4": 24, "A10G": 24, "L40S": 48, "H100": 80, "RTX-PRO-6000": 96, "H200": 141,
+    "B200": 180,
 }  # fmt: skip
-"""What GPUs have by Ray's names for them; the least where there are several of a name."""
+"""What GPUs have by Ray's names for them, where there is one size of a name."""
 
 
 def say_in_short(prepared: Prepared) -> None:
@@ -53,6 +54,7 @@ def say_in_short(prepared: Prepared) -> None:
             prepared.config.checkpoint,
             num_parameters=sum(p.numel() for p in prepared.classifier.parameters()),
             num_steps=plan.steps.total,
+            num_there=len(list_checkpoints(prepared.run)),
         )
     ]
     if why := why_not_estimated(prepared):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +16,14 @@ from rm_ray.config import BUILTIN, CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
 from rm_ray.preflight.machines import Facts, Machine
 from rm_ray.preflight.memory import MemoryEstimate
+from rm_ray.publish.access import WHOLE, choose_index, read_index
 from rm_ray.storage import Storage
 
 Outcome = Literal["ok", "warning", "failed"]
 
 GIGABYTE = 10**9
 
-DRIVERS = {11: 450.80, 12: 525.60, 13: 580.65}
+DRIVERS = {11: "450.80", 12: "525.60", 13: "580.65"}
 """Oldest Linux driver for each CUDA (docs.nvidia.com/cuda/cuda-toolkit-release-notes, table 2)."""
 
 AMPERE = 8.0
@@ -92,16 +92,17 @@ def check_cluster(
 ) -> Verdict:
     """Tell whether the cluster has what the workers need; ``refusal`` says why not.
 
-    Where the GPUs ``is_elsewhere``, the cluster at hand is not the one that will train.
+    Where that ``is_elsewhere``, the cluster at hand is not the one that will train.
     """
     gpus, cpus = sum(m.num_gpus for m in machines), sum(m.num_cpus for m in machines)
     kinds = sorted({m.gpu_kind for m in machines if m.gpu_kind})
     kind = f" ({', '.join(kinds)})" if kinds else ""
     has = f"{count(len(machines), 'machine')}, {count(cpus, 'CPU')}, {count(gpus, 'GPU')}{kind}"
+    if is_elsewhere:
+        found = f"{has}: not the cluster of this run, which has {fitted}"
+        return warn("cluster", found, "check again on it")
     if refusal is None:
         return passed("cluster", f"{has}; room for {fitted}")
-    if is_elsewhere:
-        return warn("cluster", f"{has}: not the cluster of this run", "check again on it")
     return fail("cluster", refusal, "see 'ray status'; or say what a GPU has with --gpu_memory_gb")
 
 
@@ -143,15 +144,16 @@ def check_gpus(facts: Sequence[Facts], *, use_gpu: bool, dtype: str) -> Verdict:
     if no_cuda:
         return fail("GPUs", f"PyTorch is built without CUDA on {_list(no_cuda)}", _INSTALL)
     old = [
-        f"{f.name} has driver {gpu.driver}, and PyTorch's CUDA {f.cuda} needs {least:.2f}"
+        f"{f.name} has driver {gpu.driver}, and PyTorch's CUDA {f.cuda} needs {least}"
         for f in with_gpus
         for gpu in f.gpus[:1]
-        if f.cuda and _as_number(gpu.driver) < (least := DRIVERS.get(int(f.cuda.split(".")[0]), 0))
+        if f.cuda and (least := DRIVERS.get(int(f.cuda.split(".")[0])))
+        if _parts(gpu.driver) < _parts(least)
     ]
     if old:
         return fail("GPUs", _list(old), "install a newer driver on these machines")
     gpus = [gpu for f in with_gpus for gpu in f.gpus]
-    kinds = sorted({f"{gpu.name}, {gpu.memory / GIGABYTE:.0f} GB" for gpu in gpus})
+    kinds = sorted({f"{gpu.name}, {_memory(gpu.memory)}" for gpu in gpus})
     drivers = sorted({gpu.driver for gpu in gpus})
     found = f"{len(gpus)} x {' and '.join(kinds)}; driver {', '.join(drivers)}"
     if dtype == "bfloat16" and min(gpu.capability for gpu in gpus) < AMPERE:
@@ -161,13 +163,16 @@ def check_gpus(facts: Sequence[Facts], *, use_gpu: bool, dtype: str) -> Verdict:
     return passed("GPUs", found)
 
 
+def _memory(size: int | None) -> str:
+    return "memory unknown" if size is None else f"{size / GIGABYTE:.0f} GB"
+
+
 _INSTALL = "install the PyTorch of requirements.txt there, from an index with CUDA"
 
 
-def _as_number(driver: str) -> float:
-    """Return the first two parts of a driver's version as a number."""
-    major, _, minor = driver.partition(".")
-    return float(f"{major}.{minor.partition('.')[0] or 0}")
+def _parts(version: str) -> list[int]:
+    """Return the first two parts of a driver's version, of which 580.105 is newer than 580.65."""
+    return [int(part) for part in version.split(".")[:2]]
 
 
 @contextmanager
@@ -203,13 +208,24 @@ def check_storage(facts: Sequence[Facts], written: Collection[str], storage: Sto
 
 
 def check_disk(
-    storage: Storage, checkpoint: CheckpointConfig, *, num_parameters: int, num_steps: int
+    storage: Storage,
+    checkpoint: CheckpointConfig,
+    *,
+    num_parameters: int,
+    num_steps: int,
+    num_there: int = 0,
 ) -> Verdict:
-    """Tell whether the storage has room for the run's checkpoints and its model."""
+    """Tell whether the storage has room for the run's checkpoints and its model.
+
+    ``num_there`` checkpoints of the run are there already.
+    """
     taken = -(-num_steps // checkpoint.every_steps) if checkpoint.every_steps else 1
     kept = min(checkpoint.keep + AT_ONCE, taken)
-    needed = (kept * CHECKPOINT + 4) * num_parameters
-    what = f"{count(kept, 'checkpoint')} and the model take up to {_gigabytes(needed)}"
+    size = (kept * CHECKPOINT + 4) * num_parameters
+    needed = size - min(kept, num_there) * CHECKPOINT * num_parameters
+    what = f"{count(kept, 'checkpoint')} and the model take up to {_gigabytes(size)}"
+    if num_there:
+        what += f", of which {_gigabytes(size - needed)} are there"
     if not storage.is_local:
         return passed("disk", f"{what}; how much is free there cannot be told")
     free = shutil.disk_usage(_nearest(Path(storage.path))).free
@@ -227,9 +243,10 @@ def _nearest(path: Path) -> Path:
 
 
 def check_staging(facts: Sequence[Facts], *, num_parameters: int) -> Verdict:
-    """Tell whether every machine has room for the checkpoint that it writes before it is copied.
+    """Tell whether machines have room for the checkpoint that they write before it is copied.
 
-    How many workers a machine gets is not known, so each needs room for all of one.
+    ``facts`` are those of machines that workers may get. How many each gets is not known, so it
+    needs room for all of one.
     """
     wrong = [f"{f.name}: {f.staging_error}" for f in facts if f.staging_error]
     if wrong:
@@ -247,7 +264,7 @@ def check_staging(facts: Sequence[Facts], *, num_parameters: int) -> Verdict:
         )
         return warn("staging", f"{what}: {_list(small)}", remedy)
     least = min(f.staging_free for f in facts)
-    return passed("staging", f"{what}; {_gigabytes(least)} or more are free on every machine")
+    return passed("staging", f"{what}; {_gigabytes(least)} or more are free where workers may be")
 
 
 def check_paths(facts: Sequence[Facts]) -> Verdict | None:
@@ -285,9 +302,8 @@ def check_model(
 
 def find_missing_weights(files: Collection[str], index: dict[str, Any] | None) -> list[str]:
     """Return the weight files that a model's own index names and that are not among its files."""
-    whole = {"model.safetensors", "pytorch_model.bin"}
     if index is None:
-        return [] if whole & set(files) else ["model.safetensors"]
+        return [] if set(WHOLE) & set(files) else [WHOLE[0]]
     return sorted(set(index["weight_map"].values()) - set(files))
 
 
@@ -296,10 +312,14 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def find_faulty_weights(folder: Path) -> list[str]:
-    """Return the weight files of a folder that are missing or cut short, and why."""
-    index = next(iter(sorted(folder.glob("*.index.json"), reverse=True)), None)
+    """Return the weight files of a folder that are missing or cut short, and why.
+
+    Raises:
+        InputError: its index is not one.
+    """
     files = _weight_files(folder)
-    told = json.loads(index.read_text()) if index else None
+    index = choose_index([path.name for path in folder.iterdir()])
+    told = None if index is None else read_index((folder / index).read_text())
     faults = [f"{name} is missing" for name in find_missing_weights([f.name for f in files], told)]
     for file in files:
         if file.suffix != ".safetensors":

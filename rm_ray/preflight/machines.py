@@ -92,8 +92,8 @@ class Gpu:
     """A GPU as its driver describes it."""
 
     name: str
-    memory: int
-    """Bytes."""
+    memory: int | None
+    """Bytes; none where the driver does not tell."""
     driver: str
     capability: float
     """Compute capability, as in 8.0."""
@@ -226,6 +226,7 @@ def find_gpus() -> tuple[tuple[Gpu, ...], str]:
 
 
 def parse_gpu(line: str) -> Gpu:
-    """Read a line of nvidia-smi's answer; memory is in MiB there."""
+    """Read a line of nvidia-smi's answer; memory is in MiB there, where the driver tells it."""
     name, memory, driver, capability = (cell.strip() for cell in line.split(","))
-    return Gpu(name=name, memory=int(memory) * 2**20, driver=driver, capability=float(capability))
+    size = int(memory) * 2**20 if memory.isdigit() else None
+    return Gpu(name=name, memory=size, driver=driver, capability=float(capability))

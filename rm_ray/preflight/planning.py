@@ -20,8 +20,13 @@ from rm_ray.train.prepare import Prepared
 LAYOUTS: tuple[Layout, ...] = ("packed", "padded")
 
 
-def plan_run(prepared: Prepared, *, gpu_memory: int | None, most_steps: int) -> Planned:
-    """Return what a run computes in both layouts, and its memory at every stage."""
+def plan_run(
+    prepared: Prepared, *, least_workers: int | None, gpu_memory: int | None, most_steps: int
+) -> Planned:
+    """Return what a run computes in both layouts, and its memory at every stage.
+
+    Memory is that of the fewest workers that it may go on with, if there is such a number.
+    """
     num_workers = count_workers(prepared)
     mine = prepared.plan.settings.layout
     others = [layout for layout in LAYOUTS if layout != mine and _can_be(layout, prepared)]
@@ -32,8 +37,10 @@ def plan_run(prepared: Prepared, *, gpu_memory: int | None, most_steps: int) -> 
     why = why_not_estimated(prepared)
     options: list[Alternative] = []
     if not why:
-        setting = memory_setting(prepared, workloads[0])
-        architecture, row = architecture_of(prepared), row_of(prepared, workloads[0], setting)
+        fewest = least_workers or num_workers
+        largest = look(prepared.plan, world_size=fewest, most_steps=most_steps)
+        setting = replace(memory_setting(prepared, largest), world_size=fewest)
+        architecture, row = architecture_of(prepared), row_of(prepared, largest, setting)
         options = [
             Alternative(
                 setting=other,

@@ -90,13 +90,13 @@ def describe_plan(planned: Planned) -> str:
 def _pairs(planned: Planned) -> str:
     lengths, distinct = planned.lengths, planned.lengths.distinct
     both = lengths.chosen.astype(np.int64) + lengths.rejected
-    quarter, half, most = (np.quantile(distinct, share) for share in (0.5, 0.95, 1.0))
+    middle, large, most = (np.quantile(distinct, share) for share in (0.5, 0.95, 1.0))
     return "\n".join(
         [
             f"pairs: {len(lengths):,} to train on, {planned.num_eval_pairs:,} held out, "
             f"{planned.num_refused:,} refused",
-            f"  distinct tokens of a pair: {distinct.mean():.0f} on average, {quarter:.0f} in the "
-            f"middle, {half:.0f} at 95%, {most:.0f} at most; {int(distinct.sum()):,} in all, "
+            f"  distinct tokens of a pair: {distinct.mean():.0f} on average, {middle:.0f} in the "
+            f"middle, {large:.0f} at 95%, {most:.0f} at most; {int(distinct.sum()):,} in all, "
             f"{both.sum() / distinct.sum():.2f} times as many in both conversations",
             *(f"  {line}" for line in histogram(distinct)),
         ]
@@ -142,7 +142,8 @@ def _memory(planned: Planned) -> str:
     if planned.why_no_memory:
         return f"memory: not estimated, since {planned.why_no_memory}"
     options = planned.alternatives
-    on_gpu = options[0].setting.on_gpu
+    on_gpu, workers = options[0].setting.on_gpu, options[0].setting.world_size
+    fewest = f" for {workers}, the fewest" if workers < planned.num_workers else ""
     scale, unit = (1e9, "GB") if max(o.estimated.device for o in options) > 1e9 else (1e6, "MB")
     rows = [["stage", "recompute", "offload", *PARTS, "at once", "when", "machine", ""]]
     for option in options:
@@ -161,8 +162,9 @@ def _memory(planned: Planned) -> str:
         )
     return "\n".join(
         [
-            f"memory of a {'GPU' if on_gpu else 'worker'}, estimated: {model}; the most of each "
-            f"part, the most at once, and the most of the machine's own for a worker, in {unit}",
+            f"memory of a {'GPU' if on_gpu else 'worker'}, estimated{fewest}: {model}; the most of "
+            "each part, the most at once, and the most of the machine's own for a worker, in "
+            f"{unit}",
             *(f"  {line}" for line in _align(rows)),
             *_recommendation(planned),
         ]

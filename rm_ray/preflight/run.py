@@ -38,6 +38,7 @@ from rm_ray.publish.hub import HubAwayError
 from rm_ray.storage import Storage
 from rm_ray.tracking.shipping import MlflowAwayError
 from rm_ray.tracking.target import MlflowTarget
+from rm_ray.train.attempts import list_checkpoints
 from rm_ray.train.prepare import Prepared, prepare_for, read_tokenizer
 from rm_ray.train.session import fit_to_cluster, ray_cluster
 
@@ -83,8 +84,9 @@ def run_preflight(command: PreflightCommand) -> Findings:
     verdicts: list[Verdict] = []
     with _some_cluster(config.cluster):
         machines = list_machines()
-        is_elsewhere = command.gpu_memory_gb is not None
-        cluster, verdict = _fit(config.cluster, machines, is_elsewhere=is_elsewhere)
+        cluster, verdict, is_elsewhere = _fit(
+            config.cluster, machines, may_be_elsewhere=command.gpu_memory_gb is not None
+        )
         config = replace(config, cluster=cluster)
         verdicts.append(verdict)
         try:
@@ -94,11 +96,19 @@ def run_preflight(command: PreflightCommand) -> Findings:
             if facts is None:  # pairs could not be kept anywhere
                 return Findings(verdicts=tuple(verdicts))
             prepared = prepare_for(config)
-            planned = plan_run(prepared, gpu_memory=_gpu_memory(command, facts), most_steps=STEPS)
-            planned = replace(planned, speed=_speed(command, prepared, planned))
+            planned = plan_run(
+                prepared,
+                least_workers=(command.config.cluster.worker_bounds or (None,))[0],
+                gpu_memory=_gpu_memory(command, facts),
+                most_steps=STEPS,
+            )
         except InputError as error:
             return Findings(verdicts=tuple(verdicts), error=str(error))
         verdicts += _judge(prepared, planned, machines, facts, is_elsewhere=is_elsewhere)
+        try:
+            planned = replace(planned, speed=_speed(command, prepared, planned))
+        except InputError as error:
+            verdicts.append(checks.warn("speed", str(error), "measure where it trains"))
     return Findings(verdicts=tuple(verdicts), planned=planned)
 
 
@@ -113,22 +123,31 @@ def _some_cluster(config: ClusterConfig) -> Iterator[None]:
 
 
 def _fit(
-    config: ClusterConfig, machines: Sequence[Machine], *, is_elsewhere: bool
-) -> tuple[ClusterConfig, Verdict]:
-    """Return the workers that there will be, on this cluster or on the one that they ask for."""
-    refusal = None
+    config: ClusterConfig, machines: Sequence[Machine], *, may_be_elsewhere: bool
+) -> tuple[ClusterConfig, Verdict, bool]:
+    """Return the workers that there will be, and whether that is on another cluster than this.
+
+    Raises:
+        InputError: it is on another one, and nobody says how many there are.
+    """
+    refusal, bounds = None, config.worker_bounds
     try:
         fitted = fit_to_cluster(config)
     except InputError as error:
-        refusal = str(error)
-        bounds = config.worker_bounds or (1, 1)
-        use_gpu = is_elsewhere if config.use_gpu is None else config.use_gpu
-        fitted = replace(config, num_workers=bounds[1], use_gpu=use_gpu)
-    if is_elsewhere and config.use_gpu is None:
-        fitted = replace(fitted, use_gpu=True)
+        refusal, fitted = str(error), replace(config, num_workers=(bounds or (1, 1))[1])
+    has_gpus = any(machine.num_gpus for machine in machines)
+    is_elsewhere = may_be_elsewhere and (refusal is not None or not has_gpus)
+    if is_elsewhere:
+        if bounds is None:
+            raise InputError(
+                "with --gpu_memory_gb the cluster that will train may be another one than that at "
+                "hand, so say how many workers it has by --cluster.num_workers"
+            )
+        fitted = replace(config, num_workers=bounds[1], use_gpu=config.use_gpu is not False)
     each = checks.count(fitted.cpus_per_worker, "CPU") + (" and a GPU" if fitted.use_gpu else "")
     room = f"{checks.count(int(fitted.num_workers or 1), 'worker')} of {each}"
-    return fitted, checks.check_cluster(machines, room, refusal, is_elsewhere=is_elsewhere)
+    verdict = checks.check_cluster(machines, room, refusal, is_elsewhere=is_elsewhere)
+    return fitted, verdict, is_elsewhere
 
 
 def _ask_machines(
@@ -205,7 +224,7 @@ def _check_mlflow(config: TrainConfig, storage: Storage) -> Verdict:
         told = ask_mlflow(target, registry=config.mlflow.registered_model is not None)
     except MlflowAwayError as error:
         remedy = "check mlflow.tracking_uri and the credentials; training would go on without it"
-        return checks.fail("MLflow", str(error), remedy)
+        return checks.warn("MLflow", str(error), remedy)
     return checks.passed("MLflow", f"{target.tracking_uri} answers; {told}")
 
 
@@ -217,7 +236,7 @@ def _check_hub(config: TrainConfig) -> Verdict:
         access = find_access(repo_id)
     except HubAwayError as error:
         remedy = "check the network and HF_ENDPOINT; training would go on without it"
-        return checks.fail("Hub", str(error), remedy)
+        return checks.warn("Hub", str(error), remedy)
     except InputError as error:
         return checks.fail("Hub", str(error), "set HF_TOKEN to a token that may write there")
     if access.obstacle:
@@ -231,7 +250,8 @@ def _gpu_memory(command: PreflightCommand, facts: Sequence[Facts]) -> int | None
     """Return the bytes of the smallest GPU that may train."""
     if command.gpu_memory_gb is not None:
         return int(command.gpu_memory_gb * GIGABYTE)
-    return min((gpu.memory for f in facts for gpu in f.gpus), default=None)
+    sizes = [gpu.memory for f in facts for gpu in f.gpus]
+    return None if None in sizes else min((size for size in sizes if size), default=None)
 
 
 def _speed(command: PreflightCommand, prepared: Prepared, planned: Planned) -> Speed | None:
@@ -242,12 +262,13 @@ def _speed(command: PreflightCommand, prepared: Prepared, planned: Planned) -> S
     from rm_ray.preflight.speed import measure_speed
 
     workers = planned.num_workers
-    activations = [option.estimated.part("activations") for option in planned.alternatives]
+    chosen = next((option for option in planned.alternatives if option.is_chosen), None)
+    activations = 0 if chosen is None else chosen.estimated.part("activations")
     one = measure_speed(
         prepared,
         num_steps=command.measure,
         world_size=workers,
-        needed=2 * FLOAT32 * planned.num_parameters + max(activations, default=0),
+        needed=2 * FLOAT32 * planned.num_parameters + activations,
     )
     source = f"{one:.1f} on this machine's device, times {workers}, without exchange or optimizer"
     return Speed(pairs_per_second=one * workers, source=source)
@@ -265,11 +286,18 @@ def _judge(
     config, size = prepared.config, planned.num_parameters
     disks = [
         checks.check_disk(
-            prepared.storage, config.checkpoint, num_parameters=size, num_steps=planned.num_steps
+            prepared.storage,
+            config.checkpoint,
+            num_parameters=size,
+            num_steps=planned.num_steps,
+            num_there=len(list_checkpoints(prepared.run)),
         ),
     ]
-    if facts:
-        disks.append(checks.check_staging(facts, num_parameters=size))
+    use_gpu, cpus = bool(config.cluster.use_gpu), config.cluster.cpus_per_worker
+    trains = {m.name for m in machines if m.places(cpus=cpus, use_gpu=use_gpu)}
+    staging = [one for one in facts if is_elsewhere or one.name in trains]
+    if staging:
+        disks.append(checks.check_staging(staging, num_parameters=size))
     found = [checks.elsewhere(verdict) for verdict in disks] if is_elsewhere else disks
     chosen = next((option for option in planned.alternatives if option.is_chosen), None)
     if chosen is None:
@@ -280,7 +308,6 @@ def _judge(
         advice = ADVICE if best is None else describe_setting(best.setting)
         found.append(checks.check_gpu_memory(chosen.estimated, planned.gpu_memory, advice=advice))
     known = [] if is_elsewhere else machines
-    use_gpu, cpus = bool(cluster.use_gpu), cluster.cpus_per_worker
     found.append(
         checks.check_machine_memory(
             chosen.estimated,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
 )
@@ -43,6 +44,9 @@ class HubAccess:
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Files that say which of several files holds which weight."""
 
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+"""What all weights are in where there is one file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelListing:
@@ -50,6 +54,17 @@ class ModelListing:
 
     files: frozenset[str]
     index: dict[str, Any] | None = None
+
+
+def choose_index(files: Collection[str]) -> str | None:
+    """Return the index that transformers would read of a model's files; none where it reads none.
+
+    One whole file comes before several, and safetensors before pickles.
+    """
+    for whole, index in zip(WHOLE, INDEXES, strict=True):
+        if whole in files or index in files:
+            return None if whole in files else index
+    return None
 
 
 def find_access(repo_id: str, *, endpoint: str | None = None) -> HubAccess:
@@ -110,7 +125,7 @@ def list_model(
         files = frozenset(file.rfilename for file in info.siblings or ())
         if "config.json" in files:  # which a gated model tells about and does not give
             _ask(what, lambda: api.hf_hub_download(name, "config.json", revision=revision))
-        index = next((file for file in INDEXES if file in files), None)
+        index = choose_index(files)
         if index is None:
             return ModelListing(files=files)
         path = _ask(what, lambda: api.hf_hub_download(name, index, revision=revision))
@@ -120,7 +135,23 @@ def list_model(
         ) from None
     except RepositoryNotFoundError:
         raise InputError(f"{what}: {REMEDIES[404]}") from None
-    return ModelListing(files=files, index=json.loads(Path(path).read_text()))
+    return ModelListing(files=files, index=read_index(Path(path).read_text()))
+
+
+def read_index(text: str) -> dict[str, Any]:
+    """Return an index of weight files, with its ``weight_map``.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        index: dict[str, Any] = json.loads(text)
+        dict(index["weight_map"])
+    except (ValueError, TypeError, KeyError):
+        raise InputError(
+            "the index of the model's weight files is not whole; download the model again"
+        ) from None
+    return index
 
 
 def _api(endpoint: str | None) -> HfApi:
@@ -134,6 +165,8 @@ def _ask(what: str, action: Callable[[], T]) -> T:
         return action()
     except RepositoryNotFoundError:
         raise
+    except HFValidationError:
+        raise InputError(f"{what} is neither a folder nor a name on the Hugging Face Hub") from None
     except LocalTokenNotFoundError:
         raise InputError(f"{what}: there is no token; set HF_TOKEN, or log in with hf") from None
     except HfHubHTTPError as error:

@@ -69,6 +69,10 @@ def test_a_disk_must_hold_the_checkpoints_that_are_kept_and_two_more(tmp_path):
     verdict = checks.check_disk(storage, many, num_parameters=1_000_000, num_steps=100)
     assert verdict.outcome == "ok"
     assert "5 checkpoints and the model take up to 0.06 GB" in verdict.found
+    there = checks.check_disk(
+        storage, many, num_parameters=1_000_000, num_steps=100, num_there=many.keep
+    )
+    assert "are there" in there.found
     once = checks.check_disk(storage, CheckpointConfig(), num_parameters=10**6, num_steps=100)
     assert "1 checkpoint and the model" in once.found
     assert checks.check_disk(storage, many, num_parameters=10**14, num_steps=9).outcome == "failed"
@@ -119,6 +123,20 @@ def test_a_weight_file_that_is_cut_short_is_named(sharded):
     assert "model-0.safetensors is not whole" in judge(sharded).found
 
 
+def test_the_index_is_the_one_that_transformers_reads(sharded):
+    """Folders often hold the index of pickles that were not downloaded."""
+    other = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
+    (sharded / "pytorch_model.bin.index.json").write_text(json.dumps(other))
+    assert judge(sharded).outcome == "ok"
+
+
+def test_an_index_that_is_cut_short_is_told(sharded):
+    path = sharded / "model.safetensors.index.json"
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(InputError, match="index of the model's weight files is not whole"):
+        judge(sharded)
+
+
 def test_a_model_on_the_hub_is_judged_by_its_listing():
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     config = ModelConfig(name_or_path="someone/model")
@@ -158,6 +176,9 @@ def test_a_machine_that_does_not_answer_fails():
         (replace(NODE, gpus=(), gpu_error="nvidia-smi fails"), "failed", "one: nvidia-smi fails"),
         (replace(NODE, cuda=None), "failed", "without CUDA on one"),
         (replace(NODE, cuda="13.0"), "failed", "driver 570.86.15, and PyTorch's CUDA 13.0 needs"),
+        (replace(NODE, gpus=(replace(H100, driver="580.105.08"),), cuda="13.0"), "ok", "580.105"),
+        (replace(NODE, gpus=(replace(H100, driver="525.147.05"),), cuda="12.8"), "ok", "525.147"),
+        (replace(NODE, gpus=(replace(H100, memory=None),)), "ok", "memory unknown"),
         (replace(NODE, gpus=(replace(H100, capability=7.5),)), "warning", "without bfloat16"),
         (replace(NODE, gpus=(H100, replace(H100, name="A100"))), "warning", "2 x A100, 80 GB and"),
         (replace(NODE, gpus=()), "warning", "none to look at"),
@@ -176,6 +197,7 @@ def test_the_driver_s_own_words_are_read():
         name="NVIDIA H100 80GB HBM3", memory=81559 * 2**20, driver="570.86.15", capability=9.0
     )
     assert parse_gpu(line) == gpu
+    assert parse_gpu("NVIDIA GB10, [N/A], 580.95.05, 12.1").memory is None
 
 
 def test_the_cuda_of_pytorch_is_known_without_importing_it():
