@@ -13,6 +13,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from rm_ray.config import RunConfig
+from rm_ray.errors import InputError
 from rm_ray.logs import log_to_stdout
 from rm_ray.publish.versions import Version, Versions
 from rm_ray.storage import Storage
@@ -32,34 +33,42 @@ class RunStatus:
 
     name: str
     state: str
-    """``running``, ``silent`` (its command is gone), or how the latest attempt ended."""
-    step: int
-    total_steps: int | None
-    pairs_per_second: float | None
-    seconds_left: float | None
-    updated: float | None
+    """``running``, ``silent`` (its command is gone), how the latest attempt ended, or
+    ``unreadable``."""
+    step: int = 0
+    total_steps: int | None = None
+    pairs_per_second: float | None = None
+    seconds_left: float | None = None
+    updated: float | None = None
     """When it was last heard of, in seconds since 1970."""
-    checkpoint_step: int | None
+    checkpoint_step: int | None = None
     """Step of the newest checkpoint that has a manifest."""
-    num_attempts: int
-    num_workers: int
-    goodput: float | None
-    mirror: str
+    num_attempts: int = 0
+    num_workers: int = 0
+    goodput: float | None = None
+    mirror: str = ""
     """Versions on the Hub, and those that wait or were refused; empty where none are wanted."""
-    mlflow_unsent: int
+    mlflow_unsent: int = 0
     cause: str = ""
     """Why the latest attempt ended."""
 
 
 def read_status(run: Storage, *, now: float | None = None) -> RunStatus | None:
     """Return how a run is doing; None where the folder holds none."""
-    now = time.time() if now is None else now
+    name = run.path.rstrip("/").rpartition("/")[2]
+    try:
+        return _read_status(run, name, time.time() if now is None else now)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        # of another version of this project, or written by something else
+        return RunStatus(name=name, state="unreadable", cause=f"{type(error).__name__}: {error}")
+
+
+def _read_status(run: Storage, name: str, now: float) -> RunStatus | None:
     record, result = run.read_json(RUN), run.read_json(RESULT)
     attempts = [Attempt(**entry) for entry in run.read_json(ATTEMPTS) or []]
     if record is None and not attempts:
         return None
     record = record or {}
-    name = run.path.rstrip("/").rpartition("/")[2]
     latest = attempts[-1] if attempts else None
     total = record.get("steps")
     batch = record.get("config", {}).get("batch", {}).get("global_batch_size")
@@ -71,7 +80,9 @@ def read_status(run: Storage, *, now: float | None = None) -> RunStatus | None:
         pace = _steps_per_second(latest)
         speed = pace * batch if pace else None
         left = (total - step) / pace if pace and total and latest.ending == "running" else None
-    state = _describe_state(latest, result, now)
+    # By the storage's clock: that of the command's machine may be another.
+    updated = (run.modified(ATTEMPTS) or latest.updated) if latest else None
+    state = _describe_state(latest, result, now - (updated or now))
     return RunStatus(
         name=name,
         state=state,
@@ -79,23 +90,25 @@ def read_status(run: Storage, *, now: float | None = None) -> RunStatus | None:
         total_steps=total or (result["steps"] if result else None),
         pairs_per_second=speed,
         seconds_left=left if state == "running" else None,
-        updated=latest.updated if latest else None,
+        updated=updated,
         checkpoint_step=_newest_checkpoint(run),
         num_attempts=len(attempts),
         num_workers=latest.num_workers if latest else 0,
         goodput=result["time"]["goodput"] if result else None,
         mirror=_describe_mirror(run, record),
-        mlflow_unsent=latest.mlflow_unsent if latest and result is None else 0,
+        mlflow_unsent=(result or {}).get("mlflow_unsent", latest.mlflow_unsent if latest else 0),
         cause=latest.cause.splitlines()[0] if latest and latest.cause else "",
     )
 
 
-def _describe_state(latest: Attempt | None, result: Mapping[str, Any] | None, now: float) -> str:
+def _describe_state(
+    latest: Attempt | None, result: Mapping[str, Any] | None, silent_s: float
+) -> str:
     if result is not None:
         return "finished"
     if latest is None:
         return "begun"
-    if latest.ending == "running" and now - latest.updated > SILENT_S:
+    if latest.ending == "running" and silent_s > SILENT_S:
         return "silent"
     if latest.ending == "running" and latest.first_step is None:
         return "starting"
@@ -163,7 +176,11 @@ def _row(run: RunStatus, now: float) -> tuple[str, ...]:
         str(run.num_workers),
         "-" if run.goodput is None else f"{run.goodput:.2f}",
         run.mirror or "-",
-        f"{run.mlflow_unsent} unsent" if run.mlflow_unsent else "up to date",
+        "-"
+        if run.state == "unreadable"
+        else f"{run.mlflow_unsent} unsent"
+        if run.mlflow_unsent
+        else "up to date",
     )
 
 
@@ -191,17 +208,28 @@ def main_status(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a run, a line each")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, so often")
     options = parser.parse_args(arguments)
+    if options.watch is not None and not options.watch > 0:
+        parser.error(f"--watch {options.watch:g}: must be more than 0 seconds")
     log_to_stdout()
-    storage = Storage.open(options.storage_path)
+    try:
+        return _show(Storage.open(options.storage_path), options.json, options.watch)
+    except (InputError, OSError) as error:
+        logger.error("error: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _show(storage: Storage, as_json: bool, watch: float | None) -> int:
     while True:
         runs = list_runs(storage)
-        if options.json:
+        if as_json:
             for run in runs:
                 logger.info("%s", json.dumps(asdict(run)))
         elif runs:
             logger.info("%s", tabulate(runs))
         else:
             logger.info("there are no runs in %s", storage.path)
-        if options.watch is None:
+        if watch is None:
             return 0
-        time.sleep(options.watch)
+        time.sleep(watch)

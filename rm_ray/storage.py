@@ -152,6 +152,11 @@ class Storage:
         """Tell whether a file or folder is there."""
         return bool(self.filesystem.get_file_info(self.join(name)).type != pafs.FileType.NotFound)
 
+    def modified(self, name: str) -> float | None:
+        """Return when a file was written last, by the storage's clock, in seconds since 1970."""
+        written: int | None = self.filesystem.get_file_info(self.join(name)).mtime_ns
+        return None if written is None else written / 1e9
+
     def list(self, name: str = "") -> list[pafs.FileInfo]:
         """Return what lies directly in a folder, by name; nothing where it is missing."""
         selector = pafs.FileSelector(self.join(name).rstrip("/"), allow_not_found=True)

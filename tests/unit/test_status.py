@@ -1,6 +1,7 @@
 """What ``jobs/status.py`` reads from runs' folders."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def make_run(folder: Path, **attempt: object) -> Storage:
     about["spent"] = {"steps": 15, "data wait": 5}
     under_way = Attempt(number=1, began=BEGAN, **{**about, **attempt})
     write_attempts(run, [under_way])
+    os.utime(folder / "attempts.json", (under_way.updated, under_way.updated))
     return run
 
 
@@ -98,3 +100,40 @@ def test_runs_are_listed_and_other_folders_are_not(tmp_path: Path, capsys):
 def test_an_empty_storage_says_so(tmp_path: Path, capsys):
     assert main_status([str(tmp_path)]) == 0
     assert f"there are no runs in {tmp_path}" in capsys.readouterr().out
+
+
+def test_a_machine_whose_clock_is_wrong_changes_nothing(tmp_path: Path):
+    run = make_run(tmp_path / "one", updated=BEGAN + 7_200)
+    os.utime(tmp_path / "one" / "attempts.json", (BEGAN + 60, BEGAN + 60))
+    assert read_status(run, now=BEGAN + 62).state == "running"
+    assert read_status(run, now=BEGAN + 200).state == "silent"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("attempts.json", '[{"number": 1, "began": 0, "updated": 0, "unheard": "of"}]'),
+        ("attempts.json", '[{"number": 1, "beg'),
+        ("result.json", '{"steps": 5}'),
+    ],
+)
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, file, text):
+    make_run(tmp_path / "good")
+    make_run(tmp_path / "odd").write_text(file, text)
+    runs = {run.name: run for run in list_runs(Storage.open(str(tmp_path)))}
+    assert runs["good"].step == 50
+    assert runs["odd"].state == "unreadable"
+    assert "odd: " in tabulate(list(runs.values()))
+
+
+def test_a_finished_run_says_what_mlflow_did_not_get(tmp_path: Path):
+    run = make_run(tmp_path / "one", ending="finished")
+    result = {"steps": 200, "pairs_per_second": 9, "time": {"goodput": 1}, "mlflow_unsent": 500}
+    run.write_json("result.json", result)
+    assert read_status(run).mlflow_unsent == 500
+
+
+def test_wrong_arguments_are_told(tmp_path: Path, caplog):
+    assert main_status(["nosuch://x"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main_status([str(tmp_path), "--watch", "-1"])
