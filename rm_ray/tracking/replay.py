@@ -84,10 +84,10 @@ def _finish(run: Storage, record: dict[str, Any], opened: MlflowRun) -> None:
 
 
 def _note(run: Storage, run_id: str) -> None:
-    """Give a finished run that was never in its own MLflow the id that it has there now."""
+    """Note with a finished run that its own MLflow has all of it now, and under which id."""
     result = run.read_json(RESULT)
-    if result is not None and result["mlflow_run_id"] is None:
-        run.write_json(RESULT, result | {"mlflow_run_id": run_id})
+    if result is not None:
+        run.write_json(RESULT, result | {"mlflow_run_id": run_id, "mlflow_unsent": 0})
 
 
 def read_journal(run: Storage) -> History:

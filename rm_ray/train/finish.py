@@ -63,7 +63,9 @@ def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:
             fitted.shipper.send(record)
         fitted.shipper.send_table("refused_rows.json", prepared.row_counts)
         documents = {"config.yaml": config.to_json(), "attempts.json": timeline}
-        run_id = _close(prepared, fitted.shipper, lambda run: run.finish(documents, figures))
+        run_id, unsent = _close(
+            prepared, fitted.shipper, lambda run: run.finish(documents, figures)
+        )
     run.write_text(HISTORY, history.to_json_lines())
     result = {
         "name": config.run.name,
@@ -73,6 +75,7 @@ def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:
         "refused": prepared.refused,
         "workers": config.cluster.num_workers,
         "mlflow_run_id": run_id,
+        "mlflow_unsent": unsent,
         "mlflow_tracking_uri": prepared.mlflow.tracking_uri,
         "mlflow_view": prepared.mlflow.view_command,
         **timeline,
@@ -86,8 +89,11 @@ def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:
 
 def _close(
     prepared: Prepared, shipper: MetricShipper, last: Callable[[MlflowRun], None]
-) -> str | None:
-    """Send what is left and do the last thing; return the run's id, None where MLflow is away."""
+) -> tuple[str | None, int]:
+    """Send what is left and do the last thing; return the run's id and how much was not sent.
+
+    The id is None where MLflow was never there.
+    """
     unsent, opened = shipper.close(), shipper.run
     try:
         if opened is None or unsent:
@@ -100,11 +106,12 @@ def _close(
             last(opened)
     except MlflowAwayError as error:
         logger.warning("MLflow did not take the run's files: %s", error)
+        unsent += 1
     if opened is None:
-        return None
+        return None, unsent
     record = prepared.run.read_json(RUN)
     prepared.run.write_json(RUN, {**record, "mlflow_run_id": opened.run_id})
-    return opened.run_id
+    return opened.run_id, unsent
 
 
 def _describe_not_finite(prepared: Prepared, found: dict[str, Any]) -> str:
