@@ -14,7 +14,7 @@ if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -s "$token_file" ]; then
 error: no token for the Ray cluster at $RAY_ADDRESS: RAY_AUTH_TOKEN is not set, and $token_file is
 missing or empty. Put the token of the cluster into either. A cluster made with 'ray up' has the
 token of the machine that made it (ray get-auth-token); one made by KubeRay keeps it in a Secret
-with the name of the RayCluster (README.md, "On a cluster").
+with the name of the RayCluster (cluster/README.md).
 EXPLANATION
     exit 2
 fi

@@ -198,7 +198,8 @@ def test_network_policies_are_for_the_pods_there_are_and_let_in_those_who_must()
     ours = cluster["spec"]["podSelector"]
     for spec in kuberay_clusters():
         assert all({"matchLabels": pod["metadata"]["labels"]} == ours for pod in pods(spec))
-    among_themselves, of_the_job = cluster["spec"]["ingress"]
+    among_themselves, of_the_job, prometheus = cluster["spec"]["ingress"]
+    assert prometheus["ports"] == [{"protocol": "TCP", "port": 8080}]  # which KubeRay gives Ray
     assert among_themselves == {"from": [{"podSelector": ours}]}
     operator, submitter = of_the_job["from"]
     assert operator["namespaceSelector"] == {}
@@ -306,8 +307,14 @@ def test_groups_of_kuberay_keep_their_size_and_get_what_they_may_use():
             assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
         for pod in pods(cluster):
             (container,) = pod["spec"]["containers"]
-            assert container["resources"]["requests"] == container["resources"]["limits"]
+            requests = dict(container["resources"]["requests"])
+            has_gpus = "nvidia.com/gpu" in requests
+            # Room for staging is asked for; to evict who takes more would help nobody.
+            assert (requests.pop("ephemeral-storage", None) is not None) == has_gpus
+            assert requests == container["resources"]["limits"]
             assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+            assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert pod["spec"]["automountServiceAccountToken"] is False
 
 
 def test_a_pod_outlives_its_announcement_that_it_ends():

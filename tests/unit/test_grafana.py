@@ -93,11 +93,14 @@ def test_panels_fill_rows_without_covering_one_another():
     assert set(widths.values()) == {24}
 
 
-def test_kubernetes_scrapes_the_head_where_drivers_are():
+def test_kubernetes_scrapes_every_pod_that_may_have_a_driver():
     monitor = yaml.safe_load((ROOT / "cluster" / "grafana" / "podmonitor.yaml").read_text())
     rayjob = yaml.safe_load((ROOT / "cluster" / "kuberay-rayjob.yaml").read_text())
 
-    assert monitor["spec"]["selector"]["matchLabels"] == {"ray.io/node-type": "head"}
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        labels = group["template"]["metadata"]["labels"]
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert [end["port"] for end in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
     # KubeRay adds the port of that name to a pod whose manifest has none, and Ray listens there.
     (head,) = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
