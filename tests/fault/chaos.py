@@ -75,7 +75,7 @@ class Chaos:
                 while len(self.killed) < self.kills and job.process.poll() is None:
                     self.strike(job)
                 if job.process.poll() is None:
-                    job.process.wait(2 * PATIENCE_S)
+                    job.wait()
                 if job.process.returncode == 0:
                     return
                 assert job.process.returncode == -9, job.printed[-5000:]

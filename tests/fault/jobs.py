@@ -85,8 +85,9 @@ class Job:
         return found if len(found) >= at_least else []
 
     def wait(self) -> int:
-        """Wait until the command ends; return its exit status."""
-        return self.process.wait(PATIENCE_S)
+        """Wait until the command ends, a second for each step too; return its exit status."""
+        steps = 10 * self.settings["optimizer"]["epochs"]
+        return self.process.wait(PATIENCE_S + steps)
 
 
 def command(process: psutil.Process) -> str:
