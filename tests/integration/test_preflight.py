@@ -130,9 +130,9 @@ def test_mlflow_and_the_hub_are_asked(cluster, storage, capfd, tmp_path, monkeyp
     assert f"ok       MLflow          {server.address} answers; experiment 'tests' will" in page
     assert "ok       Hub             someone/rewards will be made; 'someone' may write" in page
     status, page = preflight(storage, capfd, *options)
-    assert status == 1
-    assert "FAILED   MLflow" in page
-    assert "FAILED   Hub" in page
+    assert status == 0  # training would go on without them
+    assert "WARNING  MLflow" in page
+    assert "WARNING  Hub" in page
 
 
 def test_every_training_begins_with_the_same_in_short(cluster, storage, monkeypatch):
@@ -146,3 +146,12 @@ def test_every_training_begins_with_the_same_in_short(cluster, storage, monkeypa
     assert steps.startswith("20 steps over 153 pairs of ")
     assert "packed computes" in steps
     assert memory.startswith("memory of a worker, estimated: 0.0")
+
+
+def test_a_range_of_workers_is_judged_by_the_fewest(cluster, storage, capfd):
+    options = ("--gpu_memory_gb", "80", "--cluster.num_workers", "2-8", "--cluster.zero_stage", "3")
+    status, page = preflight(storage, capfd, *options)
+    assert status == 0
+    assert "on 8 workers" in page
+    assert "memory of a GPU, estimated for 2, the fewest:" in page
+    assert "not the cluster of this run, which has 8 workers" in page

@@ -97,3 +97,8 @@ def test_a_model_s_files_and_index_are_listed_without_its_weights(endpoint, tmp_
     fault(endpoint, match="config.json", kind="status", status=403, code="GatedRepo", count=9)
     with pytest.raises(InputError, match="it is gated"):
         list_model(REPO, revision="v1", endpoint=endpoint)
+
+
+def test_a_path_that_is_not_there_is_no_name_on_the_hub(endpoint):
+    with pytest.raises(InputError, match="neither a folder nor a name on the Hugging Face Hub"):
+        list_model("/data/no/model", endpoint=endpoint)
