@@ -37,6 +37,7 @@ def _draw(axes: Axes, records: Sequence[Record], name: str, axis: str) -> None:
     """Draw the batch means with their running mean, and the held-out points over them."""
     axes.set_title(f"train/rm/{name}", fontsize=10)
     axes.grid(alpha=0.25)
+    axes.locator_params(axis="x", nbins=5)
     x, y = _series(records, "train", f"train/rm/{name}", axis)
     smooth = name != "lr" and len(y) >= 20
     axes.plot(x, y, color="C0", alpha=0.35 if smooth else 1.0, linewidth=1, label="train")
