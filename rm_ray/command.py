@@ -17,7 +17,7 @@ from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError, StoppedError, TrainingError
 from rm_ray.logs import log_to_stdout
 from rm_ray.publish.command import publish_end
-from rm_ray.recipe import read_recipe
+from rm_ray.recipe import parse_options
 from rm_ray.train.startup import Startup, describe_startup
 from rm_ray.train.supervisor import supervise
 
@@ -55,17 +55,7 @@ def parse_command(arguments: Sequence[str]) -> TrainCommand:
     Raises:
         InputError: the recipe is missing, or a setting in it is unknown or wrong.
     """
-    first_look = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
-    first_look.add_argument("--recipe", type=Path)
-    recipe = first_look.parse_known_args(arguments)[0].recipe
-    config = TrainConfig() if recipe is None else read_recipe(recipe)
-    return tyro.cli(
-        TrainCommand,
-        prog=PROGRAM,
-        args=list(arguments),
-        default=TrainCommand(recipe=recipe, config=config),
-        use_underscores=True,
-    )
+    return parse_options(TrainCommand, PROGRAM, arguments)
 
 
 def main(arguments: Sequence[str]) -> int:

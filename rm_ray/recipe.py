@@ -1,17 +1,44 @@
-"""A YAML recipe, or plain dictionaries -> a validated configuration."""
+"""A YAML recipe, plain dictionaries, or a command line -> a validated configuration."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import pydantic
+import tyro
 import yaml
 
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError
+
+Command = TypeVar("Command")
+
+
+def parse_options(kind: type[Command], program: str, arguments: Sequence[str]) -> Command:
+    """Read a command's options over its recipe over the defaults; exit with 2 where it is wrong.
+
+    ``kind`` is a dataclass with a ``recipe``, a ``config`` and the command's own options.
+
+    Raises:
+        InputError: the recipe is missing, or a setting in it is unknown or wrong.
+    """
+    first_look = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
+    first_look.add_argument("--recipe", type=Path)
+    recipe = first_look.parse_known_args(arguments)[0].recipe
+    config = TrainConfig() if recipe is None else read_recipe(recipe)
+    build: Callable[..., Command] = kind
+    return tyro.cli(
+        kind,
+        prog=program,
+        args=list(arguments),
+        default=build(recipe=recipe, config=config),
+        use_underscores=True,
+    )
 
 
 def parse_config(settings: dict[str, Any], origin: str = "the configuration") -> TrainConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -16,7 +15,7 @@ import tyro
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.logs import log_to_stdout
-from rm_ray.recipe import read_recipe
+from rm_ray.recipe import parse_options
 
 logger = logging.getLogger(__name__)
 
@@ -70,17 +69,7 @@ def parse_command(arguments: Sequence[str]) -> PreflightCommand:
     Raises:
         InputError: the recipe is missing, or a setting in it is unknown or wrong.
     """
-    first_look = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
-    first_look.add_argument("--recipe", type=Path)
-    recipe = first_look.parse_known_args(arguments)[0].recipe
-    config = TrainConfig() if recipe is None else read_recipe(recipe)
-    return tyro.cli(
-        PreflightCommand,
-        prog=PROGRAM,
-        args=list(arguments),
-        default=PreflightCommand(recipe=recipe, config=config),
-        use_underscores=True,
-    )
+    return parse_options(PreflightCommand, PROGRAM, arguments)
 
 
 def main_preflight(arguments: Sequence[str]) -> int:
