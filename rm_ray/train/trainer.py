@@ -24,6 +24,7 @@ from rm_ray.train.board import BoardReader, start_board
 from rm_ray.train.files import RUN, SKELETON
 from rm_ray.train.gauges import RunGauges
 from rm_ray.train.going import Going
+from rm_ray.train.interface import RayInterface
 from rm_ray.train.prepare import Prepared, describe_data, in_order, write_skeleton
 from rm_ray.train.pulse import Felt
 from rm_ray.train.record import open_record, refuse_other_data
@@ -153,6 +154,7 @@ def _trainer(prepared: Prepared, job: TrainJob) -> TorchTrainer:
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"job": job},
+        torch_config=RayInterface(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.cluster.num_workers,
             use_gpu=bool(config.cluster.use_gpu),
