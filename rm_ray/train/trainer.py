@@ -203,7 +203,8 @@ def _explain(error: ray.train.TrainingFailedError, stuck: Stuck | None) -> Excep
     if failures:
         first = str(failures[min(failures)]).strip()
         return LostError(f"the ranks lost one another, it seems\n{first}")
-    return LostError(f"Ray Train failed: {error}")
+    told = str(error).strip()
+    return LostError(f"Ray Train failed: {told.splitlines()[-1]}\n{told}")
 
 
 _CONNECTIONS = ("gloo/transport", "NCCL")
