@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -99,14 +100,19 @@ def command(process: psutil.Process) -> str:
 
 
 @contextmanager
-def running(settings: dict[str, Any], log: Path, **environment: str) -> Iterator[Job]:
-    """Start ``jobs/train.py``; in the end see that nothing of it is left."""
+def running(
+    settings: dict[str, Any], log: Path, *, within: Sequence[str] = (), **environment: str
+) -> Iterator[Job]:
+    """Start ``jobs/train.py``; in the end see that nothing of it is left.
+
+    ``within`` are words before the command, which run it elsewhere.
+    """
     recipe = log.with_suffix(".yaml")
     recipe.write_text(json.dumps(settings))
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(recipe)],
+            [*within, sys.executable, str(ROOT / "jobs/train.py"), "--recipe", str(recipe)],
             stdout=output,
             stderr=output,
             env=clean | environment,
@@ -158,6 +164,15 @@ def assert_same_outcome(folder: Path, expected: Path) -> None:
     epochs = result(folder)["steps"] // 10
     trained = result(folder)["times_each_pair_was_trained_on"]
     assert trained == {"least": epochs, "most": epochs}
+
+
+def assert_same_losses(folder: Path, expected: Path) -> None:
+    """The loss of every step and evaluation, as equal as other numbers of workers leave it."""
+    ours, others = history(folder), history(expected)
+    assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in others]
+    for mine, other in zip(ours, others, strict=True):
+        name = f"{mine['kind']}/rm/loss"
+        assert mine["metrics"][name] == pytest.approx(other["metrics"][name], rel=1e-3, abs=1e-4)
 
 
 def assert_tidy(folder: Path) -> None:

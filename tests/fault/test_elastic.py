@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from servers import RAY, RayMachines
 
-from jobs import PATIENCE_S, assert_tidy, finish, history, result, running, small_job
+from jobs import (
+    PATIENCE_S,
+    assert_same_losses,
+    assert_tidy,
+    finish,
+    result,
+    running,
+    small_job,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -49,11 +57,7 @@ def test_a_run_shrinks_and_grows_with_its_cluster(zero_stage: int, tmp_path: Pat
         assert [attempt["cause"] for attempt in attempts[1:]] == ["resized", ""]
         assert attempts[2]["first_step"] == attempts[1]["last_step"], "no step is thrown away"
     assert_tidy(job.folder)
-    ours, fixed = history(job.folder), history(tmp_path / "fixed")
-    assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in fixed]
-    for mine, other in zip(ours, fixed, strict=True):
-        name = f"{mine['kind']}/rm/loss"
-        assert mine["metrics"][name] == pytest.approx(other["metrics"][name], rel=1e-3, abs=1e-4)
+    assert_same_losses(job.folder, tmp_path / "fixed")
 
 
 def drain(machines: RayMachines, *, num_cpus: int) -> None:
