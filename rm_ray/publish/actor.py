@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rm_ray.config import TrainConfig
 from rm_ray.recipe import parse_config
@@ -20,6 +19,7 @@ from rm_ray.storage import Storage
 from rm_ray.train.board import BoardWriter
 from rm_ray.train.files import RUN
 from rm_ray.train.gauges import RunGauges
+from rm_ray.train.placement import beside_the_driver
 
 if TYPE_CHECKING:  # the driver does not wait for these imports
     from rm_ray.publish.hub import HubRepo
@@ -118,6 +118,5 @@ def start_mirror(board: str, run: Storage, config: TrainConfig, last_step: int) 
 
     ``board`` is the name of the run's board: Ray warns of handles given to actors like this one.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    mirror = ray.remote(num_cpus=0, max_restarts=-1)(HubMirror)
-    return mirror.options(scheduling_strategy=here).remote(board, run, config.to_json(), last_step)
+    mirror = ray.remote(max_restarts=-1)(HubMirror).options(**beside_the_driver())
+    return mirror.remote(board, run, config.to_json(), last_step)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rm_ray.tracking.history import Record
 from rm_ray.tracking.shipping import MetricShipper, Table
 from rm_ray.train.gauges import RunGauges
+from rm_ray.train.placement import beside_the_driver
 from rm_ray.train.pulse import Felt, Pulse
 
 logger = logging.getLogger(__name__)
@@ -90,9 +90,8 @@ def start_board(name: str) -> Any:
 
     Other actors of the job find it by its name.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
-    return board.options(name=name, scheduling_strategy=here).remote()
+    board = ray.remote(max_restarts=-1, max_task_retries=-1)(Board)
+    return board.options(name=name, **beside_the_driver()).remote()
 
 
 class BoardWriter(logging.Handler):
