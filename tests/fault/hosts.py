@@ -161,5 +161,6 @@ def _start(command: Sequence[str], folder: Path) -> subprocess.Popen[str]:
     """Start what says 'ready' once it is."""
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n", command
+    with process.stdout as said:
+        assert said.readline() == "ready\n", command
     return process
