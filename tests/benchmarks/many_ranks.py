@@ -67,9 +67,10 @@ def main() -> None:
         if options.whole:
             print(json.dumps(train_whole(Path(name), options.whole, options.steps, address)))
             return
-        measured = [
-            measure(Path(name), ranks, options.steps, options.pairs) for ranks in options.ranks
-        ]
+        measured = []
+        for ranks in options.ranks:
+            measured.append(measure(Path(name), ranks, options.steps, options.pairs))
+            print(measured[-1], file=sys.stderr, flush=True)
     rows = [
         (
             f"{one['ranks']}",
@@ -123,7 +124,8 @@ def measure(folder: Path, ranks: int, steps: int, pairs: int) -> dict[str, Any]:
         global_batch_size=BATCH, tokens_per_micro_batch=2_048, epochs=1 + pairs // cache.num_pairs
     )
     planned = PlannedPairs(cache=cache.parts, settings=settings)
-    total = min(steps, Steps(num_pairs=cache.num_pairs, settings=settings).total)
+    plan = Steps(num_pairs=cache.num_pairs, settings=settings)
+    total = min(steps, plan.total)
     began = time.time()
     trainer = TorchTrainer(
         read_in_step,
@@ -139,7 +141,8 @@ def measure(folder: Path, ranks: int, steps: int, pairs: int) -> dict[str, Any]:
     with PeakMemory() as memory:
         told = dict(trainer.fit().return_value)
     counts = np.bincount(told.pop("pairs"), minlength=cache.num_pairs)
-    assert counts.sum() == total * BATCH, "a pair is missing or twice"
+    expected = sum(plan.size(step) for step in range(total))  # an epoch's last one may be short
+    assert counts.sum() == expected, "a pair is missing or twice"
     assert counts.max() - counts.min() <= 1, "an epoch does not hold each pair once"
     return {
         "ranks": ranks,
