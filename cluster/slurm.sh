@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The run of jobs/recipes/tulu3_8b.yaml as a Slurm job: 8 nodes of 8 GPUs, with Ray on them for as
-# long as it lasts. See README.md, "Slurm".
+# long as it lasts. See cluster/README.md.
 #   sbatch cluster/slurm.sh [--section.field value ...]     from the project's root, on shared storage
 #SBATCH --job-name=rm-ray-tulu3-8b
 #SBATCH --output=%x-%j.log
@@ -54,9 +54,10 @@ trap 'stop "cancelled"' TERM INT
 status=1
 for _ in 1 2 3; do
     [ -z "$notice" ] || break
-    # --kill-on-bad-exit, --wait: neither Ray nor the nodes outlive the driver, nor it one of them.
+    # --kill-on-bad-exit, --wait: neither Ray nor the nodes outlive the driver, nor it one of them. To
+    # stop may take a busy node half a minute; one that is killed at it would fail the whole job.
     # shellcheck disable=SC2016  # expanded by the shell that becomes the driver
-    srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 --wait=10 \
+    srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 --wait=60 \
         ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
         --num-cpus="$SLURM_CPUS_PER_TASK" --disable-usage-stats "${ports[@]}" -- \
         env RAY_ADDRESS="$address" bash -c 'echo $$ >"$0"; exec "$@"' "$driver" \
