@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from safetensors import SafetensorError, safe_open
-
 from rm_ray.config import BUILTIN, CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
+from rm_ray.model.weight_files import (
+    find_faulty_weights,
+    find_missing_weights,
+    list_weight_files,
+)
 from rm_ray.preflight.machines import Facts, Machine
 from rm_ray.preflight.memory import MemoryEstimate
-from rm_ray.publish.access import WHOLE, choose_index, read_index
 from rm_ray.storage import Storage
 
 Outcome = Literal["ok", "warning", "failed"]
@@ -292,44 +294,14 @@ def check_model(
         wrong = find_faulty_weights(path)
         if wrong:
             return fail("model", f"{name}: {_list(wrong)}", remedy)
-        return passed("model", f"{name}: {count(len(_weight_files(path)), 'whole weight file')}")
+        return passed(
+            "model", f"{name}: {count(len(list_weight_files(path)), 'whole weight file')}"
+        )
     files, index = list_hub()
     missing = find_missing_weights(files, index)
     if missing:
         return fail("model", f"{name} on the Hub lacks {_list(missing)}", "choose another revision")
     return passed("model", f"{name} on the Hub: all weight files are there")
-
-
-def find_missing_weights(files: Collection[str], index: dict[str, Any] | None) -> list[str]:
-    """Return the weight files that a model's own index names and that are not among its files."""
-    if index is None:
-        return [] if set(WHOLE) & set(files) else [WHOLE[0]]
-    return sorted(set(index["weight_map"].values()) - set(files))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-
-
-def find_faulty_weights(folder: Path) -> list[str]:
-    """Return the weight files of a folder that are missing or cut short, and why.
-
-    Raises:
-        InputError: its index is not one.
-    """
-    files = _weight_files(folder)
-    index = choose_index([path.name for path in folder.iterdir()])
-    told = None if index is None else read_index((folder / index).read_text())
-    faults = [f"{name} is missing" for name in find_missing_weights([f.name for f in files], told)]
-    for file in files:
-        if file.suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(file, "numpy"):
-                pass  # the header says how long the file must be
-        except (SafetensorError, OSError) as error:
-            faults.append(f"{file.name} is not whole ({str(error).splitlines()[0]})")
-    return faults
 
 
 def check_gpu_memory(estimated: MemoryEstimate, gpu_memory: int | None, *, advice: str) -> Verdict:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from rm_ray.errors import InputError
+from rm_ray.model.weight_files import choose_index, read_index
 from rm_ray.publish.hub import REMEDIES, HubAwayError
 
 T = TypeVar("T")
@@ -41,30 +41,12 @@ class HubAccess:
     """Why it may not be written to, if so."""
 
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-"""Files that say which of several files holds which weight."""
-
-WHOLE = ("model.safetensors", "pytorch_model.bin")
-"""What all weights are in where there is one file."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelListing:
     """The files of a model, and what its index says of those with weights."""
 
     files: frozenset[str]
     index: dict[str, Any] | None = None
-
-
-def choose_index(files: Collection[str]) -> str | None:
-    """Return the index that transformers would read of a model's files; none where it reads none.
-
-    One whole file comes before several, and safetensors before pickles.
-    """
-    for whole, index in zip(WHOLE, INDEXES, strict=True):
-        if whole in files or index in files:
-            return None if whole in files else index
-    return None
 
 
 def find_access(repo_id: str, *, endpoint: str | None = None) -> HubAccess:
@@ -136,22 +118,6 @@ def list_model(
     except RepositoryNotFoundError:
         raise InputError(f"{what}: {REMEDIES[404]}") from None
     return ModelListing(files=files, index=read_index(Path(path).read_text()))
-
-
-def read_index(text: str) -> dict[str, Any]:
-    """Return an index of weight files, with its ``weight_map``.
-
-    Raises:
-        InputError: it is none.
-    """
-    try:
-        index: dict[str, Any] = json.loads(text)
-        dict(index["weight_map"])
-    except (ValueError, TypeError, KeyError):
-        raise InputError(
-            "the index of the model's weight files is not whole; download the model again"
-        ) from None
-    return index
 
 
 def _api(endpoint: str | None) -> HfApi:
