@@ -100,7 +100,12 @@ class Mirror:
     def release(self) -> None:
         """Delete the checkpoints that stayed only until they were made ready."""
         wanted = {found.name for found in self.find_wanted()}
-        checkpoint, whole = self.config.checkpoint, list(self._manifests.values())
+        checkpoint = self.config.checkpoint
+        whole = [
+            found
+            for found in self._manifests.values()
+            if find_fault(self.run, found.name, found.manifest, shares=0) is None
+        ]
         kept = choose_kept(whole, keep=checkpoint.keep, best_by=checkpoint.keep_best_by)
         for name in self._manifests.keys() - wanted - {found.name for found in kept}:
             self.run.delete(name)

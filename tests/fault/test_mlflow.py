@@ -85,10 +85,13 @@ def test_a_server_that_never_came_is_brought_up_to_date_by_a_command(
 ) -> None:
     outcome = finish(job_with(server, "never"), server.folder / "never.log")
     assert outcome["mlflow_run_id"] is None
+    assert outcome["mlflow_unsent"] > 400  # steps, evaluations and tables
     command = [sys.executable, str(ROOT / "jobs" / "log_to_mlflow.py"), outcome["folder"]]
     with server.running():
         for _ in range(2):  # the second time there is nothing to do
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
             check(server, outcome)
-        assert result(Path(outcome["folder"]))["mlflow_run_id"] is not None
+        found = result(Path(outcome["folder"]))
+        assert found["mlflow_run_id"] is not None
+        assert found["mlflow_unsent"] == 0

@@ -204,6 +204,16 @@ def test_a_run_in_an_object_store_is_published_too(endpoint, contents, tmp_path)
     assert "model.safetensors" in contents(REPO, "main")
 
 
+def test_a_broken_checkpoint_is_not_what_is_kept_of_a_published_run(endpoint, tmp_path):
+    made = make_run(tmp_path, last_step=40)
+    saved = {step: made.save(step) for step in (10, 20, 30, 40)}
+    (saved[40] / "slices-00000.safetensors").unlink()
+    made.finish(best_step=20)
+    assert finish_publishing(made.folder).is_whole
+    left = sorted(path.name for path in Path(made.folder).glob("checkpoint_*"))
+    assert left == [saved[20].name, saved[30].name]
+
+
 def test_the_end_of_a_run_has_a_limit_and_ctrl_c_leads_to_the_command_that_goes_on(
     endpoint, tmp_path, monkeypatch, caplog
 ):
