@@ -88,7 +88,7 @@ def main_preflight(arguments: Sequence[str]) -> int:
         logger.error("error: %s", error)
         return 2
     if command.json:
-        print(json.dumps(findings.to_json(), indent=2))
+        sys.stdout.write(json.dumps(findings.to_json(), indent=2) + "\n")
     else:
         logger.info("%s", findings.describe())
     if findings.error:
