@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,6 +97,14 @@ def is_steady(felt: Sequence[Felt]) -> bool:
     return all(one.pulse.phase in _STEADY and one.pulse.startup for one in felt)
 
 
+def none_would_save(felt: Sequence[Felt], *, asked_s: float) -> bool:
+    """Tell whether no rank has taken a step, by pulses from after it was asked to stop.
+
+    That was ``asked_s`` seconds ago. An older pulse may be from before a first step that is done.
+    """
+    return all(one.felt < asked_s and not one.pulse.startup for one in felt)
+
+
 class Watch(threading.Thread):
     """Looks at the board every other second while workers train."""
 
@@ -120,6 +129,7 @@ class Watch(threading.Thread):
         self._num_workers, self._count_fitting = num_workers, count_fitting
         self._ended = threading.Event()
         self._reason_to_stop: str | None = None
+        self._asked_at = 0.0
         self.stuck: Stuck | None = None
         """What was found to hang, if anything was."""
 
@@ -136,6 +146,7 @@ class Watch(threading.Thread):
 
     def ask_to_stop(self, reason: str) -> None:
         """Have the workers save after the step at hand and end; again and again, until they do."""
+        self._asked_at = time.monotonic()
         self._reason_to_stop = reason
         self._board.ask_to_stop.remote(reason)
 
@@ -145,8 +156,9 @@ class Watch(threading.Thread):
         while not self._ended.wait(LOOK_EVERY_S):
             if self._reason_to_stop is not None:  # the board forgets it where it dies
                 self._board.ask_to_stop.remote(self._reason_to_stop)
+            asked_s = time.monotonic() - self._asked_at
             felt = self._look(patience_s=SILENT_AFTER_S)
-            if self._reason_to_stop is not None and not any(one.pulse.startup for one in felt):
+            if self._reason_to_stop is not None and none_would_save(felt, asked_s=asked_s):
                 self._on_stop(self._reason_to_stop)
             try:
                 fitting = self._count_fitting()

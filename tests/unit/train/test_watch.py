@@ -12,6 +12,7 @@ from rm_ray.train.watch import (
     STALLED_AFTER_S,
     find_stuck,
     is_steady,
+    none_would_save,
 )
 
 
@@ -205,3 +206,14 @@ def test_ranks_of_which_one_does_something_else_are_not_steady(phase: Phase):
 
 def test_ranks_of_which_one_is_in_its_first_step_are_not_steady():
     assert not is_steady([felt(0), felt(1, has_stepped=False)])
+
+
+def test_a_run_is_stopped_at_once_only_where_no_step_would_be_lost():
+    assert none_would_save([], asked_s=0.5)
+    assert none_would_save([felt(0, has_stepped=False, ago=1.0)], asked_s=1.5)
+    assert not none_would_save([felt(0, ago=1.0)], asked_s=1.5)
+    assert not none_would_save([felt(0, has_stepped=False), felt(1)], asked_s=1.5)
+
+
+def test_a_pulse_from_before_the_request_may_be_from_before_the_first_step():
+    assert not none_would_save([felt(0, has_stepped=False, ago=1.0)], asked_s=0.5)
