@@ -72,7 +72,7 @@ def test_a_disk_must_hold_the_checkpoints_that_are_kept_and_two_more(tmp_path):
     there = checks.check_disk(
         storage, many, num_parameters=1_000_000, num_steps=100, num_there=many.keep
     )
-    assert "are there" in there.found
+    assert "of which 0.04 GB are there" in there.found
     once = checks.check_disk(storage, CheckpointConfig(), num_parameters=10**6, num_steps=100)
     assert "1 checkpoint and the model" in once.found
     assert checks.check_disk(storage, many, num_parameters=10**14, num_steps=9).outcome == "failed"
@@ -128,6 +128,13 @@ def test_the_index_is_the_one_that_transformers_reads(sharded):
     other = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
     (sharded / "pytorch_model.bin.index.json").write_text(json.dumps(other))
     assert judge(sharded).outcome == "ok"
+
+
+def test_one_whole_file_makes_an_index_idle(tmp_path):
+    save_file({"weight": np.zeros(3, dtype=np.float32)}, tmp_path / "model.safetensors")
+    other = {"weight_map": {"weight": "pytorch_model-00001-of-00001.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(other))
+    assert judge(tmp_path).outcome == "ok"
 
 
 def test_an_index_that_is_cut_short_is_told(sharded):

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,13 @@ def test_a_finished_run_is_published_with_its_best_on_main(endpoint, contents, t
     )
     assert printed == pytest.approx(expected.tolist(), abs=1e-3)
     assert printed[0] != printed[1]
+
+
+def test_publishing_elsewhere_leaves_what_the_own_repository_may_need(endpoint, tmp_path):
+    made = make_run(tmp_path, last_step=40, every="checkpoint", private=False)
+    for step in (10, 20, 30, 40):
+        made.save(step)
+    made.finish(best_step=40)
+    elsewhere = replace(made.config.hub, repo_id="someone/copy", every="final")
+    assert finish_publishing(made.folder, elsewhere).is_whole
+    assert len(list(Path(made.folder).glob("checkpoint_*"))) == 4

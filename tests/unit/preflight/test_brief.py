@@ -1,0 +1,36 @@
+"""What is known of GPUs by their names."""
+
+import pytest
+from ray.util.accelerators import accelerators
+
+from rm_ray.preflight.brief import GPU_MEMORY_GB, smallest_gpu
+from rm_ray.preflight.machines import Machine
+
+
+def machine(kind: str | None, *, num_gpus: int = 8) -> Machine:
+    resources = {"CPU": 64.0, "GPU": float(num_gpus)}
+    if kind is not None:
+        resources[f"accelerator_type:{kind}"] = 1.0
+    return Machine(node_id="node", name="one", resources=resources)
+
+
+def test_every_name_is_one_of_rays():
+    names = {value for value in vars(accelerators).values() if isinstance(value, str)}
+    assert GPU_MEMORY_GB.keys() <= names
+
+
+@pytest.mark.parametrize(
+    ("kinds", "gigabytes"),
+    [(["H100"], 80), (["H200", "H100"], 80), (["L4", "H100"], 24), (["B200"], 180)],
+)
+def test_the_smallest_gpu_counts(kinds, gigabytes):
+    assert smallest_gpu([machine(kind) for kind in kinds]) == gigabytes * 10**9
+
+
+def test_a_machine_without_gpus_does_not_count():
+    assert smallest_gpu([machine(None, num_gpus=0), machine("H100")]) == 80 * 10**9
+
+
+@pytest.mark.parametrize("kind", ["A100", "V100", None])
+def test_a_gpu_that_comes_in_several_sizes_is_not_guessed(kind):
+    assert smallest_gpu([machine("H100"), machine(kind)]) is None
