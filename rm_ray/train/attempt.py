@@ -22,6 +22,7 @@ from rm_ray.logs import log_to_stdout
 from rm_ray.recipe import parse_config
 from rm_ray.train.attempts import Attempt, Ending
 from rm_ray.train.going import Going
+from rm_ray.train.orphans import end_orphans
 from rm_ray.train.run import train
 from rm_ray.train.startup import Startup
 
@@ -66,6 +67,7 @@ def _obey(orders: TextIO, going: Going) -> None:
     for line in orders:
         if not going.stop(line.strip()):
             going.end("stopped", line.strip())
+    end_orphans(())  # agents of Ray would look for it for a minute
     os._exit(1)
 
 

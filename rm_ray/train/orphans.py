@@ -27,8 +27,9 @@ def adopting() -> Iterator[None]:
 def end_orphans(others: Sequence[psutil.Process]) -> None:
     """End what an attempt left running on this machine: its own Ray, where it started one.
 
-    Those are the children that this process had not before, and theirs: what is left without its
-    parent becomes a child here, where Ray's processes would end by themselves under init.
+    Those are this process's children but for the ``others``, and theirs: what is left without its
+    parent becomes a child of the supervisor, where Ray's processes would end by themselves under
+    init.
     """
     for _ in range(10):  # what cannot be killed, as in a dead network mount, is left
         orphans = [child for child in psutil.Process().children() if child not in others]
