@@ -61,11 +61,12 @@ def dying(function, place, *, is_before=True):
 
 def break_loop(module):
     """Let a worker die in the place asked for, once."""
-    checkpointer = module.Checkpointer
-    checkpointer.load = dying(checkpointer.load, "restore")
-    checkpointer._stage = dying(checkpointer._stage, "save", is_before=False)
-    checkpointer._seal = dying(checkpointer._seal, "seal", is_before=False)
-    checkpointer._upload = dying(checkpointer._upload, "upload")
+    from rm_ray.train.checkpoint import Checkpointer
+
+    Checkpointer.load = dying(Checkpointer.load, "restore")
+    Checkpointer._stage = dying(Checkpointer._stage, "save", is_before=False)
+    Checkpointer._seal = dying(Checkpointer._seal, "seal", is_before=False)
+    Checkpointer._upload = dying(Checkpointer._upload, "upload")
     module.build_state = dying(module.build_state, "start-up", is_before=False)
     module.export = dying(module.export, "export")
     module.summarise = dying(module.summarise, "end")

@@ -1,0 +1,151 @@
+"""What a worker carries from step to step: how it is built, and how it goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from rm_ray.data.collate import Collator
+from rm_ray.model.attention import choose_kernel, head_size
+from rm_ray.model.reward_model import apply_liger, build_reward_model, count_parameters
+from rm_ray.publish.versions import Version, Versions, choose_held, find_wanted
+from rm_ray.tracking.history import History
+from rm_ray.train.board import BoardWriter
+from rm_ray.train.checkpoint import Checkpointer
+from rm_ray.train.engine import Engine
+from rm_ray.train.files import SAMPLES
+from rm_ray.train.ledger import Ledger
+from rm_ray.train.manifest import FoundCheckpoint
+from rm_ray.train.optimizer import learning_rate_schedule
+from rm_ray.train.progress import Progress
+from rm_ray.train.pulse import Heart
+from rm_ray.train.throughput import Throughput, measure_matrix_peak
+from rm_ray.train.worker import TrainJob
+
+logger = logging.getLogger(__name__)
+
+EVAL_SAMPLES = "eval_samples"
+"""What the samples' folder is called in MLflow."""
+
+
+@dataclass(kw_only=True)
+class WorkerState:
+    """What a worker carries from step to step."""
+
+    job: TrainJob
+    engine: Engine
+    learning_rate: Callable[[int], float]
+    collator: Collator
+    throughput: Throughput
+    progress: Progress = field(default_factory=Progress)
+    history: History = field(default_factory=History)
+    board: BoardWriter | None
+    heart: Heart
+    checkpointer: Checkpointer
+    ledger: Ledger
+    """Pairs that this rank trained on; on rank 0 also those before it resumed."""
+    is_stopping: bool = False
+    """Whether this attempt ends after the step at hand."""
+    goes_on_until: float = 0.0
+    """Until when reasons to stop are not heard."""
+    asked_at: float = 0.0
+    """When Ray was last asked whether machines are about to go."""
+    waited: float = 0.0
+    """Seconds that the step at hand waited for its data."""
+    steps_here: int = 0
+    """Steps taken in this attempt."""
+    checkpoint_wait: float = 0.0
+    """Seconds that saves of this attempt waited for the checkpoint before to be copied."""
+    evaluated_at: int = -1
+    clock: float = field(default_factory=time.monotonic)
+    """When ``progress.seconds`` was last brought up to date."""
+
+
+def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> WorkerState:
+    """Build the model and spread it over the ranks."""
+    config = job.config
+    if not job.use_gpu:
+        torch.set_num_threads(config.cluster.cpus_per_worker)
+    model = build_reward_model(config.model, job.tokenizer, seed=config.run.seed, layout=job.layout)
+    num_parameters = count_parameters(model)  # before ZeRO shards them
+    width = head_size(model.classifier.config)
+    apply_liger(model, config.model.liger, on_gpu=job.use_gpu)
+    dtype = getattr(torch, config.model.dtype)
+    engine = Engine(model, config.optimizer, config.cluster, dtype=dtype, use_gpu=job.use_gpu)
+    return WorkerState(
+        job=job,
+        heart=heart,
+        board=board,
+        engine=engine,
+        ledger=Ledger.empty(job.steps.num_pairs),
+        checkpointer=Checkpointer(
+            run=job.run,
+            run_key=job.run_key,
+            engine=engine,
+            config=config.checkpoint,
+            attempt=job.attempt,
+            on_wait=heart.beat,
+            find_held=finding_held(job),
+        ),
+        learning_rate=learning_rate_schedule(config.optimizer, job.steps.total),
+        collator=Collator(
+            layout=job.layout,
+            kernel=choose_kernel(engine.device, dtype, head_size=width),
+            pad_token_id=job.tokenizer.pad_token_id,
+            device=engine.device,
+        ),
+        throughput=Throughput(
+            num_parameters=num_parameters,
+            matrix_peak=measure_matrix_peak(engine.device, dtype) * engine.world_size,
+            device=engine.device,
+            layout=job.layout,
+        ),
+    )
+
+
+def finding_held(job: TrainJob) -> Callable[[Sequence[FoundCheckpoint]], set[str]]:
+    """Return what names the checkpoints that are yet to be made ready for the Hub."""
+    hub, best_by = job.config.hub, job.config.checkpoint.keep_best_by
+    known: dict[int, Version] = {}
+
+    def find_held(whole: Sequence[FoundCheckpoint]) -> set[str]:
+        if hub.repo_id is None:
+            return set()
+        known.update(Versions(run=job.run, repo_id=hub.repo_id).read(known))
+        wanted = find_wanted(whole, known, hub, best_by=best_by, last_step=job.steps.total)
+        held = choose_held(wanted, job.run.free_bytes())
+        if len(held) < len(wanted):
+            logger.warning(
+                "%d checkpoints may go before they are published: %s is nearly full",
+                len(wanted),
+                job.run.path,
+            )
+        return held
+
+    return find_held
+
+
+def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
+    """Go on from the checkpoint that was found, if one was."""
+    if found is None:
+        return
+    run = state.job.run
+    restored = state.checkpointer.load(found)
+    state.progress, state.history = restored.progress, restored.history
+    evaluated = [record.step for record in restored.history.records if record.kind == "eval"]
+    state.evaluated_at = max(evaluated, default=-1)
+    if state.engine.rank == 0:
+        state.ledger = restored.ledger
+    logger.info("resumed from the checkpoint of step %d", state.progress.step)
+    if state.board is None:
+        return
+    state.board.record(*state.history.records)  # MLflow may have missed some
+    for info in run.list(SAMPLES):
+        if not info.base_name.endswith(".json"):
+            continue  # a kill may leave a draft
+        rows = run.read_json(f"{SAMPLES}/{info.base_name}")
+        state.board.table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
