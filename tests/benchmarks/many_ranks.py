@@ -56,6 +56,9 @@ NODES, SLOTS = 8, 8
 REPORT_EVERY = 10
 """Steps between reports to Ray, which its controller takes every 2 s."""
 
+STAGGER_S = 1.0
+"""Between the first tasks of two ranks, so that later ones find workers of earlier ones idle."""
+
 PULSES = 50
 """Pulses that all ranks send one after another at the end, to see how many the board takes."""
 
@@ -197,6 +200,7 @@ def read_in_step(settings: dict[str, Any]) -> None:
         told[name].append(time.monotonic() - before)
         return result
 
+    time.sleep(STAGGER_S * rank)
     with Heart(board, rank) as heart:
         steps = stream.steps(0, settings["steps"])
         for step in range(settings["steps"]):
