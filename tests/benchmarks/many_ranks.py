@@ -56,8 +56,8 @@ NODES, SLOTS = 8, 8
 REPORT_EVERY = 10
 """Steps between reports to Ray, which its controller takes every 2 s."""
 
-STAGGER_S = 1.0
-"""Between the first tasks of two ranks, so that later ones find workers of earlier ones idle."""
+AT_ONCE = 4
+"""Ranks that begin to read at the same time, so that later ones find workers of earlier ones."""
 
 PULSES = 50
 """Pulses that all ranks send one after another at the end, to see how many the board takes."""
@@ -141,20 +141,23 @@ def measure(folder: Path, ranks: int, steps: int, pairs: int) -> dict[str, Any]:
     )
     plan = Steps(num_pairs=cache.num_pairs, settings=settings)
     total = min(steps, plan.total)
-    answers = folder / f"answers-{ranks}"
+    answers, begun = folder / f"answers-{ranks}", folder / f"begun-{ranks}"
     answers.mkdir()
+    begun.mkdir()
     board = start_board(f"board-{ranks}")
     began = time.time()
     trainer = DataParallelTrainer(
         read_in_step,
-        train_loop_config={"steps": total, "answers": str(answers), "board": board},
+        train_loop_config={
+            "steps": total, "answers": str(answers), "begun": str(begun), "board": board,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=ranks, resources_per_worker={"slot": 1, "CPU": 0}
         ),
         run_config=ray.train.RunConfig(name=f"ranks-{ranks}", storage_path=str(folder / "train")),
         datasets={"train": PlannedPairs(cache=cache.parts, settings=settings)},
         dataset_config=PerRankStreams(),
-    )
+    )  # fmt: skip
     with PeakMemory() as memory:
         trainer.fit()
     ray.kill(board)
@@ -200,7 +203,9 @@ def read_in_step(settings: dict[str, Any]) -> None:
         told[name].append(time.monotonic() - before)
         return result
 
-    time.sleep(STAGGER_S * rank)
+    begun = Path(settings["begun"])
+    while len(list(begun.iterdir())) <= rank - AT_ONCE:
+        time.sleep(0.5)
     with Heart(board, rank) as heart:
         steps = stream.steps(0, settings["steps"])
         for step in range(settings["steps"]):
@@ -208,6 +213,8 @@ def read_in_step(settings: dict[str, Any]) -> None:
             micro_batches = timed("read_s", lambda: next(steps))
             told["cpu_s"].append(time.process_time() - before)
             heart.enter("training", step)
+            if step == 0:
+                (begun / f"{rank}").touch()
             told["num_micro_batches"].append(len(micro_batches))
             pairs += [m.plan.pairs[m.plan.weights > 0] for m in micro_batches]
             timed("barrier_s", barrier)
