@@ -325,7 +325,8 @@ def _add(
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text.encode(errors="backslashreplace").decode()  # half a character, as JSON escapes it
 
 
 def _files(folder: Storage, kind: str) -> list[str]:

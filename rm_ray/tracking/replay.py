@@ -12,7 +12,9 @@ from rm_ray.storage import Storage
 from rm_ray.tracking.history import History
 from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError, opening_mlflow
 from rm_ray.tracking.target import MlflowTarget, RunDescription
+from rm_ray.train.attempts import list_checkpoints
 from rm_ray.train.files import HISTORY, PLOTS, RESULT, RUN, SAMPLES
+from rm_ray.train.manifest import find_fault, read_manifest
 
 if TYPE_CHECKING:
     from rm_ray.tracking.mlflow_run import MlflowRun
@@ -93,16 +95,16 @@ def _note(run: Storage, run_id: str) -> None:
 def read_journal(run: Storage) -> History:
     """Return the metrics of a run: all of them once it is finished, else its newest checkpoint's.
 
+    That is the newest one which is whole.
+
     Raises:
         InputError: it has neither.
     """
-    names = [HISTORY]
-    names += [
-        f"{info.base_name}/{HISTORY}"
-        for info in reversed(run.list())
-        if info.base_name.startswith("checkpoint_")
-    ]
-    for name in names:
-        if run.exists(name):
-            return History.from_json_lines(run.read_text(name).splitlines())
+    names = [HISTORY] if run.exists(HISTORY) else []
+    for checkpoint in [] if names else list_checkpoints(run):
+        manifest = read_manifest(run, checkpoint)  # without one it may be half copied
+        if manifest is not None and find_fault(run, checkpoint, manifest, shares=0) is None:
+            names.append(f"{checkpoint}/{HISTORY}")
+    if names:
+        return History.from_json_lines(run.read_text(names[0]).splitlines())
     raise InputError(f"'{run.path}' has no metrics yet: neither an end nor a checkpoint")

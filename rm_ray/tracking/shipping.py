@@ -131,7 +131,8 @@ class MetricShipper:
             self._retry(partial(run.log_table, name, rows), tries=TRIES_OF_A_TABLE)
         except MlflowAwayError as error:
             logger.warning("%s is not in MLflow, whose store of files fails: %s", name, error)
-        self._unsent -= 1
+        else:
+            self._unsent -= 1
 
     def _retry(self, call: Callable[[], T], *, tries: int | None = None) -> T:
         """Call until MLflow answers; waiting longer each time, at most half a minute.

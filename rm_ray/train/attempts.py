@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,8 @@ ATTEMPTS = "attempts.json"
 
 LOST_COMMAND = "the command was killed, or its machine lost"
 """Why an attempt ended whose end nobody wrote down."""
+
+_CHECKPOINT = re.compile(r"checkpoint_\d{8,}_\d{4,}")
 
 Ending = Literal["running", "finished", "stopped", "lost", "refused", "failed"]
 
@@ -95,10 +98,13 @@ def attempt_of(name: str) -> int:
 
 
 def list_checkpoints(run: Storage) -> list[str]:
-    """Return the names of all checkpoint folders, whole or not, newest first."""
+    """Return the names of all checkpoint folders, whole or not, newest first.
+
+    A folder of another name, such as a copy that someone made, is left alone.
+    """
     folders = (info for info in run.list() if info.type == pafs.FileType.Directory)
     names = (info.base_name for info in folders)
-    return sorted((name for name in names if name.startswith("checkpoint_")), reverse=True)
+    return sorted((name for name in names if _CHECKPOINT.fullmatch(name)), reverse=True)
 
 
 def account(attempts: Sequence[Attempt], kept: dict[str, float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rm_ray.tracking.history import Record
 from rm_ray.tracking.shipping import MetricShipper, Table
 from rm_ray.train.gauges import RunGauges
 from rm_ray.train.placement import beside_the_driver
-from rm_ray.train.pulse import Felt, Pulse
+from rm_ray.train.pulse import Felt, Pulse, more_pressing
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Board:
 
     def ask_to_stop(self, reason: str) -> None:
         """Have the workers save after the step at hand, and end this attempt."""
-        self._reason_to_stop = self._reason_to_stop or reason
+        self._reason_to_stop = more_pressing(self._reason_to_stop, reason)
 
     def set_mlflow_run_id(self, run_id: str) -> None:
         """Tell the workers what the run is called in MLflow."""

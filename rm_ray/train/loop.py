@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 import time
@@ -27,12 +28,11 @@ from rm_ray.train.files import EVALUATIONS, EXPORT, PROBES, SAMPLES
 from rm_ray.train.ledger import Ledger
 from rm_ray.train.manifest import FoundCheckpoint
 from rm_ray.train.progress import describe
-from rm_ray.train.pulse import Heart
+from rm_ray.train.pulse import RESIZED, Heart, more_pressing
 from rm_ray.train.staging import staging_folder
 from rm_ray.train.startup import describe_startup
 from rm_ray.train.state import EVAL_SAMPLES, WorkerState, build_state, restore
 from rm_ray.train.step import NonFiniteLossError, train_step
-from rm_ray.train.watch import RESIZED
 from rm_ray.train.worker import TrainJob
 
 logger = logging.getLogger(__name__)
@@ -285,7 +285,10 @@ def save(state: WorkerState) -> None:
 
 def wants_to_stop(state: WorkerState) -> bool:
     """Tell whether this rank knows of a reason to end this attempt."""
-    return state.heart.reason_to_stop is not None and time.monotonic() > state.goes_on_until
+    reason = state.heart.reason_to_stop
+    if reason == RESIZED:
+        return time.monotonic() > state.goes_on_until
+    return reason is not None
 
 
 def stop(state: WorkerState) -> dict[str, Any] | None:
@@ -300,7 +303,7 @@ def stop(state: WorkerState) -> dict[str, Any] | None:
     reasons = state.engine.gather_objects(
         (state.heart.reason_to_stop, state.checkpointer.last_step)
     )
-    reason = next(reason for reason, _ in reasons if reason is not None)
+    reason = functools.reduce(more_pressing, (reason for reason, _ in reasons))
     _, saved = reasons[0]
     if reason == RESIZED and saved < step:
         logger.warning("there is room for more workers, but no checkpoint to go on from")

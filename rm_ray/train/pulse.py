@@ -13,6 +13,9 @@ import ray
 
 PULSE_EVERY_S = 1.0
 
+RESIZED = "resized"
+"""Reason to stop: the cluster has room for more workers."""
+
 Phase = Literal["starting", "waiting", "training", "evaluating", "saving", "exporting"]
 """Waiting is for data."""
 
@@ -107,5 +110,10 @@ class Heart(threading.Thread):
             reason = ray.get(self._board.pulse.remote(pulse), timeout=patience_s)
         except ray.exceptions.RayError:
             return False
-        self.reason_to_stop = self.reason_to_stop or reason
+        self.reason_to_stop = more_pressing(self.reason_to_stop, reason)
         return True
+
+
+def more_pressing(reason: str | None, other: str | None) -> str | None:
+    """Return the reason to stop that counts: the first one, but any before a resize."""
+    return other if reason is None or (reason == RESIZED and other is not None) else reason

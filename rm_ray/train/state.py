@@ -51,7 +51,7 @@ class WorkerState:
     is_stopping: bool = False
     """Whether this attempt ends after the step at hand."""
     goes_on_until: float = 0.0
-    """Until when reasons to stop are not heard."""
+    """Until when room for more workers is no reason to stop."""
     asked_at: float = 0.0
     """When Ray was last asked whether machines are about to go."""
     waited: float = 0.0

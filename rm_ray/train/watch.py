@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rm_ray.train.pulse import Felt
+from rm_ray.train.pulse import RESIZED, Felt, more_pressing
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,6 @@ FIRST_STEP_S = 900.0
 
 SLOWER = 5.0
 """A stall is longer than so many times the longest time that a micro-batch took before."""
-
-RESIZED = "resized"
-"""Reason to stop: the cluster has room for more workers."""
 
 DATA_S = 600.0
 """How long data may be waited for."""
@@ -147,19 +144,22 @@ class Watch(threading.Thread):
     def ask_to_stop(self, reason: str) -> None:
         """Have the workers save after the step at hand and end; again and again, until they do."""
         self._asked_at = time.monotonic()
-        self._reason_to_stop = reason
+        self._reason_to_stop = more_pressing(self._reason_to_stop, reason)
         self._board.ask_to_stop.remote(reason)
 
     def run(self) -> None:
         """Look until the attempt ends, or something hangs."""
-        slowest, before, more, fewer, alone = 0.0, 0.0, 0, 0, 0.0
+        slowest, before, more, fewer, alone, has_stepped = 0.0, 0.0, 0, 0, 0.0, False
         while not self._ended.wait(LOOK_EVERY_S):
             if self._reason_to_stop is not None:  # the board forgets it where it dies
                 self._board.ask_to_stop.remote(self._reason_to_stop)
             asked_s = time.monotonic() - self._asked_at
             felt = self._look(patience_s=SILENT_AFTER_S)
-            if self._reason_to_stop is not None and none_would_save(felt, asked_s=asked_s):
-                self._on_stop(self._reason_to_stop)
+            # A board that does not answer, or has forgotten, knows of no steps either.
+            has_stepped = has_stepped or any(one.pulse.startup for one in felt)
+            is_asked = self._reason_to_stop is not None
+            if is_asked and not has_stepped and none_would_save(felt, asked_s=asked_s):
+                self._on_stop(str(self._reason_to_stop))
             try:
                 fitting = self._count_fitting()
             except ConnectionError:
