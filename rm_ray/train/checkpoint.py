@@ -118,6 +118,8 @@ class Checkpointer:
         folder = staging_folder(self.run_key) / f"rank-{self.engine.rank}" / name
         entries, fault = self._stage(folder, state, identity)
         parts = gather_objects((entries, fault))
+        # All ranks are here, so the one before is whole; none copies the next one before this ends.
+        self._prune()
         manifest = Manifest(
             step=state.progress.step,
             plan_fingerprint=identity.plan_fingerprint,
@@ -137,7 +139,6 @@ class Checkpointer:
                 faults[0],
             )
             return waited
-        self._prune()  # that all ranks are here means that the one before is whole
         done = threading.Event()
         self._in_flight = (FoundCheckpoint(name=name, manifest=manifest), done)
         ray.train.report(
