@@ -24,7 +24,7 @@ from rm_ray.config import TrainConfig
 from rm_ray.data.tokenization import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.model.export import PREFIX, export_weights
-from rm_ray.publish.card import CardFacts, write_card
+from rm_ray.publish.card import CARD, CardFacts, write_card
 from rm_ray.publish.gate import GateResult, check_export
 from rm_ray.publish.hub import HubContentsError, HubRepo
 from rm_ray.publish.versions import SPARE, Version, Versions, find_wanted, version_name
@@ -100,21 +100,35 @@ class Mirror:
     def release(self) -> None:
         """Delete the checkpoints that stayed only until they were made ready."""
         wanted = {found.name for found in self.find_wanted()}
-        checkpoint = self.config.checkpoint
-        whole = [
+        keep, best_by = self.config.checkpoint.keep, self.config.checkpoint.keep_best_by
+        kept = choose_kept(self._find_whole(), keep=keep, best_by=best_by)
+        for name in self._manifests.keys() - wanted - {found.name for found in kept}:
+            self.run.delete(name)
+
+    def _find_whole(self) -> list[FoundCheckpoint]:
+        return [
             found
             for found in self._manifests.values()
             if find_fault(self.run, found.name, found.manifest, shares=0) is None
         ]
-        kept = choose_kept(whole, keep=checkpoint.keep, best_by=checkpoint.keep_best_by)
-        for name in self._manifests.keys() - wanted - {found.name for found in kept}:
-            self.run.delete(name)
 
     def retry_refused(self) -> None:
-        """Forget what was refused, so that it is made ready and published again."""
+        """Have what was refused published again: made anew, or else from the files that are kept.
+
+        What clients refused stays so where its checkpoint is gone.
+        """
+        self.find_wanted()
+        can_be_made = {self.last_step} | {found.manifest.step for found in self._find_whole()}
         for version in self.read_versions().values():
-            if version.state == "refused":
+            if version.state != "refused":
+                continue
+            files = self.versions.files(version.step)
+            if version.step in can_be_made:
                 self.versions.forget(version.step)
+            elif files.exists(CARD):
+                again = replace(version, state="waiting", problem="", tag=self._tag(version.step))
+                files.write_text(CARD, files.read_text(CARD).replace(version.tag, again.tag))
+                self.versions.write(again)
         self._known = {}
 
     def make_ready(self, found: FoundCheckpoint, *, result: Result | None = None) -> Version | None:
@@ -243,13 +257,16 @@ class Mirror:
             )
         return Version(
             step=step,
-            tag=f"{self.config.hub.revision_prefix}{version_name(step)}",
+            tag=self._tag(step),
             state="refused" if gate.problem else "waiting",
             metrics=metrics,
             problem=gate.problem,
             differences=gate.differences,
             num_conversations=gate.num_conversations,
         )
+
+    def _tag(self, step: int) -> str:
+        return f"{self.config.hub.revision_prefix}{version_name(step)}"
 
     def _export(self, found: FoundCheckpoint, folder: Path) -> None:
         """Write a checkpoint's weights for clients, in the precision of training."""

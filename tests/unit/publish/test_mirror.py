@@ -233,3 +233,46 @@ def test_the_end_of_a_run_has_a_limit_and_ctrl_c_leads_to_the_command_that_goes_
     monkeypatch.setattr(run_module, "finish_publishing", interrupted)
     assert command.publish_end(made.config) == command.INTERRUPTED
     assert again in caplog.text
+
+
+def test_what_was_refused_is_published_from_its_files_where_its_checkpoint_is_gone(
+    endpoint, contents, tmp_path
+):
+    other = make_run(tmp_path / "other", every="checkpoint")
+    other.advance(5)
+    other.save(10)
+    (found,) = mirror_of(other).find_wanted()
+    hub = HubRepo.open(REPO, private=True, patience_s=5)
+    mirror_of(other).publish(mirror_of(other).make_ready(found), hub)
+
+    made = make_run(tmp_path, every="checkpoint")
+    checkpoint = made.save(10)
+    mirror = mirror_of(made)
+    mirror.publish(mirror.make_ready(mirror.find_wanted()[0]), hub)
+    assert mirror.read_versions()[10].state == "refused"
+    weights = mirror.versions.files(10).join("model.safetensors")
+    kept = Path(weights).read_bytes()
+    made.run.delete(checkpoint.name)
+
+    elsewhere = replace(made.config, hub=replace(made.config.hub, revision_prefix="b-"))
+    again = Mirror(run=made.run, config=elsewhere, last_step=made.last_step)
+    again.retry_refused()
+    assert Path(weights).read_bytes() == kept
+    again.publish(again.find_waiting()[0], hub)
+    published = contents(REPO, "b-step-00000010")
+    assert published["model.safetensors"] == kept
+    assert 'revision="b-step-00000010"' in published["README.md"].decode()
+
+
+def test_what_clients_refused_stays_refused_where_its_checkpoint_is_gone(
+    endpoint, tmp_path, monkeypatch
+):
+    made = make_run(tmp_path, every="checkpoint")
+    checkpoint = made.save(10)
+    wrong = GateResult(differences={"alone": 9.0}, num_conversations=16, problem="alone")
+    monkeypatch.setattr(mirror_module, "check_export", lambda *_: wrong)
+    mirror = mirror_of(made)
+    mirror.make_ready(mirror.find_wanted()[0])
+    made.run.delete(checkpoint.name)
+    mirror.retry_refused()
+    assert mirror.read_versions()[10].state == "refused"
