@@ -169,7 +169,10 @@ class Storage:
             return text
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file at once: readers see the old text or the new one, never a part."""
+        """Write a file at once: readers see the old text or the new one, never a part.
+
+        So it is on this machine's file systems and network mounts, and in object stores.
+        """
         self.filesystem.create_dir(os.path.dirname(self.join(name)), recursive=True)
         target = self.join(name)
         if not self.is_local:
@@ -185,8 +188,20 @@ class Storage:
             draft.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
-        """Return a file's JSON value, or None where there is no such file."""
-        return json.loads(self.read_text(name)) if self.exists(name) else None
+        """Return a file's JSON value, or None where there is no such file.
+
+        Raises:
+            InputError: what is there is not JSON, as after a disk was full.
+        """
+        if not self.exists(name):
+            return None
+        try:
+            return json.loads(self.read_text(name))
+        except ValueError as error:
+            raise InputError(
+                f"{self.join(name)} is not whole ({error}); restore it, or remove what it is part "
+                "of"
+            ) from None
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON value at once."""
@@ -246,6 +261,14 @@ class Storage:
             for copied in local.rglob("*"):
                 _sync(os.path.join(target, copied.relative_to(local)))
             _sync(target)
+
+
+def below(place: str, name: str) -> str:
+    """Return the path or URI of what is below a folder; a URI's query stays at its end."""
+    if "://" not in place:
+        return f"{place.rstrip('/')}/{name}"
+    path, mark, query = place.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def _sync(path: str) -> None:

@@ -14,7 +14,7 @@ import tyro
 from rm_ray.config import HubConfig, TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.logs import log_to_stdout
-from rm_ray.storage import Storage
+from rm_ray.storage import Storage, below
 from rm_ray.train.files import RUN
 
 if TYPE_CHECKING:  # imports torch, which --help does without
@@ -82,7 +82,8 @@ def publish_end(config: TrainConfig) -> int:
 
     That is 0 also where something is left: the run itself is finished.
     """
-    folder, hub = f"{config.run.storage_path.rstrip('/')}/{config.run.name}", config.hub
+    folder, hub = below(config.run.storage_path, config.run.name), config.hub
+    again = "the same command again" if hub.repo_id is None else _again(folder, hub)
     try:
         if hub.repo_id is not None:
             from rm_ray.publish.run import finish_publishing
@@ -92,11 +93,12 @@ def publish_end(config: TrainConfig) -> int:
         if config.mlflow.registered_model is not None:
             from rm_ray.publish.registration import register_models
 
-            register_models(folder, hub.repo_id)
+            if not register_models(folder, hub.repo_id):
+                logger.warning("to register it: %s", again)
     except (InputError, OSError) as error:
-        logger.warning("nothing more is published: %s. To go on: %s", error, _again(folder, hub))
+        logger.warning("nothing more is published: %s. To go on: %s", error, again)
     except KeyboardInterrupt:
-        logger.info("interrupted; this goes on: %s", _again(folder, hub))
+        logger.info("interrupted; this goes on: %s", again)
         return INTERRUPTED
     return 0
 

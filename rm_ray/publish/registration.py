@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from rm_ray.config import MlflowConfig
 from rm_ray.publish.versions import Version, Versions
-from rm_ray.storage import Storage
+from rm_ray.storage import Storage, below
 from rm_ray.tracking.registry import BEST, LAST, RegisteredModel, register
 from rm_ray.tracking.shipping import MlflowAwayError
 from rm_ray.tracking.target import MlflowTarget
@@ -36,7 +36,8 @@ def register_models(folder: str, repo_id: str | None) -> bool:
     if result["mlflow_run_id"] is None:
         logger.warning("the model is not registered: the run is not in MLflow yet")
         return False
-    models = choose_models(folder, record, result, _published(run, repo_id), repo_id)
+    place = folder if "://" in folder else run.path  # without a ~, for MLflow's clients
+    models = choose_models(place, record, result, _published(run, repo_id), repo_id)
     is_local = any("://" not in model.source for model in models.values())
     if is_local and target.tracking_uri.startswith("http"):
         logger.warning(
@@ -74,7 +75,7 @@ def choose_models(
     steps = {LAST: last} | ({BEST: best} if best == last or best in published else {})
     models = {}
     for alias, step in steps.items():
-        source, tags = f"{folder.rstrip('/')}/{EXPORT}", {"step": str(step)}
+        source, tags = below(folder, EXPORT), {"step": str(step)}
         if (version := published.get(step)) is not None:
             source = f"{constants.ENDPOINT}/{repo_id}/tree/{version.tag}"
             tags |= {"hub.repo_id": str(repo_id), "hub.revision": version.tag}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import platform
 import subprocess
@@ -54,6 +55,7 @@ def look_up(config: TrainConfig, *, again: bool = False) -> tuple[Storage, dict[
     refuse_other_config(run, config)
     result = run.read_json(RESULT)
     if result is not None:
+        _keep_changes(run, config)
         logger.info("run '%s' is finished; give another --run.name to train anew", config.run.name)
     return run, result
 
@@ -81,7 +83,10 @@ def refuse_other_config(run: Storage, config: TrainConfig) -> None:
 
 
 def open_record(prepared: Prepared, data: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the run since its beginning, which may be now."""
+    """Return what is known of the run since its beginning, which may be now.
+
+    Its settings are those of the newest command, which may change some of them.
+    """
     record = prepared.run.read_json(RUN)
     if record is None:
         record = {
@@ -93,7 +98,24 @@ def open_record(prepared: Prepared, data: dict[str, Any]) -> dict[str, Any]:
             "versions": versions(),
         }
         prepared.run.write_json(RUN, record)
+    elif record["config"] != prepared.config.to_json():  # what a resumed run may change
+        record["config"] = prepared.config.to_json()
+        prepared.run.write_json(RUN, record)
     return dict(record)
+
+
+def _keep_changes(run: Storage, config: TrainConfig) -> None:
+    """Note what this command has changed for a finished run: how it is published and registered.
+
+    What it was trained on stays.
+    """
+    record, now = run.read_json(RUN), config.to_json()
+    changed = copy.deepcopy(record)
+    for section, name in (field.split(".") for field in _MAY_CHANGE):
+        if section != "cluster":
+            changed["config"][section][name] = now[section][name]
+    if changed != record:
+        run.write_json(RUN, changed)
 
 
 def refuse_other_data(prepared: Prepared, record: dict[str, Any]) -> None:

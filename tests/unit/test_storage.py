@@ -7,7 +7,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from rm_ray.errors import InputError
-from rm_ray.storage import Storage
+from rm_ray.storage import Storage, below
 
 
 @pytest.fixture(params=["folder", "file URI", "fsspec URI"])
@@ -186,3 +186,22 @@ def test_what_does_not_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.
 
     with pytest.raises(InputError, match="does not read back"):
         Storage.open(str(tmp_path)).check_writable()
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("~/rm_ray/", "~/rm_ray/run"),
+        ("s3://bucket/rm_ray", "s3://bucket/rm_ray/run"),
+        ("s3://b/rm_ray/?region=x&scheme=http", "s3://b/rm_ray/run?region=x&scheme=http"),
+        ("/a?b", "/a?b/run"),
+    ],
+)
+def test_what_is_below_a_uri_keeps_its_query_at_the_end(place: str, expected: str):
+    assert below(place, "run") == expected
+
+
+def test_json_that_is_cut_short_is_named(storage: Storage):
+    storage.write_text("half.json", '{"a": ')
+    with pytest.raises(InputError, match=r"half.json is not whole"):
+        storage.read_json("half.json")

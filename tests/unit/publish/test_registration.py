@@ -96,3 +96,11 @@ def test_without_a_name_nothing_is_registered(made):
     made.run.write_json("run.json", record)
     assert register_models(made.folder, None)
     assert mlflow.MlflowClient(uri_of(made)).search_registered_models() == []
+
+
+def test_a_home_folder_is_written_out_for_mlflows_clients(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert register_models(f"~/{Path(made.folder).relative_to(tmp_path)}", None)
+    client = mlflow.MlflowClient(uri_of(made))
+    (version,) = client.search_model_versions("name = 'rewards'")
+    assert version.source == f"{made.folder}/export"

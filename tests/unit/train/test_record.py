@@ -1,0 +1,68 @@
+"""What a run's ``run.json`` says once a later command has changed what may be changed."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from rm_ray.config import TrainConfig
+from rm_ray.errors import InputError
+from rm_ray.storage import Storage
+from rm_ray.train.record import look_up, open_record
+
+
+@pytest.fixture
+def config(tmp_path) -> TrainConfig:
+    config = TrainConfig()
+    return replace(config, run=replace(config.run, name="one", storage_path=str(tmp_path)))
+
+
+def prepared(config: TrainConfig) -> SimpleNamespace:
+    """What of a prepared run its record is made of."""
+    run = Storage.open(config.run.storage_path).folder(config.run.name)
+    plan = SimpleNamespace(steps=SimpleNamespace(total=10))
+    return SimpleNamespace(run=run, config=config, identity={"plan": "p"}, plan=plan)
+
+
+def changed(config: TrainConfig) -> TrainConfig:
+    return replace(
+        config,
+        checkpoint=replace(config.checkpoint, keep=5),
+        hub=replace(config.hub, repo_id="me/model"),
+        cluster=replace(config.cluster, num_workers=3),
+        mlflow=replace(config.mlflow, registered_model="rewards"),
+    )
+
+
+def test_a_resumed_run_has_the_settings_of_its_newest_command(config):
+    first = open_record(prepared(config), {})
+    again = open_record(prepared(changed(config)), {})
+    assert again["key"] == first["key"]
+    assert again["config"] == changed(config).to_json()
+    assert prepared(config).run.read_json("run.json") == again
+
+
+def test_a_finished_run_is_published_and_registered_as_its_newest_command_says(config):
+    open_record(prepared(config), {})
+    run = prepared(config).run
+    run.write_json("result.json", {"steps": 10})
+    assert look_up(changed(config))[1] == {"steps": 10}
+    settings = run.read_json("run.json")["config"]
+    assert settings["checkpoint"]["keep"] == 5
+    assert settings["hub"]["repo_id"] == "me/model"
+    assert settings["mlflow"]["registered_model"] == "rewards"
+    assert settings["cluster"] == config.to_json()["cluster"]  # what it was trained on
+
+
+def test_what_is_trained_may_not_change(config):
+    open_record(prepared(config), {})
+    other = replace(config, optimizer=replace(config.optimizer, learning_rate=0.5))
+    with pytest.raises(InputError, match=r"optimizer\.learning_rate was"):
+        look_up(other)
+
+
+def test_a_record_that_is_cut_short_is_named(config):
+    run = prepared(config).run
+    run.write_text("run.json", "{")
+    with pytest.raises(InputError, match=r"one/run.json is not whole"):
+        look_up(config)
