@@ -161,8 +161,13 @@ def choose_kept(
 
 
 def rank_by(whole: Sequence[FoundCheckpoint], metric: str) -> list[FoundCheckpoint]:
-    """Return the best by a metric first; of equals, in the order given."""
-    return sorted(whole, key=lambda found: badness(found.manifest.metrics, metric))
+    """Return the best by a metric first; of equals the earliest, without the metric the newest."""
+
+    def place(found: FoundCheckpoint) -> tuple[float, int]:
+        bad, step = badness(found.manifest.metrics, metric), found.manifest.step
+        return (bad, step) if math.isfinite(bad) else (bad, -step)
+
+    return sorted(whole, key=place)
 
 
 def badness(metrics: dict[str, float], metric: str) -> float:

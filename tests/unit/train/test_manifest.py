@@ -199,7 +199,13 @@ def test_a_metric_that_is_missing_or_no_number_is_the_worst(metric: str):
     for order in (whole, whole[::-1]):
         ranked = [checkpoint.manifest.step for checkpoint in rank_by(order, metric)]
         assert ranked[:2] == [4, 2]
-        assert ranked[2:] == [c.manifest.step for c in order if c.manifest.step in (1, 3, 5)]
+        assert ranked[2:] == [5, 3, 1]  # the newest of them first
+
+
+def test_of_equals_the_earliest_is_the_best_in_whatever_order_they_are_found():
+    whole = [found(1, 0.9), found(2, 0.5), found(3, 0.5)]
+    for order in (whole, whole[::-1]):
+        assert [c.manifest.step for c in rank_by(order, "eval/rm/loss")] == [2, 3, 1]
 
 
 def test_of_checkpoints_without_a_metric_the_newest_is_kept():
