@@ -21,28 +21,40 @@ Layout = Literal["packed", "padded"]
 """How pairs lie in a micro-batch: each distinct token once, or right-padded conversations."""
 
 
-def _require(holds: bool, name: str, value: object, rule: str) -> None:
+def require(holds: bool, name: str, value: object, rule: str) -> None:
+    """Refuse a setting that breaks its rule.
+
+    Raises:
+        InputError: naming the setting, the rule and the value.
+    """
     if not holds:
         raise InputError(f"{name} must be {rule}, got {value!r}")
 
 
-_SECRET_KEYS = r"(^|[-_])(key|secret|token|passw(or)?d|pwd|auth|sig|signature|credential)s?$"
-"""What the names of parameters that hold a secret end in."""
+_SECRET_KEYS = (
+    r"secret|token|passw|passphrase|credential|signature|(api|access|account|shared)[-_]?key"
+    r"|(^|[-_])(key|pwd|auth|sig)s?$"
+)
+"""What the names of parameters that hold a secret look like."""
 
 
-def _refuse_password(name: str, uri: str | None, where: str) -> None:
+def refuse_password(name: str, uri: str | None, where: str) -> None:
     """Configurations are printed, logged and kept, and so must hold no secret."""
     if uri is None or "://" not in uri:
         return
     try:
         parts = urlsplit(uri)
     except ValueError as error:
-        raise InputError(f"{name} must be a URI, got '{uri}': {error}") from None
+        raise InputError(f"{name} must be a URI, got one that cannot be read: {error}") from None
     has_user = parts.password or (parts.scheme.startswith("http") and parts.username)
     secret = [key for key, _ in parse_qsl(parts.query) if re.search(_SECRET_KEYS, key.lower())]
     if has_user or secret:
         shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
         raise InputError(f"{name} must hold no password, got '{shown}'; give it by {where}")
+
+
+_TAKEN = ("evaluations", "mlflow.db", "mlflow_artifacts", "token_cache")
+"""What else lies beside the runs in run.storage_path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +74,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         legal = bool(self.name) and self.name[0].isalnum()
         legal = legal and all(c.isalnum() or c in "._-" for c in self.name)
-        _require(legal, "run.name", self.name, "letters, digits, '.', '_' and '-'")
-        _require(bool(self.storage_path), "run.storage_path", self.storage_path, "a path or a URI")
-        _refuse_password(
+        require(legal, "run.name", self.name, "letters, digits, '.', '_' and '-'")
+        is_free = self.name not in _TAKEN
+        require(is_free, "run.name", self.name, f"none of {', '.join(_TAKEN)}, which are there")
+        require(bool(self.storage_path), "run.storage_path", self.storage_path, "a path or a URI")
+        refuse_password(
             "run.storage_path",
             self.storage_path,
             "the environment, as with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
-        _require(0 <= self.seed < 2**32, "run.seed", self.seed, "from 0 to 4294967295")
+        require(0 <= self.seed < 2**32, "run.seed", self.seed, "from 0 to 4294967295")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +117,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name, sources in (("data.train", self.train), ("data.eval", self.eval)):
             for source in sources:
-                _refuse_password(name, source, "the environment")
-        _require(len(self.train) > 0, "data.train", self.train, "a list of at least one source")
-        _require(self.max_length >= 2, "data.max_length", self.max_length, "at least 2")
+                refuse_password(name, source, "the environment")
+        require(len(self.train) > 0, "data.train", self.train, "a list of at least one source")
+        require(self.max_length >= 2, "data.max_length", self.max_length, "at least 2")
         limit = self.max_prompt_length
-        _require(limit is None or limit >= 1, "data.max_prompt_length", limit, "at least 1")
+        require(limit is None or limit >= 1, "data.max_prompt_length", limit, "at least 1")
         share = self.max_refused_fraction
-        _require(0 <= share <= 1, "data.max_refused_fraction", share, "between 0 and 1")
+        require(0 <= share <= 1, "data.max_refused_fraction", share, "between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +171,8 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         size, tokens = self.global_batch_size, self.tokens_per_micro_batch
-        _require(size >= 1, "batch.global_batch_size", size, "at least 1")
-        _require(tokens >= 1, "batch.tokens_per_micro_batch", tokens, "at least 1")
+        require(size >= 1, "batch.global_batch_size", size, "at least 1")
+        require(tokens >= 1, "batch.tokens_per_micro_batch", tokens, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,19 +214,19 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
-        _require(0 < rate < math.inf, "optimizer.learning_rate", rate, "above 0 and finite")
+        require(0 < rate < math.inf, "optimizer.learning_rate", rate, "above 0 and finite")
         in_range = all(0 <= beta < 1 for beta in self.betas)
-        _require(in_range, "optimizer.betas", self.betas, "two numbers from 0 up to, not with, 1")
-        _require(0 < self.eps < math.inf, "optimizer.eps", self.eps, "above 0 and finite")
+        require(in_range, "optimizer.betas", self.betas, "two numbers from 0 up to, not with, 1")
+        require(0 < self.eps < math.inf, "optimizer.eps", self.eps, "above 0 and finite")
         for name in ("weight_decay", "warmup_steps", "max_grad_norm"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, f"optimizer.{name}", value, "at least 0 and finite")
+            require(0 <= value < math.inf, f"optimizer.{name}", value, "at least 0 and finite")
         skipped = self.max_skipped_steps
-        _require(skipped >= 0, "optimizer.max_skipped_steps", skipped, "at least 0")
-        _require(self.epochs >= 1, "optimizer.epochs", self.epochs, "at least 1")
+        require(skipped >= 0, "optimizer.max_skipped_steps", skipped, "at least 0")
+        require(self.epochs >= 1, "optimizer.epochs", self.epochs, "at least 1")
         limit = self.max_episodes
-        _require(limit is None or limit >= 1, "optimizer.max_episodes", limit, "at least 1")
-        _require(
+        require(limit is None or limit >= 1, "optimizer.max_episodes", limit, "at least 1")
+        require(
             self.schedule != "constant" or self.warmup_steps == 0,
             "optimizer.warmup_steps",
             self.warmup_steps,
@@ -250,11 +264,11 @@ class ClusterConfig:
             least, most = self.worker_bounds or (1, 1)
         except ValueError:
             least, most = 1, 0
-        _require(1 <= least <= most, "cluster.num_workers", workers, rule)
-        _require(cpus >= 1, "cluster.cpus_per_worker", cpus, "at least 1")
+        require(1 <= least <= most, "cluster.num_workers", workers, rule)
+        require(cpus >= 1, "cluster.cpus_per_worker", cpus, "at least 1")
         stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         rule = f"'none' unless cluster.zero_stage is at least {stage} (it is {self.zero_stage})"
-        _require(self.zero_stage >= stage, "cluster.offload", self.offload, rule)
+        require(self.zero_stage >= stage, "cluster.offload", self.offload, rule)
 
     @property
     def worker_bounds(self) -> tuple[int, int] | None:
@@ -280,8 +294,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         every, rows = self.every_steps, self.sample_rows
-        _require(every >= 0, "evaluation.every_steps", every, "at least 0")
-        _require(rows >= 0, "evaluation.sample_rows", rows, "at least 0")
+        require(every >= 0, "evaluation.every_steps", every, "at least 0")
+        require(rows >= 0, "evaluation.sample_rows", rows, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,14 +319,14 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         every, keep, metric = self.every_steps, self.keep, self.keep_best_by
         patience = self.storage_patience_s
-        _require(patience >= 0, "checkpoint.storage_patience_s", patience, "at least 0")
-        _require(every >= 0, "checkpoint.every_steps", every, "at least 0")
+        require(patience >= 0, "checkpoint.storage_patience_s", patience, "at least 0")
+        require(every >= 0, "checkpoint.every_steps", every, "at least 0")
         least = 2 if metric else 1
         rule = f"at least {least}" + " with checkpoint.keep_best_by" * bool(metric)
-        _require(keep >= least, "checkpoint.keep", keep, rule)
+        require(keep >= least, "checkpoint.keep", keep, rule)
         known = [f"{part}/rm/{name}" for part in ("eval", "train") for name in METRICS]
         rule = f"one of {', '.join(known)}"
-        _require(metric is None or metric in known, "checkpoint.keep_best_by", metric, rule)
+        require(metric is None or metric in known, "checkpoint.keep_best_by", metric, rule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +345,7 @@ class MlflowConfig:
 
     def __post_init__(self) -> None:
         where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
-        _refuse_password("mlflow.tracking_uri", self.tracking_uri, where)
+        refuse_password("mlflow.tracking_uri", self.tracking_uri, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,10 +376,10 @@ class HubConfig:
             re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", repo)
             and not re.search(r"--|\.\.|\.git$", repo)
         )
-        _require(legal, "hub.repo_id", repo, "'NAMESPACE/NAME', of letters, digits and '_.-'")
+        require(legal, "hub.repo_id", repo, "'NAMESPACE/NAME', of letters, digits and '_.-'")
         legal = re.fullmatch(r"(\w[\w.-]*)?", prefix) is not None
-        _require(legal, "hub.revision_prefix", prefix, "letters, digits, '.', '_' and '-'")
-        _require(0 <= patience < math.inf, "hub.patience_s", patience, "at least 0 and finite")
+        require(legal, "hub.revision_prefix", prefix, "letters, digits, '.', '_' and '-'")
+        require(0 <= patience < math.inf, "hub.patience_s", patience, "at least 0 and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,9 +401,9 @@ class TrainConfig:
         attention = self.model.attention
         rule = "'sdpa' under batch.layout 'packed' (set batch.layout to 'padded' for another)"
         packed = self.batch.layout == "packed"
-        _require(not packed or attention == "sdpa", "model.attention", attention, rule)
+        require(not packed or attention == "sdpa", "model.attention", attention, rule)
         metric = self.checkpoint.keep_best_by or ""
-        _require(
+        require(
             bool(self.data.eval) or not metric.startswith("eval/"),
             "checkpoint.keep_best_by",
             metric,
@@ -397,7 +411,7 @@ class TrainConfig:
         )
         every = self.hub.every
         rule = "'checkpoint' or 'final' without checkpoint.keep_best_by"
-        _require(every != "best" or bool(metric), "hub.every", every, rule)
+        require(every != "best" or bool(metric), "hub.every", every, rule)
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested dictionaries; ``recipe.parse_config`` gives the same config back."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rm_ray.config import refuse_password, require
+
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -28,6 +30,13 @@ class ScoringModel:
     tokens_per_forward: int = 16_384
     """Upper bound on the tokens of one forward pass. A larger conversation stands alone."""
 
+    def __post_init__(self) -> None:
+        require(bool(self.model), "model", self.model, "a folder or a name on the Hub")
+        longest = self.max_length
+        require(longest is None or longest > 0, "max_length", longest, "positive")
+        most = self.tokens_per_forward
+        require(most > 0, "tokens_per_forward", most, "positive")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
@@ -39,6 +48,11 @@ class Rows:
 
     seed: int = 0
     """Draws the rows of a source with a share; run.seed gives those that a run drew."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        for source in self.data:
+            refuse_password("data", source, "the environment")
 
 
 @dataclass(frozen=True, kw_only=True)

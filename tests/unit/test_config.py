@@ -464,6 +464,9 @@ def test_another_attention_is_refused_where_pairs_are_packed():
         ("data", "train", ["https://example.com/pairs.jsonl?X-Amz-Signature=hunter2"]),
         ("data", "train", ["/there/is/pairs.jsonl", "https://example.com/p.jsonl?TOKEN=hunter2"]),
         ("data", "eval", ["https://example.com/pairs.jsonl?password=hunter2"]),
+        ("data", "eval", ["https://example.com/pairs.jsonl?apikey=hunter2"]),
+        ("data", "eval", ["https://example.com/pairs.jsonl?accessToken=hunter2"]),
+        ("mlflow", "tracking_uri", "postgresql://db/mlflow?sslpassword=hunter2"),
         ("data", "train", ["https://ana:hunter2@example.com/pairs.jsonl"]),
         ("data", "eval", ["https://ana:hunter2@example.com/pairs.jsonl"]),
     ],
@@ -491,3 +494,14 @@ def test_a_uri_without_a_secret_may_have_a_user_or_a_query(section: str, field: 
     config = parse_config({section: {field: uri}})
 
     assert getattr(getattr(config, section), field) == uri
+
+
+def test_a_uri_that_cannot_be_read_is_not_repeated():
+    message = message_of_wrong({"run": {"storage_path": "s3://ana:hunter2@[bad/x"}})
+    assert "run.storage_path must be a URI" in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "token_cache", "mlflow_artifacts", "evaluations"])
+def test_a_run_is_not_called_like_what_lies_beside_it(name: str):
+    assert f"got '{name}'" in message_of_wrong({"run": {"name": name}})
