@@ -77,9 +77,12 @@ def main(arguments: Sequence[str]) -> int:
         except StoppedError as stopped:
             logger.info("%s; the same command goes on from there", stopped)
             return EXIT_STATUS[stopped.reason]
-    except InputError as error:
+    except (InputError, OSError) as error:
         logger.error("error: %s", error)
         return 2
+    except KeyboardInterrupt:
+        logger.info("interrupted before anything began")
+        return EXIT_STATUS["interrupted"]
     logger.info("%s", summarise(result))
     return publish_end(command.config)
 
@@ -99,7 +102,7 @@ def log_to_mlflow(arguments: Sequence[str]) -> int:
 
     try:
         replay(options.run, options.tracking_uri)
-    except InputError as error:
+    except (InputError, OSError) as error:
         logger.error("error: %s", error)
         return 2
     except TrainingError as error:

@@ -133,18 +133,12 @@ def _resolve_path(spec: SourceSpec) -> list[Fragment]:
     location = spec.location if "://" in spec.location else str(Path(spec.location).expanduser())
     try:
         filesystem, path = fsspec.url_to_fs(location)
-    except (ValueError, ImportError) as error:
+        found = _list_files(filesystem, path)
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(f"data source '{spec.text}' cannot be opened: {error}") from None
-    if filesystem.isdir(path):
-        inside = {name.rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
-        if inside & {"dataset_info.json", "dataset_dict.json"}:
-            where = location if "://" in location else path
-            return [Fragment(kind="saved", location=where, split=spec.split)]
-        found = [name for name in filesystem.find(path) if _kind_of(name)]
-    elif filesystem.isfile(path):
-        found = [path]
-    else:
-        found = [name for name in filesystem.glob(path) if _kind_of(name)]
+    if found is None:
+        where = location if "://" in location else path
+        return [Fragment(kind="saved", location=where, split=spec.split)]
     if not found:
         raise InputError(
             f"data source '{spec.text}': no such file, or nothing in it that ends in "
@@ -157,6 +151,18 @@ def _resolve_path(spec: SourceSpec) -> list[Fragment]:
     if "://" in spec.location:
         found = [filesystem.unstrip_protocol(name) for name in found]
     return [Fragment(kind=_kind_of(name) or "jsonl", location=name) for name in sorted(found)]
+
+
+def _list_files(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str] | None:
+    """Return the files of rows at a path; None where a dataset of ``save_to_disk`` is there."""
+    if filesystem.isfile(path):
+        return [path]
+    if not filesystem.isdir(path):
+        return [name for name in filesystem.glob(path) if _kind_of(name)]
+    inside = {name.rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
+    if inside & {"dataset_info.json", "dataset_dict.json"}:
+        return None
+    return [name for name in filesystem.find(path) if _kind_of(name)]
 
 
 def select(
@@ -304,7 +310,7 @@ def load_dataset(fragment: Fragment) -> datasets.Dataset:
         return loaded[split]
     try:
         return datasets.load_dataset(fragment.location, split=fragment.split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"data source '{fragment.origin}' is no file or folder here and cannot be loaded from "

@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # imports Ray and torch, which --help does without
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as a shell has it."""
+
 REPORT, PLOTS = "report.json", "plots"
 
 _FLAT = tyro.conf.arg(name="")
@@ -83,12 +86,15 @@ def _run(
     command: type[C], program: str, arguments: Sequence[str], action: Callable[[C], None]
 ) -> int:
     log_to_stdout()
-    options = tyro.cli(command, prog=program, args=list(arguments), use_underscores=True)
     try:
+        options = tyro.cli(command, prog=program, args=list(arguments), use_underscores=True)
         action(options)
-    except InputError as error:
+    except (InputError, OSError) as error:
         logger.error("error: %s", error)
         return 2
+    except KeyboardInterrupt:
+        logger.info("interrupted; the same command goes on")
+        return INTERRUPTED
     return 0
 
 

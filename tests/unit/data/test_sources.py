@@ -1,5 +1,6 @@
 import gzip
 import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -590,3 +591,19 @@ def test_a_saved_dataset_has_the_fingerprint_of_its_contents(tmp_path: Path):
 
     assert splits[0] != splits[1]
     assert splits == [fingerprint(selected(f"{one}:{split}")) for split in ("train", "test")]
+
+
+def test_a_dataset_whose_files_do_not_agree_is_refused(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n')
+    (tmp_path / "b.jsonl").write_text('{"other": 1}\n')
+    fragment = Fragment(kind="hub", location=str(tmp_path), split="train")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_dataset(fragment)
+
+
+def test_an_address_that_does_not_answer_is_refused():
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}/pairs.jsonl"
+        with pytest.raises(InputError, match="cannot be opened"):
+            resolve(SourceSpec.parse(address))
