@@ -6,6 +6,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
+from rm_ray.tracking import shipping
 from rm_ray.tracking.history import Record
 from rm_ray.tracking.mlflow_run import MlflowRun
 from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError
@@ -131,6 +132,18 @@ def test_a_table_is_logged_once(target):
     run = begin(target)
     found = run.client.list_artifacts(run.run_id, "eval_samples")
     assert [item.path for item in found] == ["eval_samples/step-1.json"]
+
+
+def test_a_table_that_mlflow_does_not_take_stays_counted(target, monkeypatch):
+    def fails(*_: object) -> None:
+        raise MlflowAwayError("the store of files is full")
+
+    monkeypatch.setattr(MlflowRun, "log_table", fails)
+    monkeypatch.setattr(shipping, "TRIES_OF_A_TABLE", 1)
+    shipper = ship(target, records(1, 2))
+    shipper.send_table("eval_samples/step-1.json", [{"pair": 0}])
+    assert shipper.close(PATIENCE_S) == 1
+    assert begin(target).logged_steps()["train"] == {1, 2}
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])

@@ -15,6 +15,7 @@ from rm_ray.train.attempts import (
     Ending,
     account,
     describe_ending,
+    list_checkpoints,
     read_attempts,
     write_attempts,
 )
@@ -272,3 +273,12 @@ def test_a_row_of_the_timeline_says_how_an_attempt_went():
         "ending": "lost",
         "cause": "rank 1 died",
     }
+
+
+def test_only_folders_of_a_checkpoints_own_name_are_checkpoints(tmp_path):
+    run = Storage.open(str(tmp_path))
+    for name in ("checkpoint_00000100_0001", "checkpoint_00000200_0002", "checkpoint_before",
+                 "checkpoint_00000300_0001.old", "export"):  # fmt: skip
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint_00000400_0001").write_text("a file")
+    assert list_checkpoints(run) == ["checkpoint_00000200_0002", "checkpoint_00000100_0001"]

@@ -1,7 +1,10 @@
+import threading
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 
+from rm_ray.train import watch as watch_module
 from rm_ray.train.pulse import Felt, Phase, Pulse
 from rm_ray.train.watch import (
     DATA_S,
@@ -217,3 +220,43 @@ def test_a_run_is_stopped_at_once_only_where_no_step_would_be_lost():
 
 def test_a_pulse_from_before_the_request_may_be_from_before_the_first_step():
     assert not none_would_save([felt(0, has_stepped=False, ago=1.0)], asked_s=0.5)
+
+
+class Answers:
+    """A board that gives one answer after another, the last one again and again."""
+
+    def __init__(self, *answers: list[Felt]) -> None:
+        self.pulses = self.ask_to_stop = self
+        self._answers = list(answers)
+
+    def remote(self, *_: object) -> list[Felt]:
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+
+@pytest.mark.parametrize(("before", "ends"), [([], True), ([felt(0)], False)])
+def test_a_board_that_has_forgotten_the_ranks_ends_no_run_that_takes_steps(
+    before, ends, monkeypatch
+):
+    monkeypatch.setattr(watch_module, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watch_module.ray, "get", lambda answer, timeout: answer)
+    stopped, looks = threading.Event(), 0
+
+    def count_fitting() -> int:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            watch.ask_to_stop("terminated")
+        return 1
+
+    watch = watch_module.Watch(
+        Answers(before, []),
+        num_workers=1,
+        count_fitting=count_fitting,
+        on_look=lambda _: None,
+        on_loss=lambda _: None,
+        on_stop=lambda _: stopped.set(),
+    )
+    watch._board.ask_to_stop = SimpleNamespace(remote=lambda _: None)
+    with watch:
+        assert stopped.wait(10.0 if ends else 0.5) == ends
+        assert looks > 1
