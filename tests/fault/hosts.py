@@ -1,7 +1,8 @@
 """Two hosts on this machine, each with its own network, processes, name, and folder for Ray.
 
 They are namespaces of Linux, plugged into a switch that is one too, so that whatever ends or cuts
-off a host reaches nothing else of this machine. Needs root.
+off a host reaches nothing else of this machine. They know each other by name and ask no server for
+names, which gRPC would wait for. Needs root.
 """
 
 import os
@@ -38,6 +39,8 @@ hostname "$1"
 mkdir -p ray tmp /tmp/ray
 mount --bind ray /tmp/ray
 mount --bind hosts /etc/hosts
+: >resolv.conf
+mount --bind resolv.conf /etc/resolv.conf
 ip link set lo up
 echo ready
 sleep infinity &
