@@ -75,7 +75,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--whole", type=int, metavar="N")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="rm_ray-ranks-") as name, cluster() as address:
+    with (
+        tempfile.TemporaryDirectory(prefix="rm_ray-ranks-") as name,
+        cluster(3 if options.whole else 2) as address,
+    ):
         if options.whole:
             print(json.dumps(train_whole(Path(name), options.whole, options.steps, address)))
             return
@@ -111,10 +114,14 @@ def main() -> None:
 class cluster:  # noqa: N801  (it reads as one)
     """Eight Ray nodes on this machine, each with eight slots for ranks and CPUs of its own."""
 
+    def __init__(self, num_cpus: int) -> None:
+        """A node keeps as many idle workers as it has CPUs; a rank that trains takes one."""
+        self._num_cpus = num_cpus
+
     def __enter__(self) -> str:
         """Start them; return the address."""
-        # A node keeps as many idle workers as it has CPUs.
-        node = {"num_cpus": 2, "resources": {"slot": SLOTS}, "object_store_memory": 10**8}
+        num_cpus = self._num_cpus
+        node = {"num_cpus": num_cpus, "resources": {"slot": SLOTS}, "object_store_memory": 10**8}
         self._cluster = Cluster(
             initialize_head=True, head_node_args=node | {"include_dashboard": False}
         )
