@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from made_run import MadeRun, make_run
 
 from rm_ray.errors import InputError
-from rm_ray.publish import command
+from rm_ray.publish import command, registration
 from rm_ray.publish import mirror as mirror_module
 from rm_ray.publish import run as run_module
 from rm_ray.publish.command import describe
@@ -276,3 +276,13 @@ def test_what_clients_refused_stays_refused_where_its_checkpoint_is_gone(
     made.run.delete(checkpoint.name)
     mirror.retry_refused()
     assert mirror.read_versions()[10].state == "refused"
+
+
+def test_a_run_without_a_repository_is_registered_by_its_own_command_again(
+    tmp_path, monkeypatch, caplog
+):
+    made = make_run(tmp_path, repo_id=None)
+    config = replace(made.config, mlflow=replace(made.config.mlflow, registered_model="rewards"))
+    monkeypatch.setattr(registration, "register_models", lambda *_: False)
+    assert command.publish_end(config) == 0
+    assert "to register it: the same command again" in caplog.text
