@@ -110,6 +110,8 @@ def _keep_changes(run: Storage, config: TrainConfig) -> None:
     What it was trained on stays.
     """
     record, now = run.read_json(RUN), config.to_json()
+    if record is None:  # only its result was kept: nothing goes on from here
+        return
     changed = copy.deepcopy(record)
     for section, name in (field.split(".") for field in _MAY_CHANGE):
         if section != "cluster":
