@@ -139,11 +139,11 @@ def judge(runs: dict[str, list[dict[str, Any]]], saving: str, *, num_saved: int)
         ]
         lines.append(limit(f"slower with {title}", statistics.median(slower), 1.02, ".3f"))
     for title in (MIRRORED, HUB_FROZEN):
-        slower = [
-            alone["pairs_per_second"] / one["pairs_per_second"]
-            for one, alone in zip(runs[title], runs[saving], strict=True)
-        ]
+        pairs = list(zip(runs[title], runs[saving], strict=True))
+        slower = [alone["pairs_per_second"] / one["pairs_per_second"] for one, alone in pairs]
         lines.append(limit(f"slower with {title}", statistics.median(slower), 1.02, ".3f"))
+        added = [(one["step_seconds"] - alone["step_seconds"]) / num_saved for one, alone in pairs]
+        lines.append(f"{title}: {Spread.of(added).cell('.2f')} s of steps for each checkpoint")
     return "\n".join(f"- {line}" for line in lines)
 
 
