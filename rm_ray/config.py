@@ -6,8 +6,9 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rm_ray.errors import InputError
 
@@ -38,19 +39,27 @@ _SECRET_KEYS = (
 """What the names of parameters that hold a secret look like."""
 
 
+_USER = re.compile(r"[^:/@]*:(?!\d*([/?#]|$))[^@]*@")
+"""A user and a password, in which drivers of databases allow any sign; no host and port."""
+_HTTP_USER = re.compile(r"[^/?#]*@")
+
+
 def refuse_password(name: str, uri: str | None, where: str) -> None:
     """Configurations are printed, logged and kept, and so must hold no secret."""
     if uri is None or "://" not in uri:
         return
     try:
-        parts = urlsplit(uri)
+        urlsplit(uri)
     except ValueError as error:
         raise InputError(f"{name} must be a URI, got one that cannot be read: {error}") from None
-    has_user = parts.password or (parts.scheme.startswith("http") and parts.username)
-    secret = [key for key, _ in parse_qsl(parts.query) if re.search(_SECRET_KEYS, key.lower())]
-    if has_user or secret:
-        shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"
-        raise InputError(f"{name} must hold no password, got '{shown}'; give it by {where}")
+    scheme, *rest = uri.split("://")  # more than one in what fsspec chains
+    has_user = any(
+        _USER.match(after) or (before.endswith(("http", "https")) and _HTTP_USER.match(after))
+        for before, after in pairwise((scheme, *rest))
+    )
+    keys = re.findall(r"[?&;#]([^=?&;#]+)=", uri)
+    if has_user or any(re.search(_SECRET_KEYS, unquote(key).lower()) for key in keys):
+        raise InputError(f"{name} must hold no password, got '{scheme}://...'; give it by {where}")
 
 
 _TAKEN = ("evaluations", "mlflow.db", "mlflow_artifacts", "token_cache")
@@ -151,6 +160,10 @@ class ModelConfig:
 
     liger: Literal["auto", "on", "off"] = "auto"
     """Liger's fused Triton kernels, which need a GPU; 'auto' uses them where there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("name_or_path", "tokenizer"):
+            refuse_password(f"model.{name}", getattr(self, name), "the environment, as HF_TOKEN")
 
 
 @dataclass(frozen=True, kw_only=True)

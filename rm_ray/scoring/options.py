@@ -32,6 +32,7 @@ class ScoringModel:
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "a folder or a name on the Hub")
+        refuse_password("model", self.model, "the environment, as HF_TOKEN")
         longest = self.max_length
         require(longest is None or longest > 0, "max_length", longest, "positive")
         most = self.tokens_per_forward

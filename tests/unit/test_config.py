@@ -469,6 +469,16 @@ def test_another_attention_is_refused_where_pairs_are_packed():
         ("mlflow", "tracking_uri", "postgresql://db/mlflow?sslpassword=hunter2"),
         ("data", "train", ["https://ana:hunter2@example.com/pairs.jsonl"]),
         ("data", "eval", ["https://ana:hunter2@example.com/pairs.jsonl"]),
+        ("data", "eval", ["simplecache::https://ana:hunter2@example.com/pairs.jsonl"]),
+        ("data", "eval", ["zip://*.jsonl::https://hunter2@example.com/pairs.zip"]),
+        ("data", "eval", ["https://example.com/pairs.jsonl#token=hunter2"]),
+        ("data", "eval", ["https://example.com/pairs.jsonl;token=hunter2"]),
+        ("data", "eval", ["https://example.com/pairs.jsonl?access%5Ftoken=hunter2"]),
+        ("mlflow", "tracking_uri", "postgresql://ana:a/hunter2@db/mlflow"),
+        ("mlflow", "tracking_uri", "postgresql://ana:a#hunter2@db/mlflow"),
+        ("mlflow", "tracking_uri", "postgresql://ana:a?hunter2@db/mlflow"),
+        ("model", "name_or_path", "https://ana:hunter2@example.com/model"),
+        ("model", "tokenizer", "https://example.com/model?token=hunter2"),
     ],
 )
 def test_a_password_is_refused_and_not_repeated(section: str, field: str, uri: Any):
@@ -488,6 +498,10 @@ def test_a_password_is_refused_and_not_repeated(section: str, field: str, uri: A
         ("mlflow", "tracking_uri", "postgresql://ana@db.example.com/mlflow"),
         ("mlflow", "tracking_uri", "http://mlflow.example.com:5000?design=1"),
         ("data", "train", ("https://example.com/pairs.jsonl?version=2",)),
+        ("data", "train", ("https://example.com:8080/pairs@v2.jsonl",)),
+        ("data", "train", ("simplecache::https://example.com:8080/pairs@v2.jsonl",)),
+        ("data", "train", ("hf://datasets/ana/pairs@main/data.parquet",)),
+        ("run", "storage_path", "hdfs://namenode:8020/user/ana@example"),
     ],
 )
 def test_a_uri_without_a_secret_may_have_a_user_or_a_query(section: str, field: str, uri: Any):
