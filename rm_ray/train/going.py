@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +43,13 @@ class Going:
             self._ask(reason)
         return self._ask is not None
 
-    def stoppable(self, ask: Callable[[str], None]) -> None:
-        """From now on, there are workers to ask."""
+    @contextmanager
+    def stoppable(self, ask: Callable[[str], None]) -> Iterator[None]:
+        """Within it, there are workers to ask."""
         self._ask = ask
         if self._reason is not None:
             ask(self._reason)
+        try:
+            yield
+        finally:
+            self._ask = None

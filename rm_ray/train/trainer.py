@@ -98,11 +98,10 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
         on_loss=lambda cause: going.end("lost", cause),
         on_stop=lambda reason: going.end("stopped", reason),
     )
-    going.stoppable(watch.ask_to_stop)
     # Ray's own record of checkpoints, cut short by a kill, would end every later attempt.
     prepared.run.delete_file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     try:
-        with gauges, BoardReader(board, shipper, gauges), watch:
+        with gauges, BoardReader(board, shipper, gauges), going.stoppable(watch.ask_to_stop), watch:
             outcome = _run(_trainer(prepared, job), watch)
     except (InputError, TrainingError, LostError):
         shipper.end("FAILED")  # until the next attempt opens it again
