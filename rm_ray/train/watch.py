@@ -37,6 +37,9 @@ FIRST_STEP_S = 900.0
 SLOWER = 5.0
 """A stall is longer than so many times the longest time that a micro-batch took before."""
 
+SLOWER_THAN_FIRST = 2.0
+"""The same for the first step's, which count until a later one is known: they take longer."""
+
 DATA_S = 600.0
 """How long data may be waited for."""
 
@@ -57,10 +60,37 @@ class Stuck:
     reason: str
 
 
-def find_stuck(felt: Sequence[Felt], *, slowest_s: float) -> Stuck | None:
+class Pace:
+    """How long ranks have stood still between two movements, which tells what is unusual."""
+
+    def __init__(self) -> None:
+        self._first_s, self._slowest_s = 0.0, 0.0
+        self._still_s, self._is_first = 0.0, True
+
+    def look(self, felt: Sequence[Felt]) -> None:
+        """Learn from how long ago the ranks have moved."""
+        still = min(one.moved for one in felt)
+        if still < self._still_s:  # what was slow has ended
+            if self._is_first:
+                self._first_s = max(self._first_s, self._still_s)
+            else:
+                self._slowest_s = max(self._slowest_s, self._still_s)
+        is_steady = all(one.pulse.phase in _STEADY for one in felt)
+        self._still_s = still if is_steady else 0.0
+        self._is_first = not all(one.pulse.startup for one in felt)
+
+    @property
+    def stall_s(self) -> float:
+        """For how long ranks may stand still in a step that is not their first."""
+        if self._slowest_s > 0:
+            return max(STALLED_AFTER_S, SLOWER * self._slowest_s)
+        return max(STALLED_AFTER_S, SLOWER_THAN_FIRST * self._first_s)
+
+
+def find_stuck(felt: Sequence[Felt], *, stall_s: float) -> Stuck | None:
     """Return the ranks that hang, given the age of each one's pulse and last movement.
 
-    ``slowest_s`` is the longest time between two movements so far.
+    ``stall_s`` is for how long they may stand still in a step that is not their first.
     """
     silent = tuple(one for one in felt if one.felt > SILENT_AFTER_S)
     if silent:
@@ -68,7 +98,7 @@ def find_stuck(felt: Sequence[Felt], *, slowest_s: float) -> Stuck | None:
         return Stuck(ranks=silent, reason=f"rank {ranks} silent for {SILENT_AFTER_S:.0f} s")
     if not felt:
         return None
-    limit = _limit(felt, slowest_s=slowest_s)
+    limit = _limit(felt, stall_s=stall_s)
     if min(one.moved for one in felt) > limit:
         step = max(one.pulse.step for one in felt)
         phases = " or ".join(sorted({one.pulse.phase for one in felt}))
@@ -77,7 +107,7 @@ def find_stuck(felt: Sequence[Felt], *, slowest_s: float) -> Stuck | None:
     return None
 
 
-def _limit(felt: Sequence[Felt], *, slowest_s: float) -> float:
+def _limit(felt: Sequence[Felt], *, stall_s: float) -> float:
     """Return the seconds for which ranks may all stay where they are."""
     phases = {one.pulse.phase for one in felt}
     if "waiting" in phases:
@@ -86,12 +116,7 @@ def _limit(felt: Sequence[Felt], *, slowest_s: float) -> float:
         return SLOW_S
     if not all(one.pulse.startup for one in felt):
         return FIRST_STEP_S
-    return max(STALLED_AFTER_S, SLOWER * slowest_s)
-
-
-def is_steady(felt: Sequence[Felt]) -> bool:
-    """Tell whether all ranks go through micro-batches, and have done so for a step."""
-    return all(one.pulse.phase in _STEADY and one.pulse.startup for one in felt)
+    return stall_s
 
 
 def none_would_save(felt: Sequence[Felt], *, asked_s: float) -> bool:
@@ -149,7 +174,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Look until the attempt ends, or something hangs."""
-        slowest, before, more, fewer, alone, has_stepped = 0.0, 0.0, 0, 0, 0.0, False
+        pace, more, fewer, alone, has_stepped = Pace(), 0, 0, 0.0, False
         while not self._ended.wait(LOOK_EVERY_S):
             if self._reason_to_stop is not None:  # the board forgets it where it dies
                 self._board.ask_to_stop.remote(self._reason_to_stop)
@@ -173,14 +198,11 @@ class Watch(threading.Thread):
             if alone > COMPANY_S:
                 began = f"{len(felt)} of {self._num_workers} workers"
                 self._on_loss(f"only {began} began within {COMPANY_S:.0f} s")
-            self.stuck = find_stuck(felt, slowest_s=slowest)
+            self.stuck = find_stuck(felt, stall_s=pace.stall_s)
             if self.stuck is not None:
                 end_stuck(self.stuck, felt)
                 return
-            still = min(one.moved for one in felt)
-            if still < before:  # what was slow has ended
-                slowest = max(slowest, before)
-            before = still if is_steady(felt) else 0.0
+            pace.look(felt)
             more = more + 1 if fitting > self._num_workers else 0
             if more == LOOKS:
                 self.ask_to_stop(RESIZED)

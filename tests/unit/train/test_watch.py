@@ -12,9 +12,10 @@ from rm_ray.train.watch import (
     SILENT_AFTER_S,
     SLOW_S,
     SLOWER,
+    SLOWER_THAN_FIRST,
     STALLED_AFTER_S,
+    Pace,
     find_stuck,
-    is_steady,
     none_would_save,
 )
 
@@ -41,23 +42,23 @@ def felt(
     return Felt(pulse=pulse, felt=ago, moved=moved)
 
 
-def stuck_ranks(ranks: list[Felt], *, slowest_s: float = 0.0) -> list[int]:
-    found = find_stuck(ranks, slowest_s=slowest_s)
+def stuck_ranks(ranks: list[Felt], *, stall_s: float = STALLED_AFTER_S) -> list[int]:
+    found = find_stuck(ranks, stall_s=stall_s)
     return [] if found is None else [one.pulse.rank for one in found.ranks]
 
 
 def test_ranks_that_go_on_are_not_stuck():
-    assert find_stuck([felt(0), felt(1), felt(2)], slowest_s=0.0) is None
+    assert find_stuck([felt(0), felt(1), felt(2)], stall_s=STALLED_AFTER_S) is None
 
 
 def test_no_ranks_are_not_stuck():
-    assert find_stuck([], slowest_s=0.0) is None
+    assert find_stuck([], stall_s=STALLED_AFTER_S) is None
 
 
 def test_a_silent_rank_is_named_and_it_alone():
     ranks = [felt(0), felt(1, ago=SILENT_AFTER_S + 1), felt(2)]
 
-    found = find_stuck(ranks, slowest_s=0.0)
+    found = find_stuck(ranks, stall_s=STALLED_AFTER_S)
 
     assert found is not None
     assert found.ranks == (ranks[1],)
@@ -67,7 +68,7 @@ def test_a_silent_rank_is_named_and_it_alone():
 def test_all_silent_ranks_are_named():
     ranks = [felt(0, ago=31), felt(1), felt(2, ago=300)]
 
-    found = find_stuck(ranks, slowest_s=0.0)
+    found = find_stuck(ranks, stall_s=STALLED_AFTER_S)
 
     assert found is not None
     assert found.ranks == (ranks[0], ranks[2])
@@ -85,7 +86,7 @@ def test_a_silent_rank_is_stuck_whatever_it_does(phase: Phase):
 
 
 def test_slow_micro_batches_do_not_make_a_silent_rank_less_silent():
-    assert stuck_ranks([felt(0), felt(1, ago=SILENT_AFTER_S + 1)], slowest_s=1_000) == [1]
+    assert stuck_ranks([felt(0), felt(1, ago=SILENT_AFTER_S + 1)], stall_s=1_000) == [1]
 
 
 def test_a_silent_rank_and_not_those_that_wait_for_it_is_stuck():
@@ -99,7 +100,7 @@ def test_a_silent_rank_and_not_those_that_wait_for_it_is_stuck():
 def test_ranks_that_go_on_no_more_hang_together(phase: Phase):
     ranks = [felt(rank, phase=phase, moved=STALLED_AFTER_S + 1 + rank) for rank in range(3)]
 
-    found = find_stuck(ranks, slowest_s=0.0)
+    found = find_stuck(ranks, stall_s=STALLED_AFTER_S)
 
     assert found is not None
     assert found.ranks == tuple(ranks)
@@ -109,7 +110,7 @@ def test_ranks_that_go_on_no_more_hang_together(phase: Phase):
 def test_the_step_told_is_the_one_that_hangs():
     ranks = [felt(0, moved=50, step=8), felt(1, moved=50, step=9), felt(2, moved=50, step=8)]
 
-    found = find_stuck(ranks, slowest_s=0.0)
+    found = find_stuck(ranks, stall_s=STALLED_AFTER_S)
 
     assert found is not None
     assert found.reason.endswith("in step 9 (training)")
@@ -125,32 +126,69 @@ def test_one_rank_alone_hangs_too():
     assert stuck_ranks([felt(0, moved=STALLED_AFTER_S + 1)]) == [0]
 
 
-@pytest.mark.parametrize(
-    ("slowest_s", "limit"),
-    [
-        (0.0, STALLED_AFTER_S),
-        (STALLED_AFTER_S / SLOWER, STALLED_AFTER_S),
-        (20.0, 20.0 * SLOWER),
-        (100.0, 100.0 * SLOWER),
-    ],
-)
-def test_slow_micro_batches_raise_the_limit(slowest_s: float, limit: float):
+@pytest.mark.parametrize("limit", [STALLED_AFTER_S, 500.0])
+def test_ranks_hang_once_they_stand_still_for_longer_than_their_pace_allows(limit: float):
     before = [felt(rank, moved=limit) for rank in range(2)]
     after = [felt(rank, moved=limit + 0.01) for rank in range(2)]
 
-    assert stuck_ranks(before, slowest_s=slowest_s) == []
-    found = find_stuck(after, slowest_s=slowest_s)
+    assert stuck_ranks(before, stall_s=limit) == []
+    found = find_stuck(after, stall_s=limit)
     assert found is not None
     assert found.reason == f"no rank went on for {limit:.0f} s in step 7 (training)"
 
 
-@pytest.mark.parametrize("slowest_s", [0.0, 10_000.0])
-def test_the_first_step_has_a_limit_of_its_own(slowest_s: float):
+def seen(*looks: Felt) -> float:
+    """Return for how long one rank may stand still after these looks at it."""
+    pace = Pace()
+    for one in looks:
+        pace.look([one])
+    return pace.stall_s
+
+
+def test_ranks_of_which_nothing_is_known_may_stand_still_for_a_little():
+    assert seen() == STALLED_AFTER_S
+    assert seen(felt(0, moved=40), felt(0, moved=42)) == STALLED_AFTER_S  # not at its end yet
+
+
+@pytest.mark.parametrize("phase", ["waiting", "training", "evaluating"])
+def test_slow_micro_batches_may_be_slow_again(phase: Phase):
+    slow = felt(0, phase=phase, moved=20)
+
+    assert seen(felt(0), slow, felt(0, moved=1)) == 20 * SLOWER
+    assert seen(felt(0), slow, felt(0, moved=1), felt(0, moved=3), felt(0)) == 20 * SLOWER
+
+
+@pytest.mark.parametrize("phase", ["starting", "saving", "exporting"])
+def test_what_is_no_micro_batch_says_nothing_of_how_long_one_takes(phase: Phase):
+    assert seen(felt(0), felt(0, phase=phase, moved=100), felt(0, moved=1)) == STALLED_AFTER_S
+
+
+def test_a_slow_first_step_counts_until_a_later_micro_batch_is_known():
+    first = [felt(0, moved=moved, has_stepped=False) for moved in (10, 60, 1, 50)]
+    stepped = [*first, felt(0, moved=1)]
+
+    assert seen(*stepped) == 60 * SLOWER_THAN_FIRST
+    assert seen(*stepped, felt(0, moved=58)) == 60 * SLOWER_THAN_FIRST
+    assert seen(*stepped, felt(0, moved=58), felt(0, moved=1)) == 58 * SLOWER
+    assert seen(*stepped, felt(0, moved=2), felt(0, moved=1)) == STALLED_AFTER_S
+
+
+@pytest.mark.parametrize("seconds", [20, 50, 100, 295])
+def test_a_machine_that_takes_long_for_every_micro_batch_is_left_alone(seconds: int):
+    pace = Pace()
+    for now in range(0, 12 * seconds, 2):  # four micro-batches a step
+        rank = felt(0, moved=now % seconds, has_stepped=now // seconds >= 4)
+        assert find_stuck([rank], stall_s=pace.stall_s) is None
+        pace.look([rank])
+
+
+@pytest.mark.parametrize("stall_s", [STALLED_AFTER_S, 10_000.0])
+def test_the_first_step_has_a_limit_of_its_own(stall_s: float):
     before = [felt(rank, moved=FIRST_STEP_S, has_stepped=False) for rank in range(2)]
     after = [felt(rank, moved=FIRST_STEP_S + 1, has_stepped=False) for rank in range(2)]
 
-    assert stuck_ranks(before, slowest_s=slowest_s) == []
-    assert stuck_ranks(after, slowest_s=slowest_s) == [0, 1]
+    assert stuck_ranks(before, stall_s=stall_s) == []
+    assert stuck_ranks(after, stall_s=stall_s) == [0, 1]
 
 
 def test_the_first_step_lasts_until_every_rank_has_taken_it():
@@ -173,8 +211,8 @@ def test_where_no_micro_batches_are_it_takes_long_to_be_a_stall(phase: Phase, li
     before = [felt(rank, phase=phase, moved=limit) for rank in range(3)]
     after = [felt(rank, phase=phase, moved=limit + 1) for rank in range(3)]
 
-    assert stuck_ranks(before, slowest_s=1e6) == []
-    assert stuck_ranks(after, slowest_s=1e6) == [0, 1, 2]
+    assert stuck_ranks(before, stall_s=1e6) == []
+    assert stuck_ranks(after, stall_s=1e6) == [0, 1, 2]
 
 
 def test_a_rank_that_waits_for_data_keeps_the_others_waiting():
@@ -195,20 +233,6 @@ def test_a_rank_that_saves_and_goes_on_keeps_the_others_waiting_without_a_stall(
     ranks = [felt(0, phase="saving", moved=1.0), felt(1, moved=600)]
 
     assert stuck_ranks(ranks) == []
-
-
-def test_ranks_that_all_go_through_micro_batches_are_steady():
-    assert is_steady([felt(0), felt(1)])
-    assert is_steady([felt(0), felt(1, phase="evaluating", moved=600)])
-
-
-@pytest.mark.parametrize("phase", ["starting", "saving", "exporting"])
-def test_ranks_of_which_one_does_something_else_are_not_steady(phase: Phase):
-    assert not is_steady([felt(0), felt(1, phase=phase)])
-
-
-def test_ranks_of_which_one_is_in_its_first_step_are_not_steady():
-    assert not is_steady([felt(0), felt(1, has_stepped=False)])
 
 
 def test_a_run_is_stopped_at_once_only_where_no_step_would_be_lost():
