@@ -86,11 +86,10 @@ class Cluster:
             "print(sum(node['Alive'] for node in ray.nodes()))"
         )
         try:
-            return int(
-                self.first.run(sys.executable, "-c", code, env=os.environ | self.environment)
-            )
+            printed = self.first.run(sys.executable, "-c", code, env=os.environ | self.environment)
         except AssertionError:
             return 0
+        return int(printed.split()[0])  # Ray may tell of a node after it
 
     def wait_for_nodes(self, count: int) -> None:
         """Wait until Ray holds so many to be alive."""
