@@ -125,11 +125,11 @@ class Engine:
         if self.world_size > 1:
             dist.all_reduce(tensor)
 
-    def any_rank(self, vote: bool) -> bool:
-        """Tell, on every rank alike, whether any rank says yes."""
-        votes = torch.tensor([float(vote)], device=self.device)
-        self.sum_over_ranks(votes)
-        return bool(votes.item() > 0)
+    def any_rank(self, *votes: bool) -> list[bool]:
+        """Tell, for each vote and on every rank alike, whether any rank says yes."""
+        ballot = torch.tensor(votes, dtype=torch.float32, device=self.device)
+        self.sum_over_ranks(ballot)
+        return [count > 0 for count in ballot.tolist()]
 
     def sum_counts(self, counts: np.ndarray) -> np.ndarray:
         """Return integers added up over all ranks."""

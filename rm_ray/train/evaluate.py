@@ -39,7 +39,7 @@ def evaluate(
 ) -> Evaluation | None:
     """Score every held-out pair; the first ``sample_rows`` of them come back as samples.
 
-    None where, after any step, any rank ``gives_up``.
+    None where, after any step, it ``gives_up``, which every rank asks and is answered alike.
     """
     totals = PairMetrics.zero(engine.device)
     samples: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ def evaluate(
                 if (micro_batch.loaded.plan.pairs < sample_rows).any():
                     samples += _samples(micro_batch, scores, tokenizer, sample_rows)
                 on_micro_batch()
-            if engine.any_rank(gives_up()):
+            if gives_up():
                 return None
     engine.sum_over_ranks(totals.sums)
     gathered = [sample for ranks in engine.gather_objects(samples) for sample in ranks]

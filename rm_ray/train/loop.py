@@ -131,20 +131,15 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
     progress, steps = state.progress, state.job.steps
     started = time.monotonic()
     learning_rate = state.learning_rate(progress.step)
-    asks = state.engine.rank == 0 and started - state.asked_at > ASK_EVERY_S
     measured = train_step(
         state.engine,
         micro_batches,
         num_pairs=steps.size(progress.step),
         learning_rate=learning_rate,
-        votes=(wants_to_stop(state), asks),
+        votes=(wants_to_stop(state), is_to_ask(state)),
         on_micro_batch=state.heart.beat,
     )
-    state.is_stopping, is_asked = measured.votes
-    if is_asked:  # all ranks at once: it is a barrier
-        state.asked_at = started
-        if ray.train.get_preemption_info() is not None:
-            state.heart.reason_to_stop, state.is_stopping = PREEMPTED, True
+    state.is_stopping = decides_to_stop(state, *measured.votes)
     for micro_batch in micro_batches:
         plan = micro_batch.loaded.plan
         state.ledger.add(plan.pairs[plan.weights > 0])
@@ -203,7 +198,7 @@ def run_evaluation(state: WorkerState) -> None:
         job.tokenizer,
         sample_rows=job.config.evaluation.sample_rows,
         on_micro_batch=state.heart.beat,
-        gives_up=lambda: wants_to_stop(state) and step < job.steps.total,
+        gives_up=lambda: gives_up_evaluation(state),
     )
     spend(state, "evaluation", time.monotonic() - started)
     if result is None:
@@ -289,6 +284,30 @@ def wants_to_stop(state: WorkerState) -> bool:
     if reason == RESIZED:
         return time.monotonic() > state.goes_on_until
     return reason is not None
+
+
+def is_to_ask(state: WorkerState) -> bool:
+    """Tell, on rank 0, whether it is time to ask Ray whether a machine is about to go."""
+    return state.engine.rank == 0 and time.monotonic() - state.asked_at > ASK_EVERY_S
+
+
+def decides_to_stop(state: WorkerState, wants: bool, asks: bool) -> bool:
+    """Tell, on every rank alike, whether any rank wants to stop or Ray has a reason to.
+
+    Ray is asked where any rank asks, by all of them at once: it is a barrier.
+    """
+    if asks:
+        state.asked_at = time.monotonic()
+        if ray.train.get_preemption_info() is not None:
+            state.heart.reason_to_stop = PREEMPTED
+            return True
+    return wants
+
+
+def gives_up_evaluation(state: WorkerState) -> bool:
+    """Tell, on every rank alike, whether the next attempt is to evaluate instead of this one."""
+    votes = state.engine.any_rank(wants_to_stop(state), is_to_ask(state))
+    return decides_to_stop(state, *votes) and state.progress.step < state.job.steps.total
 
 
 def stop(state: WorkerState) -> dict[str, Any] | None:

@@ -19,6 +19,9 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
+INJECT = str(Path(__file__).parent / "inject")
+"""What breaks a worker on purpose, where it is on PYTHONPATH."""
+
 PATIENCE_S = 240.0
 """How long anything may take on a busy machine before it is held never to come."""
 

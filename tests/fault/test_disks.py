@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs import Job, assert_same_outcome, assert_tidy, command, finish, result, running, small_job
+from jobs import (
+    INJECT,
+    Job,
+    assert_same_outcome,
+    assert_tidy,
+    command,
+    finish,
+    result,
+    running,
+    small_job,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +106,7 @@ def test_the_last_state_stays_here_where_a_storage_fails_for_good(
 
 def test_an_object_store_that_spills_changes_nothing(quiet: Path, tmp_path: Path) -> None:
     small = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(80 * 2**20)}
-    spills = {"PYTHONPATH": str(Path(__file__).parent / "inject"), "FILLS_STORE": "1"}
+    spills = {"PYTHONPATH": INJECT, "FILLS_STORE": "1"}
     settings = small_job(quiet.parent, "spilling")
     with running(settings, tmp_path / "spilling.log", **small, **spills) as job:
         job.wait_for_steps_of_attempt(1)

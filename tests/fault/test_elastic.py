@@ -10,6 +10,7 @@ import pytest
 from servers import RAY, RayMachines
 
 from jobs import (
+    INJECT,
     PATIENCE_S,
     assert_same_losses,
     assert_tidy,
@@ -92,3 +93,23 @@ def test_a_preemption_notice_leads_to_a_checkpoint(tmp_path: Path) -> None:
         first, second = result(job.folder)["attempts"]
         assert (first["workers"], first["cause"], second["workers"]) == (2, "preempted", 1)
         assert second["first_step"] == first["last_step"] > 0
+
+
+def test_a_preemption_notice_does_not_wait_for_the_end_of_an_evaluation(tmp_path: Path) -> None:
+    settings = small_job(tmp_path, "evaluating", num_steps=30)
+    settings["data"]["eval"] = ["builtin:test=320"]  # twenty steps, of 3 s each
+    settings["cluster"] |= ONE_ON_EACH
+    settings["checkpoint"]["every_steps"] = 0
+    mark = tmp_path / "dawdles"
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, ExitStack() as stack:
+        machines = RayMachines(Path(folder))
+        slow = {"PYTHONPATH": INJECT, "DAWDLES": str(mark)}
+        stack.enter_context(machines.node(num_cpus=3, is_head=True, **slow))
+        stack.enter_context(machines.node(num_cpus=2, **slow))
+        machines.wait_for_nodes(2)
+        environment = machines.environment | slow
+        with running(settings, tmp_path / "evaluating.log", **environment) as job:
+            job.wait_for(mark.exists, "an evaluation")
+            drain(machines, num_cpus=2)
+            job.wait_for(lambda: "attempt 1 ended at step 20: preempted" in job.printed, "a stop")
+            assert "evaluation at step" not in job.printed

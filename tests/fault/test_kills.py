@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from jobs import (
+    INJECT,
     Job,
     assert_same_outcome,
     assert_tidy,
@@ -47,7 +48,6 @@ slow = pytest.mark.slow
 
 WORKER, CONTROLLER = "RayTrainWorker", "ray::TrainController"
 DRIVER = "rm_ray.train.attempt"
-INJECT = str(Path(__file__).parent / "inject")
 
 
 @slow
