@@ -63,6 +63,10 @@ def train(
         restore(state, found)
         heart.first_step = state.progress.step
         job.startup.end("model")
+        state.clock = time.monotonic()
+        evaluate_late(state)
+        if state.is_stopping and (stopped := stop(state)):
+            return stopped
         for micro_batches in train_stream(state, steps):
             if state.progress.step in job.skipped:
                 skip_step(state)
@@ -85,9 +89,6 @@ def train_stream(
     state: WorkerState, steps: Iterable[list[LoadedMicroBatch]]
 ) -> Iterator[list[ReadyMicroBatch]]:
     """Yield this rank's micro-batches, step by step, and note how long each was waited for."""
-    state.clock = time.monotonic()
-    if state.progress.step > 0 and is_evaluation_due(state):
-        run_evaluation(state)  # which the attempt before was stopped in
     state.heart.enter("waiting", state.progress.step + 1)
     started = time.monotonic()
     for micro_batches in ready_steps(state, steps):
@@ -223,6 +224,18 @@ def run_evaluation(state: WorkerState) -> None:
         result.metrics["eval/rm/reward_margin"],
         result.num_pairs,
     )
+
+
+def evaluate_late(state: WorkerState) -> None:
+    """Do the evaluation that the attempt before was stopped in, and checkpoint what it measured."""
+    step = state.progress.step
+    if step == 0 or state.evaluated_at == step or not is_evaluation_due(state):
+        return
+    run_evaluation(state)
+    if not state.is_stopping and is_due(
+        state.job.config.checkpoint.every_steps, state, at_end=True
+    ):
+        save(state)
 
 
 def write(state: WorkerState, name: str, value: Any) -> None:

@@ -145,6 +145,7 @@ def test_a_signal_is_answered_with_a_checkpoint(quiet: Path, number: int, status
 def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(quiet: Path) -> None:
     """The next command evaluates; its history is that of a run that was left alone."""
     settings, log = job_like(quiet, "evaluating"), quiet.parent / "evaluating.log"
+    settings["checkpoint"] |= {"every_steps": 20, "keep_best_by": "eval/rm/loss"}
     mark = quiet.parent / "dawdles"
     with running(settings, log, PYTHONPATH=INJECT, DAWDLES=str(mark)) as job:
         job.wait_for(mark.exists, "an evaluation")
@@ -154,6 +155,10 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(quiet: Path) -> Non
         assert "terminated at step 20; its newest checkpoint is of step 20" in job.printed
     with running(settings, log) as job:
         check(job, quiet)
+        assert {folder.name for folder in job.checkpoints()} == {
+            "checkpoint_00000020_0002",  # with what was measured, by which it may be the best
+            "checkpoint_00000040_0002",
+        }
 
 
 @slow
