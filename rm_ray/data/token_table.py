@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ import pyarrow.dataset as pads
 
 from rm_ray.data.pair_tokens import PairLengths, PairTokens
 from rm_ray.storage import Storage, local_home
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_BATCH = 1_024
 
@@ -181,10 +184,18 @@ def _distinct_tokens(batch: pa.RecordBatch, prefix_lengths: np.ndarray) -> bytes
 
 
 def open_table(cache: TokenParts) -> TokenTable:
-    """Map a cache's pairs into memory, copying them to this machine first where they are not."""
+    """Map a cache's pairs into memory, copying them to this machine first where they are not.
+
+    They are copied again where files are missing or cut, as by a cleaner of temporary files.
+    """
     folder = local_home() / "tables" / cache.key
-    if not folder.is_dir():
-        write_table(cache.scan(TABLE_COLUMNS, refused=False), cache.origins, folder)
+    if folder.is_dir():
+        try:
+            return map_table(folder)
+        except (OSError, ValueError) as error:
+            logger.warning("%s is damaged, and made again: %s", folder, error)
+            shutil.rmtree(folder, ignore_errors=True)
+    write_table(cache.scan(TABLE_COLUMNS, refused=False), cache.origins, folder)
     return map_table(folder)
 
 
@@ -196,6 +207,10 @@ def map_table(folder: Path) -> TokenTable:
     empty = not path.stat().st_size
     tokens = np.empty(0, np.int32) if empty else np.memmap(path, dtype=np.int32, mode="r")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
-    return TokenTable(
+    table = TokenTable(
         tokens=tokens, sources=tuple(names["sources"]), origins=tuple(names["origins"]), **arrays
     )
+    num_tokens = int(table.lengths.distinct.sum())
+    if num_tokens != len(tokens):
+        raise ValueError(f"it has {len(tokens)} tokens instead of {num_tokens}")
+    return table

@@ -1,3 +1,4 @@
+import os
 import random
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from rm_ray.data.token_table import (
     TokenParts,
     TokenTable,
     local_home,
+    map_table,
     open_table,
     write_table,
 )
@@ -251,6 +253,25 @@ def test_a_second_opening_reads_the_copy_of_this_machine(tmp_path: Path):
     shutil.rmtree(tmp_path / "parts")
 
     assert read_back(open_table(parts)) == in_order(rows)
+
+
+@pytest.mark.parametrize("file", ["row.npy", "tokens.bin", "names.json"])
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_copy_that_a_cleaner_or_a_full_disk_has_damaged_is_made_again(
+    file: str, is_gone: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    rows = random_rows(5, seed=3)
+    parts = make_parts(tmp_path / "parts", rows)
+    open_table(parts)
+    path = local_home() / "tables" / parts.key / file
+    if is_gone:
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size - 4)
+    map_table.cache_clear()  # as in another process
+
+    assert read_back(open_table(parts)) == in_order(rows)
+    assert "is damaged, and made again" in caplog.text
 
 
 def test_caches_with_other_keys_do_not_meet(tmp_path: Path):
