@@ -7,11 +7,13 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from rm_ray.data.sources import Selection, SourceSpec
 from rm_ray.data.token_table import ROWS_PER_BATCH, SCHEMA, TokenParts
 from rm_ray.data.tokenization import PairTokenizer, TokenizedPair
 from rm_ray.data.tokenization import fingerprint as tokenizer_fingerprint
-from rm_ray.errors import find_final_error
+from rm_ray.errors import InputError, find_final_error
 from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ def build_token_cache(
     fragments = {selection.fragment.origin: selection.fragment for selection in selections}
     found = {origin: sources.find_revision(fragment) for origin, fragment in fragments.items()}
     revisions = {origin: revision for origin, revision in found.items() if revision}
-    manifest = {"key": key, "build": build, "revisions": revisions, **hashes, **counts}
+    manifest = {"build": build, "revisions": revisions, **hashes, **counts}
     home.write_json("manifest.json", manifest)
     seconds = time.monotonic() - started
     logger.info("token cache %s: %s pairs in %.1f s", key, f"{counts['num_pairs']:,}", seconds)
@@ -122,14 +124,20 @@ def _hash(*parts: object) -> str:
 
 
 def _from_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
+    key, build = Path(home.path).name, str(manifest.get("build"))
+    if not re.fullmatch(r"build-[0-9a-f]{8}", build):  # it names folders, here and on workers
+        raise InputError(
+            f"{home.join('manifest.json')} names the build {build!r}, which is none; delete "
+            f"{home.path}, and the pairs are tokenised again"
+        )
     return TokenCache(
         identity=manifest["identity"],
         parts=TokenParts(
-            key=f"{manifest['key']}-{manifest['build']}",
-            parts=home.folder(f"{manifest['build']}/parts"),
+            key=f"{key}-{build}",
+            parts=home.folder(f"{build}/parts"),
             origins=tuple(manifest["origins"]),
         ),
-        folder=home.folder(manifest["build"]),
+        folder=home.folder(build),
         data_hash=manifest["data_hash"],
         num_pairs=manifest["num_pairs"],
         num_tokens=manifest["num_tokens"],

@@ -19,6 +19,7 @@ from rm_ray.data.stream import PlannedPairs, RankStream
 from rm_ray.data.token_cache import build_token_cache
 from rm_ray.data.token_table import open_table
 from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.errors import InputError
 from rm_ray.storage import Storage
 from rm_ray.train.shards import PerRankStreams
 
@@ -91,6 +92,10 @@ def test_the_same_key_is_found_and_a_changed_one_is_built(cluster, tmp_path):
     fewer = build([spec], storage)
     assert (fewer.num_pairs, first.num_pairs) == (7, 8)
     assert fewer.data_hash != first.data_hash
+    for manifest in storage.glob("token_cache/*/manifest.json"):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"build": "../../x"}))
+    with pytest.raises(InputError, match=r"names the build '\.\./\.\./x', which is none"):
+        build([spec], storage)
 
 
 def test_an_interrupted_build_never_passes_for_a_finished_one(tmp_path):
