@@ -1,5 +1,6 @@
 """A training command under test: its process, its descendants, its folder, what it must end as."""
 
+import hashlib
 import json
 import os
 import signal
@@ -153,11 +154,16 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_outcome(folder: Path, expected: Path) -> None:
-    """Weights bit for bit, every metric of every step, and each pair trained on as often."""
+    """All that was trained, bit for bit, every metric of every step, each pair as often.
+
+    That is the exported weights, and of the last checkpoint the weights, the optimizer's state, the
+    state of each rank's random numbers, and how often each pair was trained on.
+    """
     weights, theirs = (load_file(f / "export" / "model.safetensors") for f in (folder, expected))
     assert weights.keys() == theirs.keys()
     for name, weight in weights.items():
         assert torch.equal(weight, theirs[name]), name
+    assert state_checksums(folder) == state_checksums(expected)
     ours, others = history(folder), history(expected)
     assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in others]
     for mine, other in zip(ours, others, strict=True):
@@ -167,6 +173,19 @@ def assert_same_outcome(folder: Path, expected: Path) -> None:
     epochs = result(folder)["steps"] // 10
     trained = result(folder)["times_each_pair_was_trained_on"]
     assert trained == {"least": epochs, "most": epochs}
+
+
+def state_checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of the last checkpoint that holds no times and paths."""
+    last = max(folder.glob("checkpoint_*"), key=lambda path: path.name)
+    files = json.loads((last / "manifest.json").read_text())["files"]
+    found = {
+        name: hashlib.sha256((last / name).read_bytes()).hexdigest()
+        for name in files
+        if name.startswith(("slices-", "rng-")) or name in ("data/trained_pairs.npz", "probes.json")
+    }
+    assert len(found) == 2 * result(folder)["workers"] + 2, sorted(files)
+    return found
 
 
 def assert_same_losses(folder: Path, expected: Path) -> None:
