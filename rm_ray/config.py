@@ -319,7 +319,8 @@ class CheckpointConfig:
     """Save after every so many steps; 0: only after the last one."""
 
     keep: int = 2
-    """Checkpoints that stay: the newest ones, or the newest and the best ones by keep_best_by."""
+    """Checkpoints that stay, at least 2: the newest ones, or the newest and the best ones by
+    keep_best_by."""
 
     keep_best_by: str | None = None
     """Metric by which checkpoints are the best ('eval/rm/accuracy', 'eval/rm/loss', ...); none:
@@ -334,9 +335,7 @@ class CheckpointConfig:
         patience = self.storage_patience_s
         require(patience >= 0, "checkpoint.storage_patience_s", patience, "at least 0")
         require(every >= 0, "checkpoint.every_steps", every, "at least 0")
-        least = 2 if metric else 1
-        rule = f"at least {least}" + " with checkpoint.keep_best_by" * bool(metric)
-        require(keep >= least, "checkpoint.keep", keep, rule)
+        require(keep >= 2, "checkpoint.keep", keep, "at least 2, one of them to fall back to")
         known = [f"{part}/rm/{name}" for part in ("eval", "train") for name in METRICS]
         rule = f"one of {', '.join(known)}"
         require(metric is None or metric in known, "checkpoint.keep_best_by", metric, rule)
