@@ -18,6 +18,7 @@ from rm_ray.config import ClusterConfig
 from rm_ray.data.stream import PlannedPairs
 from rm_ray.errors import InputError, LostError, StoppedError, TrainingError, find_final_error
 from rm_ray.publish.actor import start_mirror
+from rm_ray.storage import Storage
 from rm_ray.tracking.shipping import MetricShipper, opening_mlflow
 from rm_ray.tracking.target import RunDescription
 from rm_ray.train.board import BoardReader, start_board
@@ -102,7 +103,7 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
     prepared.run.delete_file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     try:
         with gauges, BoardReader(board, shipper, gauges), going.stoppable(watch.ask_to_stop), watch:
-            outcome = _run(_trainer(prepared, job), watch)
+            outcome = _run(_trainer(prepared, job), watch, prepared.run)
     except (InputError, TrainingError, LostError):
         shipper.end("FAILED")  # until the next attempt opens it again
         raise
@@ -116,7 +117,7 @@ def fit(prepared: Prepared, asked: ClusterConfig, going: Going) -> Fitted:
     return Fitted(outcome=outcome, shipper=shipper)
 
 
-def _run(trainer: TorchTrainer, watch: Watch) -> dict[str, Any]:
+def _run(trainer: TorchTrainer, watch: Watch, run: Storage) -> dict[str, Any]:
     """Return what rank 0 returns.
 
     Raises:
@@ -125,7 +126,7 @@ def _run(trainer: TorchTrainer, watch: Watch) -> dict[str, Any]:
     try:
         return dict(trainer.fit().return_value or {})
     except ray.train.TrainingFailedError as error:
-        raise _explain(error, watch.stuck) from error
+        raise explain(error, watch.stuck, run) from error
     except ray.exceptions.RayError as error:
         lost = f"Ray lost it ({type(error).__name__}: {error})"
         cause = watch.stuck.reason if watch.stuck else lost
@@ -176,8 +177,11 @@ def _trainer(prepared: Prepared, job: TrainJob) -> TorchTrainer:
     )
 
 
-def _explain(error: ray.train.TrainingFailedError, stuck: Stuck | None) -> Exception:
-    """Return the final error where there is one inside, else what was lost and where."""
+def explain(error: ray.train.TrainingFailedError, stuck: Stuck | None, run: Storage) -> Exception:
+    """Return the final error where there is one inside, else what was lost and where.
+
+    What the system refuses counts as an outage unless the run's folder can be read by now.
+    """
     if stuck is not None:
         return LostError(stuck.reason)
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
@@ -193,7 +197,9 @@ def _explain(error: ray.train.TrainingFailedError, stuck: Stuck | None) -> Excep
         if any(name in shown for name in _CONNECTIONS):
             continue
         traceback = getattr(failure, "_traceback_str", "")
-        is_outage = isinstance(error_there, OSError)  # it may work the next time
+        is_outage = isinstance(error_there, OSError) and not (
+            isinstance(error_there, _ANSWERS) and _can_read(run)
+        )
         return LostError(
             f"rank {rank} failed: {shown}\n{traceback}",
             signature="" if is_outage else re.sub(r"\d+", "N", shown),  # addresses, sizes
@@ -204,6 +210,23 @@ def _explain(error: ray.train.TrainingFailedError, stuck: Stuck | None) -> Excep
         return LostError(f"the ranks lost one another, it seems\n{first}")
     told = str(error).strip()
     return LostError(f"Ray Train failed: {told.splitlines()[-1]}\n{told}")
+
+
+_ANSWERS = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+"""Errors of a system that works, unless its storage has just gone."""
+
+
+def _can_read(run: Storage) -> bool:
+    try:
+        return run.read_json(RUN) is not None
+    except (OSError, InputError):
+        return False
 
 
 _CONNECTIONS = ("gloo/transport", "NCCL")
