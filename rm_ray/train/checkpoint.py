@@ -65,8 +65,8 @@ class TrainingState:
     progress: Progress
     history: History
     ledger: Ledger
-    num_skipped: int = 0
-    """Steps that were left out."""
+    skipped: frozenset[int] = frozenset()
+    """Steps that were left out, or are to be."""
     probes: dict[str, Any] = field(default_factory=dict)
     """Rewards that clients of this model are compared with."""
 
@@ -105,7 +105,12 @@ class Checkpointer:
             with self._open(stack, found, HISTORY).open() as lines:
                 history = History.from_json_lines(lines)
         self._whole = self._list_whole(found) if self.engine.rank == 0 else []
-        return TrainingState(progress=Progress(**state["progress"]), history=history, ledger=ledger)
+        return TrainingState(
+            progress=Progress(**state["progress"]),
+            history=history,
+            ledger=ledger,
+            skipped=frozenset(state.get("skipped", ())),
+        )
 
     def save(self, state: TrainingState, identity: RunIdentity, metrics: dict[str, float]) -> float:
         """Stage every rank's part and hand it to Ray, which copies it while training goes on.
@@ -208,6 +213,7 @@ class Checkpointer:
                 names += [STATE, HISTORY, LEDGER, PROBES]
                 contents = {
                     "progress": asdict(state.progress),
+                    "skipped": sorted(state.skipped),
                     "world_size": engine.world_size,
                     "zero_stage": engine.zero_stage,
                     "optimizer_updates": engine.num_updates,
@@ -216,7 +222,7 @@ class Checkpointer:
                 (folder / STATE).write_text(json.dumps(contents, indent=2))
                 (folder / HISTORY).write_text(state.history.to_json_lines())
                 (folder / PROBES).write_text(json.dumps(state.probes))
-                ledger.check(state.progress.episode, num_skipped=state.num_skipped)
+                ledger.check(state.progress.episode, num_skipped=len(state.skipped))
                 ledger.write(folder / LEDGER)
             entries = {name: describe_file(folder / name) for name in names}
             entries[slices]["extents"] = list_extents(folder / slices)

@@ -79,7 +79,6 @@ def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:
         "mlflow_tracking_uri": prepared.mlflow.tracking_uri,
         "mlflow_view": prepared.mlflow.view_command,
         **timeline,
-        "skipped_steps": sorted(going.skipped),
         "plots": run.join(PLOTS),
         "folder": run.path,
     }

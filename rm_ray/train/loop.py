@@ -68,7 +68,7 @@ def train(
         if state.is_stopping and (stopped := stop(state)):
             return stopped
         for micro_batches in train_stream(state, steps):
-            if state.progress.step in job.skipped:
+            if state.progress.step in state.skipped:
                 skip_step(state)
             else:
                 take_step(state, micro_batches)
@@ -279,7 +279,7 @@ def save(state: WorkerState) -> None:
         progress=state.progress,
         history=state.history,
         ledger=state.ledger,
-        num_skipped=len(job.skipped),
+        skipped=state.skipped,
         probes=job.probes.score(state.engine, state.collator),
     )
     is_measured = state.evaluated_at == state.progress.step
@@ -386,6 +386,7 @@ def summarise(state: WorkerState, exported: str) -> dict[str, Any]:
         "startup": state.heart.startup,
         "seconds": progress.seconds,
         "spent": progress.spent,
+        "skipped_steps": sorted(state.skipped),
         "attempt": {
             "first_step": state.heart.first_step,
             "startup": state.heart.startup,

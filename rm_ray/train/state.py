@@ -48,6 +48,8 @@ class WorkerState:
     checkpointer: Checkpointer
     ledger: Ledger
     """Pairs that this rank trained on; on rank 0 also those before it resumed."""
+    skipped: frozenset[int]
+    """Steps that are left out, also if only a checkpoint still knows of them."""
     is_stopping: bool = False
     """Whether this attempt ends after the step at hand."""
     goes_on_until: float = 0.0
@@ -82,6 +84,7 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
         board=board,
         engine=engine,
         ledger=Ledger.empty(job.steps.num_pairs),
+        skipped=job.skipped,
         checkpointer=Checkpointer(
             run=job.run,
             run_key=job.run_key,
@@ -136,6 +139,7 @@ def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
     run = state.job.run
     restored = state.checkpointer.load(found)
     state.progress, state.history = restored.progress, restored.history
+    state.skipped |= restored.skipped
     evaluated = [record.step for record in restored.history.records if record.kind == "eval"]
     state.evaluated_at = max(evaluated, default=-1)
     if state.engine.rank == 0:

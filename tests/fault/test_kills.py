@@ -219,6 +219,23 @@ def test_a_step_that_is_not_finite_may_be_left_out(quiet: Path) -> None:
 
 
 @slow
+def test_a_checkpoint_knows_of_a_step_that_was_left_out(quiet: Path) -> None:
+    """Where the record of the attempts is damaged, nothing else does."""
+    settings, log = job_like(quiet, "damaged"), quiet.parent / "damaged.log"
+    settings["optimizer"]["max_skipped_steps"] = 1
+    broken = {"PYTHONPATH": INJECT, "SPOILS_STEP": "12"}
+    with running(settings, log, **broken) as job:
+        job.wait_for(lambda: list(job.folder.glob("checkpoint_*_0002")), "a checkpoint after it")
+        job.process.kill()
+    (job.folder / "attempts.json").write_text("{")
+    with running(settings, log, **broken) as job:
+        assert job.wait() == 0, job.printed
+    outcome = result(job.folder)
+    assert outcome["skipped_steps"] == [12]
+    assert outcome["times_each_pair_was_trained_on"] == {"least": 3, "most": 4}
+
+
+@slow
 def test_many_kills_leave_few_checkpoints(quiet: Path) -> None:
     """Also one that comes while a checkpoint is written or copied."""
     settings, log = job_like(quiet, "many"), quiet.parent / "many.log"
