@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -70,14 +71,21 @@ class Scorer:
             logger.info("conversations are padded instead of packed, since %s", reason)
         wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
         try:
-            classifier = AutoModelForSequenceClassification.from_pretrained(
+            classifier, found = AutoModelForSequenceClassification.from_pretrained(
                 _place(name_or_path),
                 revision=revision,
                 dtype=wanted,
                 attn_implementation="sdpa" if reason else PACKED_ATTENTION,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             raise _refuse(name_or_path, error) from None
+        if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+            raise InputError(
+                f"--model '{name_or_path}' has no weights for {', '.join(missing[:3])}"
+                f"{' and others' * (len(missing) > 3)}, so it would score at random; it is no "
+                "reward model, or its weights are not all there"
+            )
         head = classifier._modules.get("score")
         if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is not None:
             raise InputError(

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from rm_ray.errors import InputError
@@ -79,6 +81,25 @@ def test_a_model_that_cannot_be_packed_is_padded(exported, tmp_path, client):
     prompts = [[[7, 8, 9], [7, 8]], [[6]]]
     for rewards, conversations in zip(padded.score(prompts), prompts, strict=True):
         np.testing.assert_allclose(rewards, [reward(client, c) for c in conversations], atol=1e-5)
+
+
+def test_a_model_without_a_trained_head_is_refused(exported, tmp_path):
+    folder = tmp_path / "headless"
+    shutil.copytree(exported, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"has no weights for score\.weight, so it would score at"):
+        Scorer.load(str(folder), device=CPU, tokens_per_forward=1)
+
+
+@pytest.mark.parametrize("size", [0, 1_000])
+def test_a_model_that_is_cut_short_is_refused(size, exported, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(exported, folder)
+    os.truncate(folder / "model.safetensors", size)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        Scorer.load(str(folder), device=CPU, tokens_per_forward=1)
 
 
 def test_what_is_no_reward_model_is_refused(exported, tmp_path):
