@@ -131,19 +131,21 @@ def calibration_error(bins: Sequence[dict[str, float]]) -> float:
 def describe_length(pairs: ScoredPairs) -> dict[str, float | None]:
     """Return how rewards go with length, in tokens of the whole conversation.
 
-    Correlations are Pearson's; none where one of the two does not vary.
+    Correlations are Pearson's; none where one of the two does not vary. What is longer is so among
+    pairs of different lengths; a tie is half right.
     """
     difference = (pairs.chosen_tokens - pairs.rejected_tokens).astype(np.float64)
     margins = pairs.reward_margins
+    is_right = np.heaviside(margins, 0.5)
     rewards = np.concatenate([pairs.chosen_rewards, pairs.rejected_rewards])
     tokens = np.concatenate([pairs.chosen_tokens, pairs.rejected_tokens])
     return {
         "reward_with_tokens": correlation(rewards, tokens),
         "margin_with_difference": correlation(margins, difference),
-        "chosen_is_longer": float((difference > 0).mean()),
+        "chosen_is_longer": _share(difference > 0, difference != 0),
         "prefers_longer": _share(margins * difference > 0, (difference != 0) & (margins != 0)),
-        "accuracy_where_chosen_is_longer": _share(margins > 0, difference > 0),
-        "accuracy_where_chosen_is_shorter": _share(margins > 0, difference < 0),
+        "accuracy_where_chosen_is_longer": _share(is_right, difference > 0),
+        "accuracy_where_chosen_is_shorter": _share(is_right, difference < 0),
     }
 
 

@@ -147,6 +147,20 @@ def test_a_model_that_pays_by_the_token_is_seen():
     assert found["chosen_is_longer"] == 2 / 5
 
 
+def test_of_pairs_that_differ_in_length_a_tie_is_half_right():
+    pairs = scored(
+        [1.0, 1.0, 2.0, 0.0],
+        [1.0, 1.0, 0.0, 2.0],
+        chosen_tokens=[9, 2, 5, 5],
+        rejected_tokens=[3, 8, 5, 5],
+    )
+    found = describe_length(pairs)
+    assert found["accuracy_where_chosen_is_longer"] == 0.5
+    assert found["accuracy_where_chosen_is_shorter"] == 0.5
+    assert found["chosen_is_longer"] == 0.5
+    assert found["prefers_longer"] is None
+
+
 def test_where_nothing_varies_there_is_no_correlation():
     assert correlation(np.ones(3), np.arange(3)) is None
     assert describe_length(scored([1.0], [0.0]))["prefers_longer"] is None
