@@ -10,7 +10,7 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +122,8 @@ class Storage:
         """Return how much room is left; None where that is not known, as in an object store."""
         return shutil.disk_usage(self.path).free if self.is_local else None
 
-    def check_writable(self) -> None:
-        """Write, read and delete a small file.
+    def check_writable(self, option: str = "run.storage_path") -> None:
+        """Write, read and delete a small file in what the ``option`` gives.
 
         Raises:
             InputError: one of them failed.
@@ -132,8 +132,8 @@ class Storage:
             self.probe()
         except OSError as error:
             raise InputError(
-                f"run.storage_path '{self.path}' cannot be written: {error}. Choose a folder or "
-                "URI that this user may write, with --run.storage_path"
+                f"{option} '{self.path}' cannot be written: {error}. Choose a folder or URI that "
+                f"this user may write, with --{option}"
             ) from None
 
     def probe(self) -> None:
@@ -173,15 +173,22 @@ class Storage:
 
         So it is on this machine's file systems and network mounts, and in object stores.
         """
+        self.write_pieces(name, [text])
+
+    def write_pieces(self, name: str, pieces: Iterable[str]) -> None:
+        """Write a file at once, as ``write_text`` does, of a text that comes piece by piece."""
         self.filesystem.create_dir(os.path.dirname(self.join(name)), recursive=True)
         target = self.join(name)
         if not self.is_local:
             with self.filesystem.open_output_stream(target) as stream:
-                stream.write(text.encode())
+                for piece in pieces:
+                    stream.write(piece.encode())
             return
         draft = Path(f"{target}.{uuid.uuid4().hex}{DRAFT}")
         try:
-            draft.write_bytes(text.encode())
+            with draft.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece.encode())
             _sync(str(draft))
             draft.rename(target)
         finally:

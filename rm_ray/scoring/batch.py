@@ -122,10 +122,12 @@ def _claim(output: str | None, model: ScoringModel, selections: Sequence[Selecti
     hashes = {"model": fingerprint(model), "rows": sources.fingerprint(selections)}
     name = "-".join(value[:8] for value in hashes.values())
     folder = Storage.open(output or f"{EVALUATIONS}/{name}")
-    folder.check_writable()
+    folder.check_writable("output")
     manifest = {"settings": asdict(model), "rows_per_chunk": ROWS_PER_CHUNK, **hashes}
     before = folder.read_json(MANIFEST)
-    if before is None:
+    if before is None or not _files(folder, PARTS):  # no score was written
+        if folder.exists(REFUSED):
+            folder.delete(REFUSED)
         folder.write_json(MANIFEST, manifest)
         return folder
     compared = ("rows_per_chunk", *hashes)
@@ -170,9 +172,11 @@ def _run(
         )
     )
     done, tokens, began, told = 0, 0, time.monotonic(), 0.0
+    written = set(finished)
     for counts in results.iter_rows():
         if counts["error"]:
             raise InputError(counts["error"])
+        written.add(counts["file"])
         done, tokens = done + counts["rows"], tokens + counts["tokens"]
         now = time.monotonic()
         if now - told > TOLD_EVERY_S:
@@ -184,6 +188,12 @@ def _run(
                 done / seconds,
                 f"{tokens / seconds:,.0f}",
             )
+    if missing := sorted(written - set(_files(folder, PARTS))):
+        raise InputError(
+            f"{len(missing)} of {len(written)} chunks were scored, and are not in {folder.path}: "
+            "workers on other machines wrote them there. --output must be a folder or URI that "
+            "every machine reaches"
+        )
 
 
 def _chunks(
@@ -224,15 +234,14 @@ class _ScoreChunk:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Score one chunk; return its counts, or what is the user's to mend."""
+        name, error = _file_name(int(batch["fragment"][0]), int(batch["chunk"][0])), ""
+        num_rows, num_tokens = 0, 0
         try:
-            num_rows, num_tokens = self._score(batch)
-        except InputError as error:
-            return {"rows": np.array([0]), "tokens": np.array([0]), "error": np.array([str(error)])}
-        return {
-            "rows": np.array([num_rows]),
-            "tokens": np.array([num_tokens]),
-            "error": np.array([""]),
-        }
+            num_rows, num_tokens = self._score(batch, name)
+        except InputError as refusal:
+            error = str(refusal)
+        counts = {"file": name, "rows": num_rows, "tokens": num_tokens, "error": error}
+        return {key: np.array([value]) for key, value in counts.items()}
 
     @functools.cached_property
     def _scorer(self) -> Scorer:
@@ -249,10 +258,9 @@ class _ScoreChunk:
         assert self._model.max_length is not None
         return ConversationTokenizer(self._scorer.tokenizer, max_length=self._model.max_length)
 
-    def _score(self, batch: dict[str, np.ndarray]) -> tuple[int, int]:
+    def _score(self, batch: dict[str, np.ndarray], name: str) -> tuple[int, int]:
         """Score one chunk and write its file; return how many rows and tokens it has."""
-        fragment, chunk = int(batch["fragment"][0]), int(batch["chunk"][0])
-        origin, texts = self._origins[fragment], batch["json"][0]
+        origin, texts = self._origins[int(batch["fragment"][0])], batch["json"][0]
         rows = [json.loads(text) for text in texts]
         read = [_read(row, origin) for row in rows]
         ids = self._tokenize(read)
@@ -273,7 +281,6 @@ class _ScoreChunk:
             else:
                 scored.append(_add(row, what, found, next(left).tolist()))
                 tokens += sum(map(len, found))
-        name = _file_name(fragment, chunk)
         if refused:
             self._folder.write_text(f"{REFUSED}/{name}", _lines(refused))
         self._folder.write_text(f"{PARTS}/{name}", _lines(scored))  # last: it says that all is done
@@ -342,15 +349,14 @@ def _read_lines(folder: Storage, name: str) -> list[str]:
 def _sum_up(folder: Storage, origins: tuple[str, ...]) -> Scored:
     """Bring the refused rows together and count."""
     refused: Counter[str] = Counter()
-    lines = [
-        line
-        for name in _files(folder, REFUSED)
-        for line in _read_lines(folder, f"{REFUSED}/{name}")
-    ]
-    for line in lines:
-        refused[json.loads(line)["reason"]] += 1
-    if lines:
-        folder.write_text(f"{REFUSED}.jsonl", "\n".join([*lines, ""]))
+
+    def counted(name: str) -> str:
+        lines = _read_lines(folder, f"{REFUSED}/{name}")
+        refused.update(json.loads(line)["reason"] for line in lines)
+        return "\n".join([*lines, ""])
+
+    if names := _files(folder, REFUSED):
+        folder.write_pieces(f"{REFUSED}.jsonl", map(counted, names))
     num_scored = sum(len(_read_lines(folder, f"{PARTS}/{name}")) for name in _files(folder, PARTS))
     return Scored(
         folder=folder, origins=origins, num_scored=num_scored, refused=dict(refused.most_common())

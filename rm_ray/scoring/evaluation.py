@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from rm_ray.scoring.reward_bench import (
     score_reward_bench_2,
 )
 from rm_ray.scoring.rows import Conversations, parse_row
+
+logger = logging.getLogger(__name__)
 
 NUM_WORST = 50
 
@@ -100,5 +103,8 @@ def _benchmark(judged: Judged) -> dict[str, float]:
         named = np.array(judged.subsets, dtype=object)
         return score_reward_bench({s: float(right[named == s].mean()) for s in set(named)})
     if any(len(prompt.rewards) > 2 for prompt in judged.prompts) and all(judged.subsets):
-        return score_reward_bench_2(judged.prompts)
+        try:
+            return score_reward_bench_2(judged.prompts)
+        except InputError as error:  # the other figures do not depend on it
+            logger.warning("RewardBench 2's own averages are left out: %s", error)
     return {}

@@ -52,6 +52,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        require(len(self.data) > 0, "data", self.data, "a list of at least one source")
         for source in self.data:
             refuse_password("data", source, "the environment")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,6 @@ def tabulate(report: Mapping[str, Any]) -> str:
         scores = (f"{name} {100 * score:.2f}" for name, score in report["benchmark"].items())
         lines += ["", "by the benchmark's own averages: " + ", ".join(scores)]
     return "\n".join(lines)
-
-
-def _align(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Return a row's cells in columns: the first to the left, the others to the right."""
-    numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-    return "  ".join([row[0].ljust(widths[0]), *numbers])
 
 
 def _cells(figures: Mapping[str, float]) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rm_ray.errors import InputError
+
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
         "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95,
@@ -100,6 +102,11 @@ def score_ties(prompts: Sequence[ScoredPrompt]) -> float:
     gaps: dict[str, dict[str, _Gaps]] = {"ref": {}, "tied": {}}
     for prompt in prompts:
         kind, _, number = prompt.id.partition(":")
+        if kind not in gaps or not number:
+            raise InputError(
+                f"a row of the subset 'Ties' has the id '{prompt.id}'; RewardBench 2 calls them "
+                "'ref:N' and 'tied:N'. Mend the ids, or call the subset otherwise"
+            )
         gaps[kind][number] = _measure_gaps(prompt)
     leads = {kind: [found.lead > 0 for found in each.values()] for kind, each in gaps.items()}
     both = [(gaps["ref"][number], tied) for number, tied in gaps["tied"].items()

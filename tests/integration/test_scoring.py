@@ -117,6 +117,7 @@ def test_what_is_finished_is_not_scored_again(
     [
         (["--model", "/nowhere", "--data", "builtin"], "--model '/nowhere' cannot be loaded"),
         (["--data", "{tmp}/texts.jsonl"], "must have one of the columns chosen, rejected, "),
+        (["--data"], "data must be a list of at least one source"),
         (["--data", "{tmp}/taken.jsonl"], "have a column 'reward' already"),
     ],
 )
@@ -131,8 +132,12 @@ def test_what_cannot_be_scored_is_refused(
     write(tmp_path / "taken.jsonl", [{"prompt": "a", "response": "b", "reward": 1.0}])
     given = [option.replace("{tmp}", str(tmp_path)) for option in options]
     model = [] if "--model" in given else ["--model", finished.result["export"]]
-    assert main_score([*model, *given, "--output", str(tmp_path / "out")]) == 2
+    output = ["--output", str(tmp_path / "out")]
+    assert main_score([*model, *given, *output]) == 2
     assert message in capfd.readouterr().out
+    if "taken" in given[-1]:  # a folder in which nothing was scored is free for what can be
+        sound = write(tmp_path / "sound.jsonl", [{"prompt": "a", "response": "b"}])
+        assert main_score([*model, "--data", str(sound), *output]) == 0
 
 
 def test_reward_bench_is_averaged_in_its_own_way(

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rm_ray.errors import InputError
 from rm_ray.scoring.reward_bench import (
     SECTIONS,
     ScoredPrompt,
@@ -97,6 +98,12 @@ def test_ties_score_what_rewardbench_itself_computes(responses, expected):
     """The expected values are those of ``process_single_model`` of rewardbench 0.1.4."""
     prompts = [prompt("Ties", rewards, right, name) for name, (right, rewards) in responses.items()]
     assert score_ties(prompts) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["17", "tied:", "both:3"])
+def test_ties_with_ids_of_their_own_are_refused(name):
+    with pytest.raises(InputError, match=f"has the id '{name}'"):
+        score_reward_bench_2([prompt("Ties", [1.0, 0.0, 0.5], 2, name)])
 
 
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=5), min_size=1, max_size=9))
