@@ -17,6 +17,7 @@ import ray
 
 from rm_ray.config import ClusterConfig
 from rm_ray.errors import InputError, LostError
+from rm_ray.importing import share_package
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
             f"cluster.num_workers x cluster.cpus_per_worker is {workers} x "
             f"{config.cpus_per_worker}, but this machine has {cores} CPU cores; ask for fewer"
         )
+    share_package()
     # Ray Data's short tasks share the cores with the workers instead of waiting for them.
     ray.init(address="local", num_cpus=workers * config.cpus_per_worker + cores, **quiet)
     return replace(config, num_workers=workers) if least < most else config

@@ -22,6 +22,7 @@ import psutil
 
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError, StoppedError, TrainingError
+from rm_ray.importing import share_package
 from rm_ray.storage import Storage
 from rm_ray.train.attempts import (
     LOST_COMMAND,
@@ -63,6 +64,7 @@ def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
         TrainingError: training cannot go on.
         StoppedError: a signal asked to stop, and a checkpoint was taken.
     """
+    share_package()
     run, result = look_up(config)
     if result is not None:
         return result

@@ -119,6 +119,7 @@ def running(
             [*within, sys.executable, str(ROOT / "jobs/train.py"), "--recipe", str(recipe)],
             stdout=output,
             stderr=output,
+            cwd=log.parent,  # anywhere
             env=clean | environment,
         )
     folder = Path(settings["run"]["storage_path"]) / settings["run"]["name"]
