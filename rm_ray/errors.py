@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as a shell has it."""
+
 
 class InputError(ValueError):
     """Something the user gave cannot be trained on.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from rm_ray.config import TrainConfig
-from rm_ray.errors import InputError
+from rm_ray.errors import INTERRUPTED, InputError
 from rm_ray.logs import log_to_stdout
 from rm_ray.recipe import parse_options
 
@@ -55,8 +56,8 @@ class PreflightCommand:
     def __post_init__(self) -> None:
         for name in ("gpu_memory_gb", "pairs_per_second"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"--{name} must be above 0, got {value}")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"--{name} must be a number above 0, got {value}")
         if self.measure < 0:
             raise InputError(f"--measure must be at least 0, got {self.measure}")
         if self.measure and self.pairs_per_second is not None:
@@ -84,9 +85,12 @@ def main_preflight(arguments: Sequence[str]) -> int:
         from rm_ray.preflight.run import run_preflight  # imports Ray, which --help does without
 
         findings = run_preflight(command)
-    except InputError as error:
+    except (InputError, OSError) as error:
         logger.error("error: %s", error)
         return 2
+    except KeyboardInterrupt:
+        logger.info("interrupted; nothing was claimed")
+        return INTERRUPTED
     if command.json:
         sys.stdout.write(json.dumps(findings.to_json(), indent=2) + "\n")
     else:

@@ -39,6 +39,25 @@ REFUSED_AGAIN_S = 600.0
 """How long a Hub that refuses the token or the account is not asked again."""
 
 
+class Backoff:
+    """When what failed is tried again: each time after twice as long, up to ``most_s``."""
+
+    def __init__(self, first_s: float = LOOK_EVERY_S, most_s: float = 600.0) -> None:
+        self._first_s, self._most_s = first_s, most_s
+        self._delays: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+
+    def is_due(self, name: str) -> bool:
+        """Tell whether it is to be tried now."""
+        return time.monotonic() >= self._due.get(name, 0.0)
+
+    def put_off(self, name: str) -> None:
+        """Note that it has failed."""
+        delay = self._delays.get(name, self._first_s)
+        self._due[name] = time.monotonic() + delay
+        self._delays[name] = min(2 * delay, self._most_s)
+
+
 class HubMirror:
     """Makes checkpoints of a run ready and publishes them, in two threads, until it is killed.
 
@@ -52,6 +71,7 @@ class HubMirror:
         self._gauges = RunGauges(self._config.run.name)
         self._repo: HubRepo | None = None
         self._refused_at = -REFUSED_AGAIN_S
+        self._not_ready = Backoff()
         threading.Thread(target=self._work, name="mirror", daemon=True).start()
 
     def _work(self) -> None:
@@ -69,10 +89,22 @@ class HubMirror:
             self._repeat(self._make_ready, making)
 
     def _make_ready(self, mirror: Mirror) -> None:
+        from rm_ray.publish.gate import ClientsError
+
         wanted = mirror.find_wanted()
         self._gauges.set("mirror_waiting", len(wanted) + len(mirror.find_waiting()))
-        for found in wanted:
-            mirror.make_ready(found)
+        problem: Exception | None = None
+        for found in wanted:  # one that fails keeps no other from being published
+            if not self._not_ready.is_due(found.name):
+                continue
+            try:
+                if mirror.make_ready(found) is None:
+                    self._not_ready.put_off(found.name)
+            except ClientsError as error:
+                self._not_ready.put_off(found.name)
+                problem = error
+        if problem is not None:
+            raise problem
 
     def _publish(self, mirror: Mirror) -> None:
         """Upload what waits; what is wrong with the token shows at once."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from rm_ray.config import HubConfig, TrainConfig
-from rm_ray.errors import InputError
+from rm_ray.errors import INTERRUPTED, InputError
 from rm_ray.logs import log_to_stdout
 from rm_ray.storage import Storage, below
-from rm_ray.train.files import RUN
+from rm_ray.train.files import read_record
 
 if TYPE_CHECKING:  # imports torch, which --help does without
     from rm_ray.publish.run import Published
@@ -23,9 +23,6 @@ if TYPE_CHECKING:  # imports torch, which --help does without
 logger = logging.getLogger(__name__)
 
 PROGRAM = "python jobs/publish.py"
-
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as a shell has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +106,8 @@ def describe(published: Published, folder: str, hub: HubConfig) -> str:
     lines = [f"  published         {', '.join(done) or 'nothing'} on {published.repo_id}"]
     if published.main:
         lines.append(f"  main              {published.main}")
+    if not published.is_over:
+        lines.append(f"  the run           is not finished; hub.every is '{hub.every}'")
     if refused:
         lines.append(f"  refused           {', '.join(refused)}: the reasons are above")
     if not published.is_whole:
@@ -119,7 +118,7 @@ def describe(published: Published, folder: str, hub: HubConfig) -> str:
 
 
 def _again(folder: str, hub: HubConfig) -> str:
-    """Return the command that goes on, from any folder."""
+    """Return the command that goes on, in the folder of this project."""
     place = folder if "://" in folder else str(Path(folder).expanduser().resolve())
     words = [*PROGRAM.split(), place, "--repo_id", str(hub.repo_id)]
     words += ["--private", str(hub.private)]
@@ -130,7 +129,6 @@ def _again(folder: str, hub: HubConfig) -> str:
 
 def _choose_hub(options: PublishCommand) -> HubConfig:
     """Return the run's own hub section, with what is given in its place."""
-    record = Storage.open(options.run).read_json(RUN) or {}
-    own: dict[str, Any] = record.get("config", {}).get("hub", {})
+    own: dict[str, Any] = read_record(Storage.open(options.run))["config"]["hub"]
     given = {n: v for n, v in asdict(options).items() if n != "run" and v is not None}
     return HubConfig(**{**own, **given})

@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from rm_ray.config import HubConfig
 from rm_ray.errors import InputError
+from rm_ray.publish.gate import ClientsError
 from rm_ray.publish.hub import HubRepo
 from rm_ray.publish.mirror import Mirror, best_step
 from rm_ray.publish.versions import Version
 from rm_ray.recipe import parse_config
 from rm_ray.storage import Storage
-from rm_ray.train.files import RESULT, RUN
+from rm_ray.train.files import RESULT, read_record
 from rm_ray.train.manifest import FoundCheckpoint, read_manifest
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,7 @@ def finish_publishing(
         InputError: there is no such run, or it has no repository.
     """
     run = Storage.open(folder)
-    record, result = run.read_json(RUN), run.read_json(RESULT)
-    if record is None:
-        raise InputError(f"'{folder}' holds no run: there is no {RUN} in it")
+    record, result = read_record(run), run.read_json(RESULT)
     config = parse_config(record["config"])
     is_own = hub is None or hub.repo_id == config.hub.repo_id
     config = replace(config, hub=hub or config.hub)
@@ -119,8 +118,9 @@ def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
     def repo() -> HubRepo:
         return HubRepo.open(mirror.versions.repo_id, private=hub.private, patience_s=hub.patience_s)
 
+    problems: list[ClientsError] = []
     with tqdm(total=left + 2 * is_over, desc=f"publishing on {hub.repo_id}", disable=None) as bar:
-        for version in _find_left(mirror, result):
+        for version in _find_left(mirror, result, problems):
             bar.set_postfix_str(version.tag)
             mirror.publish(version, repo())
             bar.update()
@@ -135,13 +135,24 @@ def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
             if now.state == "published":
                 mirror.promote(now, repo(), result)
         bar.update()
+    if problems:
+        raise problems[0]
 
 
-def _find_left(mirror: Mirror, result: dict[str, Any] | None) -> Iterator[Version]:
-    """Yield what waits, and then each checkpoint that is wanted, once it is ready."""
+def _find_left(
+    mirror: Mirror, result: dict[str, Any] | None, problems: list[ClientsError]
+) -> Iterator[Version]:
+    """Yield what waits, and then each checkpoint that is wanted, once it is ready.
+
+    One that clients do not answer for is left out, and becomes one of the ``problems``.
+    """
     yield from mirror.find_waiting()
     for found in mirror.find_wanted():
-        version = mirror.make_ready(found, result=result)
+        try:
+            version = mirror.make_ready(found, result=result)
+        except ClientsError as error:
+            problems.append(error)
+            continue
         if version is not None and version.state == "waiting":
             yield version
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from rm_ray.config import ClusterConfig
-from rm_ray.errors import InputError
+from rm_ray.errors import INTERRUPTED, InputError
 from rm_ray.logs import log_to_stdout
 from rm_ray.scoring.options import Rows, ScoringModel, Workers
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:  # imports Ray and torch, which --help does without
     from rm_ray.scoring.batch import Scored
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as a shell has it."""
 
 REPORT, PLOTS = "report.json", "plots"
 

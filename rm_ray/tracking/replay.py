@@ -13,7 +13,7 @@ from rm_ray.tracking.history import History
 from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError, opening_mlflow
 from rm_ray.tracking.target import MlflowTarget, RunDescription
 from rm_ray.train.attempts import list_checkpoints
-from rm_ray.train.files import HISTORY, PLOTS, RESULT, RUN, SAMPLES
+from rm_ray.train.files import HISTORY, PLOTS, RESULT, SAMPLES, read_record
 from rm_ray.train.manifest import find_fault, read_manifest
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ def replay(folder: str, tracking_uri: str | None, *, patience_s: float = PATIENC
         TrainingError: MLflow did not take everything in time.
     """
     run = Storage.open(folder)
-    record = run.read_json(RUN)
-    if record is None:
-        raise InputError(f"'{folder}' holds no run: there is no run.json in it")
+    record = read_record(run)
     config = MlflowConfig(**{**record["config"]["mlflow"], "tracking_uri": tracking_uri})
     if tracking_uri is None:
         config = MlflowConfig(**record["config"]["mlflow"])

@@ -1,4 +1,11 @@
-"""What the files of a run's folder and of its checkpoints are called."""
+"""What the files of a run's folder and of its checkpoints are called, and the first of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rm_ray.errors import InputError
+from rm_ray.storage import Storage
 
 RUN, RESULT = "run.json", "result.json"
 """What the run began with, and what came of it."""
@@ -16,3 +23,18 @@ PROBES = "probes.json"
 
 STATE, LEDGER = "state.json", "data/trained_pairs.npz"
 """In a checkpoint."""
+
+
+def read_record(run: Storage) -> dict[str, Any]:
+    """Return a run's ``run.json``.
+
+    Raises:
+        InputError: there is none, or it is not what a run writes.
+    """
+    record = run.read_json(RUN)
+    if record is None:
+        raise InputError(f"'{run.path}' holds no run: there is no {RUN} in it")
+    config = record.get("config") if isinstance(record, dict) else None
+    if not isinstance(config, dict) or not {"run", "mlflow", "hub"} <= config.keys():
+        raise InputError(f"{run.join(RUN)} is not what a run writes: it has no settings")
+    return dict(record)

@@ -18,8 +18,9 @@ def test_a_recipe_and_options_are_read(tmp_path):
     ("options", "told"),
     [
         (["--measure", "1", "--pairs_per_second", "1"], "give one"),
-        (["--pairs_per_second", "0"], "--pairs_per_second must be above 0"),
-        (["--gpu_memory_gb", "-1"], "--gpu_memory_gb must be above 0"),
+        (["--pairs_per_second", "0"], "--pairs_per_second must be a number above 0"),
+        (["--gpu_memory_gb", "inf"], "--gpu_memory_gb must be a number above 0"),
+        (["--gpu_memory_gb", "-1"], "--gpu_memory_gb must be a number above 0"),
         (["--measure", "-1"], "--measure must be at least 0"),
         (["--cluster.zero_stage", "4"], "zero_stage"),
     ],
