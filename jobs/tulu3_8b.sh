@@ -22,6 +22,8 @@ fi
 use_environment requirements.txt
 job="tulu3-8b-$(date +%Y%m%d-%H%M%S)"
 echo "== submitting $job to $RAY_ADDRESS"
-# Ray leaves .git, .venv and what .gitignore names out of the upload.
-exec .venv/bin/ray job submit --address "$RAY_ADDRESS" --submission-id "$job" --working-dir . -- \
+# Ray leaves .git, .venv and what .gitignore names out of the upload; the model card says the commit.
+commit="$(git rev-parse --short=12 HEAD 2>/dev/null || true)"
+exec .venv/bin/ray job submit --address "$RAY_ADDRESS" --submission-id "$job" --working-dir . \
+    --runtime-env-json "{\"env_vars\": {\"RM_RAY_COMMIT\": \"$commit\"}}" -- \
     python jobs/train.py --recipe jobs/recipes/tulu3_8b.yaml "$@"

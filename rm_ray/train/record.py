@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import platform
 import subprocess
 import uuid
@@ -149,16 +150,22 @@ def versions() -> dict[str, str]:
 
 
 def _find_commit() -> str | None:
-    """Return the commit of this code, marked where files differ; None outside of a clone."""
+    """Return the commit of this code, marked where files differ; None where nothing says it.
+
+    Outside of a clone an image says it in ``rm_ray/commit.txt``, and who submits a job in
+    ``RM_RAY_COMMIT``.
+    """
     root = Path(__file__).resolve().parents[2]
+    told = root / "rm_ray" / "commit.txt"
+    elsewhere = told.read_text().strip() if told.exists() else os.environ.get("RM_RAY_COMMIT")
     git = ["git", "-C", str(root)]
     try:
         top = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], **_QUIET)
         changed = subprocess.run([*git, "status", "--porcelain"], **_QUIET)
     except OSError:
-        return None  # there is no git here
+        return elsewhere or None  # there is no git here
     if top.returncode or top.stdout.split()[0] != str(root):
-        return None
+        return elsewhere or None
     return str(top.stdout.split()[1][:12]) + "+changes" * bool(changed.stdout.strip())
 
 

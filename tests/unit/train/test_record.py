@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.storage import Storage
-from rm_ray.train.record import look_up, open_record
+from rm_ray.train import record as record_module
+from rm_ray.train.record import look_up, open_record, versions
 
 
 @pytest.fixture
@@ -66,3 +68,16 @@ def test_a_record_that_is_cut_short_is_named(config):
     run.write_text("run.json", "{")
     with pytest.raises(InputError, match=r"one/run.json is not whole"):
         look_up(config)
+
+
+@pytest.mark.parametrize(("told", "commit"), [("0123456789ab", "0123456789ab"), ("", None)])
+def test_outside_of_a_clone_who_submits_says_the_commit(
+    told: str, commit: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    def run(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(record_module.subprocess, "run", run)
+    monkeypatch.setenv("RM_RAY_COMMIT", told)
+
+    assert versions().get("version.rm_ray") == commit
