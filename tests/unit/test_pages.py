@@ -155,6 +155,20 @@ def test_the_commands_for_clusters_elsewhere_name_what_the_manifests_have(elsewh
     assert len(submitted) == 2
 
 
+def test_the_scripts_of_the_recipes_train_them(elsewhere: Path) -> None:
+    """Those of the table, which need the Hugging Face Hub or a cluster, with stand-ins too."""
+    table = re.findall(
+        r"^\| `(\w+)` \|.* `bash (jobs/\w+\.sh)`", (ROOT / "README.md").read_text(), re.M
+    )
+    assert [recipe for recipe, _ in table] == ["debug", "debug_hub", "tulu3_8b"]
+    for recipe, script in table:
+        block = Block(page="README.md", section="", script=f"bash {script} --run.seed 3")
+        (call,) = [c for c in give(block, elsewhere) if "jobs/train.py" in c]
+        at = call.index("jobs/train.py")
+        assert call[at + 1 : at + 3] == ["--recipe", f"jobs/recipes/{recipe}.yaml"]
+        assert call[-2:] == ["--run.seed", "3"]
+
+
 def test_the_snippets_of_the_pages_are_python() -> None:
     for page in PAGES:
         for block in read_blocks(page, "python"):
