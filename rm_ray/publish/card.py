@@ -139,7 +139,7 @@ def write_text(facts: CardFacts) -> str:
         metrics=facts.metrics,
         number=lambda value: "unknown" if value is None else f"{value:.3f}",
         num_conversations=facts.gate.num_conversations,
-        differences=", ".join(f"{n} {d:.1e}" for n, d in facts.gate.differences.items()),
+        differences=_describe_differences(facts.gate.differences),
         image=IMAGE,
         pairs=by_source,
         sources=[*config["data"]["train"], *config["data"]["eval"]],
@@ -170,6 +170,14 @@ def _render_example(tokenizer: PreTrainedTokenizerBase) -> str:
         return _quote(str(tokenizer.apply_chat_template(messages, tokenize=False)))
     except TEMPLATE_FAILURES:
         return "(it takes no plain conversation of user and assistant)"
+
+
+def _describe_differences(differences: Mapping[str, float]) -> str:
+    """Return how far each client was from training, and which could not be asked."""
+    told = ", ".join(f"{client} {difference:.1e}" for client, difference in differences.items())
+    if "pipeline" in differences:
+        return told
+    return f"{told}; the pipeline could not be asked, since no text becomes exactly these tokens"
 
 
 def _quote(text: str) -> str:

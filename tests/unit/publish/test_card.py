@@ -47,6 +47,14 @@ def test_the_metadata_is_what_the_hub_reads(facts, tmp_path):
     assert results["all"].metric_type == "accuracy"
 
 
+def test_a_client_that_could_not_be_asked_is_named(facts, tmp_path):
+    asked = write(facts, tmp_path / "asked")
+    assert "Largest differences: alone 2.0e-06, pipeline 3.0e-06." in asked.text
+    gate = GateResult(differences={"alone": 2e-6}, num_conversations=16)
+    card = write(facts, tmp_path / "card", gate=gate)
+    assert "alone 2.0e-06; the pipeline could not be asked, since no text" in card.text
+
+
 def test_models_and_datasets_of_the_hub_are_named(facts, tmp_path):
     config = {**facts.record["config"]}
     config["model"] = {**config["model"], "name_or_path": "meta-llama/Llama-3.1-8B"}
