@@ -39,6 +39,8 @@ def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
     _, result = look_up(config, again=again)
     if result is not None:
         return result
+    if not again:
+        logger.info("starting Ray and loading libraries")  # up to two minutes from a cold disk
     with ray_cluster(config.cluster, imports=_HEAVY, again=again) as cluster:
         from rm_ray.preflight.brief import say_in_short
         from rm_ray.train.prepare import prepare
