@@ -178,7 +178,7 @@ def assert_same_outcome(folder: Path, expected: Path) -> None:
 
 def state_checksums(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file of the last checkpoint that holds no times and paths."""
-    last = max(folder.glob("checkpoint_*"), key=lambda path: path.name)
+    last = max(folder.glob("checkpoint_[0-9]*"), key=lambda path: path.name)
     files = json.loads((last / "manifest.json").read_text())["files"]
     found = {
         name: hashlib.sha256((last / name).read_bytes()).hexdigest()
