@@ -188,7 +188,16 @@ def _run(
                 done / seconds,
                 f"{tokens / seconds:,.0f}",
             )
-    if missing := sorted(written - set(_files(folder, PARTS))):
+    see_all(folder, written)
+
+
+def see_all(folder: Storage, written: set[str]) -> None:
+    """See that this machine finds every file that workers wrote.
+
+    Raises:
+        InputError: some are on other machines.
+    """
+    if missing := written - set(_files(folder, PARTS)):
         raise InputError(
             f"{len(missing)} of {len(written)} chunks were scored, and are not in {folder.path}: "
             "workers on other machines wrote them there. --output must be a folder or URI that "

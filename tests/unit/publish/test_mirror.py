@@ -286,3 +286,27 @@ def test_a_run_without_a_repository_is_registered_by_its_own_command_again(
     monkeypatch.setattr(registration, "register_models", lambda *_: False)
     assert command.publish_end(config) == 0
     assert "to register it: the same command again" in caplog.text
+
+
+def test_a_checkpoint_that_clients_do_not_answer_for_keeps_no_other_from_the_hub(
+    endpoint, tmp_path, monkeypatch
+):
+    made = make_run(tmp_path, every="checkpoint")
+    for step in (10, 20):
+        made.save(step)
+    answers, calls = mirror_module.check_export, []
+
+    def killed_once(*about):
+        calls.append(about)
+        if len(calls) == 1:
+            raise ClientsError("the clients were killed for memory")
+        return answers(*about)
+
+    monkeypatch.setattr(mirror_module, "check_export", killed_once)
+    published = finish_publishing(made.folder)
+    assert set(tags(endpoint)) == {"step-00000020"}
+    assert published.problem == "the clients were killed for memory"
+    shown = describe(published, made.folder, made.config.hub)
+    assert "the run           is not finished; hub.every is 'checkpoint'" in shown
+    assert finish_publishing(made.folder).problem == ""
+    assert set(tags(endpoint)) == {"step-00000010", "step-00000020"}
