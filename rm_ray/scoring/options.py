@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rm_ray.config import refuse_password, require
+from rm_ray.rules import refuse_password, require
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
