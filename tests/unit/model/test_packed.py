@@ -1,136 +1,32 @@
 """Packed pairs give the rewards and gradients of padded ones, in every family, in float64."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from families import (
+    FAMILIES,
+    PAD,
+    FakeTokenizer,
+    build_in_float64,
+    check_equal,
+    describe,
+    lay_out,
+    rewards_and_gradients,
+    some_pairs,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn.attention import varlen
+from torch import nn
 from transformers import AutoConfig
 
 from rm_ray.config import ModelConfig
 from rm_ray.data import packing
 from rm_ray.data.collate import Collator
-from rm_ray.data.packing import Kernel, PackedPairs, VarlenQueries, pack_pairs
-from rm_ray.data.padding import PaddedPairs, pad_pairs
-from rm_ray.data.pair_tokens import PairTokens, join_pairs
 from rm_ray.model.attention import PACKABLE, choose_kernel, why_not_packed
 from rm_ray.model.last_layer import LIKE_LLAMA
 from rm_ray.model.reward_model import RewardModel, build_reward_model
-
-VOCABULARY, PAD = 200, 199
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "llama-grouped": {"model_type": "llama", "num_key_value_heads": 1},
-    "mistral": {"num_key_value_heads": 1, "sliding_window": None},
-    "mistral-window": {"model_type": "mistral", "num_key_value_heads": 1, "sliding_window": 5},
-    "qwen2": {"num_key_value_heads": 1},
-    "qwen2-window": {
-        "model_type": "qwen2", "num_key_value_heads": 1, "use_sliding_window": True,
-        "sliding_window": 4, "max_window_layers": 1,
-    },
-    "qwen3": {"num_key_value_heads": 1, "head_dim": 16},
-    "olmo2": {"num_key_value_heads": 1},
-    "olmo3": {"num_key_value_heads": 1, "sliding_window": 4,
-              "layer_types": ["sliding_attention", "full_attention"]},
-    "gemma": {"num_key_value_heads": 1, "head_dim": 16},
-    "gpt_neox": {},
-}  # fmt: skip
-
-
-def describe(name: str) -> dict[str, Any]:
-    sizes = {
-        "model_type": name, "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 2,
-    }  # fmt: skip
-    return sizes | FAMILIES[name]
-
-
-class FakeTokenizer:
-    """What the model asks of a tokenizer."""
-
-    bos_token_id, eos_token_id, pad_token_id = 1, 2, PAD
-
-    def __len__(self) -> int:
-        return VOCABULARY
-
-
-def build(folder: Path, name: str, layout: str, **options: Any) -> RewardModel:
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(describe(name)))
-    config = ModelConfig(name_or_path=str(path), **options)
-    model = build_reward_model(config, FakeTokenizer(), seed=5, layout=layout)  # type: ignore[arg-type]
-    in_float64(model)
-    return model.train()
-
-
-def in_float64(model: RewardModel) -> None:
-    """Compute every part in float64: norms and head would go through float32."""
-    model.double()
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = rms_norm(module)
-    head = model.classifier.score
-    head.forward = lambda hidden: F.linear(hidden, head.weight)
-
-
-def rms_norm(module: Any) -> Any:
-    extra = 1.0 if "Gemma" in type(module).__name__ else 0.0
-    epsilon = getattr(module, "variance_epsilon", None) or module.eps
-
-    def forward(hidden: Tensor) -> Tensor:
-        scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + epsilon)
-        return hidden * scale * (module.weight + extra)
-
-    return forward
-
-
-def some_pairs(count: int, seed: int = 0, longest: int = 24) -> PairTokens:
-    rng = np.random.default_rng(seed)
-
-    def pair() -> tuple[list[int], list[int]]:
-        prefix = rng.integers(3, VOCABULARY - 1, rng.integers(0, longest)).tolist()
-        tails = [
-            [first, *rng.integers(3, VOCABULARY - 1, rng.integers(0, longest)).tolist()]
-            for first in rng.choice(np.arange(3, VOCABULARY - 1), 2, replace=False).tolist()
-        ]
-        return prefix + tails[0], prefix + tails[1]
-
-    return join_pairs([pair() for _ in range(count)])
-
-
-def lay_out(pairs: PairTokens, layout: str, kernel: Kernel = "grouped") -> Any:
-    weighting = {"margins": np.zeros(len(pairs)), "weights": np.ones(len(pairs))}
-    if layout == "packed":
-        return pack_pairs(pairs, kernel=kernel, **weighting)
-    return pad_pairs(pairs, pad_token_id=PAD, **weighting)
-
-
-def rewards_and_gradients(
-    model: RewardModel, pairs: PaddedPairs | PackedPairs
-) -> tuple[Tensor, dict[str, Tensor | None]]:
-    rewards = model(pairs)
-    generator = torch.Generator().manual_seed(1)
-    weights = torch.randn(len(rewards), generator=generator, dtype=torch.float64)
-    (rewards * weights).sum().backward()
-    return rewards.detach(), {name: p.grad for name, p in model.named_parameters()}
-
-
-def check_equal(packed: Any, padded: Any) -> None:
-    torch.testing.assert_close(packed[0], padded[0], rtol=0, atol=1e-12)
-    assert packed[0].abs().max() > 0.01
-    for name, gradient in padded[1].items():
-        if gradient is None:
-            assert packed[1][name] is None
-            continue
-        torch.testing.assert_close(packed[1][name], gradient, rtol=0, atol=1e-11)
 
 
 def test_every_packable_family_is_tried():
@@ -141,7 +37,7 @@ def test_every_packable_family_is_tried():
 def test_rewards_and_every_gradient_are_those_of_padded_pairs(tmp_path, name):
     pairs = some_pairs(9)
     results = [
-        rewards_and_gradients(build(tmp_path, name, layout), lay_out(pairs, layout))
+        rewards_and_gradients(build_in_float64(tmp_path, name, layout), lay_out(pairs, layout))
         for layout in ("packed", "padded")
     ]
     check_equal(*results)
@@ -153,9 +49,10 @@ def test_they_are_so_under_gradient_checkpointing(tmp_path, name):
     pairs = some_pairs(5, seed=2)
     check_equal(
         rewards_and_gradients(
-            build(tmp_path, name, "packed", gradient_checkpointing=True), lay_out(pairs, "packed")
+            build_in_float64(tmp_path, name, "packed", gradient_checkpointing=True),
+            lay_out(pairs, "packed"),
         ),
-        rewards_and_gradients(build(tmp_path, name, "padded"), lay_out(pairs, "padded")),
+        rewards_and_gradients(build_in_float64(tmp_path, name, "padded"), lay_out(pairs, "padded")),
     )
 
 
@@ -163,7 +60,7 @@ def test_they_are_so_under_gradient_checkpointing(tmp_path, name):
 def test_they_are_so_where_most_parameters_are_frozen(tmp_path, name):
     pairs, results = some_pairs(5, seed=3), []
     for layout in ("packed", "padded"):
-        model = build(tmp_path, name, layout)
+        model = build_in_float64(tmp_path, name, layout)
         for parameter_name, parameter in model.named_parameters():
             parameter.requires_grad = "attn.q_proj" in parameter_name or "dense" in parameter_name
         results.append(rewards_and_gradients(model, lay_out(pairs, layout)))
@@ -187,42 +84,7 @@ def test_a_reward_does_not_depend_on_what_it_is_packed_with(
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RewardModel]:
     folder = tmp_path_factory.mktemp("models")
-    return {layout: build(folder, "olmo3", layout) for layout in ("packed", "padded")}
-
-
-def reference_varlen(
-    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor,
-    most_queries: int, most_keys: int, *, scale: float, window_size: tuple[int, int],
-    enable_gqa: bool,
-) -> Tensor:  # fmt: skip
-    """What variable-length flash attention computes, one sequence and one mask at a time."""
-    outputs = []
-    for i in range(len(query_starts) - 1):
-        q = query[query_starts[i] : query_starts[i + 1]]
-        k, v = (t[key_starts[i] : key_starts[i + 1]] for t in (key, value))
-        assert len(q) <= most_queries and len(k) <= most_keys
-        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
-        ranks = torch.arange(len(k) - len(q), len(k))[:, None]
-        keys = torch.arange(len(k))[None]
-        seen = keys <= ranks
-        if window_size[0] >= 0:
-            seen &= keys >= ranks - window_size[0]
-        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
-    return torch.cat(outputs)
-
-
-@pytest.mark.parametrize("name", ["llama-grouped", "mistral-window", "olmo3", "gpt_neox"])
-def test_the_variable_length_call_is_given_the_same_attention(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(varlen, "varlen_attn", reference_varlen)
-    pairs = some_pairs(6, seed=4)
-    packed = lay_out(pairs, "packed", kernel="varlen")
-    assert isinstance(packed.everywhere, VarlenQueries)
-    check_equal(
-        rewards_and_gradients(build(tmp_path, name, "packed"), packed),
-        rewards_and_gradients(build(tmp_path, name, "padded"), lay_out(pairs, "padded")),
-    )
+    return {layout: build_in_float64(folder, "olmo3", layout) for layout in ("packed", "padded")}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="variable-length attention needs a GPU")
@@ -253,7 +115,7 @@ def test_the_last_layer_is_computed_at_the_ends_alone(tmp_path):
     pairs = some_pairs(4, seed=7)
     packed = lay_out(pairs, "packed")
     seen: dict[str, int] = {}
-    model = build(tmp_path, "llama", "packed")
+    model = build_in_float64(tmp_path, "llama", "packed")
     last = model.classifier.base_model.layers[-1]
     assert type(last).__name__ in LIKE_LLAMA
 
