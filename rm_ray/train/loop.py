@@ -14,7 +14,6 @@ import torch
 
 from rm_ray.data.collate import ReadyMicroBatch
 from rm_ray.data.loading import LoadedMicroBatch
-from rm_ray.data.read_ahead import read_ahead
 from rm_ray.data.stream import RankStream
 from rm_ray.model.export import export_model
 from rm_ray.scoring.accuracy import describe as describe_pairs
@@ -23,6 +22,7 @@ from rm_ray.tracking.history import Kind, Record
 from rm_ray.train.board import BoardWriter
 from rm_ray.train.checkpoint import RunIdentity, TrainingState
 from rm_ray.train.evaluate import evaluate
+from rm_ray.train.feed import ready_steps
 from rm_ray.train.files import EVALUATIONS, EXPORT, PROBES, SAMPLES
 from rm_ray.train.ledger import Ledger
 from rm_ray.train.manifest import FoundCheckpoint
@@ -86,23 +86,15 @@ def train_stream(
     state: WorkerState, steps: Iterable[list[LoadedMicroBatch]]
 ) -> Iterator[list[ReadyMicroBatch]]:
     """Yield this rank's micro-batches, step by step, and note how long each was waited for."""
-    state.heart.enter("waiting", state.progress.step + 1)
     started = time.monotonic()
-    for micro_batches in ready_steps(state, steps):
-        state.heart.enter("training", state.progress.step + 1)
+    for micro_batches in ready_steps(
+        steps, state.collator, state.heart, "training", lambda: state.progress.step + 1
+    ):
         state.waited = time.monotonic() - started
         if state.steps_here == 0:
             state.job.startup.end("first batch")
         yield micro_batches
-        state.heart.enter("waiting", state.progress.step + 1)
         started = time.monotonic()
-
-
-def ready_steps(
-    state: WorkerState, steps: Iterable[list[LoadedMicroBatch]]
-) -> Iterator[list[ReadyMicroBatch]]:
-    """Lay steps out ahead of their turn, and move each when it is due."""
-    return map(state.collator.move, read_ahead(map(state.collator.lay_out, steps)))
 
 
 def is_due(every_steps: int, state: WorkerState, *, at_end: bool) -> bool:
@@ -188,11 +180,17 @@ def run_evaluation(state: WorkerState) -> None:
     if job.eval_steps is None or state.evaluated_at == step:
         return
     started = time.monotonic()
-    state.heart.enter("evaluating", step)
+    state.heart.enter("waiting", step)  # for every other rank to ask for its shard too
     stream: RankStream = ray.train.get_dataset_shard("eval")
     result = evaluate(
         state.engine,
-        ready_steps(state, stream.steps(0, job.eval_steps.total)),
+        ready_steps(
+            stream.steps(0, job.eval_steps.total),
+            state.collator,
+            state.heart,
+            "evaluating",
+            lambda: step,
+        ),
         job.tokenizer,
         sample_rows=job.config.evaluation.sample_rows,
         on_micro_batch=state.heart.beat,
