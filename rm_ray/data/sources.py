@@ -22,6 +22,7 @@ import ray.data
 
 from rm_ray.config import BUILTIN
 from rm_ray.data import synthetic
+from rm_ray.data.raw_json import arrow_rows, to_json
 from rm_ray.data.token_table import ROWS_PER_BATCH
 from rm_ray.errors import InputError
 
@@ -226,7 +227,7 @@ def read_rows(fragment: Fragment) -> Iterator[tuple[int, str]]:
         yield from _read_json_lines(fragment.location)
         return
     for i, row in enumerate(_read_objects(fragment)):
-        yield i, json.dumps(row, ensure_ascii=False, default=str)
+        yield i, to_json(row)
 
 
 def _read_json_lines(path: str) -> Iterator[tuple[int, str]]:
@@ -271,9 +272,12 @@ def _read_objects(fragment: Fragment) -> Iterator[dict[str, Any]]:
     elif fragment.kind == "parquet":
         with _open_parquet(fragment.location) as file:
             for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
-                yield from batch.to_pylist()
+                yield from arrow_rows(batch)
     else:
-        yield from load_dataset(fragment)
+        loaded = load_dataset(fragment).with_format("arrow")
+        for table in loaded.iter(batch_size=ROWS_PER_BATCH):
+            for batch in table.to_batches():
+                yield from arrow_rows(batch)
 
 
 @contextmanager
