@@ -228,6 +228,11 @@ class ClusterConfig:
     """Keep ZeRO's optimizer state ('optimizer'), and at stage 3 the weights too ('all'), in the
     host's memory."""
 
+    zero_secondary_partition: bool = False
+    """At stage 3, also shard the computing weights over the workers of each machine alone. They are
+    gathered over the network once an optimizer step, then within the machine; this takes their
+    bytes once more on each machine. Without machines of equally many workers it has no effect."""
+
     def __post_init__(self) -> None:
         workers, cpus = self.num_workers, self.cpus_per_worker
         rule = "a number from 1 on, or two of them as in '2-8', the smaller one first"
@@ -240,6 +245,14 @@ class ClusterConfig:
         stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         rule = f"'none' unless cluster.zero_stage is at least {stage} (it is {self.zero_stage})"
         require(self.zero_stage >= stage, "cluster.offload", self.offload, rule)
+        is_sharded = self.zero_stage == 3 and self.offload != "all"
+        require(
+            is_sharded or not self.zero_secondary_partition,
+            "cluster.zero_secondary_partition",
+            self.zero_secondary_partition,
+            "false unless cluster.zero_stage is 3 and the weights stay on the devices (they are "
+            f"those of stage {self.zero_stage}, cluster.offload '{self.offload}')",
+        )
 
     @property
     def worker_bounds(self) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,11 @@ from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.optimizer import build_optimizer
 from rm_ray.train.ranks import gather_objects
 from rm_ray.train.slices import Slice
+from rm_ray.train.zero import deepspeed_settings, find_secondary_size
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -54,7 +58,9 @@ class Engine:
             os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
             if not use_gpu:
                 _leave_out_compiled_collectives()
-            settings = _deepspeed_settings(cluster, optimizer, bf16=bf16)
+            settings = deepspeed_settings(
+                cluster, optimizer, bf16=bf16, secondary_size=_secondary_size(cluster)
+            )
             plugin = DeepSpeedPlugin(hf_ds_config=settings)
             self.accelerator = Accelerator(deepspeed_plugin=plugin)
         # Accelerate counts one process where DeepSpeed runs on CPUs, so the group is asked itself.
@@ -244,10 +250,26 @@ class Engine:
         if zero.persistent_parameters:
             zero.persistent_parameters[0].partition(zero.persistent_parameters)
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        zero.invalidate_secondary_tensor()  # made of the weights that were there before
 
     def _trained(self) -> list[tuple[str, Any]]:
         """Return the parameters that are trained; DeepSpeed hangs its own attributes on them."""
         return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+
+def _secondary_size(cluster: ClusterConfig) -> int:
+    """Return the ranks of a machine, where weights are to be sharded over them once more."""
+    if not cluster.zero_secondary_partition:
+        return 1
+    nodes = gather_objects(int(os.environ["NODE_RANK"]))
+    size = find_secondary_size(nodes)
+    if size == 1:
+        logger.warning(
+            "cluster.zero_secondary_partition has no effect: it needs several machines with "
+            "equally many workers each, more than one; workers by machine: %s",
+            [nodes.count(node) for node in sorted(set(nodes))],
+        )
+    return size
 
 
 def _leave_out_compiled_collectives() -> None:
@@ -258,27 +280,3 @@ def _leave_out_compiled_collectives() -> None:
     import deepspeed  # after DS_ACCELERATOR is set, which it reads
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _deepspeed_settings(
-    cluster: ClusterConfig, optimizer: OptimizerConfig, *, bf16: bool
-) -> dict[str, Any]:
-    """Accumulation is 1: the loss is scaled, and the boundary set, by the training step."""
-    zero: dict[str, Any] = {"stage": cluster.zero_stage}
-    if cluster.zero_stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if cluster.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if cluster.offload == "all":
-        zero["offload_param"] = {"device": "cpu"}
-    return {
-        "zero_optimization": zero,
-        "bf16": {"enabled": bf16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "gradient_clipping": optimizer.max_grad_norm,
-        "gradient_accumulation_steps": 1,
-        "train_micro_batch_size_per_gpu": 1,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31,
-    }

@@ -28,6 +28,7 @@ _MAY_CHANGE = (
     "cluster.cpus_per_worker",
     "cluster.zero_stage",
     "cluster.offload",
+    "cluster.zero_secondary_partition",
     "checkpoint.every_steps",
     "checkpoint.keep",
     "checkpoint.storage_patience_s",

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from rm_ray.train.slices import read_slices, write_slices
 from rm_ray.train.step import train_step
 
 NUM_PAIRS, SEED = 52, 3
+RANKS_PER_NODE = 2
 SETTINGS = PlanSettings(
     # 52 = 7 x 7 + 3 and 130 = 2 x 52 + 26: short last steps, and an odd pair on 2 ranks.
     global_batch_size=7,
@@ -50,12 +52,13 @@ class Case:
     model: ModelConfig = field(default_factory=ModelConfig)
     offload: Literal["none", "optimizer", "all"] = "none"
     layout: Layout = "packed"
+    secondary: bool = False
 
     @property
     def name(self) -> str:
         """How its results are called."""
-        recomputing = "-recomputing" * self.model.gradient_checkpointing
-        return f"{self.zero_stage}-{self.dtype}-{self.offload}-{self.layout}{recomputing}"
+        words = "-recomputing" * self.model.gradient_checkpointing + "-secondary" * self.secondary
+        return f"{self.zero_stage}-{self.dtype}-{self.offload}-{self.layout}{words}"
 
 
 def spawn(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
@@ -70,6 +73,7 @@ def _join(rank: int, world_size: int, meeting: Path, function: Any, arguments: A
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
         "LOCAL_RANK": str(rank),
+        "NODE_RANK": str(rank // RANKS_PER_NODE),
         # Accelerate asks for them; the group is joined below, by a file.
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29500",
@@ -99,7 +103,11 @@ class Trainer:
         self.engine = Engine(
             build_reward_model(case.model, self.tokenizer, seed=SEED, layout=case.layout),
             OPTIMIZER,
-            ClusterConfig(zero_stage=case.zero_stage, offload=case.offload),
+            ClusterConfig(
+                zero_stage=case.zero_stage,
+                offload=case.offload,
+                zero_secondary_partition=case.secondary,
+            ),
             dtype=getattr(torch, case.dtype),
             use_gpu=False,
         )
@@ -190,3 +198,37 @@ def gather_head(rank: int, model: ModelConfig, folder: Path) -> None:
     weights = Trainer(Case(zero_stage=3, model=model), folder).engine.weights()
     if rank == 0:
         torch.save(weights["classifier.score.weight"], folder / "head.pt")
+
+
+def gather_over_nodes(rank: int, model: ModelConfig, folder: Path) -> None:
+    """Train and resume at stage 3, without and with a second partition in each node.
+
+    Rank 0 leaves what was measured, the weights, and how much of them a step gathered from how
+    many ranks.
+    """
+    from deepspeed.runtime.zero import partition_parameters
+
+    from rm_ray.train import zero
+
+    real, gathered = partition_parameters._dist_allgather_fn, Counter[int]()
+
+    def count(mine: torch.Tensor, whole: torch.Tensor, group: Any = None) -> Any:
+        gathered[dist.get_world_size(group)] += whole.numel()
+        return real(mine, whole, group)
+
+    partition_parameters._dist_allgather_fn = count
+    zero.LIVE = 1  # nothing stays gathered, as where the model is larger than that
+    for secondary in (False, True):
+        case = Case(3, model=model, secondary=secondary)
+        before = Trainer(case, folder)
+        measured = before.train(0, 3)
+        before.save(folder / f"saved-{case.name}")
+        gathered.clear()
+        measured += before.train(3, 4)
+        in_a_step = dict(gathered)
+        after = Trainer(case, folder)
+        after.load(folder / f"saved-{case.name}")
+        again = after.train(3, 4)
+        weights = [trainer.engine.weights() for trainer in (before, after)]
+        if rank == 0:
+            torch.save((measured, again, *weights, in_a_step), folder / f"{case.name}.pt")

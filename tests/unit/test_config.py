@@ -60,7 +60,12 @@ NOTHING_AT_ITS_DEFAULT = TrainConfig(
         max_episodes=100,
     ),
     cluster=ClusterConfig(
-        num_workers=4, use_gpu=True, cpus_per_worker=2, zero_stage=3, offload="all"
+        num_workers=4,
+        use_gpu=True,
+        cpus_per_worker=2,
+        zero_stage=3,
+        offload="optimizer",
+        zero_secondary_partition=True,
     ),
     evaluation=EvaluationConfig(every_steps=5, at_end=False, sample_rows=2),
     checkpoint=CheckpointConfig(
@@ -265,6 +270,11 @@ def test_fields_that_contradict_each_other_are_refused():
     offload = message_of_wrong({"cluster": {"zero_stage": 2, "offload": "all"}})
     assert "cluster.offload" in offload
     assert "at least 3 (it is 2)" in offload
+
+    for cluster in ({"zero_stage": 2}, {"zero_stage": 3, "offload": "all"}):
+        second = message_of_wrong({"cluster": {**cluster, "zero_secondary_partition": True}})
+        assert "cluster.zero_secondary_partition" in second
+        assert f"stage {cluster['zero_stage']}" in second
 
     best = {"data": {"eval": []}, "checkpoint": {"keep_best_by": "eval/rm/loss"}}
     assert "checkpoint.keep_best_by" in message_of_wrong(best)
