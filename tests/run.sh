@@ -15,6 +15,6 @@ if [ $# -gt 0 ]; then
 else
     # One process a core, of one thread each; what starts Ray comes after, alone.
     OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile tests/unit tests/parity
-    .venv/bin/python -m pytest tests/integration tests/fault
+    .venv/bin/python -m pytest tests/integration
 fi
 echo "== all checks passed in $((SECONDS - started)) s"

@@ -249,6 +249,7 @@ def test_many_kills_leave_few_checkpoints(quiet: Path) -> None:
         check(job, quiet)
 
 
+@slow
 @pytest.mark.timeout(1200)
 def test_two_random_kills_change_nothing(tmp_path: Path) -> None:
     chaos = Path(__file__).with_name("chaos.py")
