@@ -16,6 +16,7 @@ import tyro
 from rm_ray.config import TrainConfig
 from rm_ray.errors import INTERRUPTED, InputError
 from rm_ray.logs import log_to_stdout
+from rm_ray.preflight.network import GIGABYTE, GPUS_PER_NODE, Network
 from rm_ray.recipe import parse_options
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,17 @@ class PreflightCommand:
     measure: int = 0
     """Forward and backward passes of so many steps on this machine's device, to know the speed."""
 
+    within_node_gb_per_s: float | None = None
+    """What a GPU sends to the others of its machine, in GB of 10^9 bytes per second: 450 by the
+    NVLink of an H100."""
+
+    between_nodes_gb_per_s: float | None = None
+    """What a GPU sends to other machines, in GB per second: 50 by a card of 400 Gbit/s for each
+    GPU. A machine's network divided by its GPUs, where they share it."""
+
+    gpus_per_node: int = GPUS_PER_NODE
+    """GPUs of a machine that will train."""
+
     json: bool = False
     """Print one JSON document instead, and everything else to the standard error."""
 
@@ -54,14 +66,34 @@ class PreflightCommand:
     )
 
     def __post_init__(self) -> None:
-        for name in ("gpu_memory_gb", "pairs_per_second"):
+        for name in (
+            "gpu_memory_gb",
+            "pairs_per_second",
+            "within_node_gb_per_s",
+            "between_nodes_gb_per_s",
+        ):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InputError(f"--{name} must be a number above 0, got {value}")
+        if self.gpus_per_node < 1:
+            raise InputError(f"--gpus_per_node must be at least 1, got {self.gpus_per_node}")
+        if (self.within_node_gb_per_s is None) != (self.between_nodes_gb_per_s is None):
+            raise InputError("give --within_node_gb_per_s and --between_nodes_gb_per_s together")
         if self.measure < 0:
             raise InputError(f"--measure must be at least 0, got {self.measure}")
         if self.measure and self.pairs_per_second is not None:
             raise InputError("--measure and --pairs_per_second both say how fast it is: give one")
+
+    @property
+    def network(self) -> Network | None:
+        """Return the network that was given, if one was."""
+        if self.within_node_gb_per_s is None or self.between_nodes_gb_per_s is None:
+            return None
+        return Network(
+            within_node=self.within_node_gb_per_s * GIGABYTE,
+            between_nodes=self.between_nodes_gb_per_s * GIGABYTE,
+            gpus_per_node=self.gpus_per_node,
+        )
 
 
 def parse_command(arguments: Sequence[str]) -> PreflightCommand:

@@ -1,0 +1,81 @@
+"""The network between GPUs, and the seconds that a collective takes on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+GIGABYTE = 10**9
+
+GPUS_PER_NODE = 8
+"""Of the machines that train large models, where nothing else is said."""
+
+LATENCY = 50e-6
+"""Seconds of the smallest collective over 64 GPUs, where none was measured: an assumption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What each GPU can send, in bytes per second, while it receives as much."""
+
+    within_node: float
+    """To the other GPUs of its machine (NVLink, PCIe)."""
+
+    between_nodes: float
+    """To other machines: a machine's network divided by its GPUs."""
+
+    gpus_per_node: int = GPUS_PER_NODE
+
+    latency: float = LATENCY
+    """Seconds that a collective takes however little it moves."""
+
+    def __post_init__(self) -> None:
+        for name in ("within_node", "between_nodes"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be above 0 bytes/s, got {value}")
+        if self.gpus_per_node < 1:
+            raise ValueError(f"gpus_per_node must be at least 1, got {self.gpus_per_node}")
+        if not (self.latency >= 0 and math.isfinite(self.latency)):
+            raise ValueError(f"latency must be at least 0 seconds, got {self.latency}")
+
+    @classmethod
+    def measured(
+        cls,
+        *,
+        world_size: int,
+        gpus_per_node: int,
+        bus_bandwidth: float,
+        within_node: float | None = None,
+        latency: float = LATENCY,
+    ) -> Network:
+        """Return the network on which all ranks reach a bus bandwidth, in bytes per second.
+
+        That is what each rank sends in a ring, 2 (W - 1) / W times the bytes of an all-reduce, over
+        its seconds. Where the ring crosses machines, all GPUs of a machine share the crossing.
+        """
+        inside = bus_bandwidth if within_node is None else within_node
+        crosses = world_size > gpus_per_node
+        between = bus_bandwidth / gpus_per_node if crosses else inside
+        return cls(
+            within_node=inside,
+            between_nodes=between,
+            gpus_per_node=gpus_per_node,
+            latency=latency,
+        )
+
+    def bus_bandwidth(self, ranks: int) -> float:
+        """Return what each of so many neighbours sends in a ring, in bytes per second.
+
+        NCCL lays one ring for each network card, and each crosses between machines at another
+        GPU: a machine's cards carry together what one NVLink carries inside.
+        """
+        if ranks <= self.gpus_per_node:
+            return self.within_node
+        return min(self.within_node, self.gpus_per_node * self.between_nodes)
+
+    def seconds(self, sent: float, *, ranks: int, collectives: int = 1) -> float:
+        """Return how long collectives over so many ranks take in which each sends so many bytes."""
+        if ranks == 1:
+            return 0.0
+        return sent / self.bus_bandwidth(ranks) + collectives * self.latency
