@@ -1,0 +1,218 @@
+"""Which column of a row plays which part, by its name or by ``data.columns``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+from rm_ray.rules import require
+
+ALIASES = {
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "prompt": ("prompt", "question", "query", "instruction", "input"),
+    "messages": ("messages", "conversations", "conversation"),
+    "response": ("response",),
+    "responses": ("responses",),
+    "history": ("history",),
+    "system": ("system", "system_prompt", "system_message"),
+    "tools": ("tools", "functions"),
+    "documents": ("documents",),
+    "margin": ("margin",),
+    "source": ("source",),
+    "subset": ("subset",),
+    "id": ("id",),
+}
+"""The parts of a row, and the columns that hold them; the first that is filled is read."""
+
+Standing = Literal["part", "harmless", "unknown"]
+
+_PART_NAMES = """
+    article articles attachment attachments audio audios available_functions available_tools
+    background body chat chat_history chats choices chosen code_context context contexts
+    conversation conversations demonstrations dialog dialogs dialogue dialogues docs document
+    documents evidence examples exemplars few_shot file files function functions history human
+    image image_path image_paths image_url image_urls images img input inputs instruction
+    instructions knowledge message messages options paragraph paragraphs passage passages persona
+    personas picture pictures post preamble problem prompt prompts queries query question questions
+    rejected schema story system system_instruction system_instructions system_message
+    system_prompt table tool tools transcript turns user_input user_message video videos
+"""
+_PARTS = frozenset(_PART_NAMES.split())
+"""Names of columns that usually hold part of a conversation."""
+
+_NOUNS = (
+    "article|audios?|chat|contexts?|conversations?|dialogu?e?s?|docs|documents?|functions|history|"
+    "images?|instructions?|messages|paragraphs?|passages?|prompts?|query|questions?|tools|videos?"
+)
+_ENDS_AS_A_PART = re.compile(rf"(?:.*_)?(?:{_NOUNS})(?:_(?:text|content|body|str|json|raw|full))?")
+_ABOUT = re.compile(
+    r"(?:labell?ing|generation|annotations?|judge|judgement|judgment|grading|critic|critique|eval|"
+    r"evaluation|evol|rating|reward|raw|num|n|is|has|in|len|contains|score|type|model|meta)_.*"
+)
+_HARMLESS = re.compile(
+    r"(?:.*_)?(?:ids?|idx|index|uuid|uid|guid|hash|sha\d*|md5|urls?|uri|links?|key|scores?|ratings?|"
+    r"ranks?|ranking|rewards?|logps?|logprobs?|prob|probs|probability|preference|strength|labels?|"
+    r"winner|votes?|upvotes|margin|agreement|confidence|models?|policy|annotators?|workers?|author|"
+    r"lang|language|languages|locale|timestamp|time|date|created|updated|at|utc|source|sources|"
+    r"dataset|datasets|subset|split|category|categories|topic|topics|domain|domains|type|types|kind|"
+    r"task|tasks|tags|difficulty|license|version|meta|metadata|info|config|seed|temperature|count|"
+    r"counts|length|len|tokens|chars|words|order|status|rationales?|explanations?|reasons?|"
+    r"critiques?|feedback|annotations?|comments?|judge?ments?|verdict|responses?|completions?|"
+    r"generations?|answers?|candidates?|outputs?|toxicity|toxic|level|round|num|helpfulness|"
+    r"correctness|coherence|complexity|verbosity|honesty|truthfulness|safety|quality|overall|weight)"
+)
+_HARMLESS_BEGINNING = re.compile(
+    r"(?:chosen|rejected|original|num|n|is|has|in|score|response|completion|unnamed|index|meta|qid)_?"
+    r"(?:_.*|\d*)"
+)
+
+
+@lru_cache(maxsize=4_096)
+def plain_name(name: str) -> str:
+    """Return a column's name in lower case, its words joined by underscores."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    return re.sub(r"[\s:/.-]+", "_", words).lower().strip("_")
+
+
+@lru_cache(maxsize=4_096)
+def find_standing(name: str) -> Standing:
+    """Say what a column that is not read usually holds.
+
+    ``part``: part of the conversation; ``harmless``: something about it, or other responses.
+    """
+    plain = plain_name(name)
+    if plain in _PARTS:
+        return "part"
+    about = _ABOUT.fullmatch(plain) or _HARMLESS.fullmatch(plain)
+    if about or _HARMLESS_BEGINNING.fullmatch(plain):
+        return "harmless"
+    return "part" if _ENDS_AS_A_PART.fullmatch(plain) else "unknown"
+
+
+def is_blank(value: Any) -> bool:
+    """Tell whether a value holds nothing: null, no text, or only such values."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, dict):
+        return all(map(is_blank, value.values()))
+    if isinstance(value, list):
+        return all(map(is_blank, value))
+    return value is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnRules:
+    """What the settings say of columns: the part of some, and those to leave out."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Part to column, or to a path in one (``question.full_text``, ``completions.0.text``)."""
+    ignore: tuple[str, ...] = ()
+
+    def check(self, prefix: str) -> None:
+        """Refuse parts that there are not.
+
+        Raises:
+            InputError: naming the setting and the parts there are.
+        """
+        for part, column in self.columns.items():
+            rule = f"from {', '.join(ALIASES)} to a column, as in 'prompt question'"
+            require(part in ALIASES and bool(column), f"{prefix}columns", {part: column}, rule)
+        both = sorted({path.split(".")[0] for path in self.columns.values()} & set(self.ignore))
+        rule = f"other columns than {prefix}columns reads"
+        require(not both, f"{prefix}ignore_columns", both, rule)
+
+
+NO_RULES = ColumnRules()
+
+
+def find(row: Any, path: str) -> tuple[bool, Any]:
+    """Follow a path of names and list positions; whole names with points in them win."""
+    if isinstance(row, dict) and path in row:
+        return True, row[path]
+    for point in (i for i, letter in enumerate(path) if letter == "."):
+        found, inside = _step(row, path[:point])
+        if found:
+            return find(inside, path[point + 1 :])
+    return _step(row, path)
+
+
+def _step(value: Any, name: str) -> tuple[bool, Any]:
+    if isinstance(value, dict) and name in value:
+        return True, value[name]
+    if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+        return True, value[int(name)]
+    return False, None
+
+
+class RowColumns:
+    """A row's columns: each is taken for a part, or left."""
+
+    def __init__(self, row: dict[str, Any], rules: ColumnRules = NO_RULES) -> None:
+        self._row, self._rules = row, rules
+        ignored = set(rules.ignore)
+        self.names = [name for name in row if name not in ignored]
+        self._by_plain_name: dict[str, str] = {}
+        for name in sorted(self.names, key=lambda name: name != plain_name(name)):
+            self._by_plain_name.setdefault(plain_name(name), name)
+        self.used: dict[str, str] = {}
+        """Part to the columns that were taken for it."""
+        self._paths: set[str] = set()
+
+    def take(self, part: str, *, blank: bool = False) -> Any:
+        """Return the value of a part, None where no column holds it; ``blank`` ones count too."""
+        for column, value in self.candidates(part):
+            if blank or not is_blank(value):
+                self.mark(part, column)
+                return value
+        return None
+
+    def candidates(self, part: str) -> Iterator[tuple[str, Any]]:
+        """Yield the columns that may hold a part, in order, with their values."""
+        path = self._rules.columns.get(part)
+        if path is not None:
+            found, value = find(self._row, path)
+            if found:
+                yield path, value
+                return
+        taken = {column.split(".")[0] for column in self._rules.columns.values()}
+        for alias in ALIASES[part]:
+            name = self._by_plain_name.get(alias)
+            if name is not None and name not in taken:
+                yield name, self._row[name]
+
+    def mark(self, part: str, column: str) -> None:
+        """Note that a column was taken for a part."""
+        before = self.used.get(part)
+        self.used[part] = column if before is None else f"{before}' and '{column}"
+        self._paths.add(column)
+
+    def left(self) -> Iterator[tuple[str, Any]]:
+        """Yield the columns that hold something and were not taken; of some only other values."""
+        for name in self.names:
+            if name in self._paths:
+                continue
+            inside = [p[len(name) + 1 :] for p in self._paths if p.startswith(f"{name}.")]
+            if inside:
+                yield from _others(name, self._row[name], inside)
+            elif not is_blank(self._row[name]):
+                yield name, self._row[name]
+
+
+def _others(name: str, value: Any, taken: list[str]) -> Iterator[tuple[str, Any]]:
+    items: Iterator[tuple[str, Any]]
+    if isinstance(value, dict):
+        items = iter(value.items())
+    else:
+        items = ((str(i), item) for i, item in enumerate(value))
+    for key, item in items:
+        if key in taken or is_blank(item):
+            continue
+        inside = [path[len(key) + 1 :] for path in taken if path.startswith(f"{key}.")]
+        if inside:
+            yield from _others(f"{name}.{key}", item, inside)
+        else:
+            yield f"{name}.{key}", item
