@@ -68,11 +68,10 @@ class Reading:
             ("unknown", "not used, and rm_ray does not know what they hold"),
             ("part", "NOT USED, though they may hold part of the conversation"),
         ):
-            if names := by_standing[standing]:
-                clauses.append(f"{what}: {self._names(names)}")
+            if by_standing[standing]:
+                clauses.append(f"{what}: {self._names(by_standing[standing])}")
         if self.unwritten:
-            names = self._names(self.unwritten)
-            clauses.append(f"not written by the chat template: {names}")
+            clauses.append(f"not written by the chat template: {self._names(self.unwritten)}")
         return "; ".join(clauses)
 
     def _names(self, counts: Mapping[str, int]) -> str:
