@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rm_ray.config import BUILTIN, DataConfig
 from rm_ray.data.contract import Message, Pair, Reason, RefusedError
 from rm_ray.data.pair_tokens import common_prefix
+from rm_ray.data.vocabulary import add_pad_token
 from rm_ray.errors import InputError
 
 PAD_TOKEN = "<|rm_pad|>"
@@ -74,7 +75,9 @@ def _load(name_or_path: str, revision: str | None) -> PreTrainedTokenizerBase:
     is_folder = Path(name_or_path).expanduser().is_dir()
     source = str(Path(name_or_path).expanduser()) if is_folder else name_or_path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
@@ -120,7 +123,7 @@ def _give_own_pad_token(tokenizer: PreTrainedTokenizerBase, written: set[int]) -
     """Padding with a real token would hide that one from clients that pool by token id."""
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id} | written
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+        add_pad_token(tokenizer, PAD_TOKEN)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

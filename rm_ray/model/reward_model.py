@@ -7,6 +7,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from rm_ray.data.padding import PaddedPairs
 from rm_ray.errors import InputError
 from rm_ray.model.attention import PACKED_ATTENTION, head_size
 from rm_ray.model.last_layer import trim_last_layer
+from rm_ray.model.weight_files import list_some
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pret
     Raises:
         InputError: the model cannot be found or reached.
     """
-    architecture = _architecture(config, len(tokenizer))
+    architecture = read_architecture(config, vocab_size=len(tokenizer))
     architecture.num_labels = 1
     architecture.problem_type = "regression"
     architecture.use_cache = False
@@ -95,7 +97,22 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pret
     return architecture
 
 
-def _architecture(config: ModelConfig, vocab_size: int) -> PretrainedConfig:
+def read_architecture(config: ModelConfig, *, vocab_size: int = 1) -> PretrainedConfig:
+    """Return a model's config as it is; ``vocab_size`` is that of the built-in one.
+
+    Raises:
+        InputError: it cannot be found or reached, has code of its own, or is quantized.
+    """
+    architecture = _read_config(config, vocab_size)
+    if "quantization_config" in architecture.to_dict():
+        raise InputError(
+            f"model.name_or_path '{config.name_or_path}' is quantized (quantization_config in its "
+            "config.json); choose the model that it was made from"
+        )
+    return architecture
+
+
+def _read_config(config: ModelConfig, vocab_size: int) -> PretrainedConfig:
     name = config.name_or_path
     if name == BUILTIN:
         return LlamaConfig(
@@ -113,9 +130,15 @@ def _architecture(config: ModelConfig, vocab_size: int) -> PretrainedConfig:
             fields = json.loads(path.read_text())
             return AutoConfig.for_model(**fields)
         source = str(path) if path.is_dir() else name
-        return AutoConfig.from_pretrained(source, revision=config.revision)
+        return AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"model.name_or_path '{name}' is computed by code of its own (auto_map in its "
+                "config.json), which is not run; choose a model of an architecture that "
+                "transformers has"
+            ) from None
         raise InputError(
             f"model.name_or_path '{name}' cannot be loaded: it must be a folder with config.json "
             "and weights, a config.json with model_type (random weights), or a name on the Hugging "
@@ -215,13 +238,17 @@ def build_reward_model(
     try:
         if has_weights(config):
             path = Path(config.name_or_path).expanduser()
-            classifier = AutoModelForSequenceClassification.from_pretrained(
+            classifier, told = AutoModelForSequenceClassification.from_pretrained(
                 str(path) if path.is_dir() else config.name_or_path,
                 config=architecture,
                 revision=config.revision,
                 dtype=torch.float32,
                 attn_implementation=attention,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # as of a head, which is replaced
+                output_loading_info=True,
             )
+            _refuse_gaps(config, told)
         else:
             classifier = _from_config(architecture, attention)
     except (OSError, ValueError, ImportError) as error:
@@ -233,10 +260,24 @@ def build_reward_model(
             "'score' head on its last token; reward models are decoders (Llama, Qwen, GPT-NeoX ...)"
         )
     _fit_to_tokenizer(classifier, tokenizer)
-    classifier.score = _new_head(architecture.get_text_config().hidden_size, seed)
+    classifier.score = _new_head(classifier.score.in_features, seed)
     if config.gradient_checkpointing:
         classifier.activation_checkpointing_enable({"use_reentrant": False})
     return RewardModel(classifier, layout)
+
+
+def _refuse_gaps(config: ModelConfig, told: dict[str, Any]) -> None:
+    """See that every weight but the head's was read, as transformers tells.
+
+    Raises:
+        InputError: one was not, and would be trained from random values.
+    """
+    mismatched = {name for name, *_ in told["mismatched_keys"]}
+    if gaps := {n for n in mismatched | set(told["missing_keys"]) if not n.startswith("score.")}:
+        raise InputError(
+            f"model.name_or_path '{config.name_or_path}' has no weights that fit for "
+            f"{list_some(gaps)}; they would be trained from random values"
+        )
 
 
 def build_without_weights(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> RewardModel:

@@ -56,7 +56,7 @@ class Architecture:
         config = classifier.config.get_text_config()
         settings = config.to_dict()
         head = head_size(config)
-        layers = next(m for m in classifier.base_model.children() if isinstance(m, nn.ModuleList))
+        layers = next(m for m in classifier.base_model.modules() if isinstance(m, nn.ModuleList))
         of_layer = [parameter.numel() for parameter in layers[0].parameters()]
         embedding = classifier.get_input_embeddings()
         missing = max(0, vocab_size - embedding.num_embeddings) * embedding.embedding_dim

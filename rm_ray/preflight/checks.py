@@ -7,16 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from uuid import uuid4
 
 from rm_ray.config import BUILTIN, CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
-from rm_ray.model.weight_files import (
-    find_faulty_weights,
-    find_missing_weights,
-    list_weight_files,
-)
+from rm_ray.model.base_check import BaseModel
+from rm_ray.model.weight_files import list_some
 from rm_ray.preflight.machines import Facts, Machine
 from rm_ray.preflight.memory import MemoryEstimate
 from rm_ray.storage import Storage
@@ -281,31 +278,26 @@ def check_paths(facts: Sequence[Facts]) -> Verdict | None:
     return fail("files", _list(missing), "put them on a storage that every machine reaches")
 
 
-def check_model(
-    config: ModelConfig, list_hub: Callable[[], tuple[Collection[str], dict[str, Any] | None]]
-) -> Verdict:
-    """Tell whether the model's weights are all there; ``list_hub`` gives files and index of one
-    on the Hub.
+def check_model(config: ModelConfig, find_base: Callable[[], BaseModel | None]) -> Verdict:
+    """Tell whether the model's weights are all there; ``find_base`` reads what its files hold.
+
+    Raises:
+        InputError: they are not.
     """
     name = config.name_or_path
     if name == BUILTIN:
         return passed("model", "the built-in one")
-    path = Path(name).expanduser()
-    if path.suffix == ".json":
+    if name.endswith(".json"):
         return passed("model", f"random weights for {name}")
-    remedy = "download the model again, and compare the sizes of its files"
-    if path.is_dir():
-        wrong = find_faulty_weights(path)
-        if wrong:
-            return fail("model", f"{name}: {_list(wrong)}", remedy)
-        return passed(
-            "model", f"{name}: {count(len(list_weight_files(path)), 'whole weight file')}"
-        )
-    files, index = list_hub()
-    missing = find_missing_weights(files, index)
-    if missing:
-        return fail("model", f"{name} on the Hub lacks {_list(missing)}", "choose another revision")
-    return passed("model", f"{name} on the Hub: all weight files are there")
+    base = find_base()
+    if base is None:
+        return passed("model", f"{name}: all files are there; what is in them is seen when read")
+    whole = f"{name}: {count(base.num_weights, 'weight')}, all that are needed, in whole files"
+    if base.unused:
+        found = f"{whole}; {len(base.unused)} have no place in the model: {list_some(base.unused)}"
+        return warn("model", found, "compare its config.json with that of the model it came from")
+    head = "; its head is replaced by a new one" if base.has_head else ""
+    return passed("model", f"{whole}{head}")
 
 
 def check_gpu_memory(estimated: MemoryEstimate, gpu_memory: int | None, *, advice: str) -> Verdict:

@@ -33,7 +33,8 @@ from rm_ray.preflight.report import (
     describe_verdicts,
     to_json,
 )
-from rm_ray.publish.access import find_access, list_model
+from rm_ray.publish.access import find_access
+from rm_ray.publish.base_model import find_base
 from rm_ray.publish.hub import HubAwayError
 from rm_ray.storage import Storage
 from rm_ray.tracking.shipping import MlflowAwayError
@@ -188,14 +189,12 @@ def _paths(config: TrainConfig) -> tuple[str, ...]:
 def _ask_services(config: TrainConfig, storage: Storage) -> list[Verdict]:
     """Check model, MLflow and the Hub."""
 
-    def list_hub() -> tuple[frozenset[str], dict[str, Any] | None]:
-        listing = list_model(config.model.name_or_path, revision=config.model.revision)
-        return listing.files, listing.index
-
     remedy = "check the name, HF_TOKEN and the network"
     try:
         model = checks.refusing(
-            "model", lambda: checks.check_model(config.model, list_hub), remedy=remedy
+            "model",
+            lambda: checks.check_model(config.model, lambda: find_base(config.model)),
+            remedy=remedy,
         )
     except HubAwayError as error:
         remedy = "mend the network; what is in the cache of every machine is used without it"

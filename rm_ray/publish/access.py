@@ -8,17 +8,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub import HfApi, set_client_factory, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
+    SafetensorsParsingError,
 )
+from torch import Tensor
 
 from rm_ray.errors import InputError
-from rm_ray.model.weight_files import choose_index, read_index
+from rm_ray.model.weight_files import (
+    INDEXES,
+    WHOLE,
+    choose_index,
+    find_missing_weights,
+    list_some,
+    read_index,
+    without_values,
+)
 from rm_ray.publish.hub import REMEDIES, HubAwayError
 
 T = TypeVar("T")
@@ -118,6 +128,54 @@ def list_model(
     except RepositoryNotFoundError:
         raise InputError(f"{what}: {REMEDIES[404]}") from None
     return ModelListing(files=files, index=read_index(Path(path).read_text()))
+
+
+def read_hub_headers(
+    name: str, *, revision: str | None = None, endpoint: str | None = None
+) -> dict[str, Tensor] | None:
+    """Return a model's weights without values, by their names in its files on the Hub.
+
+    None where they are pickled: the Hub tells nothing of what is inside.
+
+    Raises:
+        InputError: the model may not be read or is not there, or a file of it is missing.
+        HubAwayError: the Hub does not answer.
+    """
+    what = f"model.name_or_path '{name}'"
+    listing = list_model(name, revision=revision, endpoint=endpoint)
+    if missing := find_missing_weights(listing.files, listing.index):
+        raise InputError(f"{what} on the Hub lacks {list_some(missing)}; choose another revision")
+    if not {WHOLE[0], INDEXES[0]} & listing.files:
+        return None
+    api = _api(endpoint)
+    try:
+        told = _ask(what, lambda: api.get_safetensors_metadata(name, revision=revision))
+    except SafetensorsParsingError as error:
+        raise InputError(f"{what} on the Hub: {_first_line(error)}") from None
+    return {
+        weight: without_values(tensor.shape, tensor.dtype)
+        for file in told.files_metadata.values()
+        for weight, tensor in file.tensors.items()
+    }
+
+
+def find_cached(name: str, *, revision: str | None = None) -> list[Path] | None:
+    """Return a Hub model's weight files that this machine has already; None unless it has all."""
+
+    def find(file: str) -> Path | None:
+        found = try_to_load_from_cache(name, file, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+    try:
+        there = {file: path for file in (*WHOLE, *INDEXES) if (path := find(file))}
+    except HFValidationError:
+        return None
+    index = choose_index(there)
+    if index is None:
+        return [next(there[file] for file in WHOLE if file in there)] if there else None
+    weight_map = read_index(there[index].read_text())["weight_map"]
+    files = [find(file) for file in sorted(set(weight_map.values()))]
+    return None if None in files else [file for file in files if file is not None]
 
 
 def _api(endpoint: str | None) -> HfApi:

@@ -18,10 +18,18 @@ from rm_ray.data.plan import Plan, PlanSettings, Steps
 from rm_ray.data.token_cache import TokenCache, build_token_cache
 from rm_ray.data.token_table import open_table
 from rm_ray.data.tokenization import ends_assistant_turn, load_tokenizer
+from rm_ray.data.vocabulary import check_vocabulary
 from rm_ray.errors import InputError
 from rm_ray.model.attention import why_not_packed
 from rm_ray.model.export import check_export, export_skeleton
-from rm_ray.model.reward_model import attention_weight, build_without_weights, check_architecture
+from rm_ray.model.positions import check_positions
+from rm_ray.model.reward_model import (
+    attention_weight,
+    build_without_weights,
+    check_architecture,
+    has_weights,
+)
+from rm_ray.publish.base_model import say_what_base_holds
 from rm_ray.scoring.accuracy import Labels
 from rm_ray.storage import Storage
 from rm_ray.tracking.target import MlflowTarget
@@ -154,6 +162,8 @@ def prepare_for(
             "reward is read from a token that looks the same in the middle of a response"
         )
     classifier = check_architecture(config.model, tokenizer)
+    check_model(config, tokenizer, classifier.config)
+    say_what_base_holds(config.model)
     check_export(classifier.config, tokenizer)
     layout = choose_layout(config.batch.layout, classifier.config)
     train_cache = _cache(config, "train", tokenizer, storage)
@@ -183,6 +193,19 @@ def prepare_for(
     )
     on_phase("plan")
     return prepared
+
+
+def check_model(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, architecture: PretrainedConfig
+) -> None:
+    """See that model, tokenizer and data.max_length suit one another.
+
+    Raises:
+        InputError: they do not.
+    """
+    is_trained = has_weights(config.model)
+    check_vocabulary(tokenizer, architecture, is_trained=is_trained)
+    check_positions(architecture, config.data.max_length, model=config.model.name_or_path)
 
 
 def choose_layout(wanted: Layout, architecture: PretrainedConfig) -> Layout:

@@ -166,3 +166,17 @@ def test_liger_is_refused_without_a_gpu_and_left_out_by_auto(tokenizer):
     assert not apply_liger(model, "off", on_gpu=True)
     with pytest.raises(InputError, match="need a GPU"):
         apply_liger(model, "on", on_gpu=False)
+
+
+def test_a_model_whose_last_layer_is_projected_is_scored_by_its_projection(
+    tmp_path, table, tokenizer
+):
+    """As OPT-350m, whose hidden states are wider than what its head reads."""
+    config = tiny(
+        tmp_path, model_type="opt", word_embed_proj_dim=32, ffn_dim=64, do_layer_norm_before=False
+    )
+    model = build_reward_model(config, tokenizer, seed=0, layout="padded")
+    assert model.classifier.score.weight.shape == (1, 32)
+    batch = padded(table, [0, 1, 2], tokenizer.pad_token_id)
+    theirs = model.classifier(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    torch.testing.assert_close(model(batch), theirs.logits[:, 0], rtol=0, atol=1e-5)

@@ -1,15 +1,12 @@
 """Checks that pass and fail for real, and verdicts on what machines say."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from rm_ray.config import CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
+from rm_ray.model.base_check import BaseModel
 from rm_ray.preflight import checks
 from rm_ray.preflight.machines import (
     Facts,
@@ -88,73 +85,17 @@ def test_a_machine_without_room_for_a_checkpoint_is_named():
     assert checks.check_staging([replace(NODE, staging_error="x")], num_parameters=1).remedy
 
 
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    weights = {f"layer.{i}": np.full(100, i, dtype=np.float32) for i in range(2)}
-    for i, (name, weight) in enumerate(weights.items()):
-        save_file({name: weight}, tmp_path / f"model-{i}.safetensors")
-    index = {"weight_map": {name: f"model-{i}.safetensors" for i, name in enumerate(weights)}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    return tmp_path
-
-
-def judge(folder: Path) -> checks.Verdict:
-    def list_hub() -> tuple[list[str], None]:
-        raise AssertionError
-
-    return checks.check_model(ModelConfig(name_or_path=str(folder)), list_hub)
-
-
-def test_a_model_with_all_its_files_is_whole(sharded):
-    assert judge(sharded).outcome == "ok"
-    assert "2 whole weight files" in judge(sharded).found
-
-
-def test_a_missing_weight_file_is_named(sharded):
-    (sharded / "model-1.safetensors").unlink()
-    assert judge(sharded).outcome == "failed"
-    assert "model-1.safetensors is missing" in judge(sharded).found
-
-
-def test_a_weight_file_that_is_cut_short_is_named(sharded):
-    file = sharded / "model-0.safetensors"
-    file.write_bytes(file.read_bytes()[:-8])
-    assert judge(sharded).outcome == "failed"
-    assert "model-0.safetensors is not whole" in judge(sharded).found
-
-
-def test_the_index_is_the_one_that_transformers_reads(sharded):
-    """Folders often hold the index of pickles that were not downloaded."""
-    other = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
-    (sharded / "pytorch_model.bin.index.json").write_text(json.dumps(other))
-    assert judge(sharded).outcome == "ok"
-
-
-def test_one_whole_file_makes_an_index_idle(tmp_path):
-    save_file({"weight": np.zeros(3, dtype=np.float32)}, tmp_path / "model.safetensors")
-    other = {"weight_map": {"weight": "pytorch_model-00001-of-00001.bin"}}
-    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(other))
-    assert judge(tmp_path).outcome == "ok"
-
-
-def test_an_index_that_is_cut_short_is_told(sharded):
-    path = sharded / "model.safetensors.index.json"
-    path.write_text(path.read_text()[:-5])
-    with pytest.raises(InputError, match="index of the model's weight files is not whole"):
-        judge(sharded)
-
-
-def test_a_model_on_the_hub_is_judged_by_its_listing():
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+def test_a_base_model_is_told_by_what_its_files_hold():
     config = ModelConfig(name_or_path="someone/model")
-    whole = checks.check_model(
-        config, lambda: (["model-1.safetensors", "model-2.safetensors"], index)
-    )
-    lacking = checks.check_model(config, lambda: (["model-1.safetensors"], index))
-    assert (whole.outcome, lacking.outcome) == ("ok", "failed")
-    assert "model-2.safetensors" in lacking.found
-    assert checks.check_model(config, lambda: (["pytorch_model.bin"], None)).outcome == "ok"
-    assert checks.check_model(config, lambda: (["README.md"], None)).outcome == "failed"
+    whole = checks.check_model(config, lambda: BaseModel(num_weights=291, has_head=True))
+    assert whole.outcome == "ok"
+    assert "291 weights, all that are needed, in whole files; its head is replaced" in whole.found
+    some = BaseModel(num_weights=291, has_head=False, unused=("a", "b", "c", "d"))
+    verdict = checks.check_model(config, lambda: some)
+    assert verdict.outcome == "warning"
+    assert "4 have no place in the model: a, b, c and 1 more" in verdict.found
+    assert "seen when read" in checks.check_model(config, lambda: None).found
+    assert checks.check_model(ModelConfig(), lambda: None).found == "the built-in one"
 
 
 def test_software_that_differs_is_named():
