@@ -26,7 +26,9 @@ from transformers import PreTrainedTokenizerBase
 from rm_ray.config import DataConfig
 from rm_ray.data import sources
 from rm_ray.data.contract import Pair, Reason, RefusedError, parse_pair
-from rm_ray.data.sources import Selection, SourceSpec
+from rm_ray.data.source_spec import SourceSpec
+from rm_ray.data.sources import Selection
+from rm_ray.data.stored_datasets import find_revision
 from rm_ray.data.token_table import ROWS_PER_BATCH, SCHEMA, TokenParts
 from rm_ray.data.tokenization import PairTokenizer, TokenizedPair
 from rm_ray.data.tokenization import fingerprint as tokenizer_fingerprint
@@ -106,7 +108,7 @@ def build_token_cache(
     counts = _write_quarantine(parts, home.folder(build))
     hashes = {"identity": identity, "data_hash": data_hash}
     fragments = {selection.fragment.origin: selection.fragment for selection in selections}
-    found = {origin: sources.find_revision(fragment) for origin, fragment in fragments.items()}
+    found = {origin: find_revision(fragment) for origin, fragment in fragments.items()}
     revisions = {origin: revision for origin, revision in found.items() if revision}
     manifest = {"build": build, "revisions": revisions, **hashes, **counts}
     home.write_json("manifest.json", manifest)

@@ -191,7 +191,7 @@ def _on_hub(name: str) -> str | None:
 
 
 def _datasets(sources: Sequence[str]) -> list[str] | None:
-    names = [re.sub(r"(:[^:/=]+)?(=[0-9.]+)?$", "", source) for source in sources]
+    names = [re.sub(r"(:[^:/=]+){0,2}(=[0-9.]+)?$", "", source) for source in sources]
     is_file = (".jsonl", ".jsonl.gz", ".parquet")
     found = [name for name in names if _on_hub(name) and not name.endswith(is_file)]
     return sorted(set(found)) or None

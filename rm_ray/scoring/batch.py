@@ -27,7 +27,9 @@ from ray.exceptions import RayError
 from rm_ray.config import ClusterConfig
 from rm_ray.data import sources
 from rm_ray.data.contract import Reason, RefusedError
-from rm_ray.data.sources import Selection, SourceSpec
+from rm_ray.data.readers import count_rows
+from rm_ray.data.source_spec import SourceSpec
+from rm_ray.data.sources import Selection
 from rm_ray.data.tokenization import ConversationTokenizer
 from rm_ray.errors import InputError, find_final_error
 from rm_ray.scoring.options import Rows, ScoringModel
@@ -91,7 +93,7 @@ def score(model: ScoringModel, rows: Rows, output: str | None, cluster: ClusterC
     folder = _claim(output, model, selections)
     finished = set(_files(folder, PARTS))
     total = sum(
-        sources.count_rows(selection.fragment) if selection.rows is None else len(selection.rows)
+        count_rows(selection.fragment) if selection.rows is None else len(selection.rows)
         for selection in selections
     )
     logger.info("%s rows of %d files or splits", f"{total:,}", len(selections))

@@ -153,7 +153,8 @@ def read_pairs(source: str, *, max_length: int = 1024) -> PairSet:
         return PairSet.load(Path(source))
     from tables import make_table  # needs Ray's companions, which a bare machine lacks
 
-    from rm_ray.data.sources import Fragment, read_rows
+    from rm_ray.data.fragments import Fragment
+    from rm_ray.data.readers import read_rows
     from rm_ray.data.synthetic import generate_pairs
     from rm_ray.data.tokenization import load_tokenizer
 

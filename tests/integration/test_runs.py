@@ -23,7 +23,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_ray.command import main
 from rm_ray.data.plan import PlanSettings, Steps
-from rm_ray.data.sources import SourceSpec, select
+from rm_ray.data.source_spec import SourceSpec
+from rm_ray.data.sources import select
 from rm_ray.data.synthetic import generate_pairs
 from rm_ray.errors import InputError
 from rm_ray.recipe import parse_config

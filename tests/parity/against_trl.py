@@ -162,8 +162,8 @@ def train_with_trl(
 
 def read_rows(name: str) -> list[dict[str, Any]]:
     """Return all rows of a file of the shared pairs."""
-    from rm_ray.data.sources import Fragment
-    from rm_ray.data.sources import read_rows as read
+    from rm_ray.data.fragments import Fragment
+    from rm_ray.data.readers import read_rows as read
 
     fragment = Fragment(kind="jsonl", location=str(SHARED_DATA / name))
     return [json.loads(text) for _, text in read(fragment)]

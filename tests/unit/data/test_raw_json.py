@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rm_ray.data.places import resolve
 from rm_ray.data.raw_json import arrow_rows, foreign_type, to_json
-from rm_ray.data.sources import SourceSpec, read_rows, resolve
+from rm_ray.data.readers import read_rows
+from rm_ray.data.source_spec import SourceSpec
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

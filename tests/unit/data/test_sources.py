@@ -12,17 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_ray.data.sources import (
-    Fragment,
-    Selection,
-    SourceSpec,
-    count_rows,
-    fingerprint,
-    load_dataset,
-    read_rows,
-    resolve,
-    select,
-)
+from rm_ray.data.fragments import Fragment
+from rm_ray.data.places import resolve
+from rm_ray.data.readers import count_rows, read_rows
+from rm_ray.data.source_spec import SourceSpec
+from rm_ray.data.sources import Selection, fingerprint, select
+from rm_ray.data.stored_datasets import load_dataset
 from rm_ray.data.synthetic import SPLITS, generate_pairs
 from rm_ray.errors import InputError
 
@@ -192,7 +187,8 @@ def test_a_saved_dataset_is_one_fragment_of_its_split(tmp_path: Path):
         Fragment(kind="saved", location=str(path), split="test")
     ]
     assert read(f"{path}:test") == rows_of(2, "b")
-    assert read(path) == read(f"{path}:train") == rows_of(3, "a")
+    assert read(f"{path}:train") == rows_of(3, "a")
+    assert "has the splits train, test: name the one to read" in message_of_wrong(path)
 
 
 def test_a_saved_dataset_without_splits_is_read_whole(tmp_path: Path):
@@ -367,10 +363,10 @@ def test_a_missing_file_is_named_with_the_endings_that_count(
 
 def test_a_folder_without_pairs_and_a_file_of_another_kind_are_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "pairs.csv").write_text("chosen,rejected\n")
+    (tmp_path / "pairs.txt").write_text("chosen,rejected\n")
 
     assert "nothing in it that ends in .jsonl" in message_of_wrong(tmp_path / "empty")
-    assert "must end in .jsonl, .jsonl.gz, .parquet" in message_of_wrong(tmp_path / "pairs.csv")
+    assert "must end in .jsonl, .jsonl.gz, .parquet" in message_of_wrong(tmp_path / "pairs.txt")
 
 
 def test_an_unknown_filesystem_is_refused():
