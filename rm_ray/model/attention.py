@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -137,6 +138,7 @@ def _varlen(
     return output
 
 
+@lru_cache
 def _grouped_heads(varlen_attn: Callable[..., Any]) -> dict[str, Any]:
     """Ask for heads that share keys; torch 2.11 takes them as they are and cannot be asked."""
     is_asked = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -152,11 +154,14 @@ def _grouped(
     window: int | None,
 ) -> Tensor:
     """Call scaled_dot_product_attention once for each group; ``[N, H, D]`` in and out."""
+    key, value = (tensor.index_select(0, packed.key_positions) for tensor in (key, value))
+    if _repeats_keys(query):
+        times = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(times, dim=1) for tensor in (key, value))
     num_queries = [group.query_ranks.numel() for group in packed.groups]
     num_keys = [len(group.query_ranks) * group.num_keys for group in packed.groups]
     queries = torch.split(query.index_select(0, packed.query_order), num_queries)
-    keys = torch.split(key.index_select(0, packed.key_positions), num_keys)
-    values = torch.split(value.index_select(0, packed.key_positions), num_keys)
+    keys, values = torch.split(key, num_keys), torch.split(value, num_keys)
     outputs = []
     for group, q, k, v in zip(packed.groups, queries, keys, values, strict=True):
         size, mask = len(group.query_ranks), _mask(group, window)
@@ -171,6 +176,15 @@ def _grouped(
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, packed.outputs)
+
+
+def _repeats_keys(query: Tensor) -> bool:
+    """Tell whether keys are repeated for every head that shares them.
+
+    On GPUs none of PyTorch's kernels takes shared keys under a mask, or in float32, but the plain
+    arithmetic, which keeps the probabilities.
+    """
+    return query.is_cuda
 
 
 def _as_batch(rows: Tensor, num_branches: int) -> Tensor:

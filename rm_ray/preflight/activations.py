@@ -16,9 +16,9 @@ from rm_ray.data.packing import GroupedQueries, pack_pairs
 from rm_ray.data.pair_tokens import PairLengths, PairTokens
 from rm_ray.preflight.architecture import Architecture
 
-Attention = Literal["grouped", "math", "varlen", "sdpa", "eager", "flash_attention_2"]
-"""The kernels of packed pairs, and transformers' three for padded ones. 'math' is what 'grouped'
-comes to on a GPU where heads share keys: no other kernel of PyTorch's takes those in float32."""
+Attention = Literal["grouped", "repeated", "varlen", "sdpa", "eager", "flash_attention_2"]
+"""The kernels of packed pairs, and transformers' three for padded ones. 'repeated' is 'grouped'
+on a GPU where heads share keys, which are repeated for each of them."""
 
 FLOAT32 = 4
 
@@ -204,7 +204,8 @@ def saved(
     if is_trimmed:
         # Of every position: its norm, which two products read, and its keys and values.
         last = row.positions * _norms(family, hidden, size, liger=liger, norms=1, readers=2)
-        last += 2 * architecture.key_width * size.product * row.keys
+        width = _key_width(architecture, attention)
+        last += 2 * width * size.product * row.keys
         of_keys = _head_norm(family, size, liger=liger) * architecture.key_width
         last += row.positions * of_keys
     else:
@@ -274,13 +275,10 @@ def _attention(
 
     Groups of packed branches save the result once more, in the order of the row, and a mask in the
     type of the queries. Under a mask transformers repeats shared keys for every query head. The
-    plain arithmetic, 'math' and 'eager', saves the probabilities and repeated keys.
+    plain arithmetic, 'eager', saves the probabilities and repeated keys.
     """
-    queries, keys = architecture.query_width, architecture.key_width
+    queries, keys = architecture.query_width, _key_width(architecture, attention)
     sums = FLOAT32 * architecture.num_heads * row.queries
-    if attention == "math":
-        saved = queries * (row.queries + 2 * row.keys + row.positions)
-        return size.product * (saved + architecture.num_heads * row.products)
     if attention == "eager":
         probabilities = row.products * architecture.num_heads
         copies = FLOAT32 + (size.product if size.product < FLOAT32 else 0)
@@ -295,3 +293,8 @@ def _attention(
         return size.product * saved + sums
     saved = 2 * (queries * row.queries + keys * row.keys) + queries * row.positions + row.masked
     return size.product * saved + sums
+
+
+def _key_width(architecture: Architecture, attention: Attention) -> int:
+    """Return the numbers of a position's keys that attention is called with."""
+    return architecture.query_width if attention == "repeated" else architecture.key_width

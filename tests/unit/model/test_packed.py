@@ -184,3 +184,19 @@ def test_flash_attention_is_chosen_where_it_runs(
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert choose_kernel(torch.device(device), dtype, head_size=size) == kernel
+
+
+@pytest.mark.parametrize("name", ["llama-grouped", "mistral-window"])
+def test_keys_repeated_for_each_head_that_shares_them_change_nothing(tmp_path, name, monkeypatch):
+    pairs = lay_out(some_pairs(5), "packed")
+    shared = rewards_and_gradients(build_in_float64(tmp_path, name, "packed"), pairs)
+    asked = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention",
+        lambda *args, **options: asked.append(options["enable_gqa"]) or real(*args, **options),
+    )
+    monkeypatch.setattr("rm_ray.model.attention._repeats_keys", lambda query: True)  # as on GPUs
+    repeated = rewards_and_gradients(build_in_float64(tmp_path, name, "packed"), pairs)
+    check_equal(repeated, shared)
+    assert asked and not any(asked)
