@@ -224,10 +224,13 @@ def build_reward_model(
     *,
     seed: int,
     layout: Layout = "packed",
+    dtype: torch.dtype = torch.float32,
 ) -> RewardModel:
-    """Build the model in float32 on the CPU, the same on every rank, for batches of a layout.
+    """Build the model on the CPU, the same on every rank, for batches of a layout.
 
     Call it before ZeRO shards anything: the head and resized embeddings are initialised here.
+    Weights that come from files are read in ``dtype``. Others are drawn in float32, the new head
+    too, so that a draw is the same in every precision.
 
     Raises:
         InputError: the model cannot be loaded, or is not a decoder with a ``score`` head.
@@ -242,7 +245,7 @@ def build_reward_model(
                 str(path) if path.is_dir() else config.name_or_path,
                 config=architecture,
                 revision=config.revision,
-                dtype=torch.float32,
+                dtype=_loading_dtype(architecture, tokenizer, dtype),
                 attn_implementation=attention,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # as of a head, which is replaced
@@ -262,7 +265,10 @@ def build_reward_model(
     _fit_to_tokenizer(classifier, tokenizer)
     classifier.score = _new_head(classifier.score.in_features, seed)
     if config.gradient_checkpointing:
-        classifier.activation_checkpointing_enable({"use_reentrant": False})
+        # There is no dropout, so that nothing random is computed again.
+        classifier.activation_checkpointing_enable(
+            {"use_reentrant": False, "preserve_rng_state": False}
+        )
     return RewardModel(classifier, layout)
 
 
@@ -278,6 +284,18 @@ def _refuse_gaps(config: ModelConfig, told: dict[str, Any]) -> None:
             f"model.name_or_path '{config.name_or_path}' has no weights that fit for "
             f"{list_some(gaps)}; they would be trained from random values"
         )
+
+
+def _loading_dtype(
+    architecture: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> torch.dtype:
+    """Return what to read weights in.
+
+    An embedding that is added is drawn around the mean of the others: where the files hold more
+    than ``dtype`` does, rounding would come before the draw, and it would be another one.
+    """
+    is_resized = architecture.get_text_config().vocab_size < len(tokenizer)
+    return torch.float32 if is_resized and architecture.dtype != dtype else dtype
 
 
 def build_without_weights(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> RewardModel:

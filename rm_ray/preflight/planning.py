@@ -10,6 +10,7 @@ import torch
 from rm_ray.config import Layout
 from rm_ray.data.token_table import open_table
 from rm_ray.model.attention import head_size, suits_flash, why_not_packed
+from rm_ray.model.reward_model import has_weights
 from rm_ray.preflight.activations import FAMILIES, WITH_LIGER, Attention, Row
 from rm_ray.preflight.architecture import Architecture
 from rm_ray.preflight.memory import MemoryEstimate, MemorySetting, alternatives, estimate
@@ -118,6 +119,7 @@ def memory_setting(prepared: Prepared, workload: Workload) -> MemorySetting:
         attention=_attention(prepared, workload.layout, on_gpu=on_gpu),
         liger=on_gpu and config.model.liger != "off" and family in WITH_LIGER,
         accumulates=workload.most_micro_batches > 1,
+        from_files=has_weights(config.model),
     )
 
 
@@ -131,7 +133,7 @@ def _attention(prepared: Prepared, layout: Layout, *, on_gpu: bool) -> Attention
         return "grouped"
     if suits_flash(dtype, head_size=head_size(prepared.classifier.config)):
         return "varlen"
-    return "math" if architecture.key_width != architecture.query_width else "grouped"
+    return "repeated" if architecture.key_width != architecture.query_width else "grouped"
 
 
 def estimate_now(prepared: Prepared, workload: Workload) -> MemoryEstimate:

@@ -52,6 +52,10 @@ def measure_speed(prepared: Prepared, *, num_steps: int, world_size: int, needed
         )
     on_gpu = device.type == "cuda"
     apply_liger(model, config.model.liger if on_gpu else "off", on_gpu=on_gpu)
+    casts = dtype != torch.float32 and config.cluster.zero_stage == 0
+    if not casts:  # DeepSpeed casts the weights once, and leaves the rotary angles
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
     model.to(device).train()
     collator = Collator(
         layout=layout,
@@ -67,7 +71,7 @@ def measure_speed(prepared: Prepared, *, num_steps: int, world_size: int, needed
         synchronize(device)
         started = time.perf_counter()
         for micro_batch in micro_batches:
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=casts):
                 rewards = model(micro_batch.pairs)
             chosen, rejected = rewards.chunk(2)
             losses = bradley_terry_loss(chosen, rejected, micro_batch.pairs.margins)

@@ -7,7 +7,12 @@ import pytest
 import torch
 from tables import builtin_table
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from rm_ray.config import ModelConfig
 from rm_ray.data.padding import PaddedPairs, pad_pairs
@@ -180,3 +185,45 @@ def test_a_model_whose_last_layer_is_projected_is_scored_by_its_projection(
     batch = padded(table, [0, 1, 2], tokenizer.pad_token_id)
     theirs = model.classifier(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     torch.testing.assert_close(model(batch), theirs.logits[:, 0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spare", [5, -1], ids=["roomy", "resized"])
+@pytest.mark.parametrize("family", ["llama", "gemma", "gpt_neox"])
+def test_files_read_in_bfloat16_give_what_is_read_in_float32_and_cast(
+    tokenizer, tmp_path, stored, spare, family
+):
+    config = AutoConfig.for_model(
+        family, hidden_size=64, intermediate_size=64, num_hidden_layers=1, head_dim=64,
+        num_attention_heads=1, num_key_value_heads=1, vocab_size=len(tokenizer) + spare,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).to(stored).save_pretrained(tmp_path)
+    files = ModelConfig(name_or_path=str(tmp_path), tokenizer="builtin")
+    built = [
+        build_reward_model(files, tokenizer, seed=3, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    before, now = (dict(model.named_parameters()) for model in built)
+    for name, parameter in now.items():
+        assert torch.equal(parameter.bfloat16(), before[name].bfloat16()), name
+    # A row is drawn before what the others hold is rounded, or there is nothing to round.
+    is_read_in_float32 = spare < 0 and stored == torch.float32
+    matrix = now["classifier.model.layers.0.mlp.up_proj.weight"] if family != "gpt_neox" else (
+        now["classifier.gpt_neox.layers.0.mlp.dense_h_to_4h.weight"]
+    )  # fmt: skip
+    assert matrix.dtype == (torch.float32 if is_read_in_float32 else torch.bfloat16)
+    assert now["classifier.score.weight"].dtype == torch.float32
+    buffers = [dict(model.named_buffers()) for model in built]
+    for name, buffer in buffers[1].items():
+        assert torch.equal(buffer, buffers[0][name].to(buffer.dtype)), name
+        assert buffer.dtype == torch.float32 or "embed_scale" in name  # cast where it is used
+
+
+def test_random_weights_are_drawn_in_float32_whatever_is_asked(tokenizer, tmp_path):
+    drawn = [
+        build_reward_model(tiny(tmp_path, model_type="llama"), tokenizer, seed=3, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    for one, other in zip(*(model.parameters() for model in drawn), strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert torch.equal(one, other)
