@@ -20,18 +20,16 @@ from typing import Literal
 from rm_ray.config import Layout
 from rm_ray.preflight.activations import Activations, Arithmetic, Attention, Row, saved
 from rm_ray.preflight.architecture import Architecture
+from rm_ray.train.zero import BUCKET, LIVE
 
 FLOAT32 = 4
 """Bytes of a number of the master weights, of AdamW's moments, and of accumulated gradients."""
 
-REDUCE_BUCKET = 500_000_000
-"""Numbers of gradients that DeepSpeed reduces at a time (its ``reduce_bucket_size``)."""
+ALL_REDUCE = 500_000_000
+"""Numbers that DeepSpeed's BF16_Optimizer exchanges at a time (``MEMORY_OPT_ALLREDUCE_SIZE``)."""
 
 PREFETCH = 50_000_000
 """Numbers that ZeRO-3 gathers ahead of use (``stage3_prefetch_bucket_size``)."""
-
-REUSE_DISTANCE = 1_000_000_000
-"""ZeRO-3 keeps what is used again within so many numbers (``stage3_max_reuse_distance``)."""
 
 PERSISTENT = 100_000
 """Tensors of so many numbers are never sharded (``stage3_param_persistence_threshold``)."""
@@ -57,6 +55,12 @@ class MemorySetting:
     layout: Layout = "packed"
     attention: Attention = "grouped"
     liger: bool = False
+
+    from_files: bool = True
+    """Whether weights are read, rather than drawn."""
+
+    secondary_over: int = 0
+    """Workers of a machine that share a second partition of the weights; 0: there is none."""
 
     accumulates: bool = True
     """Whether a step has several micro-batches, so that gradients wait for the next one."""
@@ -155,8 +159,10 @@ def estimate(architecture: Architecture, row: Row, setting: MemorySetting) -> Me
         moments = inside.sharded_optimizer_in_bf16()
     else:
         moments = inside.sharded_optimizer()
-    # Every worker builds the whole model in float32 on the CPU before anything is sharded.
-    build = Moment(name="build", host=FLOAT32 * architecture.num_parameters)
+    # Every worker builds the whole model on the CPU before anything is sharded.
+    reads_half = setting.is_bf16 and setting.zero_stage > 0 and setting.from_files
+    size = 2 if reads_half else FLOAT32
+    build = Moment(name="build", host=size * architecture.num_parameters)
     return MemoryEstimate(moments=(build, *moments), on_gpu=setting.on_gpu)
 
 
@@ -186,7 +192,7 @@ class _Inside:
     @property
     def in_bucket(self) -> int:
         """Numbers that a bucket holds once all gradients have come, or it is full."""
-        return min(REDUCE_BUCKET, self.whole)
+        return min(BUCKET, self.whole)
 
     @property
     def peak(self) -> int:
@@ -202,16 +208,20 @@ class _Inside:
 
         Where one bucket takes all of them it is the embedding's.
         """
-        is_embedding = self.whole <= REDUCE_BUCKET
+        is_embedding = self.whole <= BUCKET
         return size * (self.embedding if is_embedding else self.architecture.largest_in_layer)
 
     def bucket(self, size: int) -> int:
-        """Return what an empty bucket takes: on a CPU memory counts once it is written to."""
-        return size * REDUCE_BUCKET if self.setting.on_gpu else 0
+        """Return what empty buckets take: on a CPU memory counts once it is written to.
+
+        Where stages 1 and 2 exchange one beside the backward pass, another is filled.
+        """
+        num_buckets = 1 if self.setting.zero_stage == 3 else 2
+        return num_buckets * size * BUCKET if self.setting.on_gpu else 0
 
     def full_bucket(self, size: int) -> int:
-        """Return what a full bucket takes."""
-        return size * (REDUCE_BUCKET if self.setting.on_gpu else self.in_bucket)
+        """Return what buckets take when one is full."""
+        return self.bucket(size) if self.setting.on_gpu else size * self.in_bucket
 
     def at_first_exchange(self) -> int:
         """Return the activations that are left when the bucket is full for the first time.
@@ -223,32 +233,23 @@ class _Inside:
     def adamw(self, numbers: int) -> int:
         """Return what AdamW allocates while it updates so many numbers (torch/optim/adam.py).
 
-        On a GPU the roots of all second moments at once, on a CPU those of one tensor and their
-        quotient.
+        Fused, as with GPUs, nothing; else the roots of second moments and their quotient.
         """
-        return FLOAT32 * numbers if self.setting.on_gpu else self.adamw_on_host(numbers)
-
-    def adamw_on_host(self, numbers: int) -> int:
-        """Return what it allocates on a CPU for a tensor of so many numbers."""
-        return 2 * FLOAT32 * numbers
+        return 0 if self.setting.on_gpu else 2 * FLOAT32 * numbers
 
     def data_parallel(self) -> list[Moment]:
-        """DDP: float32 weights, gradients, moments, and the buckets in which gradients travel.
+        """DDP: float32 weights, moments, and buckets, of which gradients are views.
 
-        Buckets are as large as all gradients (torch.nn.parallel's ``gradient_as_bucket_view`` is
-        off). Under autocast the matrices' bfloat16 copies live from their first use on, all of
-        them until the forward pass ends; the graph keeps those that it was built with.
+        A parameter's new gradient is added to them. Under autocast the matrices' bfloat16 copies
+        live from their first use on, all of them until the forward pass ends; the graph keeps
+        those that it was built with.
         """
         held = Moment(
             name="between steps",
             weights=FLOAT32 * self.whole,
+            gradients=FLOAT32 * self.whole,
             optimizer=2 * FLOAT32 * self.whole,
-            buffers=FLOAT32 * self.whole,
         )
-        gradients = FLOAT32 * self.whole
-        waiting = gradients if self.setting.accumulates else 0
-        largest = max(self.architecture.parameters)
-        updated = self.whole if self.setting.on_gpu else largest
         casts = in_graph = 0
         if self.setting.is_bf16:
             casts = 2 * self.architecture.num_in_linears
@@ -259,13 +260,12 @@ class _Inside:
         return [
             held.plus(
                 "end of forward",
-                gradients=waiting,
                 activations=self.activations.held(checkpointing=self.setting.checkpointing),
                 buffers=casts,
             ),
-            held.plus("backward", gradients=waiting + new, activations=self.peak, buffers=in_graph),
-            held.plus("end of backward", gradients=gradients + FLOAT32 * self.embedding),
-            held.plus("update", gradients=gradients, buffers=self.adamw(updated)),
+            held.plus("backward", gradients=new, activations=self.peak, buffers=in_graph),
+            held.plus("end of backward", gradients=FLOAT32 * self.embedding),
+            held.plus("update", buffers=self.adamw(max(self.architecture.parameters))),
         ]
 
     @property
@@ -289,7 +289,7 @@ class _Inside:
             optimizer=3 * FLOAT32 * self.shard,
         )
         waiting = half if self.setting.accumulates else 0
-        flattened = FLOAT32 * self.whole if self.whole <= REDUCE_BUCKET else 0
+        flattened = FLOAT32 * self.whole if self.whole <= ALL_REDUCE else 0
         return [
             Moment(name="start", weights=2 * half),
             held.plus("backward", gradients=waiting + self.new_gradient(2), activations=self.peak),
@@ -354,17 +354,16 @@ class _Inside:
                 "update",
                 gradients=shards + flat,
                 buffers=0 if offloads else update,
-                host=self.adamw_on_host(self.shard) if offloads else 0,
+                host=self.adamw(self.shard) if offloads else 0,
             ),
         ]
 
     def sharded(self) -> list[Moment]:
         """ZeRO-3: everything in shards, weights gathered for use.
 
-        What is used again within the
-        reuse distance stays gathered: going back from the end of the forward pass, half of that
-        distance, since the backward pass is as long. A gathering takes its weights twice while
-        they are sorted. Small tensors stay whole. A worker alone gathers nothing. Gradients pass
+        Gathering runs ahead until so much is live, and what is used again within that distance
+        stays. A gathering takes its weights twice while they are sorted. Small tensors stay whole.
+        A second partition lies beside the first. A worker alone gathers nothing. Gradients pass
         through a bucket and a copy of it, of which gloo makes one more, into their shard.
 
         Offloaded are master weights, moments, gradients twice, and with 'all' the shards.
@@ -375,17 +374,17 @@ class _Inside:
         own = size * self.shard
         gathered = fetched = kept_whole = 0
         if setting.world_size > 1:
-            ahead = PREFETCH + self.architecture.layer_parameters
-            gathered = size * min(self.whole, REUSE_DISTANCE // 2 + ahead)
+            gathered = size * min(self.whole, LIVE + self.architecture.largest_in_layer)
             fetched = size * min(self.whole, max(PREFETCH, self.architecture.largest_in_layer))
             small = [numbers for numbers in self.architecture.parameters if numbers <= PERSISTENT]
             kept_whole = size * sum(small)
+        second = size * -(-self.whole // setting.secondary_over) if setting.secondary_over else 0
         on_host = 0
         if offloads:
             on_host = 5 * shards + (own if setting.offload == "all" else 0)
         held = Moment(
             name="between steps",
-            weights=kept_whole + (0 if setting.offload == "all" else own),
+            weights=kept_whole + second + (0 if setting.offload == "all" else own),
             gradients=0 if offloads else shards,
             optimizer=0 if offloads else 3 * shards,
             host=on_host,
@@ -397,7 +396,7 @@ class _Inside:
             copy *= 2
         sub_group = min(self.shard, SUB_GROUP)
         return [
-            Moment(name="start", weights=size * self.whole + own),
+            Moment(name="start", weights=size * self.whole + own + second),
             held.plus(
                 "end of forward",
                 weights=gathered,
@@ -421,7 +420,7 @@ class _Inside:
                 "update",
                 buffers=self.full_bucket(size)
                 + (0 if offloads else FLOAT32 * sub_group + self.adamw(sub_group)),
-                host=self.adamw_on_host(sub_group) if offloads else 0,
+                host=self.adamw(sub_group) if offloads else 0,
             ),
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin
+from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs
 from torch import Tensor
 
 from rm_ray.config import ClusterConfig, OptimizerConfig
@@ -52,14 +53,25 @@ class Engine:
         bf16 = dtype == torch.bfloat16
         if cluster.zero_stage == 0:
             precision = "bf16" if bf16 else "no"
-            self.accelerator = Accelerator(cpu=not use_gpu, mixed_precision=precision)
+            # Buckets that gradients are views of save as much memory as the gradients. The model's
+            # buffers are rotary angles, the same everywhere.
+            data_parallel = DistributedDataParallelKwargs(
+                gradient_as_bucket_view=True, broadcast_buffers=False
+            )
+            self.accelerator = Accelerator(
+                cpu=not use_gpu, mixed_precision=precision, kwargs_handlers=[data_parallel]
+            )
         else:
             # Accelerator(cpu=True) would leave DeepSpeed out without a word.
             os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
             if not use_gpu:
                 _leave_out_compiled_collectives()
             settings = deepspeed_settings(
-                cluster, optimizer, bf16=bf16, secondary_size=_secondary_size(cluster)
+                cluster,
+                optimizer,
+                bf16=bf16,
+                on_gpu=use_gpu,
+                secondary_size=_secondary_size(cluster),
             )
             plugin = DeepSpeedPlugin(hf_ds_config=settings)
             self.accelerator = Accelerator(deepspeed_plugin=plugin)
@@ -68,7 +80,7 @@ class Engine:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.module = model
         self.model, self.optimizer = self.accelerator.prepare(
-            model, build_optimizer(model, optimizer)
+            model, build_optimizer(model, optimizer, fused=use_gpu)
         )
 
     @property
@@ -101,22 +113,43 @@ class Engine:
         else:
             self.accelerator.backward(loss)
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update the weights, clear the gradients; return the norm before clipping.
+    def settle(self, pairs: PaddedPairs | PackedPairs) -> None:
+        """Bring what the first steps would change into its last state; every rank calls it.
 
-        Without ZeRO a gradient that is not finite leaves the weights as they are.
+        DDP makes its buckets anew in the order in which gradients first come, and more than two
+        ranks sum in an order that depends on them: without this a resumed run would differ in its
+        first step. The model, of which nothing changes, is computed twice on some pairs.
+        """
+        if self.zero_stage > 0 or self.world_size == 1:
+            return
+        for _ in range(2):  # the buckets are made at the second forward pass
+            self.backward(self.rewards(pairs).sum())
+            self._clear_gradients()
+
+    def step(self, learning_rate: float, guard: Tensor) -> tuple[list[float], float]:
+        """Clip, update the weights, clear the gradients.
+
+        Returns the numbers of ``guard``, ``[G]`` float64, and the gradient's norm before clipping.
+        They are read from the device once. Where the norm is not finite, or without ZeRO one of
+        ``guard`` is not, the weights stay as they are.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.zero_stage > 0:
-            self.model.step()
-            return float(self.model.get_global_grad_norm() or 0.0)
+            self.model.step()  # reads the norm, and leaves the weights where it is not finite
+            return guard.tolist(), float(self.model.get_global_grad_norm() or 0.0)
         limit = self.max_grad_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if norm < float("inf"):
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        *numbers, grad_norm = torch.cat([guard, norm.detach().to(guard)[None]]).tolist()
+        if all(math.isfinite(number) for number in (*numbers, grad_norm)):
             self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
+        self._clear_gradients()
+        return numbers, grad_norm
+
+    def _clear_gradients(self) -> None:
+        """Zero gradients where they are views of DDP's buckets, else let go of them."""
+        is_spread = isinstance(self.model, torch.nn.parallel.DistributedDataParallel)
+        self.optimizer.zero_grad(set_to_none=not is_spread)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -149,8 +182,11 @@ class Engine:
         return gather_objects(value)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the whole weights on the CPU of rank 0; elsewhere perhaps nothing."""
-        state = self.accelerator.get_state_dict(self.model) or {}
+        """Return the whole weights on the CPU of rank 0, and nothing elsewhere."""
+        if self.zero_stage == 3:
+            state = self.accelerator.get_state_dict(self.model) or {}
+        else:
+            state = self.module.state_dict() if self.rank == 0 else {}
         return {name: tensor.detach().cpu() for name, tensor in state.items()}
 
     def slices(self) -> list[Slice]:
@@ -185,7 +221,8 @@ class Engine:
         """Return AdamW's state of a tensor, which it makes itself only in its first update."""
         state: dict[str, Tensor] = self._adamw.state[flat]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            device = flat.device if self._adamw.defaults["fused"] else None  # as AdamW has it
+            state["step"] = torch.tensor(0.0, device=device)
             state["exp_avg"] = torch.zeros_like(flat)
             state["exp_avg_sq"] = torch.zeros_like(flat)
         return state

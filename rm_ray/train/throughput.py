@@ -70,6 +70,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Count the most memory of a GPU from now on: the start may have taken more than training."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory held so far: of the device, or of this process on a CPU."""
     if device.type == "cuda":

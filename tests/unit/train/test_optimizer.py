@@ -62,3 +62,19 @@ def test_frozen_parameters_are_left_out():
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in model[1].parameters()}
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_a_fused_update_is_the_plain_one_but_for_rounding():
+    weights = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(40, 30)
+        optimizer = build_optimizer(
+            model, OptimizerConfig(weight_decay=0.1, learning_rate=0.01), fused=fused
+        )
+        for _ in range(5):
+            model(torch.randn(8, 40)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(model.weight.detach())
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-7)
