@@ -64,7 +64,12 @@ class Collator:
         return pad_pairs(pairs, pad_token_id=self.pad_token_id, **weighting)
 
     def move(self, micro_batches: Iterable[ReadyMicroBatch]) -> list[ReadyMicroBatch]:
-        """Copy a whole step to the device, ahead of its first forward pass."""
+        """Copy a whole step to the device, ahead of its first forward pass.
+
+        The copies are queued on the stream that computes, and read pinned memory, so that nothing
+        waits for them but the kernels behind them. 16,384 tokens are about a megabyte: a stream of
+        their own would save some 50 microseconds a micro-batch.
+        """
         return [replace(ready, pairs=self.to_device(ready.pairs)) for ready in micro_batches]
 
     def to_device(self, pairs: PaddedPairs | PackedPairs) -> PaddedPairs | PackedPairs:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from rm_ray.data.collate import ReadyMicroBatch
@@ -46,17 +47,24 @@ def evaluate(
     scored: list[tuple[np.ndarray, ScoredPairs]] = []
     with engine.evaluating():
         for micro_batches in steps:
+            by_micro_batch = []
             for micro_batch in micro_batches:
                 pairs = micro_batch.pairs
                 rewards = engine.rewards(pairs)
                 chosen, rejected = rewards.chunk(2)
                 losses = bradley_terry_loss(chosen, rejected, pairs.margins)
                 totals.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
-                scores = rewards.reshape(2, -1).cpu().numpy()
+                by_micro_batch.append(rewards.reshape(2, -1))
+                on_micro_batch()
+            read = torch.cat(by_micro_batch, dim=1).cpu()  # a GPU is waited for once a step
+            sizes = [rewards.shape[1] for rewards in by_micro_batch]
+            for micro_batch, one in zip(
+                micro_batches, torch.split(read, sizes, dim=1), strict=True
+            ):
+                scores = one.numpy()
                 scored.append(_keep(micro_batch, scores))
                 if (micro_batch.loaded.plan.pairs < sample_rows).any():
                     samples += _samples(micro_batch, scores, tokenizer, sample_rows)
-                on_micro_batch()
             if gives_up():
                 return None
     engine.sum_over_ranks(totals.sums)

@@ -30,7 +30,7 @@ from rm_ray.train.progress import describe
 from rm_ray.train.pulse import Heart
 from rm_ray.train.staging import staging_folder
 from rm_ray.train.startup import describe_startup
-from rm_ray.train.state import EVAL_SAMPLES, WorkerState, build_state, restore
+from rm_ray.train.state import EVAL_SAMPLES, WorkerState, build_state, restore, score_probes
 from rm_ray.train.step import NonFiniteLossError, train_step
 from rm_ray.train.stopping import (
     decides_to_stop,
@@ -275,7 +275,7 @@ def save(state: WorkerState) -> None:
         history=state.history,
         ledger=state.ledger,
         skipped=state.skipped,
-        probes=job.probes.score(state.engine, state.collator),
+        probes=score_probes(state),
     )
     is_measured = state.evaluated_at == state.progress.step
     metrics = {
@@ -293,7 +293,7 @@ def export(state: WorkerState) -> str:
     started = time.monotonic()
     state.checkpointer.finish()
     spend(state, "checkpoints", time.monotonic() - started)
-    probes = job.probes.score(state.engine, state.collator)
+    probes = score_probes(state)
     weights = state.engine.weights()
     if state.engine.rank == 0:
         staging = staging_folder(job.run_key)  # which the next attempt clears, if need be

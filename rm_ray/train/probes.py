@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rm_ray.config import Layout
 from rm_ray.data.pair_tokens import PairTokens, join_pairs
 
 if TYPE_CHECKING:  # a worker reads this module before it has time for those
     from transformers import PreTrainedTokenizerBase
 
     from rm_ray.data.collate import Collator
+    from rm_ray.data.packing import PackedPairs
+    from rm_ray.data.padding import PaddedPairs
     from rm_ray.data.token_table import TokenTable
     from rm_ray.train.engine import Engine
 
@@ -41,24 +44,49 @@ class Probes:
     conversations: tuple[dict[str, Any], ...]
     """Each with ``messages`` and ``ids``."""
 
-    def score(self, engine: Engine, collator: Collator) -> dict[str, Any]:
+    def score(self, engine: Engine, collator: Collator, *, tokens_per_pass: int) -> dict[str, Any]:
         """Return ids and rewards, as a run keeps them; all ranks call it and compute the same."""
-        nothing, scored = np.zeros(1), []
+        import torch
+
         with engine.evaluating():
-            for i in range(len(self.pairs)):  # alone: together they may exceed a micro-batch
-                chosen, rejected = self.pairs.chosen(i).tolist(), self.pairs.rejected(i).tolist()
-                pair = join_pairs([(chosen, rejected)])
-                laid_out = collator.arrange(pair, margins=nothing, weights=nothing)
-                rewards = engine.rewards(collator.to_device(laid_out)).float().tolist()
-                scored.append(
-                    {
-                        "chosen_ids": chosen,
-                        "rejected_ids": rejected,
-                        "chosen_reward": rewards[0],
-                        "rejected_reward": rewards[1],
-                    }
-                )
+            by_pass = [
+                engine.rewards(self.lay_out(collator, pairs)).reshape(2, -1)
+                for pairs in self.passes(collator.layout, tokens_per_pass)
+            ]
+        rewards = torch.cat(by_pass, dim=1).float().T.tolist()
+        scored = [
+            {
+                "chosen_ids": self.pairs.chosen(i).tolist(),
+                "rejected_ids": self.pairs.rejected(i).tolist(),
+                "chosen_reward": chosen,
+                "rejected_reward": rejected,
+            }
+            for i, (chosen, rejected) in enumerate(rewards)
+        ]
         return {"pairs": scored, "conversations": self.conversations}
+
+    def passes(self, layout: Layout, tokens_per_pass: int) -> list[list[int]]:
+        """Divide the pairs, in order, into as few passes as the tokens of one allow.
+
+        A pair that is larger has one of its own.
+        """
+        lengths, passes = self.pairs.lengths, [[0]]
+        for i in range(1, len(self.pairs)):
+            joined = np.array([*passes[-1], i])
+            distinct, longest = lengths.distinct[joined].sum(), lengths.longest[joined].max()
+            computed = distinct if layout == "packed" else 2 * len(joined) * longest
+            if computed <= tokens_per_pass:
+                passes[-1].append(i)
+            else:
+                passes.append([i])
+        return passes
+
+    def lay_out(self, collator: Collator, pairs: Sequence[int]) -> PaddedPairs | PackedPairs:
+        """Return some of the pairs on the device."""
+        ids = [(self.pairs.chosen(i).tolist(), self.pairs.rejected(i).tolist()) for i in pairs]
+        nothing = np.zeros(len(pairs))
+        laid_out = collator.arrange(join_pairs(ids), margins=nothing, weights=nothing)
+        return collator.to_device(laid_out)
 
 
 def choose_probes(table: TokenTable, tokenizer: PreTrainedTokenizerBase) -> Probes:

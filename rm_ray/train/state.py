@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from rm_ray.data.collate import Collator
 from rm_ray.model.attention import choose_kernel, head_size
@@ -23,7 +26,7 @@ from rm_ray.train.manifest import FoundCheckpoint
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.progress import Progress
 from rm_ray.train.pulse import Heart
-from rm_ray.train.throughput import Throughput, measure_matrix_peak
+from rm_ray.train.throughput import Throughput, forget_peak_memory, measure_matrix_peak
 from rm_ray.train.worker import TrainJob
 
 logger = logging.getLogger(__name__)
@@ -70,14 +73,42 @@ class WorkerState:
 def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> WorkerState:
     """Build the model and spread it over the ranks."""
     config = job.config
+    if job.use_gpu and config.model.dtype == "float32" and dist.get_rank() == 0:
+        logger.warning(
+            "model.dtype float32 on GPUs: TF32 is off, so that matrix products run at a fraction "
+            "(about a tenth) of bfloat16's speed"
+        )
     if not job.use_gpu:
         torch.set_num_threads(config.cluster.cpus_per_worker)
-    model = build_reward_model(config.model, job.tokenizer, seed=config.run.seed, layout=job.layout)
+    dtype = getattr(torch, config.model.dtype)
+    model = build_reward_model(
+        config.model,
+        job.tokenizer,
+        seed=config.run.seed,
+        layout=job.layout,
+        # DeepSpeed casts the weights before it copies the master weights from them.
+        dtype=dtype if config.cluster.zero_stage > 0 else torch.float32,
+    )
     num_parameters = count_parameters(model)  # before ZeRO shards them
     width = head_size(model.classifier.config)
     apply_liger(model, config.model.liger, on_gpu=job.use_gpu)
-    dtype = getattr(torch, config.model.dtype)
     engine = Engine(model, config.optimizer, config.cluster, dtype=dtype, use_gpu=job.use_gpu)
+    collator = Collator(
+        layout=job.layout,
+        kernel=choose_kernel(engine.device, dtype, head_size=width),
+        pad_token_id=job.tokenizer.pad_token_id,
+        device=engine.device,
+    )
+    throughput = Throughput(
+        num_parameters=num_parameters,
+        matrix_peak=measure_matrix_peak(engine.device, dtype) * engine.world_size,
+        device=engine.device,
+        layout=job.layout,
+    )
+    engine.settle(job.probes.lay_out(collator, [0]))
+    forget_peak_memory(engine.device)
+    gc.collect()
+    gc.freeze()  # what is there stays: collections need not look at it again and again
     return WorkerState(
         job=job,
         heart=heart,
@@ -95,18 +126,8 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
             find_held=finding_held(job),
         ),
         learning_rate=learning_rate_schedule(config.optimizer, job.steps.total),
-        collator=Collator(
-            layout=job.layout,
-            kernel=choose_kernel(engine.device, dtype, head_size=width),
-            pad_token_id=job.tokenizer.pad_token_id,
-            device=engine.device,
-        ),
-        throughput=Throughput(
-            num_parameters=num_parameters,
-            matrix_peak=measure_matrix_peak(engine.device, dtype) * engine.world_size,
-            device=engine.device,
-            layout=job.layout,
-        ),
+        collator=collator,
+        throughput=throughput,
     )
 
 
@@ -153,3 +174,12 @@ def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
             continue  # a kill may leave a draft
         rows = run.read_json(f"{SAMPLES}/{info.base_name}")
         state.board.table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
+
+
+def score_probes(state: WorkerState) -> dict[str, Any]:
+    """Score the pairs that clients of the model are compared by."""
+    return state.job.probes.score(
+        state.engine,
+        state.collator,
+        tokens_per_pass=state.job.config.batch.tokens_per_micro_batch,
+    )

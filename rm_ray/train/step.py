@@ -49,10 +49,11 @@ def train_step(
 ) -> StepMetrics:
     """Train on this rank's micro-batches of a step that holds ``num_pairs`` over all ranks.
 
-    Every rank has as many ``votes``, which travel with the metrics.
+    Every rank has as many ``votes``, which travel with the metrics. Nothing is read from the device
+    before all of the step is queued, but what the optimizer needs to know.
 
     Raises:
-        NonFiniteLossError: before the weights are touched, where it is the loss.
+        NonFiniteLossError: a loss or the gradient's norm is not a finite number.
     """
     metrics = PairMetrics.zero(engine.device)
     checks: list[Tensor] = []
@@ -67,15 +68,15 @@ def train_step(
         metrics.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
         checks.append((losses + chosen - rejected).detach())
         on_micro_batch()
-    ballot = metrics.sums.new_tensor(votes)
-    together = torch.cat([metrics.sums, ballot])
+    together = torch.cat([metrics.sums, metrics.sums.new_tensor(votes)])
     engine.sum_over_ranks(together)
-    metrics.sums, ballot = together.tensor_split([len(metrics.sums)])
+    numbers, grad_norm = engine.step(learning_rate, together)
+    read = torch.tensor(numbers, dtype=torch.float64)
+    metrics.sums, ballot = read.tensor_split([len(metrics.sums)])
     assert metrics.count == num_pairs, f"{metrics.count} pairs in a step of {num_pairs}"
     step = micro_batches[0].loaded.plan.step
-    if not torch.isfinite(metrics.sums).all():
+    if not metrics.sums.isfinite().all():
         raise NonFiniteLossError(step, _at_fault(engine, micro_batches, checks))
-    grad_norm = engine.step(learning_rate)
     if not math.isfinite(grad_norm):
         everything = [torch.full_like(check, math.nan) for check in checks]
         raise NonFiniteLossError(step, _at_fault(engine, micro_batches, everything))

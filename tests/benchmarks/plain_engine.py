@@ -32,7 +32,7 @@ class PlainEngine:
         self.device, self._dtype = device, dtype
         self._limit = optimizer.max_grad_norm or float("inf")
         self._model = model.to(device).train()
-        self._optimizer = build_optimizer(self._model, optimizer)
+        self._optimizer = build_optimizer(self._model, optimizer, fused=device.type == "cuda")
 
     @contextmanager
     def micro_batch(self, *, is_last: bool) -> Iterator[None]:
@@ -50,14 +50,15 @@ class PlainEngine:
         """Add a scalar loss's gradients to those of this step."""
         torch.autograd.backward(loss)
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update the weights, clear the gradients; return the norm before clipping."""
+    def step(self, learning_rate: float, guard: Tensor) -> tuple[list[float], float]:
+        """Clip, update the weights, clear the gradients; return both, read at once."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = float(torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._limit))
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._limit)
+        *numbers, grad_norm = torch.cat([guard, norm.detach().to(guard)[None]]).tolist()
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return norm
+        return numbers, grad_norm
 
     def sum_over_ranks(self, tensor: Tensor) -> None:
         """Leave a tensor as it is, the only rank's."""

@@ -86,6 +86,23 @@ def test_metrics_are_read_and_summed_over_ranks_once_a_step(table_and_tokenizer)
     assert readings[1] == readings[NUM_PAIRS] > 0
 
 
+def test_one_read_lies_between_the_backward_pass_and_the_update(table_and_tokenizer, monkeypatch):
+    engine = build(table_and_tokenizer[1])
+    real, update, lists, before_update = torch.Tensor.tolist, engine.optimizer.step, [], []
+    monkeypatch.setattr(
+        torch.Tensor, "tolist", lambda tensor: lists.append(tensor.shape) or real(tensor)
+    )
+
+    def spy():
+        before_update.append((len(lists), seen.count))
+        update()
+
+    engine.optimizer.step = spy
+    with Readings() as seen:
+        take(engine, *table_and_tokenizer, budget=60)
+    assert before_update == [(1, 0)]
+
+
 def test_clipping_is_to_the_norm_asked_for_and_zero_leaves_it_off(table_and_tokenizer):
     """With plain SGD-like moments the first AdamW step ignores scale, so look at the gradient."""
     seen = {}
@@ -143,6 +160,27 @@ def test_evaluation_counts_each_pair_once_and_changes_nothing(table_and_tokenize
     _, measured = take(engine, table, tokenizer)
     trained = measured.pairs.means("eval/rm")
     assert result.metrics == pytest.approx(trained, abs=1e-6)
+
+
+def test_evaluation_reads_rewards_once_a_step(table_and_tokenizer, monkeypatch):
+    table, tokenizer = table_and_tokenizer
+    engine = build(tokenizer)
+    settings = PlanSettings(global_batch_size=5, tokens_per_micro_batch=60, shuffle=False)
+    plan = Plan(lengths=table.lengths, settings=settings)
+    steps = [ready_step(table, plan, s, tokenizer) for s in range(3)]
+    assert sum(map(len, steps)) > 3
+    read, real = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda one: read.append(one.shape[1]) or real(one))
+    result = evaluate(engine, steps, tokenizer, sample_rows=NUM_PAIRS)
+    assert read == [5, 5, 2]
+    monkeypatch.undo()
+    shown = {one["pair"]: (one["chosen_reward"], one["rejected_reward"]) for one in result.samples}
+    for ready in (ready for step in steps for ready in step):
+        with torch.no_grad():
+            rewards = engine.rewards(ready.pairs).reshape(2, -1).T.tolist()
+        for pair, scores in zip(ready.loaded.plan.pairs, rewards, strict=True):
+            assert shown.pop(pair) == pytest.approx(scores)
+    assert not shown
 
 
 def test_equal_rewards_are_reported_as_ties(table_and_tokenizer):
