@@ -155,9 +155,10 @@ def _grouped(
 ) -> Tensor:
     """Call scaled_dot_product_attention once for each group; ``[N, H, D]`` in and out."""
     key, value = (tensor.index_select(0, packed.key_positions) for tensor in (key, value))
-    if _repeats_keys(query):
-        times = query.shape[1] // key.shape[1]
-        key, value = (tensor.repeat_interleave(times, dim=1) for tensor in (key, value))
+    times = query.shape[1] // key.shape[1]
+    if times > 1 and _repeats_keys(query):
+        repeated = (tensor[:, :, None].expand(-1, -1, times, -1) for tensor in (key, value))
+        key, value = (tensor.flatten(1, 2) for tensor in repeated)
     num_queries = [group.query_ranks.numel() for group in packed.groups]
     num_keys = [len(group.query_ranks) * group.num_keys for group in packed.groups]
     queries = torch.split(query.index_select(0, packed.query_order), num_queries)

@@ -222,7 +222,7 @@ class Engine:
         state: dict[str, Tensor] = self._adamw.state[flat]
         if not state:
             device = flat.device if self._adamw.defaults["fused"] else None  # as AdamW has it
-            state["step"] = torch.tensor(0.0, device=device)
+            state["step"] = torch.zeros((), device=device)
             state["exp_avg"] = torch.zeros_like(flat)
             state["exp_avg_sq"] = torch.zeros_like(flat)
         return state

@@ -137,7 +137,7 @@ class WatchedEngine(Engine):
         with self.trial.watch.during("backward"):
             super().backward(loss)
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, guard: torch.Tensor) -> tuple[list[float], float]:
         """Note the phase, and what gradients there are."""
         for parameter in self.module.parameters():
             gradient = parameter.grad
@@ -148,7 +148,7 @@ class WatchedEngine(Engine):
             )
             self.trial.gradients.add("like their weights" if is_like else "of another make")
         with self.trial.watch.during("update"):
-            return super().step(learning_rate)
+            return super().step(learning_rate, guard)
 
 
 def train(trial: Trial) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def probe(trial: Trial) -> dict[str, Any]:
     """Score the pairs that a checkpoint keeps."""
     probes = Probes(pairs=some_pairs(2), conversations=())
     with trial.on_gpu():
-        scored = probes.score(trial.engine(), trial.collator)
+        scored = probes.score(trial.engine(), trial.collator, tokens_per_pass=1_000)
     return {"scored": len(scored["pairs"])}
 
 
