@@ -38,6 +38,11 @@ class RunConfig:
     seed: int = 0
     """Orders the pairs, samples the mixture and initialises the head."""
 
+    deterministic: bool = False
+    """The same command gives the same weights, bit for bit, on GPUs too: only kernels that add in a
+    fixed order are used, and an operation that has none ends the run. It needs a fixed number of
+    workers, and the same machines. What it costs on GPUs is not measured yet."""
+
     def __post_init__(self) -> None:
         legal = bool(self.name) and self.name[0].isalnum()
         legal = legal and all(c.isalnum() or c in "._-" for c in self.name)
@@ -391,6 +396,13 @@ class TrainConfig:
             "checkpoint.keep_best_by",
             metric,
             "none or a train/rm/ metric where data.eval is empty",
+        )
+        bounds = self.cluster.worker_bounds
+        require(
+            not self.run.deterministic or bounds is None or bounds[0] == bounds[1],
+            "cluster.num_workers",
+            self.cluster.num_workers,
+            "a fixed number under run.deterministic: how many there are decides the order of sums",
         )
         every = self.hub.every
         rule = "'checkpoint' or 'final' without checkpoint.keep_best_by"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # takes seconds to import, which looking at a finished run do
 logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = (
+    "run.deterministic",
     "cluster.num_workers",
     "cluster.use_gpu",
     "cluster.cpus_per_worker",
@@ -116,7 +117,7 @@ def _keep_changes(run: Storage, config: TrainConfig) -> None:
         return
     changed = copy.deepcopy(record)
     for section, name in (field.split(".") for field in _MAY_CHANGE):
-        if section != "cluster":
+        if section not in ("cluster", "run"):
             changed["config"][section][name] = now[section][name]
     if changed != record:
         run.write_json(RUN, changed)

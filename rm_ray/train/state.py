@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from rm_ray.data.collate import Collator
 from rm_ray.model.attention import choose_kernel, head_size
@@ -19,6 +18,7 @@ from rm_ray.publish.versions import Version, Versions, choose_held, find_wanted
 from rm_ray.tracking.history import History
 from rm_ray.train.board import BoardWriter
 from rm_ray.train.checkpoint import Checkpointer
+from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.engine import Engine
 from rm_ray.train.files import SAMPLES
 from rm_ray.train.ledger import Ledger
@@ -73,11 +73,8 @@ class WorkerState:
 def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> WorkerState:
     """Build the model and spread it over the ranks."""
     config = job.config
-    if job.use_gpu and config.model.dtype == "float32" and dist.get_rank() == 0:
-        logger.warning(
-            "model.dtype float32 on GPUs: TF32 is off, so that matrix products run at a fraction "
-            "(about a tenth) of bfloat16's speed"
-        )
+    if config.run.deterministic:
+        compute_deterministically()
     if not job.use_gpu:
         torch.set_num_threads(config.cluster.cpus_per_worker)
     dtype = getattr(torch, config.model.dtype)
@@ -93,6 +90,11 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
     width = head_size(model.classifier.config)
     apply_liger(model, config.model.liger, on_gpu=job.use_gpu)
     engine = Engine(model, config.optimizer, config.cluster, dtype=dtype, use_gpu=job.use_gpu)
+    if job.use_gpu and config.model.dtype == "float32" and engine.rank == 0:
+        logger.warning(
+            "model.dtype float32 on GPUs: TF32 is off, so that matrix products run at a fraction "
+            "(about a tenth) of bfloat16's speed"
+        )
     collator = Collator(
         layout=job.layout,
         kernel=choose_kernel(engine.device, dtype, head_size=width),

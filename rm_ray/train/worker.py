@@ -14,6 +14,7 @@ from rm_ray.data.read_ahead import read_ahead
 from rm_ray.data.stream import RankStream
 from rm_ray.storage import Storage
 from rm_ray.train.board import BoardWriter
+from rm_ray.train.determinism import ask_for_determinism
 from rm_ray.train.manifest import find_checkpoint
 from rm_ray.train.pulse import Heart
 from rm_ray.train.staging import rescue_staged
@@ -65,6 +66,8 @@ def train_loop_per_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """
     job: TrainJob = settings["job"]
     job.startup.end("workers")
+    if job.config.run.deterministic:
+        ask_for_determinism()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with Heart(job.board, rank) as heart, _writer(job, rank) as board:

@@ -18,6 +18,7 @@ from tables import builtin_table, ready_step
 from rm_ray.config import ClusterConfig, Layout, ModelConfig, OptimizerConfig
 from rm_ray.data.plan import Plan, PlanSettings
 from rm_ray.model.reward_model import build_reward_model
+from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.engine import Engine
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.slices import read_slices, write_slices
@@ -90,7 +91,7 @@ def _join(rank: int, world_size: int, meeting: Path, function: Any, arguments: A
 class Trainer:
     """An engine over generated pairs that takes the plan's steps."""
 
-    def __init__(self, case: Case, folder: Path) -> None:
+    def __init__(self, case: Case, folder: Path, *, loading: torch.dtype = torch.float32) -> None:
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
         table_folder = folder / f"table-{os.getpid()}"
@@ -101,7 +102,9 @@ class Trainer:
         )
         self.plan = Plan(lengths=self.table.lengths, settings=replace(SETTINGS, layout=case.layout))
         self.engine = Engine(
-            build_reward_model(case.model, self.tokenizer, seed=SEED, layout=case.layout),
+            build_reward_model(
+                case.model, self.tokenizer, seed=SEED, layout=case.layout, dtype=loading
+            ),
             OPTIMIZER,
             ClusterConfig(
                 zero_stage=case.zero_stage,
@@ -165,7 +168,11 @@ def train_all(rank: int, cases: list[Case], folder: Path) -> None:
 
 
 def interrupt_all(rank: int, cases: list[Case], folder: Path) -> None:
-    """Train every case with a save, a fresh engine and a load in the middle."""
+    """Train every case with a save, a fresh engine and a load in the middle.
+
+    Operations without a deterministic implementation raise.
+    """
+    compute_deterministically()
     for case in cases:
         before = Trainer(case, folder)
         total = before.plan.steps.total
@@ -200,6 +207,42 @@ def gather_head(rank: int, model: ModelConfig, folder: Path) -> None:
         torch.save(weights["classifier.score.weight"], folder / "head.pt")
 
 
+def train_over_nodes(rank: int, wide: ModelConfig, files: ModelConfig, folder: Path) -> None:
+    """Do what shows on more than two ranks, or on several machines, alone."""
+    resume_settled(rank, folder)
+    gather_over_nodes(rank, wide, folder)
+    masters = [
+        {
+            part.parameter: part.tensors["weight"].clone()
+            for part in Trainer(
+                Case(stage, "bfloat16", files), folder, loading=dtype
+            ).engine.slices()
+        }
+        for stage in (2, 3)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    torch.save(masters, folder / f"masters-{rank}.pt")
+
+
+def resume_settled(rank: int, folder: Path) -> None:
+    """Train and resume under DDP; rank 0 leaves what each measured and the weights."""
+    measured: list[Any] = []
+    for first_step in (0, 3):
+        trainer = Trainer(Case(0), folder)
+        pairs = ready_step(trainer.table, trainer.plan, 0, trainer.tokenizer)[0].pairs
+        before = {k: v.clone() for k, v in trainer.engine.module.state_dict().items()}
+        trainer.engine.settle(pairs)
+        assert all(torch.equal(v, before[k]) for k, v in trainer.engine.module.state_dict().items())
+        if first_step:
+            trainer.load(folder / "settled")
+        steps = trainer.train(first_step, 3)
+        if not first_step:
+            trainer.save(folder / "settled")
+        measured += [steps + trainer.train(3, 5), trainer.engine.weights()]
+    if rank == 0:
+        torch.save(measured, folder / "settled.pt")
+
+
 def gather_over_nodes(rank: int, model: ModelConfig, folder: Path) -> None:
     """Train and resume at stage 3, without and with a second partition in each node.
 
@@ -221,14 +264,14 @@ def gather_over_nodes(rank: int, model: ModelConfig, folder: Path) -> None:
     for secondary in (False, True):
         case = Case(3, model=model, secondary=secondary)
         before = Trainer(case, folder)
-        measured = before.train(0, 3)
+        measured = before.train(0, 1)
         before.save(folder / f"saved-{case.name}")
         gathered.clear()
-        measured += before.train(3, 4)
+        measured += before.train(1, 2)
         in_a_step = dict(gathered)
         after = Trainer(case, folder)
         after.load(folder / f"saved-{case.name}")
-        again = after.train(3, 4)
+        again = after.train(1, 2)
         weights = [trainer.engine.weights() for trainer in (before, after)]
         if rank == 0:
             torch.save((measured, again, *weights, in_a_step), folder / f"{case.name}.pt")

@@ -16,11 +16,13 @@ from ranks import (
     gather_head,
     interrupt_all,
     spawn,
+    train_over_nodes,
     train_third,
 )
 from ranks import train_all as train_all_cases
 from tables import builtin_table, chosen_ids, rejected_ids
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rm_ray.config import ModelConfig
 from rm_ray.data.plan import Plan
@@ -140,12 +142,15 @@ RESUMED = [
     *(Case(stage) for stage in STAGES),
     *(Case(stage, dtype="bfloat16") for stage in STAGES),
     Case(2, offload="optimizer"),
+    Case(0, layout="padded"),
     Case(3, offload="all"),
 ]
 """All of them are trained without interruption above, on 2 ranks."""
 
 
-def test_a_resumed_engine_goes_on_bit_for_bit(trained: Path, tmp_path: Path) -> None:
+def test_a_resumed_engine_goes_on_bit_for_bit_also_by_deterministic_kernels(
+    trained: Path, tmp_path: Path
+) -> None:
     if not (trained / f"{RESUMED[-1].name}.pt").exists():
         pytest.skip("resuming is tried on 2 ranks only")
     spawn(interrupt_all, 2, RESUMED, tmp_path)
@@ -189,3 +194,61 @@ def test_the_head_is_drawn_as_stiennon_et_al_say_also_under_zero_3(tmp_path: Pat
     sigma = 1 / 4097**0.5
     assert abs(head.mean()) < 4 * sigma / 4096**0.5
     assert abs(head.std() / sigma - 1) < 4 / (2 * 4096) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def over_nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What 4 ranks leave, two of each machine."""
+    folder = tmp_path_factory.mktemp("nodes")
+    sizes = {
+        "vocab_size": 1024, "hidden_size": 320, "intermediate_size": 320, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 160,
+    }  # fmt: skip
+    wide = folder / "wide.json"
+    wide.write_text(json.dumps({"model_type": "llama", **sizes}))
+    small = LlamaConfig(**sizes | {"hidden_size": 64, "head_dim": 32})
+    AutoModelForCausalLM.from_config(small).save_pretrained(folder / "files")
+    models = [ModelConfig(name_or_path=str(path)) for path in (wide, folder / "files")]
+    spawn(train_over_nodes, 4, *models, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_resumed_run_under_ddp_sums_in_the_same_order_on_more_than_two_ranks(
+    over_nodes: Path,
+) -> None:
+    measured, weights, again, resumed = torch.load(over_nodes / "settled.pt")
+    assert measured[3:] == again
+    assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
+
+
+@pytest.mark.slow
+def test_a_second_partition_changes_nothing_but_who_weights_are_gathered_from(
+    over_nodes: Path,
+) -> None:
+    once, twice = (
+        torch.load(over_nodes / f"3-float32-none-packed{more}.pt") for more in ("", "-secondary")
+    )
+    for measured, again, weights, resumed, _ in (once, twice):
+        assert measured[1:] == again
+        assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
+    assert once[0] == twice[0]
+    assert all(torch.equal(weight, twice[2][name]) for name, weight in once[2].items())
+    # Matrices of up to 100,000 numbers are not sharded; the others are gathered once or more.
+    sharded = sum(w.numel() for w in once[2].values() if w.numel() > 100_000)
+    assert sharded > 0
+    assert once[4].keys() == {4}
+    assert twice[4] == {4: sharded, 2: once[4][4] - sharded}
+
+
+@pytest.mark.slow
+def test_master_weights_begin_alike_whether_files_are_read_in_bfloat16_or_cast(
+    over_nodes: Path,
+) -> None:
+    for rank in range(4):
+        of_stages = torch.load(over_nodes / f"masters-{rank}.pt")
+        for cast, read in (of_stages[:2], of_stages[2:]):
+            assert cast.keys() == read.keys()
+            for name, weight in cast.items():
+                assert weight.dtype == torch.float32
+                assert torch.equal(weight, read[name]), name

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
 
 NOTHING_AT_ITS_DEFAULT = TrainConfig(
-    run=RunConfig(name="other-run", storage_path="/mnt/runs", seed=7),
+    run=RunConfig(name="other-run", storage_path="/mnt/runs", seed=7, deterministic=True),
     data=DataConfig(
         train=("a.jsonl=0.5", "org/name:train=400"),
         eval=("b.parquet",),
@@ -275,6 +275,12 @@ def test_fields_that_contradict_each_other_are_refused():
         second = message_of_wrong({"cluster": {**cluster, "zero_secondary_partition": True}})
         assert "cluster.zero_secondary_partition" in second
         assert f"stage {cluster['zero_stage']}" in second
+
+    settings = {"run": {"deterministic": True}, "cluster": {"num_workers": "2-8"}}
+    workers = message_of_wrong(settings)
+    assert "cluster.num_workers" in workers and "run.deterministic" in workers
+    for number in (8, "8", "8-8", None):
+        parse_config({"run": {"deterministic": True}, "cluster": {"num_workers": number}})
 
     best = {"data": {"eval": []}, "checkpoint": {"keep_best_by": "eval/rm/loss"}}
     assert "checkpoint.keep_best_by" in message_of_wrong(best)

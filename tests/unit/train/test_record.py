@@ -29,6 +29,7 @@ def prepared(config: TrainConfig) -> SimpleNamespace:
 def changed(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
+        run=replace(config.run, deterministic=True),
         checkpoint=replace(config.checkpoint, keep=5),
         hub=replace(config.hub, repo_id="me/model"),
         cluster=replace(config.cluster, num_workers=3),
@@ -54,6 +55,7 @@ def test_a_finished_run_is_published_and_registered_as_its_newest_command_says(c
     assert settings["hub"]["repo_id"] == "me/model"
     assert settings["mlflow"]["registered_model"] == "rewards"
     assert settings["cluster"] == config.to_json()["cluster"]  # what it was trained on
+    assert settings["run"] == config.to_json()["run"]
 
 
 def test_what_is_trained_may_not_change(config):

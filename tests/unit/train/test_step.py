@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rm_ray.config import ClusterConfig, ModelConfig, OptimizerConfig
 from rm_ray.data.plan import Plan, PlanSettings
 from rm_ray.model.reward_model import build_reward_model
+from rm_ray.train.determinism import KERNELS, ask_for_determinism, compute_deterministically
 from rm_ray.train.engine import Engine
 from rm_ray.train.evaluate import evaluate
 from rm_ray.train.step import NonFiniteLossError, train_step
@@ -122,6 +125,40 @@ def test_clipping_is_to_the_norm_asked_for_and_zero_leaves_it_off(table_and_toke
     assert seen[0.0][0] == pytest.approx(seen[0.0][1])
     assert seen[0.25][0] == pytest.approx(seen[0.0][0])
     assert seen[0.25][1] == pytest.approx(0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_step_has_deterministic_operations_alone_and_they_change_nothing(
+    table_and_tokenizer, layout
+):
+    table, tokenizer = table_and_tokenizer
+    settings = PlanSettings(global_batch_size=6, tokens_per_micro_batch=200, layout=layout)
+    plan, found = Plan(lengths=table.lengths, settings=settings), []
+    try:
+        for is_deterministic in (False, True):
+            if is_deterministic:
+                compute_deterministically()
+            model = build_reward_model(ModelConfig(), tokenizer, seed=0, layout=layout)
+            engine = Engine(
+                model, OptimizerConfig(), ClusterConfig(), dtype=torch.float32, use_gpu=False
+            )
+            for step in range(2):
+                micro_batches = ready_step(table, plan, step, tokenizer)
+                train_step(engine, micro_batches, num_pairs=6, learning_rate=1e-3)
+            found.append(weights(engine))
+        with pytest.raises(RuntimeError, match="deterministic"):
+            torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
+
+
+def test_what_kernels_read_at_their_first_use_is_set_for_determinism(monkeypatch):
+    for name in KERNELS:
+        monkeypatch.setenv(name, "before")
+    ask_for_determinism()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert os.environ["FLASH_ATTENTION_DETERMINISTIC"] == "1"
 
 
 def test_a_loss_that_is_not_finite_names_its_pairs_and_leaves_the_weights(table_and_tokenizer):
