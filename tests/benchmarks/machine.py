@@ -2,13 +2,19 @@
 
 import os
 import platform
+import shutil
 import subprocess
+import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PACKAGES = ("torch", "transformers", "trl", "ray")
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "liger-kernel", "trl", "ray")
+
+COMMIT = "RM_RAY_COMMIT"
+"""The environment's variable, and the file at the project's root, that names the commit of a copy
+without its repository."""
 
 
 def describe_machine() -> str:
@@ -32,8 +38,33 @@ def version_of(package: str) -> str | None:
         return None
 
 
+def describe_gpu() -> str:
+    """Return the GPU, its memory and driver, CUDA, and what Triton needs to compile."""
+    import torch  # not in processes that only wait for others
+    from triton import __version__ as triton
+
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
+    except FileNotFoundError:
+        driver = "unknown"
+    if not torch.cuda.is_available():
+        return f"no GPU that PyTorch sees (driver {driver})"
+    gpu = torch.cuda.get_device_properties(0)
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    return (
+        f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, driver {driver}, CUDA "
+        f"{torch.version.cuda}, Triton {triton}; C compiler {shutil.which('cc') or 'missing'}, "
+        f"Python.h {'there' if header.exists() else 'missing'}"
+    )
+
+
 def commit() -> str:
-    """Return the commit that is measured; a copy without its repository has none to tell."""
+    """Return the commit that is measured; a copy without its repository must be told it."""
+    file = ROOT / COMMIT
+    told = os.environ.get(COMMIT) or (file.read_text().strip() if file.exists() else "")
+    if told:
+        return told
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True

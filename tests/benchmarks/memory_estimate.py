@@ -41,8 +41,12 @@ from rm_ray.config import ClusterConfig, Layout, ModelConfig, OptimizerConfig  #
 from rm_ray.data.collate import Collator  # noqa: E402
 from rm_ray.data.loading import load_step  # noqa: E402
 from rm_ray.data.plan import Plan, PlanSettings  # noqa: E402
-from rm_ray.model.reward_model import build_reward_model, check_architecture  # noqa: E402
-from rm_ray.preflight.activations import Row  # noqa: E402
+from rm_ray.model.reward_model import (  # noqa: E402
+    apply_liger,
+    build_reward_model,
+    check_architecture,
+)
+from rm_ray.preflight.activations import Attention, Row  # noqa: E402
 from rm_ray.preflight.architecture import Architecture  # noqa: E402
 from rm_ray.preflight.memory import MemoryEstimate, MemorySetting, estimate  # noqa: E402
 from rm_ray.preflight.workload import look  # noqa: E402
@@ -66,6 +70,14 @@ class Case:
     single: bool = False
     tokens: int = 192
     """Of a conversation, on average."""
+    on_gpu: bool = False
+    """Whether it trains on this machine's GPU, by variable-length attention in bfloat16."""
+    liger: bool = False
+
+    @property
+    def kernel(self) -> Literal["varlen", "grouped"]:
+        """The attention of packed pairs."""
+        return "varlen" if self.on_gpu and self.dtype == "bfloat16" else "grouped"
 
     @property
     def a_step(self) -> int:
@@ -89,6 +101,7 @@ class Case:
             self.dtype,
             f"{self.ranks} rank{'s' * (self.ranks > 1)}",
         ]
+        words += ["liger"] * self.liger
         words += [self.layout] * (self.layout != "packed")
         words += ["recomputed"] * self.checkpointing
         words += [f"{self.offload} offloaded"] * (self.offload != "none")
@@ -138,7 +151,9 @@ def expect(case: Case, model: str, pairs: PairSet) -> MemoryEstimate:
     """Return the estimate, from the model's config and the pairs' lengths alone."""
     vocabulary: Any = pairs.vocabulary
     classifier = check_architecture(ModelConfig(name_or_path=model), vocabulary)
-    attention = "grouped" if case.layout == "packed" else "sdpa"
+    attention: Attention = case.kernel if case.layout == "packed" else "sdpa"
+    if case.on_gpu and attention == "grouped":
+        attention = "math"  # of heads that share keys, in float32
     workload = look(plan_of(case, pairs), world_size=case.ranks, most_steps=case.steps)
     return estimate(
         Architecture.of(classifier, vocab_size=len(pairs.vocabulary)),
@@ -151,6 +166,8 @@ def expect(case: Case, model: str, pairs: PairSet) -> MemoryEstimate:
             world_size=case.ranks,
             layout=case.layout,
             attention=attention,
+            on_gpu=case.on_gpu,
+            liger=case.liger,
             accumulates=workload.most_micro_batches > 1,
         ),
     )
@@ -180,21 +197,22 @@ def train(case: Case, model_path: str, pairs: Any, *, steps: int) -> None:
     GradientState._reset_state()
     config = ModelConfig(name_or_path=model_path, gradient_checkpointing=case.checkpointing)
     model = build_reward_model(config, pairs.vocabulary, seed=0, layout=case.layout)
+    apply_liger(model, "on" if case.liger else "off", on_gpu=case.on_gpu)
     optimizer = OptimizerConfig(learning_rate=1e-5)
     cluster = ClusterConfig(zero_stage=case.zero_stage, offload=case.offload)
     dtype = getattr(torch, case.dtype)
-    engine = Engine(model, optimizer, cluster, dtype=dtype, use_gpu=False)
+    engine = Engine(model, optimizer, cluster, dtype=dtype, use_gpu=case.on_gpu)
     plan = plan_of(case, pairs)
     collator = Collator(
         layout=case.layout,
-        kernel="grouped",
+        kernel=case.kernel,
         pad_token_id=pairs.vocabulary.pad_token_id,
         device=engine.device,
     )
     for step in range(steps):
         loaded = load_step(pairs, plan, step, rank=engine.rank, world_size=engine.world_size)
-        num_pairs = plan.steps.size(step)
-        train_step(engine, collator.lay_out(loaded), num_pairs=num_pairs, learning_rate=1e-5)
+        batches = collator.move(collator.lay_out(loaded))
+        train_step(engine, batches, num_pairs=plan.steps.size(step), learning_rate=1e-5)
 
 
 def compare(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,316 @@
+"""Steps of layers of 8 billion parameters' width, on pairs of real lengths, in every setting."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from plain_engine import PlainEngine
+from torch import Tensor
+
+from gpu.bench import Bench
+from gpu.compiled import compile_layers, count_graphs
+from gpu.finding import Finding, Values, attempt
+from gpu.flops import count_step
+from gpu.half_engine import HalfEngine
+from gpu.shapes import NARROW, WIDE, Workload, build_on, set_layout, set_recomputation
+from gpu.trace import Trace, record
+from rm_ray.config import Layout, OptimizerConfig
+from rm_ray.data.collate import Collator, ReadyMicroBatch
+from rm_ray.data.padding import PaddedPairs
+from rm_ray.model.reward_model import RewardModel, apply_liger
+from rm_ray.train.step import train_step
+from rm_ray.train.throughput import measure_matrix_peak
+
+PEAK = 989e12
+"""FLOP/s of an H100 SXM in dense bfloat16, by its maker's data sheet."""
+
+BEST_SHARE = 0.39
+"""What torchtitan reaches on 8 H100s, compiled: 9,000 distinct tokens/s of an 8B reward model."""
+
+GOAL, GOAL_RECOMPUTED, GOAL_TOKENS = 0.50, 0.40, 16_384
+"""Least share of the measured peak at so many tokens; recomputed activations count as waste."""
+
+TIMED = 3
+"""Steps that are timed, after one that is not."""
+
+TRL_BATCH = 8
+"""Pairs of a forward pass in TRL 1.16 as it comes (``per_device_train_batch_size``)."""
+
+Weights = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One way to take the same steps."""
+
+    tokens: int = GOAL_TOKENS
+    way: Literal["packed", "padded", "TRL's"] = "packed"
+    weights: Weights = "bfloat16"
+    liger: bool = True
+    recomputed: bool = False
+    compiled: bool = False
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of its batches."""
+        return "packed" if self.way == "packed" else "padded"
+
+    @property
+    def labels(self) -> Values:
+        """What it is called in a table."""
+        return {
+            "tokens a step": self.tokens,
+            "pairs": self.way,
+            "arithmetic": "autocast" if self.weights == "float32" else "bf16 weights",
+            "Liger": self.liger,
+            "recomputed": self.recomputed,
+            "compiled": self.compiled,
+        }
+
+
+def groups() -> list[list[Setting]]:
+    """Return the settings, each group on one model, those worth most first."""
+    zero, autocast = Setting(), Setting(weights="float32")
+    trl = Setting(way="TRL's", weights="float32", liger=False)
+    return [
+        [
+            zero,
+            replace(zero, recomputed=True),
+            replace(zero, tokens=4_096),
+            replace(zero, way="padded"),
+            replace(zero, tokens=32_768, recomputed=True),
+            replace(zero, tokens=32_768),
+        ],
+        [autocast, replace(autocast, way="padded")],
+        [
+            replace(trl, recomputed=True),
+            trl,
+            replace(autocast, liger=False),
+            replace(autocast, liger=False, recomputed=True),
+        ],
+        [
+            replace(zero, liger=False),
+            replace(zero, liger=False, compiled=True),
+            replace(zero, liger=False, compiled=True, tokens=4_096),
+        ],
+    ]
+
+
+def measure(bench: Bench) -> Iterator[Finding]:
+    """Measure every setting that there is time for, and profile the first one."""
+    layers = choose_layers(bench)
+    measured: dict[Setting, Values] = {}
+    for group in groups():
+        model = build(bench, group[0], layers)
+        for setting in group:
+            if bench.left < 15:
+                yield Finding(
+                    table=table_of(layers), values={**setting.labels, "failed": "no time"}
+                )
+                continue
+            finding = attempt(
+                table_of(layers),
+                setting.labels,
+                functools.partial(measure_setting, bench, model, setting, layers),
+            )
+            measured[setting] = finding.values
+            yield finding
+            if setting == Setting():
+                yield from profile_step(bench, model, setting)
+        del model
+        bench.forget_peak()
+    yield from compare(measured)
+
+
+def table_of(layers: int) -> str:
+    """Return the title of the main table."""
+    return (
+        f"Llama layers of 8B width, {layers} of 32; goals at {GOAL_TOKENS:,} tokens packed: {GOAL} "
+        f"of the measured matrix peak, recomputed {GOAL_RECOMPUTED}. To beat: {BEST_SHARE:.0%} of "
+        f"{PEAK / 1e12:.0f} TFLOP/s, or {9_000 * 32 // layers:,} distinct tokens/s of these layers "
+        f"({6_700 * 32 // layers:,} recomputed)"
+    )
+
+
+def choose_layers(bench: Bench) -> int:
+    """Return as many layers as train on 32k tokens in this GPU's memory.
+
+    A weight takes 20 bytes at the most, with gradients, masters and AdamW's state, a token of a
+    layer about 230 kB of activations.
+    """
+    if bench.is_dry:
+        return 2
+    embedding, layer = 20 * 128_256 * 4_096, 20 * 218_112_000 + 32_768 * 230_000
+    room = 0.85 * torch.cuda.get_device_properties(0).total_memory
+    return max(2, min(12, int((room - embedding) / layer)))
+
+
+def build(bench: Bench, setting: Setting, layers: int) -> RewardModel:
+    """Build a group's model."""
+    fields = {**bench.pick(WIDE, NARROW), "num_hidden_layers": layers}
+    dtype = getattr(torch, setting.weights)
+    model = build_on(bench.device, fields, bench.folder, dtype=dtype)
+    apply_liger(model, "on" if setting.liger and bench.liger_runs else "off", on_gpu=True)
+    return model
+
+
+def measure_setting(
+    bench: Bench, model: RewardModel, setting: Setting, layers: int
+) -> tuple[Values, bool | None]:
+    """Take steps, and return how fast they were; of goals only those of this setting count."""
+    work = workload(bench, model, setting)
+    set_layout(model, setting.layout)
+    set_recomputation(model, setting.recomputed)
+    if setting.compiled:
+        compile_layers(model, on_gpu=not bench.is_dry)
+    take = stepper(bench, model, setting, work)
+    product = bench.pick(torch.bfloat16, torch.float32)  # CPUs have no units for half precision
+    seconds, peak = [], 0.0
+    bench.forget_peak()
+    num_steps = bench.pick(TIMED, 1) + 1
+    for step in range(num_steps):
+        peak = max(peak, measure_matrix_peak(bench.device, product))
+        batches = prepare(bench, setting, work, step)
+        bench.synchronize()
+        started = time.perf_counter()
+        take(batches)
+        bench.synchronize()
+        seconds.append(time.perf_counter() - started)
+    steps = range(1, num_steps)
+    flops = [count_step(model, work.lengths_of(step)) for step in steps]
+    distinct = [int(work.lengths_of(step).distinct.sum()) for step in steps]
+    speed = statistics.median(f / s for f, s in zip(flops, seconds[1:], strict=True))
+    tokens = statistics.median(d / s for d, s in zip(distinct, seconds[1:], strict=True))
+    share = speed / peak
+    goal = GOAL_RECOMPUTED if setting.recomputed else GOAL
+    judged = setting.way == "packed" and setting.tokens == GOAL_TOKENS and setting.liger
+    graphs = {"graphs compiled": count_graphs()} if setting.compiled else {}
+    values = {
+        "ms a step": 1000 * statistics.median(seconds[1:]),
+        "distinct tokens/s": tokens,
+        "over the best known": tokens * layers / 32 / (6_700 if setting.recomputed else 9_000),
+        "computed/distinct": computed(batches) / distinct[-1],
+        "TFLOP/s": speed / 1e12,
+        "of the peak": share,
+        "peak TFLOP/s": peak / 1e12,
+        "GB": bench.peak_gb,
+        **graphs,
+    }
+    return values, share >= goal if judged and not bench.is_dry else None
+
+
+def workload(bench: Bench, model: RewardModel, setting: Setting) -> Workload:
+    """Return the steps of a size, the same for every setting."""
+    return Workload.of(
+        bench,
+        tokens=bench.pick(setting.tokens, setting.tokens // 128),
+        steps=TIMED + 1,
+        vocabulary=model.classifier.config.vocab_size,
+    )
+
+
+Batches = Sequence[ReadyMicroBatch] | Sequence[PaddedPairs]
+
+
+def prepare(bench: Bench, setting: Setting, work: Workload, step: int) -> Any:
+    """Return a step's batches on the device."""
+    if setting.way != "TRL's":
+        return work.ready(step, layout=setting.layout, kernel="varlen", device=bench.device)
+    return trl_batches(work, step, bench.device)
+
+
+def trl_batches(work: Workload, step: int, device: torch.device) -> list[PaddedPairs]:
+    """Return right-padded batches of 8 pairs in their order, as TRL's collator makes them."""
+    collator = Collator(
+        layout="padded",
+        kernel="grouped",
+        pad_token_id=work.pairs.vocabulary.pad_token_id,
+        device=device,
+    )
+    end = (step + 1) * work.pairs_per_step
+    batches: list[Any] = []
+    for first in range(step * work.pairs_per_step, end, TRL_BATCH):
+        pairs = work.pairs.gather(np.arange(first, min(first + TRL_BATCH, end)))
+        nothing = np.zeros(len(pairs))
+        batches.append(
+            collator.to_device(collator.arrange(pairs, margins=nothing, weights=nothing))
+        )
+    return batches
+
+
+def computed(batches: Any) -> int:
+    """Return the positions that are computed."""
+    return sum(
+        (each.pairs if isinstance(each, ReadyMicroBatch) else each).input_ids.numel()
+        for each in batches
+    )
+
+
+def stepper(bench: Bench, model: RewardModel, setting: Setting, work: Workload) -> Any:
+    """Return what takes a step, with an optimizer of its own."""
+    optimizer = OptimizerConfig(learning_rate=1e-5)
+    engine: Any
+    if setting.weights == "bfloat16":
+        engine = HalfEngine(model, optimizer, device=bench.device)
+    else:
+        engine = PlainEngine(model, optimizer, device=bench.device, dtype=torch.bfloat16)
+    if setting.way == "TRL's":
+        return functools.partial(step_like_trl, engine, model, work.pairs_per_step)
+    return functools.partial(train_step, engine, num_pairs=work.pairs_per_step, learning_rate=1e-5)
+
+
+def step_like_trl(
+    engine: PlainEngine, model: RewardModel, num_pairs: int, batches: Sequence[PaddedPairs]
+) -> None:
+    """Take a step as TRL's trainer does: transformers' classifier, its pooling and attention."""
+    for batch in batches:
+        with torch.autocast(engine.device.type, dtype=torch.bfloat16):
+            logits: Tensor = model.classifier(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).logits
+        chosen, rejected = logits.squeeze(-1).chunk(2)
+        engine.backward(-F.logsigmoid(chosen - rejected).sum() / num_pairs)
+    engine.step(1e-5)
+
+
+def profile_step(bench: Bench, model: RewardModel, setting: Setting) -> Iterator[Finding]:
+    """Say where the time of a step goes."""
+    work = workload(bench, model, setting)
+    take = stepper(bench, model, setting, work)
+    take(prepare(bench, setting, work, 0))
+    batches = prepare(bench, setting, work, 1)
+    trace: Trace = record(lambda: take(batches), bench.device)
+    shares = {kind: share for kind, share in trace.shares().items() if share > 0}
+    yield Finding(
+        table="The first setting's step: share of no kernel at all, and of kinds in the others",
+        values={"idle": trace.idle_share, **shares},
+    )
+    for name, runs, share in trace.longest(12):
+        yield Finding(
+            table="Its kernels with the most time",
+            values={"kernel": name[:90], "runs": runs, "share": share},
+        )
+
+
+def compare(measured: dict[Setting, Values]) -> Iterator[Finding]:
+    """Say what packing is worth, beside the ratio of computed tokens."""
+    for weights in ("bfloat16", "float32"):
+        packed = measured.get(Setting(weights=weights), {})  # type: ignore[arg-type]
+        padded = measured.get(Setting(weights=weights, way="padded"), {})  # type: ignore[arg-type]
+        if "ms a step" not in packed or "ms a step" not in padded:
+            continue
+        ratio = padded["ms a step"] / packed["ms a step"]
+        tokens = padded["computed/distinct"] / packed["computed/distinct"]
+        yield Finding(
+            table="Packed over padded, whose goal is the ratio of their tokens",
+            values={"weights": weights, "times as fast": ratio, "ratio of tokens": tokens},
+            ok=ratio >= tokens if packed["GB"] else None,
+        )
