@@ -6,8 +6,10 @@ if each distinct token cost 6 FLOPs a parameter and nothing else took time.
 
     python tests/benchmarks/core.py [--runs 5] [--hidden 256] [--pairs real] [--shares 0.1 0.5 0.9]
 
-Needs torch and transformers alone when the pairs come from a file or are generated. On a GPU, whose
-memory the settings cannot share, each takes all its turns before the next one starts:
+Needs torch and transformers alone when the pairs come from a file or are generated, transformers
+5.23 for --gradient-checkpointing, and liger-kernel on a GPU unless --liger is off: training uses it
+there. On a GPU, whose memory the settings cannot share, each takes all its turns before the next
+one starts:
 
     python tests/benchmarks/pair_set.py real pairs.npz
     python tests/benchmarks/core.py --device cuda --dtype bfloat16 --pairs pairs.npz \\
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import ROOT, describe_machine
+from needs import find_lacking
 from report import Spread, goal, markdown_table, print_report
 
 sys.path[:0] = [str(ROOT)]
@@ -46,6 +49,7 @@ from rm_ray.data.plan import Plan, PlanSettings  # noqa: E402
 from rm_ray.data.read_ahead import read_ahead  # noqa: E402
 from rm_ray.model.attention import choose_kernel, head_size  # noqa: E402
 from rm_ray.model.reward_model import (  # noqa: E402
+    apply_liger,
     attention_weight,
     build_reward_model,
     count_parameters,
@@ -71,6 +75,7 @@ class Setting:
     dtype: str = "float32"
     device: str = "cpu"
     gradient_checkpointing: bool = False
+    liger: str = "auto"
     learning_rate: float = 1e-5
 
     @property
@@ -98,6 +103,7 @@ def train(setting: Setting, turn: Turn) -> None:
         attention_weight=attention_weight(model.classifier),
         shuffle=False,
     )
+    apply_liger(model, setting.liger, on_gpu=device.type == "cuda")
     plan = Plan(lengths=pairs.lengths, settings=settings)
     optimizer = OptimizerConfig(learning_rate=setting.learning_rate)
     engine: Any = PlainEngine(model, optimizer, device=device, dtype=dtype)
@@ -196,12 +202,17 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--liger", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("--layouts", nargs="+", default=["packed", "padded"])
     parser.add_argument("--tokens-per-micro-batch", nargs="+", type=int, default=[2_048, 16_384])
     parser.add_argument("--pairs-per-step", type=int, default=32)
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of a turn")
     add_turn_options(parser)
     options = parser.parse_args()
+    if lacking := find_lacking(
+        recomputes=options.gradient_checkpointing, liger=options.liger, device=options.device
+    ):
+        parser.error(lacking)
     num_steps = (options.runs + 1) * options.steps  # the first turn is the warm-up
     size = options.pairs_per_step
     sets = [
@@ -253,6 +264,7 @@ def describe(options: argparse.Namespace) -> str:
     """Return the model and the arithmetic in words."""
     device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     checkpointing = ", activations recomputed" if options.gradient_checkpointing else ""
+    checkpointing += f", Liger {options.liger}" if options.device == "cuda" else ""
     return (
         f"{describe_model(options)}, {options.dtype} on {device}{checkpointing}, "
         f"{options.threads} threads"
@@ -297,6 +309,7 @@ def measure(options: argparse.Namespace, pairs: PairSet, folder: Path) -> dict[s
         dtype=options.dtype,
         device=options.device,
         gradient_checkpointing=options.gradient_checkpointing,
+        liger=options.liger,
     )
     settings = [
         replace(base, layout=layout, tokens_per_micro_batch=tokens)

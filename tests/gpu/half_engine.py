@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from plain_engine import PlainEngine
-from torch import nn
+from torch import Tensor, nn
 
 from rm_ray.config import OptimizerConfig
 from rm_ray.model.reward_model import RewardModel
@@ -22,9 +22,9 @@ class HalfEngine(PlainEngine):
         self._half = [p for p in model.parameters() if p.requires_grad]
         masters = nn.ParameterList(nn.Parameter(p.detach().float()) for p in self._half)
         self._masters = list(masters)
-        self._optimizer = build_optimizer(masters, optimizer)
+        self._optimizer = build_optimizer(masters, optimizer, fused=device.type == "cuda")
 
-    def backward(self, loss: torch.Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients to the masters', in float32."""
         torch.autograd.backward(loss)
         for master, half in zip(self._masters, self._half, strict=True):
@@ -36,13 +36,14 @@ class HalfEngine(PlainEngine):
                 master.grad.add_(gradient)
             half.grad = None
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update the masters, round them into the weights; return the norm."""
+    def step(self, learning_rate: float, guard: Tensor) -> tuple[list[float], float]:
+        """Clip, update the masters, round them into the weights; return both, read at once."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = float(torch.nn.utils.clip_grad_norm_(self._masters, self._limit))
+        norm = torch.nn.utils.clip_grad_norm_(self._masters, self._limit)
+        *numbers, grad_norm = torch.cat([guard, norm.detach().to(guard)[None]]).tolist()
         self._optimizer.step()
         self._optimizer.zero_grad()
         with torch.no_grad():
             torch._foreach_copy_(self._half, self._masters)
-        return norm
+        return numbers, grad_norm

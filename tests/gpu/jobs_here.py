@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import PATIENCE_S, result, running
-
 from gpu.bench import Bench
 from gpu.finding import Values
+from jobs import PATIENCE_S, result, running
 from rm_ray.publish.gate import check_export
 from rm_ray.train.files import EXPORT, PROBES
 

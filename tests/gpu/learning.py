@@ -47,19 +47,19 @@ class Run:
 
     losses: list[float]
     accuracy: float
-    seconds: float
+    pairs_per_second: float
     memory: list[int]
     """Bytes held on the device after each step."""
 
 
 def measure(bench: Bench) -> Iterator[Finding]:
     """Train on the CPU, then on the device in both arithmetics."""
-    num_steps = bench.pick(STEPS, SETTLED + 1)
+    num_steps, size = bench.pick(STEPS, SETTLED + 1), bench.pick(PAIRS, 12)
     tables = {
         split: builtin_table(bench.folder / split, count, split)
-        for split, count in (("train", num_steps * PAIRS), ("test", bench.pick(HELD_OUT, 40)))
+        for split, count in (("train", num_steps * size), ("test", bench.pick(HELD_OUT, 20)))
     }
-    train = functools.partial(train_on, tables, num_steps)
+    train = functools.partial(train_on, tables, size)
     cpu = train(torch.device("cpu"), torch.float32)
     yield Finding(table=TABLE, values={"on": "CPU, float32", **figures(cpu)})
     for name in ("float32", "bfloat16"):
@@ -93,20 +93,20 @@ def figures(run: Run) -> Values:
         "first loss": run.losses[0],
         "last losses": statistics.mean(run.losses[-5:]),
         "held-out accuracy": run.accuracy,
-        "pairs/s": len(run.losses) * PAIRS / run.seconds,
+        "pairs/s": run.pairs_per_second,
     }
 
 
 def train_on(
     tables: dict[str, tuple[TokenTable, Any]],
-    num_steps: int,
+    size: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Run:
     """Train as a worker does, without Ray."""
     table, tokenizer = tables["train"]
     optimizer = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
-    rate = learning_rate_schedule(optimizer, num_steps)
+    rate = learning_rate_schedule(optimizer, plan_of(table, size).steps.total)
     model = build_reward_model(ModelConfig(), tokenizer, seed=0)
     apply_liger(model, "auto", on_gpu=device.type == "cuda")
     engine: Any = PlainEngine(model, optimizer, device=device, dtype=dtype)
@@ -118,34 +118,35 @@ def train_on(
     )
     losses, memory = [], []
     started = time.perf_counter()
-    for batches in steps_of(table, collator):  # enumerate would keep the last one
-        measured = train_step(engine, batches, num_pairs=PAIRS, learning_rate=rate(len(losses)))
+    for batches in steps_of(table, size, collator):  # enumerate would keep the last one
+        measured = train_step(engine, batches, num_pairs=size, learning_rate=rate(len(losses)))
         losses.append(measured.pairs.means("rm")["rm/loss"])
         del batches
         memory.append(torch.cuda.memory_allocated() if device.type == "cuda" else 0)
     seconds = time.perf_counter() - started
-    accuracy = accuracy_of(engine, tables["test"][0], collator)
-    return Run(losses=losses, accuracy=accuracy, seconds=seconds, memory=memory)
+    accuracy = accuracy_of(engine, steps_of(tables["test"][0], size, collator))
+    speed = len(losses) * size / seconds
+    return Run(losses=losses, accuracy=accuracy, pairs_per_second=speed, memory=memory)
 
 
-def steps_of(table: TokenTable, collator: Collator) -> Iterator[list[Any]]:
-    """Yield the steps of one epoch, on the device."""
-    plan = plan_of(table)
+def steps_of(table: TokenTable, size: int, collator: Collator) -> Iterator[list[Any]]:
+    """Yield the steps of one epoch, of so many pairs each, on the device."""
+    plan = plan_of(table, size)
     for step in range(plan.steps.total):
         yield collator.move(collator.lay_out(load_step(table, plan, step, rank=0, world_size=1)))
 
 
-def plan_of(table: TokenTable) -> Plan:
+def plan_of(table: TokenTable, size: int) -> Plan:
     """Return the debug recipe's steps."""
-    settings = PlanSettings(global_batch_size=PAIRS, tokens_per_micro_batch=8_192)
+    settings = PlanSettings(global_batch_size=size, tokens_per_micro_batch=8_192)
     return Plan(lengths=table.lengths, settings=settings)
 
 
-def accuracy_of(engine: PlainEngine, table: TokenTable, collator: Collator) -> float:
+def accuracy_of(engine: PlainEngine, steps: Iterator[list[Any]]) -> float:
     """Return the share of held-out pairs whose chosen reward is the higher one."""
     correct: list[bool] = []
     with torch.no_grad():
-        for batches in steps_of(table, collator):
+        for batches in steps:
             for batch in batches:
                 chosen, rejected = engine.rewards(batch.pairs).chunk(2)
                 correct += (chosen > rejected).tolist()

@@ -1,8 +1,8 @@
 """The archive for a GPU machine without a package index.
 
-It holds ``site/`` (packages for PYTHONPATH), ``project/`` (this commit), ``lengths.npz`` (lengths of
-real pairs) and ``commit``. Versions are those that are installed here, which requirements.txt pins
-or led to. A listing proves that every import of the kit is answered by the archive, the machine or
+It holds ``site/`` (packages for PYTHONPATH), ``project/`` (this commit), ``lengths.npz`` (of real
+pairs) and ``commit``. Versions are those that are installed here, which requirements.txt pins or
+led to. A listing proves that every import of the kit is answered by the archive, the machine or
 Python itself.
 """
 
@@ -30,9 +30,12 @@ MOST_BYTES = 60 * 2**20
 
 PYTHON = "3.12"
 
-PLATFORMS = tuple(f"manylinux_2_{n}_x86_64" for n in (5, 12, 17, 24, 27, 28, 31, 34)) + (
-    "manylinux1_x86_64", "manylinux2014_x86_64",
-)  # fmt: skip
+PLATFORMS = (
+    "manylinux1_x86_64",
+    "manylinux2014_x86_64",
+    *(f"manylinux_2_{n}_x86_64" for n in (5, 12, 17, 24, 27, 28, 31, 34)),
+)
+"""Systems whose wheels run there; the index matches each name exactly."""
 
 WITHOUT_EXTRAS = {"ray": {"train"}}
 """Extras that the kit takes instead of those in requirements.txt: nobody looks at Ray's dashboard
@@ -48,7 +51,8 @@ STRIPPED = (
 
 IMPORTERS = ("rm_ray", "jobs", "tests/gpu", "tests/fault/jobs.py", "tests/tables.py",
              "tests/families.py", "tests/varlen_operator.py", "tests/benchmarks/core.py",
-             "tests/benchmarks/memory_estimate.py", "tests/benchmarks/turns.py",
+             "tests/benchmarks/memory_estimate.py", "tests/benchmarks/needs.py",
+             "tests/benchmarks/turns.py",
              "tests/benchmarks/pair_set.py", "tests/benchmarks/machine.py",
              "tests/benchmarks/plain_engine.py", "tests/benchmarks/report.py",
              "tests/parity/ranks.py")  # fmt: skip

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs import assert_same_outcome
-
 from gpu.bench import Bench
 from gpu.finding import Finding
 from gpu.jobs_here import Asked, Outcome, settings_of, train_all
+from jobs import assert_same_outcome
 
 TABLE = "Weights, optimizer, random numbers, history and ledger, bit for bit"
 

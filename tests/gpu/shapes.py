@@ -50,12 +50,12 @@ def build_on(
     path.write_text(json.dumps(fields))
     vocabulary: Any = Vocabulary(size=fields["vocab_size"], pad_token_id=fields["vocab_size"] - 1)
     architecture = load_config(ModelConfig(name_or_path=str(path)), vocabulary)
-    architecture.pad_token_id = vocabulary.pad_token_id
     with torch.device(device):
         classifier = AutoModelForSequenceClassification.from_config(
             architecture, dtype=dtype, attn_implementation=PACKED_ATTENTION
         )
         classifier.score = Float32Linear(architecture.hidden_size, 1, bias=False, dtype=dtype)
+    classifier.config.pad_token_id = vocabulary.pad_token_id
     nn.init.normal_(classifier.score.weight, std=1 / math.sqrt(architecture.hidden_size + 1))
     return RewardModel(classifier, "packed").train()
 

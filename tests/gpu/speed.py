@@ -278,7 +278,7 @@ def step_like_trl(
             ).logits
         chosen, rejected = logits.squeeze(-1).chunk(2)
         engine.backward(-F.logsigmoid(chosen - rejected).sum() / num_pairs)
-    engine.step(1e-5)
+    engine.step(1e-5, torch.zeros(0, dtype=torch.float64, device=engine.device))
 
 
 def profile_step(bench: Bench, model: RewardModel, setting: Setting) -> Iterator[Finding]:

@@ -1,0 +1,227 @@
+"""The kit for a GPU works before there is one: its parts on a CPU, its archive, its arithmetic."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gpu import pack, run
+from gpu.finding import Finding, attempt, cell, render
+from gpu.flops import count_step
+from gpu.shapes import NARROW, build_on, generated_lengths, shortened
+from gpu.trace import Kernel, Trace
+from machine import ROOT
+from needs import find_lacking
+
+from rm_ray.config import ModelConfig
+from rm_ray.data.pair_tokens import PairLengths
+from rm_ray.model.reward_model import build_reward_model
+
+QUICK = [name for name in run.PARTS if name not in ("whole", "repeat")]
+"""Parts without Ray."""
+
+
+def go(out: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
+    command = ["bash", str(ROOT / "tests/gpu/run.sh"), *arguments, "--dry-cpu", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (out / "kit.json").exists(), done.stderr
+    return done.returncode, json.loads((out / "kit.json").read_text())["parts"]
+
+
+def test_every_part_without_ray_runs_on_a_cpu(tmp_path: Path) -> None:
+    # In one process, as each would else import everything once more.
+    command = [sys.executable, "-m", "gpu.part", *QUICK, "--out", str(tmp_path), "--dry-cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run(
+        [*command, "--seconds", "900"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    for name in QUICK:
+        findings = run.read(tmp_path / f"{name}.jsonl")
+        assert findings, name
+        assert [each for each in findings if "failed" in each.values or each.ok is False] == []
+
+
+def test_the_command_runs_a_part_and_writes_its_page(tmp_path: Path) -> None:
+    code, parts = go(tmp_path, "liger")
+    assert parts["liger"]["status"] == "done", (tmp_path / "liger.log").read_text()[-5000:]
+    assert code == 0
+    page = (tmp_path / "kit.md").read_text()
+    assert page.startswith("# The kit on a GPU")
+    assert "## liger" in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_parts_that_start_ray_run_on_a_cpu(tmp_path: Path) -> None:
+    code, parts = go(tmp_path, "whole", "repeat")
+    assert {name: part["status"] for name, part in parts.items()} == {
+        "whole": "done",
+        "repeat": "done",
+    }, [log.read_text()[-5000:] for log in tmp_path.glob("*.log")]
+    assert code == 0
+
+
+def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "gpu"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "part.py").write_text(
+        "import json, sys, time\n"
+        "name, out = sys.argv[1], sys.argv[3]\n"
+        "row = {'table': 'T', 'values': {'x': 1}, 'ok': name != 'syncs'}\n"
+        "open(f'{out}/{name}.jsonl', 'w').write(json.dumps(row) + '\\n')\n"
+        "if name == 'kernels': sys.exit('no such kernel')\n"
+        "if name == 'speed': time.sleep(60)\n"
+    )
+    monkeypatch.setattr(run, "python_path", lambda: str(tmp_path))
+    monkeypatch.setattr(run, "LIMIT_S", 1.0)
+    monkeypatch.setattr(run, "PARTS", {name: run.Part(question="?", dry_s=1.0) for name in QUICK})
+    out = tmp_path / "out"
+    code = run.main(["kernels", "speed", "syncs", "liger", "--dry-cpu", "--out", str(out)])
+    parts = json.loads((out / "kit.json").read_text())["parts"]
+    assert code == 1
+    assert parts["kernels"]["status"].startswith("failed with 1")
+    assert "no such kernel" in parts["kernels"]["status"]
+    assert parts["speed"]["status"].startswith("ended at its limit of 1 s")
+    assert parts["syncs"]["status"] == "done, and 1 of 1 rows miss their goal"
+    assert parts["liger"]["status"] == "done"
+    assert [len(part["findings"]) for part in parts.values()] == [1, 1, 1, 1]
+
+
+def test_no_part_is_started_once_the_budget_is_spent(tmp_path: Path) -> None:
+    code = run.main(["kernels", "speed", "--dry-cpu", "--budget", "5", "--out", str(tmp_path)])
+    parts = json.loads((tmp_path / "kit.json").read_text())["parts"]
+    assert code == 1
+    assert {part["status"] for part in parts.values()} == {"not started: the budget is spent"}
+
+
+def test_an_unknown_part_is_refused_with_the_known_ones(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as refused:
+        run.main(["kernel"])
+    assert refused.value.code == 2
+    assert "no such part: kernel; known are kernels, speed" in capsys.readouterr().err
+
+
+def test_a_setting_that_fails_is_a_row_and_misses_its_goal() -> None:
+    def fail() -> tuple[dict[str, Any], bool | None]:
+        raise torch.OutOfMemoryError("no room\nfor 3 GB")
+
+    finding = attempt("T", {"setting": 1}, fail)
+    assert finding.ok is False
+    assert finding.values == {"setting": 1, "failed": "OutOfMemoryError: no room"}
+
+
+def test_rows_of_one_table_share_columns_and_figures_have_three_digits() -> None:
+    rows = [
+        Finding(table="T", values={"a": 1234.5, "b": True}, ok=True),
+        Finding(table="T", values={"a": 0.00001234, "c": "x|y"}, ok=False),
+    ]
+    assert render(rows).splitlines() == [
+        "T",
+        "",
+        "| a | b | c | goal |",
+        "| --- | --- | --- | --- |",
+        "| 1,234 | yes |  | kept |",
+        "| 1.23e-05 |  | x/y | **MISSED** |",
+    ]
+    assert [cell(value) for value in (0.0, 0.5, 12.345, 5, 3e12)] == [
+        "0", "0.5", "12.3", "5", "3.00e+12",
+    ]  # fmt: skip
+
+
+def test_time_without_a_kernel_is_idle_and_overlap_is_counted_once() -> None:
+    trace = Trace(
+        kernels=[
+            Kernel("sm90_xmma_gemm", 0, 40),
+            Kernel("flash_fwd_kernel", 30, 50),
+            Kernel("index_select", 75, 100),
+        ]
+    )
+    assert trace.busy == 75
+    assert trace.idle_share == pytest.approx(0.25)
+    assert trace.shares()["matrix products"] == pytest.approx(40 / 85)
+    assert trace.shares()["gathering keys"] == pytest.approx(25 / 85)
+    assert trace.longest(1) == [("sm90_xmma_gemm", 1, pytest.approx(40 / 85))]
+
+
+def test_flops_are_those_of_the_products_that_a_reward_needs(tmp_path: Path) -> None:
+    model = build_on(
+        torch.device("cpu"), {**NARROW, "num_hidden_layers": 3}, tmp_path, dtype=torch.float32
+    )
+    lengths = PairLengths(chosen=np.array([5]), rejected=np.array([4]), prefix=np.array([3]))
+    # Queries and outputs of 64, keys and values of 16, three feed-forward matrices of 64 x 128.
+    of_keys, others = 2 * 64 * 16, 2 * 64 * 64 + 3 * 64 * 128
+    tokens, ends = 6, 2
+    linear = 2 * (of_keys + others) * tokens * 2 + 2 * of_keys * tokens + 2 * others * ends
+    products = 15 + 4  # 1 + ... + 5 of the chosen, and 4 keys for the rejected's one own query
+    attention = 4 * 64 * (2 * products + 5 + 4)
+    assert count_step(model, lengths) == 3 * (linear + attention)
+
+
+def test_the_model_built_on_a_device_is_the_one_that_training_builds(tmp_path: Path) -> None:
+    fields = {**NARROW, "num_hidden_layers": 2}
+    model = build_on(torch.device("cpu"), fields, tmp_path, dtype=torch.float32)
+    vocabulary: Any = type("V", (), {"__len__": lambda _: 512, "pad_token_id": 511,
+                                     "bos_token_id": None, "eos_token_id": None})()  # fmt: skip
+    config = ModelConfig(name_or_path=str(tmp_path / "model.json"))
+    trained = build_reward_model(config, vocabulary, seed=0)
+    shapes = [
+        {name: (type(p), p.shape, p.dtype) for name, p in each.named_parameters()}
+        for each in (model, trained)
+    ]
+    assert shapes[0] == shapes[1]
+    layers = [str(each.classifier) for each in (model, trained)]
+    assert layers[0] == layers[1]
+    assert model.classifier.config.to_dict() == trained.classifier.config.to_dict()
+
+
+def test_generated_lengths_are_like_the_real_pairs() -> None:
+    lengths = generated_lengths(np.random.default_rng(0), 20_000)
+    # Of the 3,354 real pairs: 461 distinct tokens, 1.62 times as many in both conversations.
+    assert lengths.distinct.mean() == pytest.approx(461, rel=0.2)
+    both = (lengths.chosen + lengths.rejected).sum() / lengths.distinct.sum()
+    assert both == pytest.approx(1.62, rel=0.1)
+    assert (lengths.prefix < np.minimum(lengths.chosen, lengths.rejected)).all()
+    short = shortened(lengths, 16)
+    assert (short.prefix < np.minimum(short.chosen, short.rejected)).all()
+
+
+def test_what_the_archive_carries_follows_from_the_requirements() -> None:
+    there = pack.read_machine()
+    carried = {name for name in pack.closure(pack.read_roots()) if name not in there}
+    assert {"ray", "deepspeed", "transformers", "mlflow", "pydantic", "mlflow-skinny"} <= carried
+    assert not carried & {"torch", "numpy", "pyarrow", "nvidia-nccl-cu13", "trl"}
+
+
+def test_an_import_that_comes_from_nowhere_stops_the_packing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = pack.read_machine()
+    imported = sorted(pack.imported() - {"ray"})
+    for module in imported:
+        (tmp_path / module).mkdir()
+    with pytest.raises(SystemExit, match=r"neither carried nor in machine\.txt: ray$"):
+        pack.list_imports(tmp_path, there)
+    (tmp_path / "ray").mkdir()
+    assert "| ray | ray | archive |" in pack.list_imports(tmp_path, there)
+
+
+def test_the_core_benchmark_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"transformers": "5.17.0"}
+    monkeypatch.setattr("needs.version_of", versions.get)
+    words = find_lacking(recomputes=True, liger="off", device="cuda")
+    assert words is not None and "needs transformers 5.23 or newer" in words and "5.17.0" in words
+    words = find_lacking(recomputes=False, liger="auto", device="cuda")
+    assert words is not None and "needs liger-kernel" in words
+    assert find_lacking(recomputes=False, liger="auto", device="cpu") is None
+    versions |= {"transformers": "5.23.0", "liger-kernel": "0.8.5"}
+    assert find_lacking(recomputes=True, liger="on", device="cuda") is None
