@@ -52,12 +52,23 @@ class PairLengths:
     @property
     def attended(self) -> np.ndarray:
         """Query-key products of causal attention over each pair, the prefix computed once."""
+        return self.attended_within(None)
+
+    def attended_within(self, window: int | None) -> np.ndarray:
+        """Return those products where a query sees at most so many keys, itself included."""
         chosen, rejected, prefix = (
-            lengths.astype(np.int64) for lengths in (self.chosen, self.rejected, self.prefix)
+            _attended(lengths.astype(np.int64), window)
+            for lengths in (self.chosen, self.rejected, self.prefix)
         )
-        twice = chosen * (chosen + 1) + rejected * (rejected + 1) - prefix * (prefix + 1)
-        attended: np.ndarray = twice // 2
+        attended: np.ndarray = chosen + rejected - prefix
         return attended
+
+
+def _attended(lengths: np.ndarray, window: int | None) -> np.ndarray:
+    """Return the query-key products of whole sequences."""
+    within = lengths if window is None else np.minimum(lengths, window)
+    attended: np.ndarray = within * (within + 1) // 2 + (lengths - within) * within
+    return attended
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,163 @@
+"""The arithmetic that pairs need of a model, however it is computed.
+
+Counted are the products of matrices, two FLOPs for each number multiplied and added: each distinct
+token of a pair goes once through the matrices of every layer, and once against each key that it
+attends to. Of a last layer that can be trimmed only what a reward is read from counts. Embeddings,
+norms and activations are no products of matrices. What is computed beyond that (padding, prefixes
+again, masked products, activations again for the backward pass) is no progress, and left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import PreTrainedModel
+
+from rm_ray.data.pair_tokens import PairLengths
+from rm_ray.model.attention import head_size
+from rm_ray.model.last_layer import is_trimmable
+
+BACKWARD = 2
+"""FLOPs of a backward pass in those of its forward pass: two products for each, one for the
+gradient of either factor (arXiv:2001.08361, p. 7)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFlops:
+    """What one layer takes, forward."""
+
+    token: int
+    """FLOPs of a token in the layer's matrices."""
+
+    product: int
+    """FLOPs of a query and a key that it attends to, over all heads; 0 in layers of another make
+    than attention."""
+
+    window: int | None = None
+    """Keys that a query sees at most, itself included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimmedFlops:
+    """What a last layer takes that is computed where a reward is read alone, forward."""
+
+    token: int
+    """FLOPs of each token: its key and its value."""
+
+    reward: int
+    """FLOPs of each token that a reward is read from: all other matrices."""
+
+    product: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlops:
+    """What a reward model takes for pairs of given lengths."""
+
+    layers: tuple[LayerFlops, ...]
+    """Those that every token goes through."""
+
+    last: TrimmedFlops | None
+    """The last layer where it can be trimmed; otherwise it is one of ``layers``."""
+
+    head: int
+    """FLOPs of a reward in the head."""
+
+    @classmethod
+    def of(cls, classifier: PreTrainedModel) -> ModelFlops:
+        """Read the sizes of a classifier; its weights are not needed, but must not be sharded."""
+        config = classifier.config.get_text_config()
+        settings = config.to_dict()
+        modules = next(m for m in classifier.base_model.children() if isinstance(m, nn.ModuleList))
+        kinds = settings.get("layer_types") or []
+        product = _product(config.num_attention_heads, head_size(config), settings)
+        layers = [
+            LayerFlops(
+                token=_matrices(layer, settings),
+                product=product if _attends(kinds[i : i + 1]) else 0,
+                window=_window(kinds[i : i + 1], settings),
+            )
+            for i, layer in enumerate(modules)
+        ]
+        last = None
+        if is_trimmable(classifier.base_model):
+            whole = layers.pop()
+            attention: Any = modules[-1].self_attn
+            token = 2 * (attention.k_proj.weight.numel() + attention.v_proj.weight.numel())
+            last = TrimmedFlops(token=token, reward=whole.token - token, product=product)
+        return cls(layers=tuple(layers), last=last, head=2 * config.hidden_size)
+
+    def matrices(self, lengths: PairLengths) -> np.ndarray:
+        """Return the forward FLOPs of N pairs in the model's matrices: ``[N]`` float64."""
+        distinct = lengths.distinct.astype(np.float64)
+        flops: np.ndarray = distinct * sum(layer.token for layer in self.layers) + 2 * self.head
+        if self.last is not None:
+            flops += distinct * self.last.token + 2 * self.last.reward
+        return flops
+
+    def attention(self, lengths: PairLengths) -> np.ndarray:
+        """Return the forward FLOPs of N pairs in queries against keys: ``[N]`` float64."""
+        flops = np.zeros(len(lengths))
+        for window in {layer.window for layer in self.layers}:
+            products = sum(layer.product for layer in self.layers if layer.window == window)
+            flops += lengths.attended_within(window).astype(np.float64) * products
+        if self.last is not None:
+            keys = lengths.chosen.astype(np.float64) + lengths.rejected
+            flops += keys * self.last.product
+        return flops
+
+    def forward(self, lengths: PairLengths) -> np.ndarray:
+        """Return the FLOPs of scoring each of N pairs: ``[N]`` float64."""
+        flops: np.ndarray = self.matrices(lengths) + self.attention(lengths)
+        return flops
+
+    def training(self, lengths: PairLengths) -> np.ndarray:
+        """Return the FLOPs of a forward and backward pass over each of N pairs: ``[N]`` float64."""
+        flops: np.ndarray = (1 + BACKWARD) * self.forward(lengths)
+        return flops
+
+
+def _matrices(layer: nn.Module, settings: dict[str, Any]) -> int:
+    """Return the FLOPs of a token in a layer's matrices; of experts in those that it is sent to."""
+    flops = 0
+    for name, parameter in layer.named_parameters():
+        path = name.split(".")
+        if parameter.dim() < 2 or path[-1].endswith("bias"):
+            continue
+        numbers = parameter.numel()
+        if "experts" in path:
+            num_experts = _num_experts(layer, path, parameter)
+            numbers = numbers * int(settings["num_experts_per_tok"]) // num_experts
+        flops += 2 * numbers
+    return flops
+
+
+def _num_experts(layer: nn.Module, path: list[str], parameter: nn.Parameter) -> int:
+    """Return how many experts there are: modules of a list, or the first dimension of a tensor."""
+    experts = layer.get_submodule(".".join(path[: path.index("experts") + 1]))
+    return len(experts) if isinstance(experts, nn.ModuleList) else len(parameter)
+
+
+def _product(num_heads: int, width: int, settings: dict[str, Any]) -> int:
+    """Return the FLOPs of a query and a key in all heads: their product, and the value's.
+
+    Heads of queries and of values may be of two sizes (arXiv:2405.04434, p. 7).
+    """
+    query = settings.get("qk_head_dim") or width
+    value = settings.get("v_head_dim") or width
+    return int(2 * num_heads * (query + value))
+
+
+def _attends(kind: list[str]) -> bool:
+    """Tell whether a layer is attention: not a state-space layer or a convolution."""
+    return not kind or kind[0].endswith("attention") and kind[0] != "linear_attention"
+
+
+def _window(kind: list[str], settings: dict[str, Any]) -> int | None:
+    """Return how many keys a query sees in a layer of this kind, or of the only kind."""
+    if kind and kind[0] != "sliding_attention":
+        return None
+    return settings.get("sliding_window") or None
