@@ -153,7 +153,7 @@ def _product(num_heads: int, width: int, settings: dict[str, Any]) -> int:
 
 def _attends(kind: list[str]) -> bool:
     """Tell whether a layer is attention: not a state-space layer or a convolution."""
-    return not kind or kind[0].endswith("attention") and kind[0] != "linear_attention"
+    return not kind or (kind[0].endswith("attention") and kind[0] != "linear_attention")
 
 
 def _window(kind: list[str], settings: dict[str, Any]) -> int | None:

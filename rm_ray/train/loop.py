@@ -126,6 +126,7 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
         micro_batches,
         num_pairs=steps.size(progress.step),
         learning_rate=learning_rate,
+        flops=state.throughput.count(micro_batches),
         votes=(wants_to_stop(state), is_to_ask(state)),
         on_micro_batch=state.heart.beat,
     )
@@ -135,7 +136,8 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
         state.ledger.add(plan.pairs[plan.weights > 0])
     seconds = state.waited + time.monotonic() - started
     if state.steps_here > 0:
-        progress.add_timed(measured.pairs.count, measured.pairs.tokens, seconds)
+        pairs = measured.pairs
+        progress.add_timed(pairs.count, pairs.tokens, pairs.flops, seconds)
     else:
         state.job.startup.end("first step")
         state.heart.startup = state.job.startup.seconds
@@ -324,7 +326,7 @@ def summarise(state: WorkerState, exported: str) -> dict[str, Any]:
         "distinct_tokens_per_second": progress.distinct_tokens_per_second,
         "computed_over_distinct_tokens": progress.computed_over_distinct_tokens,
         "layout": state.job.layout,
-        "matrix_peak_ratio": state.throughput.peak_ratio(progress.distinct_tokens_per_second),
+        "matrix_peak_ratio": state.throughput.peak_ratio(progress.flops_per_second),
         "startup": state.heart.startup,
         "seconds": progress.seconds,
         "spent": progress.spent,

@@ -11,6 +11,7 @@ from rm_ray.data.pair_tokens import TokenCounts
 
 _SUMS = ("loss", "accuracy", "chosen_rewards", "rejected_rewards", "reward_margin", "ties")
 _COUNT = len(_SUMS)
+_FLOPS = _COUNT + 1 + len(TokenCounts._fields)
 
 
 @dataclass
@@ -18,12 +19,13 @@ class PairMetrics:
     """Sums over pairs, in float64 and on the rewards' device until they are asked for."""
 
     sums: Tensor
-    """``[10]``: loss, accuracy, chosen, rejected, margin, ties; pairs; the three token counts."""
+    """``[11]``: loss, accuracy, chosen, rejected, margin, ties; pairs; the three token counts;
+    FLOPs that the pairs need."""
 
     @classmethod
     def zero(cls, device: torch.device) -> PairMetrics:
         """Start with no pairs."""
-        return cls(torch.zeros(_COUNT + 4, dtype=torch.float64, device=device))
+        return cls(torch.zeros(_FLOPS + 1, dtype=torch.float64, device=device))
 
     def add(self, rewards: Tensor, losses: Tensor, weights: Tensor, *, tokens: TokenCounts) -> None:
         """Add P pairs: ``rewards`` ``[2P]``, ``losses`` and ``weights`` ``[P]``.
@@ -42,6 +44,10 @@ class PairMetrics:
         for i, count in enumerate(tokens, start=len(counted)):
             self.sums[i] += count
 
+    def add_flops(self, flops: float) -> None:
+        """Add what pairs need of the model, forward and backward."""
+        self.sums[_FLOPS] += flops
+
     def means(self, prefix: str) -> dict[str, float]:
         """Return ``{prefix/name: mean}``; ``ties`` is the share of pairs with equal rewards."""
         sums = self.sums.tolist()
@@ -55,4 +61,9 @@ class PairMetrics:
     @property
     def tokens(self) -> TokenCounts:
         """Tokens of all pairs added."""
-        return TokenCounts(*(round(count) for count in self.sums[_COUNT + 1 :].tolist()))
+        return TokenCounts(*(round(count) for count in self.sums[_COUNT + 1 : _FLOPS].tolist()))
+
+    @property
+    def flops(self) -> float:
+        """FLOPs that all pairs added need, forward and backward."""
+        return self.sums[_FLOPS].item()

@@ -22,6 +22,8 @@ class Progress:
     timed_tokens: int = 0
     timed_distinct_tokens: int = 0
     timed_computed_tokens: int = 0
+    timed_flops: float = 0.0
+    """FLOPs that the pairs need, however they are computed."""
     timed_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds of steps, data wait, evaluation and checkpoints, work that was lost left out."""
@@ -30,12 +32,13 @@ class Progress:
         """Count seconds for what they went into."""
         self.spent[what] = self.spent.get(what, 0.0) + seconds
 
-    def add_timed(self, pairs: int, tokens: TokenCounts, seconds: float) -> None:
+    def add_timed(self, pairs: int, tokens: TokenCounts, flops: float, seconds: float) -> None:
         """Count a step for the speed."""
         self.timed_pairs += pairs
         self.timed_tokens += tokens.both
         self.timed_distinct_tokens += tokens.distinct
         self.timed_computed_tokens += tokens.computed
+        self.timed_flops += flops
         self.timed_seconds += seconds
 
     @property
@@ -52,6 +55,11 @@ class Progress:
     def distinct_tokens_per_second(self) -> float:
         """Tokens per second of steady state, a pair's shared prefix counted once."""
         return self.timed_distinct_tokens / self.timed_seconds if self.timed_seconds else 0.0
+
+    @property
+    def flops_per_second(self) -> float:
+        """FLOPs that the pairs need per second of steady state."""
+        return self.timed_flops / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
     def computed_over_distinct_tokens(self) -> float:

@@ -13,7 +13,8 @@ import torch
 
 from rm_ray.data.collate import Collator
 from rm_ray.model.attention import choose_kernel, head_size
-from rm_ray.model.reward_model import apply_liger, build_reward_model, count_parameters
+from rm_ray.model.flops import ModelFlops
+from rm_ray.model.reward_model import apply_liger, build_reward_model
 from rm_ray.publish.versions import Version, Versions, choose_held, find_wanted
 from rm_ray.tracking.history import History
 from rm_ray.train.board import BoardWriter
@@ -86,7 +87,7 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
         # DeepSpeed casts the weights before it copies the master weights from them.
         dtype=dtype if config.cluster.zero_stage > 0 else torch.float32,
     )
-    num_parameters = count_parameters(model)  # before ZeRO shards them
+    flops = ModelFlops.of(model.classifier)  # before ZeRO shards it
     width = head_size(model.classifier.config)
     apply_liger(model, config.model.liger, on_gpu=job.use_gpu)
     engine = Engine(model, config.optimizer, config.cluster, dtype=dtype, use_gpu=job.use_gpu)
@@ -102,7 +103,7 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
         device=engine.device,
     )
     throughput = Throughput(
-        num_parameters=num_parameters,
+        flops=flops,
         matrix_peak=measure_matrix_peak(engine.device, dtype) * engine.world_size,
         device=engine.device,
         layout=job.layout,

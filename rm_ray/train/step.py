@@ -44,18 +44,21 @@ def train_step(
     *,
     num_pairs: int,
     learning_rate: float,
+    flops: float = 0.0,
     votes: Sequence[bool] = (),
     on_micro_batch: Callable[[], None] = lambda: None,
 ) -> StepMetrics:
     """Train on this rank's micro-batches of a step that holds ``num_pairs`` over all ranks.
 
-    Every rank has as many ``votes``, which travel with the metrics. Nothing is read from the device
-    before all of the step is queued, but what the optimizer needs to know.
+    Every rank has as many ``votes``, which travel with the metrics, as do the ``flops`` that its
+    pairs need. Nothing is read from the device before all of the step is queued, but what the
+    optimizer needs to know.
 
     Raises:
         NonFiniteLossError: a loss or the gradient's norm is not a finite number.
     """
     metrics = PairMetrics.zero(engine.device)
+    metrics.add_flops(flops)
     checks: list[Tensor] = []
     scale = engine.world_size / num_pairs  # the engine averages over ranks
     for i, micro_batch in enumerate(micro_batches):

@@ -2,66 +2,98 @@
 
 from __future__ import annotations
 
+import math
 import resource
-import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from rm_ray.config import Layout
+from rm_ray.data.collate import ReadyMicroBatch
+from rm_ray.model.flops import ModelFlops
 from rm_ray.train.metrics import PairMetrics
 
 GIGABYTE = 10**9
 
+SIZES = {"cpu": (256, 512, 1_024, 2_048), "cuda": (4_096, 8_192, 16_384)}
+"""Sizes of the matrices by which the peak is measured; the largest three take 3.2 GB in float32."""
+
+SIZE_SECONDS = 0.15
+"""How long each size is tried."""
+
+LONGEST = 0.3
+"""Seconds of a product that are too many: a size whose products would take more is left out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What a model costs per token, and what its devices could do together."""
+    """What a model needs for pairs, and what its devices could do together."""
 
-    num_parameters: int
-    """Of the model without embeddings: each costs 6 FLOPs a token (arXiv:2001.08361, p. 7)."""
+    flops: ModelFlops
     matrix_peak: float
     """Measured FLOP/s of large matrix products, over all ranks."""
     device: torch.device
     layout: Layout
 
-    def peak_ratio(self, distinct_tokens_per_second: float) -> float:
-        """Return the share of the devices' matrix products that the model's arithmetic takes."""
-        return 6 * self.num_parameters * distinct_tokens_per_second / self.matrix_peak
+    def count(self, micro_batches: Sequence[ReadyMicroBatch]) -> float:
+        """Return the FLOPs of forward and backward passes over the pairs that count."""
+        flops = 0.0
+        for micro_batch in micro_batches:
+            loaded = micro_batch.loaded
+            counts = loaded.plan.weights > 0
+            flops += float(self.flops.training(loaded.pairs.lengths)[counts].sum())
+        return flops
+
+    def peak_ratio(self, flops_per_second: float) -> float:
+        """Return the share of the devices' matrix products that is progress."""
+        return flops_per_second / self.matrix_peak
 
     def metrics(self, measured: PairMetrics, *, seconds: float, waited: float) -> dict[str, float]:
         """Return the ``perf/`` metrics of a step; memory is this rank's."""
         tokens = measured.tokens
         needed = tokens.distinct if self.layout == "packed" else tokens.both
-        speed = tokens.distinct / seconds
+        flops_per_second = measured.flops / seconds
         return {
             "perf/pairs_per_second": measured.count / seconds,
             "perf/tokens_per_second": tokens.both / seconds,
-            "perf/distinct_tokens_per_second": speed,
+            "perf/distinct_tokens_per_second": tokens.distinct / seconds,
             "perf/computed_over_distinct_tokens": tokens.computed / tokens.distinct,
             "perf/padding_share": 1 - needed / tokens.computed,
             "perf/data_wait_share": waited / seconds,
-            "perf/model_flops_per_second": 6 * self.num_parameters * speed,
-            "perf/matrix_peak_ratio": self.peak_ratio(speed),
+            "perf/model_flops_per_second": flops_per_second,
+            "perf/matrix_peak_ratio": self.peak_ratio(flops_per_second),
             "perf/peak_memory_gb": peak_memory_bytes(self.device) / GIGABYTE,
         }
 
 
 def measure_matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of square matrix products, the median of some; takes about 0.2 s."""
-    size = 8_192 if device.type == "cuda" else 1_024
-    if device.type == "cpu" and dtype != torch.float32:
-        size = 256  # many CPUs have no units for half precision, and take 100 times as long
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(8):
-        synchronize(device)
-        started = time.perf_counter()
-        torch.mm(left, right)
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(seconds[2:])
+    """Return the most FLOP/s that square matrix products reach, in about half a second.
+
+    Which size is the fastest depends on the device: its caches, its number of processors, its units
+    for half precision, which many CPUs have not. The best product of all counts: whatever else
+    keeps the device busy makes products slower, and nothing makes them faster.
+    """
+    best = 0.0
+    for size in SIZES["cuda" if device.type == "cuda" else "cpu"]:
+        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        _seconds_of_product(left, right)  # finds memory and kernels
+        started, quickest = time.perf_counter(), math.inf
+        while quickest == math.inf or time.perf_counter() - started < SIZE_SECONDS:
+            quickest = min(quickest, _seconds_of_product(left, right))
+        best = max(best, 2 * size**3 / quickest)
+        if 2**3 * quickest > LONGEST:
+            break
+    return best
+
+
+def _seconds_of_product(left: torch.Tensor, right: torch.Tensor) -> float:
+    synchronize(left.device)
+    started = time.perf_counter()
+    torch.mm(left, right)
+    synchronize(left.device)
+    return time.perf_counter() - started
 
 
 def synchronize(device: torch.device) -> None:

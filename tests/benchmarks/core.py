@@ -2,7 +2,7 @@
 
 The settings take turns, each in a process of its own with the same pairs, start weights and
 optimizer. Pairs per second stand beside their limit: what the device's matrix products would allow
-if each distinct token cost 6 FLOPs a parameter and nothing else took time.
+if it computed what the pairs need (rm_ray.model.flops) and nothing else.
 
     python tests/benchmarks/core.py [--runs 5] [--hidden 256] [--pairs real] [--shares 0.1 0.5 0.9]
 
@@ -48,11 +48,11 @@ from rm_ray.data.loading import load_step  # noqa: E402
 from rm_ray.data.plan import Plan, PlanSettings  # noqa: E402
 from rm_ray.data.read_ahead import read_ahead  # noqa: E402
 from rm_ray.model.attention import choose_kernel, head_size  # noqa: E402
+from rm_ray.model.flops import ModelFlops  # noqa: E402
 from rm_ray.model.reward_model import (  # noqa: E402
     apply_liger,
     attention_weight,
     build_reward_model,
-    count_parameters,
 )
 from rm_ray.train.step import train_step  # noqa: E402
 from rm_ray.train.throughput import measure_matrix_peak  # noqa: E402
@@ -113,7 +113,7 @@ def train(setting: Setting, turn: Turn) -> None:
         pad_token_id=pairs.vocabulary.pad_token_id,
         device=device,
     )
-    measure_matrix_peak(device, dtype)
+    flops = ModelFlops.of(model.classifier)
     memory_before = memory_held(device)
     for first in range(0, plan.steps.total, setting.steps):
         matrix_peak = measure_matrix_peak(device, dtype)
@@ -134,6 +134,7 @@ def train(setting: Setting, turn: Turn) -> None:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
         tokens = [step.pairs.tokens for step in measured]
+        taken = [plan.pairs_of_step(step) for step in steps]
         memory = peak_memory(device)
         turn.over(
             seconds=seconds,
@@ -141,7 +142,7 @@ def train(setting: Setting, turn: Turn) -> None:
             distinct=sum(counts.distinct for counts in tokens),
             computed=sum(counts.computed for counts in tokens),
             loss=statistics.mean(step.pairs.means("rm")["rm/loss"] for step in measured),
-            parameters=count_parameters(model),
+            flops=float(sum(flops.training(pairs.lengths[of]).sum() for of in taken)),
             matrix_peak=matrix_peak,
             peak_memory=memory,
             step_memory=memory - memory_before,
@@ -169,13 +170,12 @@ def pairs_per_second(turns: Sequence[Figures]) -> list[float]:
 
 
 def limit_of(turns: Sequence[Figures]) -> float:
-    """Return the pairs per second that matrix products alone would allow (arXiv:2001.08361, p. 7).
+    """Return the pairs per second that the matrix products they need would allow.
 
-    The matrix peak is the median of those measured just before each turn.
+    The matrix peak is the best of those measured just before each turn.
     """
-    distinct = sum(turn["distinct"] for turn in turns) / sum(turn["pairs"] for turn in turns)
-    peak = statistics.median(turn["matrix_peak"] for turn in turns)
-    return float(peak / (6 * turns[0]["parameters"] * distinct))
+    flops = sum(turn["flops"] for turn in turns) / sum(turn["pairs"] for turn in turns)
+    return float(max(turn["matrix_peak"] for turn in turns) / flops)
 
 
 def ratio(ours: Sequence[Figures], theirs: Sequence[Figures]) -> Spread:

@@ -108,8 +108,8 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "deepseek_v3": {
         "n_routed_experts": 8, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 4, "v_head_dim": 12, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1,
-        "first_k_dense_replace": 1,
+        "qk_nope_head_dim": 4, "v_head_dim": 12, "num_key_value_heads": 4, "n_group": 1,
+        "topk_group": 1, "first_k_dense_replace": 1,
     },
 }  # fmt: skip
 
@@ -135,7 +135,10 @@ def test_other_families_take_their_matrices_and_the_experts_that_a_token_is_sent
 
 def test_a_layer_s_window_is_its_own(tmp_path: Path):
     windows = {
-        name: [layer.window for layer in ModelFlops.of(build(tmp_path, name, "packed").classifier).layers]
+        name: [
+            layer.window
+            for layer in ModelFlops.of(build(tmp_path, name, "packed").classifier).layers
+        ]
         for name in ("mistral-window", "qwen2-window", "olmo3", "qwen3")
     }
 

@@ -1,8 +1,10 @@
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForSequenceClassification,
@@ -14,7 +16,11 @@ from transformers import (
 )
 
 from rm_ray.config import Layout
-from rm_ray.data.pair_tokens import TokenCounts
+from rm_ray.data.collate import Collator
+from rm_ray.data.loading import LoadedMicroBatch
+from rm_ray.data.pair_tokens import TokenCounts, join_pairs
+from rm_ray.data.plan import MicroBatch
+from rm_ray.model.flops import LayerFlops, ModelFlops
 from rm_ray.model.reward_model import RewardModel, attention_weight, count_parameters
 from rm_ray.train import throughput
 from rm_ray.train.metrics import PairMetrics
@@ -51,8 +57,9 @@ def classifier(config: PretrainedConfig, device: str = "meta") -> PreTrainedMode
         return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
 
 
-def measured(tokens: TokenCounts, weights: list[float]) -> PairMetrics:
+def measured(tokens: TokenCounts, weights: list[float], flops: float = 0.0) -> PairMetrics:
     metrics = PairMetrics.zero(CPU)
+    metrics.add_flops(flops)
     num_pairs = len(weights)
     metrics.add(
         torch.zeros(2 * num_pairs), torch.zeros(num_pairs), torch.tensor(weights), tokens=tokens
@@ -60,13 +67,16 @@ def measured(tokens: TokenCounts, weights: list[float]) -> PairMetrics:
     return metrics
 
 
+FLOPS = ModelFlops(layers=(LayerFlops(token=3, product=1),), last=None, head=5)
+
+
 def of(layout: Layout) -> Throughput:
-    return Throughput(num_parameters=1_000, matrix_peak=8e6, device=CPU, layout=layout)
+    return Throughput(flops=FLOPS, matrix_peak=8e6, device=CPU, layout=layout)
 
 
 def test_metrics_of_a_packed_step_follow_from_its_counts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(throughput, "peak_memory_bytes", lambda device: 2_500_000_000)
-    step = measured(TokenCounts(both=600, distinct=400, computed=500), [1.0, 1.0, 1.0, 0.0])
+    step = measured(TokenCounts(both=600, distinct=400, computed=500), [1.0, 1.0, 1.0, 0.0], 2.4e6)
 
     assert of("packed").metrics(step, seconds=2.0, waited=0.5) == pytest.approx(
         {
@@ -76,7 +86,7 @@ def test_metrics_of_a_packed_step_follow_from_its_counts(monkeypatch: pytest.Mon
             "perf/computed_over_distinct_tokens": 1.25,
             "perf/padding_share": 0.2,  # 100 of 500 were needed by no pair that counts
             "perf/data_wait_share": 0.25,
-            "perf/model_flops_per_second": 6 * 1_000 * 200.0,
+            "perf/model_flops_per_second": 1.2e6,
             "perf/matrix_peak_ratio": 0.15,
             "perf/peak_memory_gb": 2.5,
         }
@@ -194,18 +204,43 @@ def test_the_matrix_peak_is_measured_soon(dtype: torch.dtype):
     assert seconds < 10
 
 
-def test_the_matrix_peak_counts_two_flops_for_each_number_multiplied(
+def test_the_matrix_peak_is_that_of_the_best_product_of_the_best_size(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    seen = []
-    ticks = iter(range(100))
-    monkeypatch.setattr(torch, "mm", lambda left, right: seen.append((left.shape, right.shape)))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    """A device that another program keeps busy for all but a few products."""
+    seconds = {256: 0.01, 512: 0.04, 1_024: 0.4}
+    now, products = [0.0], []
 
-    peak = measure_matrix_peak(CPU, torch.float32)
+    def multiply(left: Tensor, right: Tensor) -> None:
+        products.append(len(left))
+        is_undisturbed = len(products) % 4 == 3
+        now[0] += seconds[len(left)] * (1 if is_undisturbed else 3)
 
-    ((left, right),) = set(seen)
-    assert peak == 2 * left[0] * left[1] * right[1]  # in a second of this clock
+    monkeypatch.setattr(torch, "mm", multiply)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    assert measure_matrix_peak(CPU, torch.float32) == pytest.approx(2 * 512**3 / 0.04)
+    assert set(products) == {256, 512}  # one of 1,024 would take 0.32 s
+
+
+def test_what_a_step_needs_is_known_from_the_lengths_of_the_pairs_that_count():
+    pairs = join_pairs([([1, 2, 3], [1, 2, 4, 5]), ([6, 7], [8])])
+    plan = MicroBatch(
+        step=0, position=0, num_micro_batches=1, rank=0, pairs=np.array([4, 5]),
+        weights=np.array([1.0, 0.0], dtype=np.float32),
+    )  # fmt: skip
+    loaded = LoadedMicroBatch(
+        plan=plan,
+        pairs=pairs,
+        margins=np.zeros(2, dtype=np.float32),
+        prompt_lengths=np.zeros(2, dtype=np.int32),
+    )
+    collator = Collator(layout="packed", kernel="grouped", pad_token_id=0, device=CPU)
+
+    # 5 distinct tokens, which see 1 + 2 + 3 + 3 + 4 keys, and a head's product for either reward.
+    once = 3 * (5 * 3 + 13 * 1 + 2 * 5)
+    assert of("packed").count(collator.lay_out([loaded])) == once
+    assert of("packed").count(collator.lay_out([loaded, loaded])) == 2 * once
 
 
 def test_peak_memory_is_in_bytes_and_never_falls():
