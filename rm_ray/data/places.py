@@ -101,7 +101,7 @@ def _locate_path(spec: SourceSpec) -> Source:
     if not any(files.by_split.values()):
         raise InputError(
             f"data source '{spec.text}': no such file, or nothing in it that ends in "
-            f"{ENDINGS}; relative paths start at {Path.cwd()}"
+            f"{ENDINGS}; relative paths start at {Path.cwd()}{_hidden(files)}"
         )
     return _choose(spec, files, prefix)
 
@@ -153,6 +153,7 @@ def _locate_folder(
         raise InputError(
             f"data source '{spec.text}': no such file, or nothing in it that ends in {ENDINGS}; "
             f"in {path} there is: {_listed(sorted(names))}"
+            f"{_hidden(files)}"
         )
     return _choose(spec, files, prefix)
 
@@ -188,8 +189,7 @@ def _choose(spec: SourceSpec, files: Files, prefix: str) -> Source:
     kinds = ", ".join(sorted({fragment.kind for fragment in fragments}))
     count = f"{len(chosen)} files" if len(chosen) > 1 else "one file"
     notes = [f"{count} of {kinds}" + (f", split '{split}'" if split else "")]
-    if files.hidden:
-        notes.append(f"hidden, and left out: {_listed(files.hidden)}")
+    notes[0] += _hidden(files)
     if split and files.by_split.get(""):
         notes.append(f"of no split, and left out: {_listed(files.by_split[''])}")
     if alike := _same_names(chosen):
@@ -231,6 +231,10 @@ def _namesake(files: Files, wanted: str) -> str:
 def _same_names(names: Sequence[str]) -> list[str]:
     stems = [re.sub(r"(\.[A-Za-z0-9]{2,7}){1,2}$", "", name) for name in names]
     return [Path(n).name for n, stem in zip(names, stems, strict=True) if stems.count(stem) > 1]
+
+
+def _hidden(files: Files) -> str:
+    return f"; hidden, and left out: {_listed(files.hidden)}" if files.hidden else ""
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

@@ -66,11 +66,12 @@ def load_dataset(fragment: Fragment) -> datasets.Dataset:
         return datasets.load_dataset(fragment.location, split=fragment.split, **config)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().splitlines()[0]
+        choices = _choices(fragment) if isinstance(error, ValueError) else ""  # the Hub answered
         raise InputError(
             f"data source '{fragment.origin}' is no file or folder here and cannot be loaded from "
             "the Hugging Face Hub: check its spelling and split, and that this machine reaches the "
             f"Hub (HF_TOKEN for a gated one, HF_ENDPOINT for a mirror)."
-            f"{_choices(fragment)} {reason}"
+            f"{choices} {reason}"
         ) from None
 
 

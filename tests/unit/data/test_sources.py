@@ -517,6 +517,7 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_refused_with_what_helps(
         raise failure
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", fail)
 
     message = message_of_wrong("org/name:test=5")
 
@@ -524,6 +525,27 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_refused_with_what_helps(
     assert "HF_TOKEN" in message
     assert "HF_ENDPOINT" in message
     assert message.endswith(str(failure).splitlines()[0])
+
+
+def test_a_hub_dataset_of_several_configurations_is_refused_with_them_and_their_splits(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def load(path: str, *, split: str, **config: str) -> datasets.Dataset:
+        if config != {"name": "helpful"}:
+            raise ValueError("Config name is missing.")
+        return datasets.Dataset.from_list(rows_of(2))
+
+    splits = {"helpful": ["train", "test"], "harmless": ["train"]}
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: list(splits))
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: splits[config])
+
+    assert "'org/name:CONFIG:SPLIT' (helpful: train, test; harmless: train)" in message_of_wrong(
+        "org/name:train"
+    )
+    assert read("org/name:helpful:test") == rows_of(2)
+    (fragment,) = fragments_of("org/name:helpful:test=0.5")
+    assert fragment.origin == "org/name:helpful:test"
 
 
 def test_a_hub_dataset_is_read_by_name_and_split(monkeypatch: pytest.MonkeyPatch):
