@@ -15,6 +15,7 @@ import yaml
 
 from rm_ray.config import TrainConfig
 from rm_ray.errors import InputError
+from rm_ray.recipe_text import load_settings
 
 Command = TypeVar("Command")
 
@@ -47,6 +48,7 @@ def parse_config(settings: dict[str, Any], origin: str = "the configuration") ->
     Raises:
         InputError: naming the field, its value and the rule, or the nearest known name.
     """
+    settings = _fill_in(settings)
     _refuse_unknown(TrainConfig, settings, prefix="", origin=origin)
     try:
         return pydantic.TypeAdapter(TrainConfig).validate_python(settings)
@@ -61,15 +63,27 @@ def read_recipe(path: Path) -> TrainConfig:
         InputError: it is missing or not YAML, or a setting in it is unknown or wrong.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        settings = load_settings(path.read_bytes())
     except (FileNotFoundError, IsADirectoryError):
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
         raise InputError(f"--recipe {path}: no such file. Recipes beside it: {near}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"--recipe {path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise InputError(f"--recipe {path} cannot be read: {error}") from None
+    settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise InputError(f"--recipe {path} must hold sections with fields, got {settings!r}")
     return parse_config(settings, origin=str(path))
+
+
+def _fill_in(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings in which an empty section is its defaults, and one source is a list of it."""
+    filled = {name: {} if value is None else value for name, value in settings.items()}
+    if isinstance(data := filled.get("data"), dict):
+        sources = {k: [v] for k, v in data.items() if k in ("train", "eval") and type(v) is str}
+        filled["data"] = {**data, **sources}
+    return filled
 
 
 def _refuse_unknown(cls: type, settings: dict[str, Any], prefix: str, origin: str) -> None:
@@ -97,5 +111,6 @@ def _explain(error: pydantic.ValidationError) -> str:
             lines.append(str(cause))
         else:
             name = ".".join(str(part) for part in detail["loc"])
-            lines.append(f"{name}: {detail['msg']}, got {detail['input']!r}")
+            rule = detail["msg"].replace("a valid tuple", "a list")
+            lines.append(f"{name}: {rule}, got {detail['input']!r}")
     return "; ".join(dict.fromkeys(lines))

@@ -532,3 +532,43 @@ def test_a_uri_that_cannot_be_read_is_not_repeated():
 @pytest.mark.parametrize("name", ["mlflow.db", "token_cache", "mlflow_artifacts", "evaluations"])
 def test_a_run_is_not_called_like_what_lies_beside_it(name: str):
     assert f"got '{name}'" in message_of_wrong({"run": {"name": name}})
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "lines"),
+    [
+        ("optimizer:\n  eps: 1\nrun:\n  name: a\noptimizer:\n  epochs: 2\n", "optimizer", (1, 5)),
+        ("run: {name: a}\noptimizer:\n  epochs: 2\n\n  epochs: 3\n", "epochs", (3, 5)),
+    ],
+)
+def test_a_name_given_twice_in_a_recipe_is_refused_with_both_lines(
+    text: str, name: str, lines: tuple[int, int], tmp_path: Path
+):
+    with pytest.raises(InputError) as caught:
+        read_recipe(write_recipe(tmp_path, text))
+
+    first, second = lines
+    assert f"'{name}' stands twice, in line {first} and in line {second}" in str(caught.value)
+
+
+def test_an_empty_section_is_its_defaults_and_one_source_is_a_list_of_it(tmp_path: Path):
+    recipe = write_recipe(tmp_path, "data:\n  train: a.jsonl\n  eval: b.jsonl\noptimizer:\n")
+
+    config = read_recipe(recipe)
+
+    assert config.data.train == ("a.jsonl",)
+    assert config.data.eval == ("b.jsonl",)
+    assert config.optimizer == TrainConfig().optimizer
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_with_a_byte_order_mark_is_read(encoding: str, tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes("run:\n  name: é\n".encode(encoding))
+
+    assert read_recipe(path).run.name == "é"
+
+
+def test_a_recipe_of_the_wrong_type_names_the_field(tmp_path: Path):
+    with pytest.raises(InputError, match=r"data\.train: Input should be a list, got 5"):
+        read_recipe(write_recipe(tmp_path, "data:\n  train: 5\n"))
