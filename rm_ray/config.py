@@ -67,8 +67,9 @@ class DataConfig:
     .parquet file, a folder or glob of them, a saved or Hub dataset, or 'builtin'. A share with a
     point is a fraction of the rows (0.5), one without is a number of rows (400)."""
 
-    eval: tuple[str, ...] = (f"{BUILTIN}:test",)
-    """Sources of held-out pairs, written like data.train; may be empty."""
+    eval: tuple[str, ...] | None = None
+    """Sources of held-out pairs, written like data.train; may be empty. None: the built-in test
+    pairs where all of data.train is built-in, and no evaluation of others."""
 
     max_length: int = 2048
     """Most tokens that one conversation (prompt and response) may have."""
@@ -87,7 +88,7 @@ class DataConfig:
     """A Jinja chat template, or the path of a file with one; none: the tokenizer's own."""
 
     def __post_init__(self) -> None:
-        for name, sources in (("data.train", self.train), ("data.eval", self.eval)):
+        for name, sources in (("data.train", self.train), ("data.eval", self.held_out)):
             for source in sources:
                 refuse_password(name, source, "the environment")
         require(len(self.train) > 0, "data.train", self.train, "a list of at least one source")
@@ -96,6 +97,14 @@ class DataConfig:
         require(limit is None or limit >= 1, "data.max_prompt_length", limit, "at least 1")
         share = self.max_refused_fraction
         require(0 <= share <= 1, "data.max_refused_fraction", share, "between 0 and 1")
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Sources of held-out pairs; built-in ones are nothing to measure own pairs by."""
+        if self.eval is not None:
+            return self.eval
+        is_builtin = all(re.match(rf"{BUILTIN}(?![^:=])", source.strip()) for source in self.train)
+        return (f"{BUILTIN}:test",) if is_builtin else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,10 +401,10 @@ class TrainConfig:
         require(not packed or attention == "sdpa", "model.attention", attention, rule)
         metric = self.checkpoint.keep_best_by or ""
         require(
-            bool(self.data.eval) or not metric.startswith("eval/"),
+            bool(self.data.held_out) or not metric.startswith("eval/"),
             "checkpoint.keep_best_by",
             metric,
-            "none or a train/rm/ metric where data.eval is empty",
+            "none or a train/rm/ metric where data.eval names no held-out pairs",
         )
         bounds = self.cluster.worker_bounds
         require(

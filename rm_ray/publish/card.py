@@ -12,7 +12,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedTokenizerBase
 
-from rm_ray.config import BUILTIN, flatten
+from rm_ray.config import BUILTIN, DataConfig, flatten
 from rm_ray.data.tokenization import TEMPLATE_FAILURES
 from rm_ray.publish.gate import GateResult
 from rm_ray.tracking.history import History
@@ -142,7 +142,7 @@ def write_text(facts: CardFacts) -> str:
         differences=_describe_differences(facts.gate.differences),
         image=IMAGE,
         pairs=by_source,
-        sources=[*config["data"]["train"], *config["data"]["eval"]],
+        sources=[*config["data"]["train"], *_held_out(config["data"])],
         revisions={o: r for each in data.values() for o, r in each.get("revisions", {}).items()},
         data_hash=data["train"]["data_hash"],
         refused=refused,
@@ -188,6 +188,11 @@ def _quote(text: str) -> str:
 def _on_hub(name: str) -> str | None:
     """Return a name that is one of the Hub's, else None."""
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else None
+
+
+def _held_out(data: dict[str, Any]) -> tuple[str, ...]:
+    """Return the sources of held-out pairs that a run's settings mean."""
+    return DataConfig(train=tuple(data["train"]), eval=data["eval"]).held_out
 
 
 def _datasets(sources: Sequence[str]) -> list[str] | None:

@@ -167,7 +167,11 @@ def prepare_for(
     check_export(classifier.config, tokenizer)
     layout = choose_layout(config.batch.layout, classifier.config)
     train_cache = _cache(config, "train", tokenizer, storage)
-    held_out = _cache(config, "eval", tokenizer, storage) if config.data.eval else None
+    held_out = _cache(config, "eval", tokenizer, storage) if config.data.held_out else None
+    if config.data.eval is None and held_out is None:
+        logger.info(
+            "no evaluation: data.eval names no held-out pairs; give some with --data.eval SOURCE"
+        )
     on_phase("cache")
     batch, optimizer = config.batch, config.optimizer
     settings = PlanSettings(
@@ -246,7 +250,7 @@ def in_order(settings: PlanSettings) -> PlanSettings:
 def _cache(
     config: TrainConfig, name: str, tokenizer: PreTrainedTokenizerBase, storage: Storage
 ) -> TokenCache:
-    specs = config.data.train if name == "train" else config.data.eval
+    specs = config.data.train if name == "train" else config.data.held_out
     cache = build_token_cache(specs, config.data, tokenizer, seed=config.run.seed, storage=storage)
     rows = cache.num_pairs + cache.num_refused
     logger.info("%s pairs: %s of %s rows", name, f"{cache.num_pairs:,}", f"{rows:,}")

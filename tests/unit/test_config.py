@@ -162,7 +162,7 @@ def test_a_section_that_holds_no_fields_is_refused():
         ("run", "seed", "three"),
         ("run", "seed", 1.5),
         ("run", "name", 3),
-        ("data", "train", "builtin:train"),
+        ("data", "train", 5),
         ("data", "over_length", "cut"),
         ("data", "max_length", None),
         ("model", "dtype", "float16"),
@@ -572,3 +572,33 @@ def test_a_recipe_with_a_byte_order_mark_is_read(encoding: str, tmp_path: Path):
 def test_a_recipe_of_the_wrong_type_names_the_field(tmp_path: Path):
     with pytest.raises(InputError, match=r"data\.train: Input should be a list, got 5"):
         read_recipe(write_recipe(tmp_path, "data:\n  train: 5\n"))
+
+
+@pytest.mark.parametrize(
+    ("train", "given", "held_out"),
+    [
+        (["builtin:train"], None, ("builtin:test",)),
+        (["builtin=0.5", "builtin:train=3"], None, ("builtin:test",)),
+        (["mine.jsonl"], None, ()),
+        (["builtin:train", "mine.jsonl"], None, ()),
+        (["builtin.jsonl"], None, ()),
+        (["mine.jsonl"], ["builtin:test"], ("builtin:test",)),
+        (["builtin:train"], [], ()),
+    ],
+)
+def test_own_pairs_are_not_evaluated_on_the_built_in_ones_unasked(
+    train: list[str], given: list[str] | None, held_out: tuple[str, ...]
+):
+    assert parse_config({"data": {"train": train, "eval": given}}).data.held_out == held_out
+
+
+def test_own_pairs_given_on_the_command_line_have_no_built_in_evaluation():
+    assert parse_command(["--data.train", "mine.jsonl"]).config.data.held_out == ()
+    assert parse_command([]).config.data.held_out == ("builtin:test",)
+
+
+def test_the_best_by_evaluation_is_refused_where_own_pairs_have_none():
+    settings = {"data": {"train": ["mine.jsonl"]}, "checkpoint": {"keep_best_by": "eval/rm/loss"}}
+
+    with pytest.raises(InputError, match=r"keep_best_by.*data\.eval names no held-out pairs"):
+        parse_config(settings)
