@@ -2,7 +2,10 @@
 
 import pytest
 
-from rm_ray.train.zero import find_secondary_size
+from rm_ray.config import ClusterConfig, OptimizerConfig
+from rm_ray.train.zero import BUCKET, LIVE, deepspeed_settings, find_secondary_size
+
+LAYER_OF_70B = 2 * 8_192**2 + 2 * 8_192 * 1_024 + 3 * 8_192 * 28_672
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,21 @@ from rm_ray.train.zero import find_secondary_size
 )
 def test_a_second_partition_spans_the_ranks_of_a_machine_where_all_have_as_many(nodes, size):
     assert find_secondary_size(nodes) == size
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradients_are_exchanged_beside_the_backward_pass_on_gpus(stage):
+    cluster = ClusterConfig(zero_stage=stage)
+    zero = {
+        on_gpu: deepspeed_settings(cluster, OptimizerConfig(), bf16=True, on_gpu=on_gpu)[
+            "zero_optimization"
+        ]
+        for on_gpu in (False, True)
+    }
+    assert zero[True] == {**zero[False], "overlap_comm": True}
+    assert zero[True]["reduce_bucket_size"] == BUCKET
+    assert zero[True].get("stage3_max_reuse_distance") == (LIVE if stage == 3 else None)
+
+
+def test_a_layer_of_70b_stays_gathered_from_its_recomputation_to_its_gradient():
+    assert LIVE >= 2 * LAYER_OF_70B
