@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as a shell has it."""
 
@@ -19,14 +21,24 @@ class TrainingError(RuntimeError):
 
 def find_final_error(error: BaseException | None) -> InputError | TrainingError | None:
     """Return our own error in the chain that Ray wraps around what a task raises."""
-    while error is not None:
-        if isinstance(error, InputError):
-            return InputError(str(error.args[0]).split("\n")[0])  # Ray Data adds lines
-        if isinstance(error, TrainingError):
-            return TrainingError(str(error.args[0]))
-        inside = (getattr(error, name, None) for name in ("_base_exc", "cause", "__cause__"))
-        error = next((found for found in inside if found is not None), None)
+    for inner in _chain(error):
+        if isinstance(inner, InputError):
+            return InputError(str(inner.args[0]).split("\n")[0])  # Ray Data adds lines
+        if isinstance(inner, TrainingError):
+            return TrainingError(str(inner.args[0]))
     return None
+
+
+def find_lost_error(error: BaseException | None) -> LostError | None:
+    """Return what a worker itself raised of an attempt that is lost, with its words alone."""
+    return next((inner for inner in _chain(error) if type(inner) is LostError), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        inside = (getattr(error, name, None) for name in ("_base_exc", "cause", "__cause__"))
+        error = next((one for one in inside if isinstance(one, BaseException)), None)
 
 
 class StoppedError(RuntimeError):

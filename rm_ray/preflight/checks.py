@@ -13,7 +13,9 @@ from uuid import uuid4
 from rm_ray.config import BUILTIN, CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
 from rm_ray.model.base_check import BaseModel
+from rm_ray.model.compiler import INSTALL
 from rm_ray.model.weight_files import list_some
+from rm_ray.preflight.gpus import INSTALL_CUDA, find_needed_driver
 from rm_ray.preflight.machines import Facts, Machine
 from rm_ray.preflight.memory import MemoryEstimate
 from rm_ray.storage import Storage
@@ -21,9 +23,6 @@ from rm_ray.storage import Storage
 Outcome = Literal["ok", "warning", "failed"]
 
 GIGABYTE = 10**9
-
-DRIVERS = {11: "450.80", 12: "525.60", 13: "580.65"}
-"""Oldest Linux driver for each CUDA (docs.nvidia.com/cuda/cuda-toolkit-release-notes, table 2)."""
 
 AMPERE = 8.0
 """Compute capability from which bfloat16 and flash attention are there."""
@@ -145,13 +144,12 @@ def check_gpus(facts: Sequence[Facts], *, use_gpu: bool, dtype: str) -> Verdict:
         return warn("GPUs", "there are none to look at", "check again on the cluster of this run")
     no_cuda = [f.name for f in with_gpus if f.cuda is None]
     if no_cuda:
-        return fail("GPUs", f"PyTorch is built without CUDA on {_list(no_cuda)}", _INSTALL)
+        return fail("GPUs", f"PyTorch is built without CUDA on {_list(no_cuda)}", INSTALL_CUDA)
     old = [
         f"{f.name} has driver {gpu.driver}, and PyTorch's CUDA {f.cuda} needs {least}"
         for f in with_gpus
         for gpu in f.gpus[:1]
-        if f.cuda and (least := DRIVERS.get(int(f.cuda.split(".")[0])))
-        if _parts(gpu.driver) < _parts(least)
+        if (least := find_needed_driver(gpu.driver, f.cuda))
     ]
     if old:
         return fail("GPUs", _list(old), "install a newer driver on these machines")
@@ -170,12 +168,15 @@ def _memory(size: int | None) -> str:
     return "memory unknown" if size is None else f"{size / GIGABYTE:.0f} GB"
 
 
-_INSTALL = "install the PyTorch of requirements.txt there, from an index with CUDA"
-
-
-def _parts(version: str) -> list[int]:
-    """Return the first two parts of a driver's version, of which 580.105 is newer than 580.65."""
-    return [int(part) for part in version.split(".")[:2]]
+def check_compiler(facts: Sequence[Facts], *, use_gpu: bool, liger: str) -> Verdict | None:
+    """Tell whether Triton can compile Liger's kernels where GPUs are; none where it need not."""
+    without = [f"{f.name} lacks {f.missing_compiler}" for f in facts if f.missing_compiler]
+    if not use_gpu or liger == "off" or not any(f.gpus or f.gpu_error for f in facts):
+        return None
+    if not without:
+        return passed("compiler", "a C compiler and Python's headers for Liger's kernels")
+    judge = fail if liger == "on" else warn
+    return judge("compiler", f"{_list(without)}: Liger's kernels need it", INSTALL)
 
 
 @contextmanager

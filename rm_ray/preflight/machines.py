@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import platform
-import runpy
 import shutil
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rm_ray.errors import InputError
+from rm_ray.model.compiler import find_missing
+from rm_ray.preflight.gpus import Gpu, find_cuda, find_gpus
 from rm_ray.storage import Storage, local_home
 
 ANSWER_S = 120.0
@@ -88,18 +87,6 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """A GPU as its driver describes it."""
-
-    name: str
-    memory: int | None
-    """Bytes; none where the driver does not tell."""
-    driver: str
-    capability: float
-    """Compute capability, as in 8.0."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Facts:
     """What a machine has, as a task on it found."""
 
@@ -118,6 +105,8 @@ class Facts:
     """The CUDA that its PyTorch was built for."""
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str = ""
+    missing_compiler: str = ""
+    """What Triton misses on a machine with GPUs."""
 
 
 def ask_all(machines: Sequence[Machine], question: Question) -> list[Facts]:
@@ -174,6 +163,7 @@ def find_facts(question: Question) -> Facts:
         cuda=find_cuda(),
         gpus=gpus,
         gpu_error=gpu_error,
+        missing_compiler=find_missing() if question.has_gpus else "",
     )
 
 
@@ -198,35 +188,3 @@ def find_software() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def find_cuda() -> str | None:
-    """Return the CUDA that PyTorch was built for, without the seconds that its import takes."""
-    spec = find_spec("torch")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    told = runpy.run_path(str(Path(spec.submodule_search_locations[0]) / "version.py"))
-    cuda: str | None = told.get("cuda")
-    return cuda
-
-
-QUERY = "name,memory.total,driver_version,compute_cap"
-
-
-def find_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """Ask the driver about all GPUs of this machine; return them, or why it does not answer."""
-    command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except FileNotFoundError:
-        return (), "there is no nvidia-smi: the driver is not installed, or not in the container"
-    except subprocess.SubprocessError as error:
-        return (), f"nvidia-smi fails: {error}"
-    return tuple(parse_gpu(line) for line in done.stdout.splitlines() if line.strip()), ""
-
-
-def parse_gpu(line: str) -> Gpu:
-    """Read a line of nvidia-smi's answer; memory is in MiB there, where the driver tells it."""
-    name, memory, driver, capability = (cell.strip() for cell in line.split(","))
-    size = int(memory) * 2**20 if memory.isdigit() else None
-    return Gpu(name=name, memory=size, driver=driver, capability=float(capability))

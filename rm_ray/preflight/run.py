@@ -172,6 +172,7 @@ def _ask_machines(
     found = [
         checks.check_software(facts, find_software()),
         checks.check_gpus(facts, use_gpu=use_gpu, dtype=config.model.dtype),
+        checks.check_compiler(facts, use_gpu=use_gpu, liger=config.model.liger),
         checks.check_storage(facts, written, storage),
         checks.check_paths(facts),
     ]

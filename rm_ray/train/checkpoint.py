@@ -28,6 +28,7 @@ from rm_ray.train.attempts import attempt_of, checkpoint_name, list_checkpoints
 from rm_ray.train.engine import Engine
 from rm_ray.train.files import HISTORY, LEDGER, PROBES, STATE
 from rm_ray.train.ledger import Ledger
+from rm_ray.train.limits import UPLOAD_S
 from rm_ray.train.manifest import (
     MANIFEST,
     FoundCheckpoint,
@@ -44,9 +45,6 @@ from rm_ray.train.slices import list_extents, read_slices, write_slices
 from rm_ray.train.staging import STAGED, staging_folder
 
 logger = logging.getLogger(__name__)
-
-UPLOAD_S = 3_600.0
-"""How long copying may take beside the time for which a storage may fail."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,10 @@ PULSE_EVERY_S = 1.0
 RESIZED = "resized"
 """Reason to stop: the cluster has room for more workers."""
 
-Phase = Literal["starting", "waiting", "training", "evaluating", "saving", "exporting"]
-"""Waiting is for data."""
+Phase = Literal[
+    "starting", "connecting", "waiting", "training", "evaluating", "saving", "exporting"
+]
+"""Connecting is to the other ranks, waiting for data."""
 
 
 @dataclass(frozen=True, kw_only=True)

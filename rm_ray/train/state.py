@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 
 from rm_ray.data.collate import Collator
+from rm_ray.errors import InputError
 from rm_ray.model.attention import choose_kernel, head_size
+from rm_ray.model.compiler import INSTALL, find_missing
 from rm_ray.model.flops import ModelFlops
 from rm_ray.model.reward_model import apply_liger, build_reward_model
 from rm_ray.publish.versions import Version, Versions, choose_held, find_wanted
@@ -27,6 +30,7 @@ from rm_ray.train.manifest import FoundCheckpoint
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.progress import Progress
 from rm_ray.train.pulse import Heart
+from rm_ray.train.ranks import gather_objects
 from rm_ray.train.throughput import Throughput, forget_peak_memory, measure_matrix_peak
 from rm_ray.train.worker import TrainJob
 
@@ -78,6 +82,7 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
         compute_deterministically()
     if not job.use_gpu:
         torch.set_num_threads(config.cluster.cpus_per_worker)
+    liger = choose_liger(config.model.liger, on_gpu=job.use_gpu)
     dtype = getattr(torch, config.model.dtype)
     model = build_reward_model(
         config.model,
@@ -89,7 +94,7 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
     )
     flops = ModelFlops.of(model.classifier)  # before ZeRO shards it
     width = head_size(model.classifier.config)
-    apply_liger(model, config.model.liger, on_gpu=job.use_gpu)
+    apply_liger(model, liger, on_gpu=job.use_gpu)
     engine = Engine(model, config.optimizer, config.cluster, dtype=dtype, use_gpu=job.use_gpu)
     if job.use_gpu and config.model.dtype == "float32" and engine.rank == 0:
         logger.warning(
@@ -132,6 +137,29 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
         collator=collator,
         throughput=throughput,
     )
+
+
+def choose_liger(choice: str, *, on_gpu: bool) -> str:
+    """Return ``choice``, or that every rank goes on without Liger where any cannot compile it.
+
+    Every rank calls it.
+
+    Raises:
+        InputError: ``choice`` is 'on'.
+    """
+    if choice == "off" or not on_gpu:
+        return choice
+    found = gather_objects((socket.gethostname(), find_missing()))
+    without = {host: missing for host, missing in found if missing}
+    if not without:
+        return choice
+    host, missing = next(iter(without.items()))
+    lacks = f"Triton needs {missing} to compile Liger's kernels on {host}"
+    others = f" and {len(without) - 1} more machines" if len(without) > 1 else ""
+    if choice == "on":
+        raise InputError(f"model.liger is 'on', but {lacks}{others}; {INSTALL}; or use 'auto'")
+    logger.warning("liger: going on without, since %s%s; %s", lacks, others, INSTALL)
+    return "off"
 
 
 def finding_held(job: TrainJob) -> Callable[[Sequence[FoundCheckpoint]], set[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,25 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from rm_ray.config import ClusterConfig
 from rm_ray.data.stream import PlannedPairs
-from rm_ray.errors import InputError, LostError, StoppedError, TrainingError, find_final_error
+from rm_ray.errors import (
+    InputError,
+    LostError,
+    StoppedError,
+    TrainingError,
+    find_final_error,
+    find_lost_error,
+)
 from rm_ray.publish.actor import start_mirror
 from rm_ray.storage import Storage
 from rm_ray.tracking.shipping import MetricShipper, opening_mlflow
 from rm_ray.tracking.target import RunDescription
 from rm_ray.train.board import BoardReader, start_board
+from rm_ray.train.exchange import PARTNER_LOST, REMEDIES
 from rm_ray.train.files import RUN, SKELETON
 from rm_ray.train.gauges import RunGauges
 from rm_ray.train.going import Going
 from rm_ray.train.interface import RayInterface
+from rm_ray.train.limits import collective_limit
 from rm_ray.train.prepare import Prepared, describe_data, in_order, write_skeleton
 from rm_ray.train.pulse import Felt
 from rm_ray.train.record import open_record, refuse_other_data
@@ -129,8 +138,9 @@ def _run(trainer: TorchTrainer, watch: Watch, run: Storage) -> dict[str, Any]:
         raise explain(error, watch.stuck, run) from error
     except ray.exceptions.RayError as error:
         lost = f"Ray lost it ({type(error).__name__}: {error})"
-        cause = watch.stuck.reason if watch.stuck else lost
-        raise LostError(cause) from error
+        if watch.stuck is not None:
+            raise LostError(watch.stuck.reason, signature=watch.stuck.signature) from error
+        raise LostError(lost) from error
 
 
 def _describe_pulses(felt: Sequence[Felt], shipper: MetricShipper) -> dict[str, Any]:
@@ -147,6 +157,7 @@ def _describe_pulses(felt: Sequence[Felt], shipper: MetricShipper) -> dict[str, 
 
 def _trainer(prepared: Prepared, job: TrainJob) -> TorchTrainer:
     config, storage = prepared.config, prepared.storage
+    patience_s = config.checkpoint.storage_patience_s
     streams = {"train": PlannedPairs(cache=prepared.train.parts, settings=prepared.plan.settings)}
     if prepared.held_out is not None:
         settings = in_order(prepared.plan.settings)
@@ -154,7 +165,7 @@ def _trainer(prepared: Prepared, job: TrainJob) -> TorchTrainer:
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"job": job},
-        torch_config=RayInterface(),
+        torch_config=RayInterface(timeout_s=round(collective_limit(patience_s))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.cluster.num_workers,
             use_gpu=bool(config.cluster.use_gpu),
@@ -183,14 +194,18 @@ def explain(error: ray.train.TrainingFailedError, stuck: Stuck | None, run: Stor
     What the system refuses counts as an outage unless the run's folder can be read by now.
     """
     if stuck is not None:
-        return LostError(stuck.reason)
+        return LostError(stuck.reason, signature=stuck.signature)
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-    final = next((cause for cause in map(find_final_error, failures.values()) if cause), None)
+    causes = [*failures.values(), getattr(error, "controller_failure", None)]
+    final = next((cause for cause in map(find_final_error, causes) if cause), None)
     if final is not None:
         return final
     dead = [rank for rank, failure in failures.items() if _is_death(failure)]
     if dead:
         return LostError(f"rank {', '.join(map(str, sorted(dead)))} died")
+    told = next((cause for cause in map(find_lost_error, causes) if cause), None)
+    if told is not None:
+        return told
     for rank, failure in sorted(failures.items()):
         error_there = getattr(failure, "_base_exc", failure)
         shown = f"{type(error_there).__name__}: {error_there}"
@@ -206,10 +221,40 @@ def explain(error: ray.train.TrainingFailedError, stuck: Stuck | None, run: Stor
             is_outage=is_outage,
         )
     if failures:
-        first = str(failures[min(failures)]).strip()
-        return LostError(f"the ranks lost one another, it seems\n{first}")
+        return _explain_connections(failures)
+    return _explain_start(getattr(error, "controller_failure", None) or error)
+
+
+def _explain_connections(failures: Mapping[int, Exception]) -> LostError:
+    """Return what was lost where every rank's error is one of the network.
+
+    NCCL also fails by itself, as where /dev/shm is too small, and then does so again.
+    """
+    for rank, failure in sorted(failures.items()):
+        told = str(getattr(failure, "_base_exc", failure)).strip()
+        kind = _NCCL.search(told)
+        if kind and not any(name in told for name in PARTNER_LOST):
+            last = told.splitlines()[-1].strip()
+            return LostError(
+                f"NCCL failed on rank {rank}: {kind[0]}, {last}. {REMEDIES['nccl']}\n{told}",
+                signature=f"NCCL: {kind[0]}",
+            )
+    first = str(failures[min(failures)]).strip()
+    return LostError(f"the ranks lost one another, it seems\n{first}")
+
+
+def _explain_start(error: Exception) -> LostError:
+    """Return what was lost where the workers did not begin to train, or Ray Train failed."""
     told = str(error).strip()
-    return LostError(f"Ray Train failed: {told.splitlines()[-1]}\n{told}")
+    last = told.splitlines()[-1]
+    kind = _RENDEZVOUS.search(told)
+    if kind is None:
+        return LostError(f"Ray Train failed: {last}\n{told}")
+    return LostError(
+        f"the workers' process group did not form: {last}. Ranks meet at rank 0, by the address "
+        f"that Ray has for its machine. {REMEDIES['gloo']}\n{told}",
+        signature=f"connecting: {kind[0]}",
+    )
 
 
 _ANSWERS = (
@@ -230,7 +275,12 @@ def _can_read(run: Storage) -> bool:
 
 
 _CONNECTIONS = ("gloo/transport", "NCCL")
-"""In the errors of ranks whose partner died."""
+"""In the errors of ranks whose partner died, and in some that NCCL has of its own."""
+
+_NCCL = re.compile(r"nccl\w+(?:Error|Argument|Usage)")
+
+_RENDEZVOUS = re.compile("DistNetworkError|DistStoreError|connectFullMesh failed")
+"""In what torch raises where ranks do not meet."""
 
 
 def _is_death(failure: Exception) -> bool:

@@ -16,6 +16,17 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rm_ray.train.limits import (
+    COMPANY_S,
+    CONNECT_S,
+    DATA_S,
+    FIRST_STEP_S,
+    SILENT_AFTER_S,
+    SLOW_S,
+    SLOWER,
+    SLOWER_THAN_FIRST,
+    STALLED_AFTER_S,
+)
 from rm_ray.train.pulse import RESIZED, Felt, more_pressing
 
 logger = logging.getLogger(__name__)
@@ -24,30 +35,6 @@ LOOK_EVERY_S = 2.0
 
 LOOKS = 3
 """How often in a row a machine must be seen to have come or gone."""
-
-SILENT_AFTER_S = 30.0
-"""A process whose pulse thread says nothing for so long is stopped or has lost its machine."""
-
-STALLED_AFTER_S = 45.0
-"""Ranks that go through no micro-batch for so long hang together, unless they were ever slower."""
-
-FIRST_STEP_S = 900.0
-"""How long the first step may take, in which kernels are compiled and ranks are connected."""
-
-SLOWER = 5.0
-"""A stall is longer than so many times the longest time that a micro-batch took before."""
-
-SLOWER_THAN_FIRST = 2.0
-"""The same for the first step's, which count until a later one is known: they take longer."""
-
-DATA_S = 600.0
-"""How long data may be waited for."""
-
-SLOW_S = 3_600.0
-"""How long a model may take to be read, written or gathered, or a storage to answer at all."""
-
-COMPANY_S = 120.0
-"""How long after the first rank the last one may begin."""
 
 _STEADY = ("waiting", "training", "evaluating")
 
@@ -58,6 +45,8 @@ class Stuck:
 
     ranks: tuple[Felt, ...]
     reason: str
+    signature: str = ""
+    """What tells a fault of the setup, which comes again, from an accident; empty for that."""
 
 
 class Pace:
@@ -103,7 +92,11 @@ def find_stuck(felt: Sequence[Felt], *, stall_s: float) -> Stuck | None:
         step = max(one.pulse.step for one in felt)
         phases = " or ".join(sorted({one.pulse.phase for one in felt}))
         reason = f"no rank went on for {limit:.0f} s in step {step} ({phases})"
-        return Stuck(ranks=tuple(felt), reason=reason)
+        return Stuck(
+            ranks=tuple(felt),
+            reason=reason,
+            signature="connecting" if phases == "connecting" else "",
+        )
     return None
 
 
@@ -112,6 +105,8 @@ def _limit(felt: Sequence[Felt], *, stall_s: float) -> float:
     phases = {one.pulse.phase for one in felt}
     if "waiting" in phases:
         return DATA_S
+    if phases == {"connecting"}:
+        return CONNECT_S
     if phases.isdisjoint(_STEADY):
         return SLOW_S
     if not all(one.pulse.startup for one in felt):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray.train
+import ray.train.torch
 
 from rm_ray.config import Layout, TrainConfig
 from rm_ray.data.plan import Steps
@@ -15,6 +16,8 @@ from rm_ray.data.stream import RankStream
 from rm_ray.storage import Storage
 from rm_ray.train.board import BoardWriter
 from rm_ray.train.determinism import ask_for_determinism
+from rm_ray.train.exchange import connect
+from rm_ray.train.interface import describe_host
 from rm_ray.train.manifest import find_checkpoint
 from rm_ray.train.pulse import Heart
 from rm_ray.train.staging import rescue_staged
@@ -71,6 +74,10 @@ def train_loop_per_worker(settings: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with Heart(job.board, rank) as heart, _writer(job, rank) as board:
+        heart.enter("connecting", 0)
+        connect(ray.train.torch.get_device(), describe_host(), on_progress=heart.beat)
+        job.startup.end("network")
+        heart.enter("starting", 0)
         if context.get_local_rank() == 0:
             rescue_staged(job.run, job.run_key)
         found = find_checkpoint(job.run, job.plan_fingerprint, rank=rank, world_size=world_size)

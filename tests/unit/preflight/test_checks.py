@@ -8,16 +8,8 @@ from rm_ray.config import CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
 from rm_ray.model.base_check import BaseModel
 from rm_ray.preflight import checks
-from rm_ray.preflight.machines import (
-    Facts,
-    Gpu,
-    Machine,
-    Question,
-    find_cuda,
-    find_facts,
-    find_software,
-    parse_gpu,
-)
+from rm_ray.preflight.gpus import Gpu, explain_no_cuda, find_cuda, parse_gpu
+from rm_ray.preflight.machines import Facts, Machine, Question, find_facts, find_software
 from rm_ray.preflight.memory import MemoryEstimate, Moment
 from rm_ray.storage import Storage
 
@@ -137,6 +129,41 @@ def test_gpus_and_their_driver(node, outcome, told):
     assert verdict.outcome == outcome
     assert told in verdict.found
     assert checks.check_gpus([node], use_gpu=False, dtype="bfloat16").outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "gpus", "error", "told"),
+    [
+        (None, (H100,), "", "PyTorch is built without CUDA; install the PyTorch of"),
+        ("13.0", (), "there is no nvidia-smi", "there is no nvidia-smi; mend the driver"),
+        ("13.0", (), "", "nvidia-smi lists none; mend the driver"),
+        ("13.0", (H100,), "", "its driver is 570.86.15, and PyTorch's CUDA 13.0 needs 580.65 or"),
+        ("12.8", (H100,), "", "CUDA 12.8 does not start with driver 570.86.15, which is new"),
+    ],
+)
+def test_why_a_worker_has_no_gpu_is_told_with_what_to_do(cuda, gpus, error, told):
+    said = explain_no_cuda("node-1", cuda, gpus, error)
+    assert said.startswith(f"a worker on node-1 is to train on a GPU, but {told}")
+
+
+@pytest.mark.parametrize(("liger", "outcome"), [("auto", "warning"), ("on", "failed")])
+def test_a_machine_on_which_liger_cannot_be_compiled_is_named(liger, outcome):
+    without = replace(NODE, missing_compiler="a C compiler (gcc)")
+    verdict = checks.check_compiler([NODE, without], use_gpu=True, liger=liger)
+    assert verdict is not None
+    assert verdict.outcome == outcome
+    assert verdict.found == "one lacks a C compiler (gcc): Liger's kernels need it"
+    assert "apt-get install gcc python3-dev" in verdict.remedy
+    fine = checks.check_compiler([NODE], use_gpu=True, liger=liger)
+    assert fine is not None
+    assert fine.outcome == "ok"
+
+
+def test_no_compiler_is_asked_for_where_no_kernel_is_compiled():
+    without = replace(NODE, missing_compiler="a C compiler (gcc)")
+    assert checks.check_compiler([without], use_gpu=False, liger="on") is None
+    assert checks.check_compiler([without], use_gpu=True, liger="off") is None
+    assert checks.check_compiler([replace(NODE, gpus=())], use_gpu=True, liger="on") is None
 
 
 def test_the_driver_s_own_words_are_read():

@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 
 from rm_ray.train import watch as watch_module
-from rm_ray.train.pulse import Felt, Phase, Pulse
-from rm_ray.train.watch import (
+from rm_ray.train.limits import (
+    CONNECT_S,
     DATA_S,
     FIRST_STEP_S,
     SILENT_AFTER_S,
@@ -14,10 +14,9 @@ from rm_ray.train.watch import (
     SLOWER,
     SLOWER_THAN_FIRST,
     STALLED_AFTER_S,
-    Pace,
-    find_stuck,
-    none_would_save,
 )
+from rm_ray.train.pulse import Felt, Phase, Pulse
+from rm_ray.train.watch import Pace, Stuck, find_stuck, none_would_save
 
 
 def felt(
@@ -45,6 +44,10 @@ def felt(
 def stuck_ranks(ranks: list[Felt], *, stall_s: float = STALLED_AFTER_S) -> list[int]:
     found = find_stuck(ranks, stall_s=stall_s)
     return [] if found is None else [one.pulse.rank for one in found.ranks]
+
+
+def find_by_default(ranks: list[Felt]) -> Stuck | None:
+    return find_stuck(ranks, stall_s=STALLED_AFTER_S)
 
 
 def test_ranks_that_go_on_are_not_stuck():
@@ -205,7 +208,13 @@ def test_a_rank_may_be_silent_in_the_first_step_no_longer_than_in_others():
 
 @pytest.mark.parametrize(
     ("phase", "limit"),
-    [("starting", SLOW_S), ("saving", SLOW_S), ("exporting", SLOW_S), ("waiting", DATA_S)],
+    [
+        ("starting", SLOW_S),
+        ("connecting", CONNECT_S),
+        ("saving", SLOW_S),
+        ("exporting", SLOW_S),
+        ("waiting", DATA_S),
+    ],
 )
 def test_where_no_micro_batches_are_it_takes_long_to_be_a_stall(phase: Phase, limit: float):
     before = [felt(rank, phase=phase, moved=limit) for rank in range(3)]
@@ -213,6 +222,23 @@ def test_where_no_micro_batches_are_it_takes_long_to_be_a_stall(phase: Phase, li
 
     assert stuck_ranks(before, stall_s=1e6) == []
     assert stuck_ranks(after, stall_s=1e6) == [0, 1, 2]
+
+
+def test_ranks_that_cannot_connect_would_not_the_next_time_either():
+    hanging = [felt(rank, phase="connecting", moved=CONNECT_S + 1) for rank in range(2)]
+    loading = [felt(rank, phase="starting", moved=SLOW_S + 1) for rank in range(2)]
+
+    assert [found.signature for found in map(find_by_default, (hanging, loading)) if found] == [
+        "connecting",
+        "",
+    ]
+
+
+def test_a_rank_that_connects_while_others_load_the_model_is_not_waited_for_less():
+    ranks = [felt(0, phase="connecting", moved=CONNECT_S + 1), felt(1, phase="starting", moved=1)]
+    later = [felt(0, phase="connecting", moved=SLOW_S), felt(1, phase="starting", moved=SLOW_S)]
+
+    assert stuck_ranks(ranks) == stuck_ranks(later) == []
 
 
 def test_a_rank_that_waits_for_data_keeps_the_others_waiting():
