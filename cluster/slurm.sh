@@ -22,6 +22,8 @@ cd "$SLURM_SUBMIT_DIR"
 export PATH="$PWD/.venv/bin:$PATH"
 # Models and datasets are downloaded once, for all nodes.
 export HF_HOME="${HF_HOME:-/mnt/cluster_storage/huggingface}"
+# Where machines have interfaces over which they do not reach one another (docker0, virbr0), say which
+# is the right one:  export NCCL_SOCKET_IFNAME=eth0  (and NCCL_IB_HCA=mlx5 for InfiniBand's cards).
 # Every node gets the token from here, also where they share no home.
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN="$(ray get-auth-token --generate 2>/dev/null)"

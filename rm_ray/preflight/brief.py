@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from rm_ray.config import TrainConfig
 from rm_ray.preflight.checks import (
     GIGABYTE,
     Verdict,
+    check_compiler,
     check_disk,
     check_gpu_memory,
+    check_gpus,
     check_machine_memory,
 )
-from rm_ray.preflight.machines import Machine, list_machines
+from rm_ray.preflight.machines import Machine, ask_gpus, list_machines
 from rm_ray.preflight.memory import PARTS, MemoryEstimate
 from rm_ray.preflight.planning import count_workers, estimate_now, why_not_estimated
 from rm_ray.preflight.workload import Workload, look
@@ -57,6 +60,7 @@ def say_in_short(prepared: Prepared) -> None:
             num_there=len(list_checkpoints(prepared.run)),
         )
     ]
+    verdicts += _judge_gpus(prepared.config)
     if why := why_not_estimated(prepared):
         logger.info("memory is not estimated, since %s", why)
     else:
@@ -64,6 +68,18 @@ def say_in_short(prepared: Prepared) -> None:
     for verdict in verdicts:
         if verdict.outcome != "ok":
             logger.warning("%s: %s; %s", verdict.name, verdict.found, verdict.remedy)
+
+
+def _judge_gpus(config: TrainConfig) -> list[Verdict]:
+    """Judge drivers and compilers by a task on each machine with GPUs; nothing where none train."""
+    if not config.cluster.use_gpu:
+        return []
+    facts = ask_gpus([machine for machine in list_machines() if machine.num_gpus])
+    found = [
+        check_gpus(facts, use_gpu=True, dtype=config.model.dtype),
+        check_compiler(facts, use_gpu=True, liger=config.model.liger),
+    ]
+    return [verdict for verdict in found if verdict is not None]
 
 
 def _judge_memory(prepared: Prepared, workload: Workload) -> list[Verdict]:

@@ -22,6 +22,9 @@ from rm_ray.storage import Storage, local_home
 ANSWER_S = 120.0
 """How long a machine may take to answer; the first task of a job starts a process there."""
 
+SHORT_ANSWER_S = 20.0
+"""The same before a training, which has its own checks in every worker."""
+
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "ray", "numpy")
 """Packages that all machines must have alike."""
 
@@ -120,6 +123,37 @@ def ask_all(machines: Sequence[Machine], question: Question) -> list[Facts]:
     ]
     ray.wait(answers, num_returns=len(answers), timeout=ANSWER_S)
     return [_collect(answer, machine) for answer, machine in zip(answers, machines, strict=True)]
+
+
+def ask_gpus(machines: Sequence[Machine]) -> list[Facts]:
+    """Return what a task on each machine finds of its GPUs; those that do not answer are left out.
+
+    Training begins right after, so a machine that is slow is not waited for long.
+    """
+    task = ray.remote(num_cpus=0, max_retries=0)(find_gpu_facts)
+    answers = [
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
+        ).remote()
+        for machine in machines
+    ]
+    if not answers:
+        return []
+    ray.wait(answers, num_returns=len(answers), timeout=SHORT_ANSWER_S)
+    found = [_collect(answer, machine) for answer, machine in zip(answers, machines, strict=True)]
+    return [facts for facts in found if not facts.error]
+
+
+def find_gpu_facts() -> Facts:
+    """Look at this machine's GPUs, and at what compiles for them."""
+    gpus, gpu_error = find_gpus()
+    return Facts(
+        name=socket.gethostname(),
+        cuda=find_cuda(),
+        gpus=gpus,
+        gpu_error=gpu_error,
+        missing_compiler=find_missing(),
+    )
 
 
 def _on(question: Question, machine: Machine) -> Question:

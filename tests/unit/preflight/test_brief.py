@@ -3,8 +3,10 @@
 import pytest
 from ray.util.accelerators import accelerators
 
+from rm_ray.config import ClusterConfig, TrainConfig
+from rm_ray.preflight import brief
 from rm_ray.preflight.brief import GPU_MEMORY_GB, smallest_gpu
-from rm_ray.preflight.machines import Machine
+from rm_ray.preflight.machines import Facts, Machine, find_gpu_facts
 
 
 def machine(kind: str | None, *, num_gpus: int = 8) -> Machine:
@@ -34,3 +36,32 @@ def test_a_machine_without_gpus_does_not_count():
 @pytest.mark.parametrize("kind", ["A100", "V100", None])
 def test_a_gpu_that_comes_in_several_sizes_is_not_guessed(kind):
     assert smallest_gpu([machine("H100"), machine(kind)]) is None
+
+
+def test_machines_with_gpus_are_judged_by_what_they_answer(monkeypatch):
+    asked = []
+
+    def ask(machines):
+        asked.extend(machines)
+        return [
+            Facts(name="one", gpu_error="nvidia-smi fails", missing_compiler="a C compiler (gcc)")
+        ]
+
+    machines = [
+        Machine(node_id=str(gpus), name="m", resources={"GPU": gpus, "CPU": 8}) for gpus in (0, 8)
+    ]
+    monkeypatch.setattr(brief, "list_machines", lambda: machines)
+    monkeypatch.setattr(brief, "ask_gpus", ask)
+    on_gpus = TrainConfig(cluster=ClusterConfig(use_gpu=True))
+
+    found = [(one.name, one.outcome) for one in brief._judge_gpus(on_gpus)]
+
+    assert found == [("GPUs", "failed"), ("compiler", "warning")]
+    assert asked == machines[1:]
+    assert brief._judge_gpus(TrainConfig()) == []
+
+
+def test_a_machine_without_a_driver_says_so():
+    found = find_gpu_facts()
+
+    assert bool(found.gpus) != bool(found.gpu_error)
