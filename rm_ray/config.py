@@ -8,7 +8,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rm_ray.rules import refuse_password, require
+from rm_ray.data.columns import ColumnRules, require_rules
+from rm_ray.rules import refuse_password, require, require_date
 
 BUILTIN = "builtin"
 """Names the embedded pairs, tokenizer and model, which need no download."""
@@ -87,6 +88,19 @@ class DataConfig:
     chat_template: str | None = None
     """A Jinja chat template, or the path of a file with one; none: the tokenizer's own."""
 
+    template_date: str | None = None
+    """The date, as in 2026-11-28, that a chat template is told which asks for today's; none: that
+    of the run's beginning. It is part of the exported template, so that texts stay the same."""
+
+    columns: tuple[str, ...] = ()
+    """Which column holds which part of a row: 'prompt=question chosen=response_j', in a recipe also
+    '{prompt: question, chosen: response_j}'. A part is chosen, rejected, prompt, messages, history,
+    system, tools, documents, margin, source, response, responses, subset or id; a column may be a
+    path in one ('question.full_text', 'completions.0.text'). Others are found by their names."""
+
+    ignore_columns: tuple[str, ...] = ()
+    """Columns that are left out on purpose, though they may hold part of the conversation."""
+
     def __post_init__(self) -> None:
         for name, sources in (("data.train", self.train), ("data.eval", self.held_out)):
             for source in sources:
@@ -97,6 +111,13 @@ class DataConfig:
         require(limit is None or limit >= 1, "data.max_prompt_length", limit, "at least 1")
         share = self.max_refused_fraction
         require(0 <= share <= 1, "data.max_refused_fraction", share, "between 0 and 1")
+        require_rules("data.", self.columns, self.ignore_columns)
+        require_date("data.template_date", self.template_date)
+
+    @property
+    def rules(self) -> ColumnRules:
+        """What is said of columns."""
+        return ColumnRules.of(self.columns, self.ignore_columns)
 
     @property
     def held_out(self) -> tuple[str, ...]:

@@ -51,9 +51,19 @@ def parse_config(settings: dict[str, Any], origin: str = "the configuration") ->
     settings = _fill_in(settings)
     _refuse_unknown(TrainConfig, settings, prefix="", origin=origin)
     try:
-        return pydantic.TypeAdapter(TrainConfig).validate_python(settings)
+        return pydantic.TypeAdapter(TrainConfig).validate_python(_list_columns(settings))
     except pydantic.ValidationError as error:
         raise InputError(f"{origin}: {_explain(error)}") from None
+
+
+def _list_columns(settings: dict[str, Any]) -> dict[str, Any]:
+    """Write ``data.columns`` as the command line does where it is a mapping."""
+    data = settings.get("data", {})
+    columns = data.get("columns")
+    if not isinstance(columns, dict) or not all(isinstance(c, str) for c in columns.values()):
+        return settings
+    listed = [f"{part}={column}" for part, column in columns.items()]
+    return {**settings, "data": {**data, "columns": listed}}
 
 
 def read_recipe(path: Path) -> TrainConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from itertools import pairwise
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +18,19 @@ def require(holds: bool, name: str, value: object, rule: str) -> None:
     """
     if not holds:
         raise InputError(f"{name} must be {rule}, got {value!r}")
+
+
+def require_date(name: str, value: str | None) -> None:
+    """Refuse a date that is not written as in 2026-11-28; none is one.
+
+    Raises:
+        InputError: naming the setting, the rule and the value.
+    """
+    try:
+        is_date = value is None or date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        is_date = False
+    require(is_date, name, value, "a date such as 2026-11-28")
 
 
 _SECRET_KEYS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
@@ -112,21 +112,35 @@ class ColumnRules:
     """Part to column, or to a path in one (``question.full_text``, ``completions.0.text``)."""
     ignore: tuple[str, ...] = ()
 
-    def check(self, prefix: str) -> None:
-        """Refuse parts that there are not.
+    @property
+    def are_set(self) -> bool:
+        """Whether they say anything."""
+        return bool(self.columns or self.ignore)
 
-        Raises:
-            InputError: naming the setting and the parts there are.
-        """
-        for part, column in self.columns.items():
-            rule = f"from {', '.join(ALIASES)} to a column, as in 'prompt question'"
-            require(part in ALIASES and bool(column), f"{prefix}columns", {part: column}, rule)
-        both = sorted({path.split(".")[0] for path in self.columns.values()} & set(self.ignore))
-        rule = f"other columns than {prefix}columns reads"
-        require(not both, f"{prefix}ignore_columns", both, rule)
+    @classmethod
+    def of(cls, columns: Sequence[str], ignore: Sequence[str]) -> ColumnRules:
+        """Read settings, each column as ``part=column``."""
+        named = (text.partition("=") for text in columns)
+        return cls(columns={part: column for part, _, column in named}, ignore=tuple(ignore))
 
 
 NO_RULES = ColumnRules()
+
+
+def require_rules(prefix: str, columns: Sequence[str], ignore: Sequence[str]) -> None:
+    """Refuse parts that there are not, or that are named twice.
+
+    Raises:
+        InputError: naming the setting and the parts there are.
+    """
+    rule = f"a list of PART=COLUMN, each part once and one of {', '.join(ALIASES)}"
+    named = [text.partition("=") for text in columns]
+    are_parts = all(part in ALIASES and equals and column for part, equals, column in named)
+    holds = are_parts and len({part for part, _, _ in named}) == len(named)
+    require(holds, f"{prefix}columns", tuple(columns), rule)
+    both = sorted({column.split(".")[0] for _, _, column in named} & set(ignore))
+    rule = f"other columns than those of {prefix}columns"
+    require(not both, f"{prefix}ignore_columns", both, rule)
 
 
 def find(row: Any, path: str) -> tuple[bool, Any]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""``role``, ``content`` (text; none beside ``tool_calls``) and whatever else a row gives it."""
+
+Schemas = list[dict[str, Any]]
+"""Tools or documents, as chat templates take them."""
 
 LARGEST_MARGIN = 1e6
 """Beyond it a float32 loss has no digits left for the rewards."""
-
-ROLES = ("system", "user", "assistant", "tool")
 
 
 class Reason(StrEnum):
@@ -20,17 +25,22 @@ class Reason(StrEnum):
 
     MISSING_FIELD = "chosen or rejected missing"
     NOT_MESSAGES = "not messages"
+    NOT_TEXT = "content that is not text"
     NOT_UNICODE = "not valid Unicode"
     UNKNOWN_ROLE = "unknown role"
     EMPTY = "empty"
     LAST_TURN_NOT_ASSISTANT = "last turn not assistant"
     SPEAKER_TAG = "speaker tag inside a turn"
     SPEAKERS_DO_NOT_ALTERNATE = "speakers do not alternate"
+    TEMPLATED = "written by a chat template already"
     PROMPTS_DIFFER = "prompts differ"
     IDENTICAL_RESPONSES = "identical responses"
+    BAD_TOOLS = "tools not a list of schemas"
+    BAD_DOCUMENTS = "documents not a list of objects or texts"
     BAD_MARGIN = "margin not a usable number"
     RESERVED_TOKENS = "reserved tokens in content"
     TEMPLATE_REFUSED = "refused by the chat template"
+    LEFT_OUT = "left out by the chat template"
     IDENTICAL_AFTER_TEMPLATING = "identical after templating"
     PROMPT_TOO_LONG = "prompt too long"
     TOO_LONG = "too long"
@@ -41,8 +51,19 @@ class RefusedError(Exception):
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         self.reason = reason
-        self.detail = _encodable(detail)
+        self.detail = encodable(detail)
         super().__init__(f"{reason}: {self.detail}" if detail else str(reason))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a chat template is given beside the messages."""
+
+    tools: Schemas | None = None
+    documents: Schemas | None = None
+
+
+NO_CONTEXT = Context()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +74,7 @@ class Pair:
     rejected: list[Message]
     margin: float = 0.0
     source: str = ""
+    context: Context = NO_CONTEXT
 
     @property
     def prompt(self) -> list[Message]:
@@ -62,110 +84,34 @@ class Pair:
     def swap(self) -> Pair:
         """Return the pair with the preference turned around."""
         return Pair(
-            chosen=self.rejected, rejected=self.chosen, margin=self.margin, source=self.source
+            chosen=self.rejected,
+            rejected=self.chosen,
+            margin=self.margin,
+            source=self.source,
+            context=self.context,
         )
 
 
-def parse_pair(row: dict[str, Any], default_source: str = "") -> Pair:
-    """Normalise a raw row to a pair.
-
-    ``chosen`` and ``rejected`` may be message lists (with the prompt in them, or after an explicit
-    ``prompt``), plain strings (after a ``prompt`` or alone), or Anthropic's transcripts
-    (``"\\n\\nHuman: ...\\n\\nAssistant: ..."``).
-
-    Raises:
-        RefusedError: the row breaks the contract.
-    """
-    sides = {}
-    for side in ("chosen", "rejected"):
-        if row.get(side) is None:
-            raise RefusedError(Reason.MISSING_FIELD, f"columns: {', '.join(row) or 'none'}")
-        sides[side] = parse_conversation(row[side], row.get("prompt"), side)
-    chosen, rejected = sides["chosen"], sides["rejected"]
-    if chosen[:-1] != rejected[:-1]:
-        raise RefusedError(Reason.PROMPTS_DIFFER)
-    for side, messages in sides.items():
-        check_turns(messages, side)
-    if chosen == rejected:
-        raise RefusedError(Reason.IDENTICAL_RESPONSES)
-    source = row.get("source")
-    return Pair(
-        chosen=chosen,
-        rejected=rejected,
-        margin=_margin(row.get("margin")),
-        source=_encodable(source) if isinstance(source, str) and source else default_source,
-    )
+_ABOUT_A_MESSAGE = frozenset(
+    ("id", "message_id", "uuid", "uid", "parent_id", "created_at", "create_time", "timestamp",
+     "date", "time", "model", "score", "rating", "rank", "annotations", "metadata")
+)  # fmt: skip
+"""Keys of a message that say something about it and are no part of it."""
 
 
-def parse_conversation(value: Any, prompt: Any, side: str) -> list[Message]:
-    """Return one side of a pair, or a response, as messages, the prompt in front.
-
-    Raises:
-        RefusedError: it is neither text nor messages, or has no turns.
-    """
-    messages = _read_conversation(value, prompt, side)
-    if not messages:
-        raise RefusedError(Reason.EMPTY, f"{side} has no turns")
-    return messages
+def without_notes(message: Message) -> Message:
+    """Return a message without what is only said about it, to compare it by."""
+    if len(message) == 2:
+        return message
+    return {key: value for key, value in message.items() if key not in _ABOUT_A_MESSAGE}
 
 
-def _read_conversation(value: Any, prompt: Any, side: str) -> list[Message]:
-    if isinstance(value, str):
-        if prompt is None and value.lstrip().startswith(("Human:", "Assistant:")):
-            return _transcript(value)
-        return [*_prompt_messages(prompt), {"role": "assistant", "content": value}]
-    messages = _messages(value, side)
-    if prompt is None or not messages:
-        return messages
-    explicit = _prompt_messages(prompt)
-    if isinstance(prompt, str):
-        complete = len(messages) > 1
-    else:
-        complete = len(messages) > len(explicit) and messages[: len(explicit)] == explicit
-    return messages if complete else explicit + messages
-
-
-def _prompt_messages(prompt: Any) -> list[Message]:
-    if prompt is None:
-        return []
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return _messages(prompt, "prompt")
-
-
-def _messages(value: Any, name: str) -> list[Message]:
-    """Keep role and content of each message of a list."""
-    if not isinstance(value, list):
-        raise RefusedError(Reason.NOT_MESSAGES, f"{name} is a {type(value).__name__}")
-    messages = []
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise RefusedError(Reason.NOT_MESSAGES, f"{name} holds {str(message)[:80]!r}")
-        if message.get("role") not in ROLES:
-            raise RefusedError(Reason.UNKNOWN_ROLE, f"{message.get('role')!r} in {name}")
-        messages.append({"role": message["role"], "content": message["content"]})
-    return messages
+def agree(left: list[Message], right: list[Message]) -> bool:
+    """Tell whether two lists hold the same messages."""
+    return left == right or [*map(without_notes, left)] == [*map(without_notes, right)]
 
 
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_STRAY_SPEAKER = re.compile(r"(?:^|\s)(?:Human|Assistant):")
-
-
-def _transcript(text: str) -> list[Message]:
-    """Read Anthropic's plain-text dialogue format (arXiv:2204.05862)."""
-    parts = _SPEAKER.split("\n\n" + text.strip())
-    roles = {"Human": "user", "Assistant": "assistant"}
-    messages = [
-        {"role": roles[speaker], "content": content.strip()}
-        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-    for previous, message in zip([None, *messages], messages, strict=False):
-        if _STRAY_SPEAKER.search(message["content"]):
-            raise RefusedError(Reason.SPEAKER_TAG, message["content"][:80])
-        if previous is not None and previous["role"] == message["role"]:
-            raise RefusedError(Reason.SPEAKERS_DO_NOT_ALTERNATE, message["content"][:80])
-    return messages
 
 
 def check_turns(messages: list[Message], side: str) -> None:
@@ -174,21 +120,52 @@ def check_turns(messages: list[Message], side: str) -> None:
         role = messages[-1]["role"]
         raise RefusedError(Reason.LAST_TURN_NOT_ASSISTANT, f"{side} ends with {role!r}")
     for message in messages:
-        if message["role"] in ("user", "assistant") and not message["content"].strip():
+        content = message.get("content", "")
+        says_nothing = not content.strip() and not message.get("tool_calls")
+        if says_nothing and message["role"] in ("user", "assistant"):
             raise RefusedError(Reason.EMPTY, f"a turn of the {message['role']} in {side}")
-        if _HALF_SURROGATE.search(message["content"]):
+        if any(map(_HALF_SURROGATE.search, texts_of(message))):
             raise RefusedError(Reason.NOT_UNICODE, f"half a surrogate pair in {side}")
 
 
-def _margin(value: Any) -> float:
-    if value is None:
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield every text in a value, the names of keys left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from texts_of(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_of(item)
+
+
+def parse_margin(value: Any) -> float:
+    """Return a margin; 0 where it is missing, which pandas writes as NaN.
+
+    Raises:
+        RefusedError: it is no number, or a useless one.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return 0.0
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) <= LARGEST_MARGIN:  # also false for nan
-        raise RefusedError(Reason.BAD_MARGIN, repr(value)[:80])
+    if not is_number or not abs(value) <= LARGEST_MARGIN:
+        hint = "; it is a number written as text" if isinstance(value, str) else ""
+        raise RefusedError(Reason.BAD_MARGIN, f"{_shown(value)}{hint if _is_number(value) else ''}")
     return float(value)
 
 
-def _encodable(text: str) -> str:
+def _is_number(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    return (repr(value) if isinstance(value, int | float | str) else json.dumps(value))[:80]
+
+
+def encodable(text: str) -> str:
     """Return text that a file can hold: half a surrogate pair becomes a question mark."""
     return text.encode("utf-8", "replace").decode()

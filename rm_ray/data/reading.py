@@ -138,7 +138,7 @@ def refuse_lost_columns(readings: Iterable[Reading], prefix: str = "data.") -> N
             raise InputError(
                 f"{reading.origin}: {names} may hold part of the conversation, and would not be "
                 f"trained on or scored (read: {_parts(reading)}). Say what it is with "
-                f"{prefix}columns (as in 'prompt {next(iter(reading.lost))}'), or leave it out "
+                f"{prefix}columns (as in 'prompt={next(iter(reading.lost))}'), or leave it out "
                 f"with {prefix}ignore_columns {' '.join(reading.lost)}"
             )
 

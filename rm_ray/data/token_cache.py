@@ -12,7 +12,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rm_ray.config import DataConfig
 from rm_ray.data import sources
-from rm_ray.data.contract import Pair, Reason, RefusedError, parse_pair
+from rm_ray.data.columns import ColumnRules
+from rm_ray.data.contract import Pair, Reason, RefusedError
+from rm_ray.data.reading import Reading, RowReading, refuse_lost_columns, sum_up
+from rm_ray.data.rows import read_pair
 from rm_ray.data.source_spec import SourceSpec
 from rm_ray.data.sources import Selection
 from rm_ray.data.stored_datasets import find_revision
@@ -37,8 +41,11 @@ from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same rows would be stored as something else."""
+
+FIRST_ROWS = 4
+"""Rows of each file that are looked at before all are tokenised."""
 
 ABANDONED_AFTER_S = 3_600.0
 """A build folder untouched for so long belongs to nobody (a build writes every few seconds)."""
@@ -62,6 +69,8 @@ class TokenCache:
     """Refused rows by reason."""
     revisions: dict[str, str]
     """Commits that datasets of the Hub were read at."""
+    readings: tuple[Reading, ...]
+    """How the rows of each file or split were read."""
 
     @property
     def num_refused(self) -> int:
@@ -90,12 +99,13 @@ def build_token_cache(
     selections = sources.select([SourceSpec.parse(text) for text in specs], seed)
     data_hash = sources.fingerprint(selections)
     origins = tuple(selection.fragment.origin for selection in selections)
-    identity = _hash(data_hash, tokenizer_fingerprint(tokenizer), _limits(config))
+    identity = _hash(data_hash, tokenizer_fingerprint(tokenizer), _limits(config), _rules(config))
     key = _hash(FORMAT, identity, origins)[:16]
     home = storage.folder(f"token_cache/{key}")
     if (manifest := home.read_json("manifest.json")) is not None:
         logger.info("token cache %s: found, %s pairs", key, f"{manifest['num_pairs']:,}")
         return _from_manifest(home, manifest)
+    _try_first_rows(selections, config.rules)
     _remove_abandoned(home)
     started = time.monotonic()
     build = f"build-{uuid.uuid4().hex[:8]}"
@@ -119,6 +129,25 @@ def build_token_cache(
 
 def _limits(config: DataConfig) -> list[int | str | None]:
     return [config.max_length, config.max_prompt_length, config.over_length]
+
+
+def _rules(config: DataConfig) -> list[object]:
+    """Return the settings that decide what a row becomes; nothing where there are none."""
+    return [sorted(config.columns), sorted(config.ignore_columns)] if config.rules.are_set else []
+
+
+def _try_first_rows(selections: Sequence[Selection], rules: ColumnRules) -> None:
+    """See from a few rows, before any work, whether a column is not used that should be.
+
+    Raises:
+        InputError: one is not.
+    """
+    for selection in selections:
+        origin = selection.fragment.origin
+        rows = (text for _, text in islice(sources.read_selected(selection), FIRST_ROWS))
+        parsed = (_parse(text, origin, rules)[1] for text in rows)
+        counts = Counter(reading.to_json() for reading in parsed if reading is not None)
+        refuse_lost_columns([sum_up(origin, counts)])
 
 
 def _hash(*parts: object) -> str:
@@ -146,6 +175,7 @@ def _from_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
         pairs_by_source=manifest["pairs_by_source"],
         refused=manifest["refused"],
         revisions=manifest.get("revisions", {}),
+        readings=tuple(map(Reading.from_json, manifest["readings"])),
     )
 
 
@@ -197,30 +227,35 @@ def tokenize_rows(
     pair_tokenizer: PairTokenizer, texts: Sequence[str], origins: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Turn raw JSON rows into cache rows; a refused one keeps its reason and raw text."""
-    parsed = [_parse(text, origin) for text, origin in zip(texts, origins, strict=True)]
-    pairs = [pair for pair in parsed if isinstance(pair, Pair)]
-    tokenized = iter(pair_tokenizer.tokenize(pairs))
+    rules = pair_tokenizer.config.rules
+    parsed = [_parse(text, origin, rules) for text, origin in zip(texts, origins, strict=True)]
+    tokenized = iter(pair_tokenizer.tokenize([p for p, _ in parsed if isinstance(p, Pair)]))
     rows: list[dict[str, Any]] = []
-    for text, pair in zip(texts, parsed, strict=True):
+    for text, (pair, reading) in zip(texts, parsed, strict=True):
         result = next(tokenized) if isinstance(pair, Pair) else pair
         if isinstance(pair, Pair) and isinstance(result, TokenizedPair):
-            rows.append(
-                {"source": pair.source, "margin": pair.margin, "reason": "", **vars(result)}
-            )
+            assert reading is not None
+            columns = vars(result).copy()
+            unwritten = columns.pop("unwritten")
+            read = replace(reading, unwritten=unwritten) if unwritten else reading
+            about = {"source": pair.source, "margin": pair.margin, "reason": ""}
+            rows.append({**about, "reading": read.to_json(), **columns})
         else:
             assert isinstance(result, RefusedError)
             rows.append({"reason": str(result.reason), "detail": result.detail, "raw": text})
     return rows
 
 
-def _parse(text: str, origin: str) -> Pair | RefusedError:
+def _parse(
+    text: str, origin: str, rules: ColumnRules
+) -> tuple[Pair | RefusedError, RowReading | None]:
     row = json.loads(text)
     if not isinstance(row, dict):
-        return RefusedError(Reason.NOT_MESSAGES, f"the row is a {type(row).__name__}")
+        return RefusedError(Reason.NOT_MESSAGES, f"the row is a {type(row).__name__}"), None
     try:
-        return parse_pair(row, default_source=origin)
+        return read_pair(row, origin, rules)
     except RefusedError as refusal:
-        return refusal
+        return refusal, None
 
 
 def _write_parts(
@@ -250,8 +285,16 @@ def _write_quarantine(parts: TokenParts, folder: Storage) -> dict[str, Any]:
                 line = {"origin": parts.origins[row.pop("fragment")], **row}
                 file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
     by_source: Counter[str] = Counter()
+    readings: dict[int, Counter[str]] = {}
     num_tokens = 0
-    for batch in parts.scan(("source", "chosen_ids", "rejected_ids"), refused=False):
+    columns = ("source", "chosen_ids", "rejected_ids", "fragment", "reading")
+    for batch in parts.scan(columns, refused=False):
+        numbered = pa.table({"fragment": batch["fragment"], "reading": batch["reading"]})
+        for each in (
+            numbered.group_by(["fragment", "reading"]).aggregate([([], "count_all")]).to_pylist()
+        ):
+            counts = readings.setdefault(each["fragment"], Counter())
+            counts[each["reading"]] += each["count_all"]
         by_source.update(batch.column("source").to_pylist())
         num_tokens += len(batch.column("chosen_ids").flatten())
         num_tokens += len(batch.column("rejected_ids").flatten())
@@ -261,4 +304,8 @@ def _write_quarantine(parts: TokenParts, folder: Storage) -> dict[str, Any]:
         "num_tokens": num_tokens,
         "pairs_by_source": dict(sorted(by_source.items())),
         "refused": dict(refused.most_common()),
+        "readings": [
+            sum_up(parts.origins[number], counts).to_json()
+            for number, counts in sorted(readings.items())
+        ],
     }

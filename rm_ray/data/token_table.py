@@ -36,9 +36,11 @@ SCHEMA = pa.schema(
         "reason": pa.string(),
         "detail": pa.string(),
         "raw": pa.string(),
+        "reading": pa.string(),
     }
 )
-"""A row of the token cache: a pair's token ids, or (``reason`` not empty) a refused raw row."""
+"""A row of the token cache: a pair's token ids, or (``reason`` not empty) a refused raw row, and
+how its columns were read."""
 
 TABLE_COLUMNS = SCHEMA.names[:8]
 

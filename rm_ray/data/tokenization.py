@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rm_ray.config import BUILTIN, DataConfig
-from rm_ray.data.contract import Message, Pair, Reason, RefusedError
+from rm_ray.data.contract import NO_CONTEXT, Pair, Reason, RefusedError
+from rm_ray.data.cutting import cut_tokens
 from rm_ray.data.pair_tokens import common_prefix
+from rm_ray.data.rendering import TEMPLATE_FAILURES, ChatRenderer, ReservedTokens
 from rm_ray.data.vocabulary import add_pad_token
 from rm_ray.errors import InputError
 
 PAD_TOKEN = "<|rm_pad|>"
-
-TEMPLATE_FAILURES = (
-    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError
-)  # fmt: skip
-"""What a template raises over a row: its own refusals, and Python's for what it does with it."""
 
 _PROBE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "An answer."}]
 
@@ -43,6 +38,8 @@ class TokenizedPair:
     rejected_ids: list[int]
     prefix_length: int
     prompt_length: int
+    unwritten: tuple[str, ...] = ()
+    """Keys of messages and tools that the chat template does not write."""
 
 
 def load_tokenizer(
@@ -67,7 +64,7 @@ def load_tokenizer(
             "into text; set data.chat_template to a Jinja template or to the path of one"
         )
     tokenizer.padding_side = "right"
-    _give_own_pad_token(tokenizer, _template_ids(tokenizer))
+    _give_own_pad_token(tokenizer, template_ids(tokenizer))
     return tokenizer
 
 
@@ -105,7 +102,7 @@ def _read_template(template: str) -> str:
         ) from None
 
 
-def _template_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def template_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Return the ids of a short conversation, what the template writes around it included."""
     try:
         ids = tokenizer.apply_chat_template(_PROBE, return_dict=False)
@@ -154,54 +151,6 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return marked | set(tokenizer.all_special_ids)
 
 
-_PIECEWISE = {
-    "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Replace", "Strip",
-    "ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Whitespace", "WhitespaceSplit",
-    "TemplateProcessing",
-}  # fmt: skip
-"""Parts of a tokenizer that treat every piece of a text alone."""
-
-
-def cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return tokens of the template after which a text may be cut without changing its ids.
-
-    A fast tokenizer first takes out of a text the added tokens that are not normalised, from left
-    to right and the longest at each place; it then normalises, splits and encodes the pieces
-    between them one by one. So where an added token that no other can overlap stands in a text, it
-    is found, and what follows it does not depend on what precedes it. There are none where a part
-    of the tokenizer is not known to work so.
-    """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    added = [token for token in backend["added_tokens"] if not token["normalized"]]
-    parts = [backend[name] for name in ("normalizer", "pre_tokenizer", "post_processor")]
-    looks_around = any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added)
-    if looks_around or tokenizer.split_special_tokens or not all(map(_is_piecewise, parts)):
-        return []
-    written = _template_ids(tokenizer)
-    contents = [token["content"] for token in added]
-    candidates = [token["content"] for token in added if token["id"] in written]
-    return [t for t in candidates if not any(_may_hide(other, t) for other in contents)]
-
-
-def _is_piecewise(part: dict[str, Any] | None) -> bool:
-    if part is None:
-        return True
-    if part["type"] == "Sequence":
-        (parts,) = (value for value in part.values() if isinstance(value, list))
-        return all(map(_is_piecewise, parts))
-    if part["type"] == "TemplateProcessing" and sum("Sequence" in p for p in part["single"]) != 1:
-        return False
-    moves_first_offset = part.get("add_prefix_space") and part.get("trim_offsets")
-    marks_first_piece = part.get("prepend_scheme") == "first"
-    return part["type"] in _PIECEWISE and not (moves_first_offset or marks_first_piece)
-
-
-def _may_hide(other: str, token: str) -> bool:
-    """Tell whether ``other`` can be found in a text in such a place that ``token`` is not."""
-    beginnings = tuple(token[:length] for length in range(1, len(token)))
-    return other.endswith(beginnings) or (token in other and token != other)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Texts:
     """A pair as text: what prompt and conversations begin with, and how each of them goes on."""
@@ -210,30 +159,19 @@ class _Texts:
     prompt: str
     chosen: str
     rejected: str
+    unwritten: tuple[str, ...]
 
 
-class _ChatTokenizer:
+class ChatTokenizer:
     """Conversations to text by the chat template, and text to ids."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        reserved = sorted(tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer))))
-        self._reserved = re.compile("|".join(re.escape(str(token)) for token in reserved))
+        self.renderer = ChatRenderer(tokenizer)
+        special = tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer)))
+        self.reserved = ReservedTokens(map(str, special))
 
-    def _refuse_reserved(self, messages: Iterable[Message]) -> None:
-        for message in messages:
-            if found := self._reserved.search(message["content"]):
-                raise RefusedError(Reason.RESERVED_TOKENS, found.group())
-
-    def _apply(self, conversations: list[list[Message]], **options: Any) -> list[str]:
-        if not conversations:
-            return []
-        texts: list[str] = self.tokenizer.apply_chat_template(
-            conversations, tokenize=False, **options
-        )
-        return texts
-
-    def _encode(self, texts: list[str], *, offsets: bool = False) -> list[Encoding]:
+    def encode(self, texts: list[str], *, offsets: bool = False) -> list[Encoding]:
         """Encode as ``tokenizer(texts)`` does, without what it then wraps around each text."""
         backend = self.tokenizer.backend_tokenizer
         backend.no_padding()
@@ -244,45 +182,13 @@ class _ChatTokenizer:
         return encodings
 
 
-class ConversationTokenizer(_ChatTokenizer):
-    """Turns single conversations into token ids, ``max_length`` of them at most."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
-        super().__init__(tokenizer)
-        self._max_length = max_length
-
-    def tokenize(self, conversations: Sequence[list[Message]]) -> list[list[int] | RefusedError]:
-        """Return ids for each conversation, or why it is refused, in order."""
-        written = [self._write(conversation) for conversation in conversations]
-        encoded = iter(self._encode([text for text in written if isinstance(text, str)]))
-        return [
-            text if isinstance(text, RefusedError) else self._limit(next(encoded).ids)
-            for text in written
-        ]
-
-    def _write(self, conversation: list[Message]) -> str | RefusedError:
-        try:
-            self._refuse_reserved(conversation)
-            (text,) = self._apply([conversation])
-        except RefusedError as refusal:
-            return refusal
-        except TEMPLATE_FAILURES as error:
-            return RefusedError(Reason.TEMPLATE_REFUSED, str(error) or type(error).__name__)
-        return text or RefusedError(Reason.TEMPLATE_REFUSED, "it gives no text")
-
-    def _limit(self, ids: list[int]) -> list[int] | RefusedError:
-        if len(ids) > self._max_length:
-            return RefusedError(Reason.TOO_LONG, f"{len(ids)} tokens")
-        return ids
-
-
-class PairTokenizer(_ChatTokenizer):
+class PairTokenizer(ChatTokenizer):
     """Turns pairs into token ids under the limits of a ``DataConfig``."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
         super().__init__(tokenizer)
         self.config = config
-        self._cut_tokens = cut_tokens(tokenizer)
+        self._cut_tokens = cut_tokens(tokenizer, template_ids(tokenizer))
 
     def tokenize(self, pairs: Sequence[Pair]) -> list[TokenizedPair | RefusedError]:
         """Return ids for each pair, or why it is refused, in order."""
@@ -302,11 +208,18 @@ class PairTokenizer(_ChatTokenizer):
     def _write(self, pairs: Sequence[Pair]) -> list[_Texts]:
         """Write prompts (as they stand before a response) and conversations as text."""
         for pair in pairs:
-            self._refuse_reserved((*pair.chosen, pair.rejected[-1]))
+            self.reserved.refuse((*pair.chosen, pair.rejected[-1]), pair.context)
+        contexts = [pair.context for pair in pairs]
+        asked = [pair for pair in pairs if pair.prompt]
+        render = self.renderer.render
         try:
-            chosen = self._apply([pair.chosen for pair in pairs])
-            rejected = self._apply([pair.rejected for pair in pairs])
-            written = self._apply([p.prompt for p in pairs if p.prompt], add_generation_prompt=True)
+            chosen = render([pair.chosen for pair in pairs], contexts)
+            rejected = render([pair.rejected for pair in pairs], contexts)
+            written = render(
+                [pair.prompt for pair in asked],
+                [pair.context for pair in asked],
+                add_generation_prompt=True,
+            )
         except TEMPLATE_FAILURES as error:
             detail = str(error) or type(error).__name__
             raise RefusedError(Reason.TEMPLATE_REFUSED, detail) from None
@@ -314,9 +227,20 @@ class PairTokenizer(_ChatTokenizer):
             raise RefusedError(Reason.TEMPLATE_REFUSED, "it gives no text")
         left = iter(written)
         prompts = [next(left) if pair.prompt else "" for pair in pairs]
-        return list(map(self._cut, prompts, chosen, rejected))
+        unwritten = list(map(self._find_unwritten, pairs, chosen, rejected))
+        return list(map(self._cut, prompts, chosen, rejected, unwritten))
 
-    def _cut(self, prompt: str, chosen: str, rejected: str) -> _Texts:
+    def _find_unwritten(self, pair: Pair, chosen: str, rejected: str) -> tuple[str, ...]:
+        find, last = self.renderer.find_unwritten, len(pair.rejected) - 1
+        found = find(pair.chosen, chosen, pair.context)
+        return tuple(
+            {
+                **dict.fromkeys(found),
+                **dict.fromkeys(find(pair.rejected, rejected, NO_CONTEXT, first=last)),
+            }
+        )
+
+    def _cut(self, prompt: str, chosen: str, rejected: str, unwritten: tuple[str, ...]) -> _Texts:
         """Cut the texts after the last token that both conversations share with the prompt."""
         end = 0
         for token in self._cut_tokens:
@@ -324,20 +248,25 @@ class PairTokenizer(_ChatTokenizer):
             if token in prompt and all(t.startswith(prompt[:after]) for t in (chosen, rejected)):
                 end = max(end, after)
         return _Texts(
-            shared=prompt[:end], prompt=prompt[end:], chosen=chosen[end:], rejected=rejected[end:]
+            shared=prompt[:end],
+            prompt=prompt[end:],
+            chosen=chosen[end:],
+            rejected=rejected[end:],
+            unwritten=unwritten,
         )
 
     def _tokenize(self, rendered: Sequence[_Texts]) -> Iterator[TokenizedPair | RefusedError]:
         """Encode the texts; what conversations or pairs share is encoded once."""
         distinct = list(dict.fromkeys(texts.shared for texts in rendered))
-        shared_ids = {text: e.ids for text, e in zip(distinct, self._encode(distinct), strict=True)}
-        all_chosen = self._encode([texts.chosen for texts in rendered], offsets=True)
-        all_rejected = self._encode([texts.rejected for texts in rendered])
+        shared_ids = {text: e.ids for text, e in zip(distinct, self.encode(distinct), strict=True)}
+        all_chosen = self.encode([texts.chosen for texts in rendered], offsets=True)
+        all_rejected = self.encode([texts.rejected for texts in rendered])
         for texts, chosen, rejected in zip(rendered, all_chosen, all_rejected, strict=True):
             shared = shared_ids[texts.shared]
             prompt_length = len(shared) + self._prompt_length(texts, chosen)
             try:
-                yield self._limit(shared, chosen.ids, rejected.ids, prompt_length)
+                tokens = self._limit(shared, chosen.ids, rejected.ids, prompt_length)
+                yield replace(tokens, unwritten=texts.unwritten) if texts.unwritten else tokens
             except RefusedError as refusal:
                 yield refusal
 
@@ -346,7 +275,7 @@ class PairTokenizer(_ChatTokenizer):
         if texts.chosen.startswith(texts.prompt):
             length = bisect_left(chosen.offsets, (len(texts.prompt),))
         else:
-            length = len(self._encode([texts.prompt])[0])
+            length = len(self.encode([texts.prompt])[0])
         return min(length, len(chosen) - 1)
 
     def _limit(

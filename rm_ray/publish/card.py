@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedTokenizerBase
 
 from rm_ray.config import BUILTIN, DataConfig, flatten
-from rm_ray.data.tokenization import TEMPLATE_FAILURES
+from rm_ray.data.rendering import TEMPLATE_FAILURES
 from rm_ray.publish.gate import GateResult
 from rm_ray.tracking.history import History
 from rm_ray.tracking.plots import plot_run

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from rm_ray.config import ClusterConfig
+from rm_ray.data.reading import describe_all
 from rm_ray.errors import INTERRUPTED, InputError
 from rm_ray.logs import log_to_stdout
 from rm_ray.scoring.options import Rows, ScoringModel, Workers
@@ -107,7 +108,10 @@ def _score_rows(command: ScoreCommand | EvaluateCommand) -> Scored:
     with ray_cluster(cluster, imports=("rm_ray.scoring.batch",)) as fitted:
         from rm_ray.scoring.batch import score
 
-        return score(command.model, command.rows, command.output, fitted)
+        scored = score(command.model, command.rows, command.output, fitted)
+    for line in describe_all(scored.readings):
+        logger.info("%s", line)
+    return scored
 
 
 def _score(command: ScoreCommand) -> None:

@@ -47,7 +47,7 @@ def judge(scored: Scored) -> Judged:
     columns: dict[str, list[float]] = defaultdict(list)
     sources, subsets, prompts, rows = [], [], [], []
     for origin, row in scored:
-        what = parse_row(row, origin)
+        what = parse_row(row, origin, scored.rules)
         if not 0 < what.num_correct < len(what.messages):
             continue
         rewards, tokens = _rewards(row, what)
@@ -89,6 +89,7 @@ def evaluate(judged: Judged, scored: Scored) -> dict[str, Any]:
     return {
         "rows_scored": scored.num_scored,
         "rows_refused": scored.refused,
+        "readings": [reading.to_json() for reading in scored.readings],
         **describe(judged.pairs, judged.sources, judged.subsets),
         "benchmark": _benchmark(judged),
         "worst": [judged.rows[i] for i in worst],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rm_ray.data.columns import ColumnRules, require_rules
 from rm_ray.rules import refuse_password, require
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -47,6 +48,13 @@ class Rows:
     """Sources, each 'path-or-dataset[:split][=share]': .jsonl, .jsonl.gz or .parquet files, a
     folder or glob of them, a saved or Hub dataset, or 'builtin'."""
 
+    columns: tuple[str, ...] = ()
+    """Which column holds which part of a row ('prompt=question response=answer'), as data.columns
+    of a run; others are found by their names."""
+
+    ignore_columns: tuple[str, ...] = ()
+    """Columns that are left out on purpose, though they may hold part of the conversation."""
+
     seed: int = 0
     """Draws the rows of a source with a share; run.seed gives those that a run drew."""
 
@@ -55,6 +63,12 @@ class Rows:
         require(len(self.data) > 0, "data", self.data, "a list of at least one source")
         for source in self.data:
             refuse_password("data", source, "the environment")
+        require_rules("", self.columns, self.ignore_columns)
+
+    @property
+    def rules(self) -> ColumnRules:
+        """What is said of columns."""
+        return ColumnRules.of(self.columns, self.ignore_columns)
 
 
 @dataclass(frozen=True, kw_only=True)

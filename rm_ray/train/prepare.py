@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rm_ray.config import ClusterConfig, Layout, TrainConfig
 from rm_ray.data.plan import Plan, PlanSettings, Steps
+from rm_ray.data.reading import describe_all, refuse_lost_columns, refuse_missing_columns
+from rm_ray.data.template_date import pin_date
 from rm_ray.data.token_cache import TokenCache, build_token_cache
 from rm_ray.data.token_table import open_table
 from rm_ray.data.tokenization import ends_assistant_turn, load_tokenizer
@@ -50,6 +53,8 @@ class Prepared:
     classifier: PreTrainedModel
     """The model without its weights."""
     storage: Storage
+    template_date: date
+    """The day that a chat template is told."""
     train: TokenCache
     held_out: TokenCache | None
     plan: Plan
@@ -80,6 +85,11 @@ class Prepared:
         return MlflowTarget.of(self.config.mlflow, self.storage)
 
     @property
+    def caches(self) -> dict[str, TokenCache]:
+        """The tokenised pairs by set: train, and eval where there are held-out ones."""
+        return {"train": self.train} | ({"eval": self.held_out} if self.held_out else {})
+
+    @property
     def identity(self) -> dict[str, str]:
         """What a resumed run must share with the one it goes on with."""
         return {
@@ -91,22 +101,18 @@ class Prepared:
     @property
     def refused(self) -> list[dict[str, Any]]:
         """Refused rows, counted by set and reason."""
-        caches = {"train": self.train, "eval": self.held_out}
         return [
             {"set": name, "reason": reason, "rows": count}
-            for name, cache in caches.items()
-            if cache is not None
+            for name, cache in self.caches.items()
             for reason, count in cache.refused.items()
         ]
 
     @property
     def row_counts(self) -> list[dict[str, Any]]:
         """Rows kept and refused, by set and reason."""
-        caches = {"train": self.train, "eval": self.held_out}
         kept = [
             {"set": name, "reason": "(kept)", "rows": cache.num_pairs}
-            for name, cache in caches.items()
-            if cache is not None
+            for name, cache in self.caches.items()
         ]
         return kept + self.refused
 
@@ -117,6 +123,13 @@ def _as_it_began(config: TrainConfig, run: Storage) -> ClusterConfig:
     if record is None or config.cluster.use_gpu is not None:
         return config.cluster
     return replace(config.cluster, use_gpu=record["config"]["cluster"]["use_gpu"])
+
+
+def find_template_date(config: TrainConfig, run: Storage) -> date:
+    """Return the day that a chat template is told: the setting, the run's beginning, or today."""
+    record = run.read_json(RUN) or {}
+    day = config.data.template_date or record.get("template_date")
+    return date.fromisoformat(day) if day else datetime.now().astimezone().date()
 
 
 def prepare(
@@ -155,7 +168,14 @@ def prepare_for(
             f"mlflow.tracking_uri is not set, and its default, an SQLite file in run.storage_path, "
             f"cannot be kept at '{config.run.storage_path}'; name an MLflow server"
         )
+    day = find_template_date(config, storage.folder(config.run.name))
     tokenizer = read_tokenizer(config)
+    if pin_date(tokenizer, day):
+        logger.info(
+            "the chat template asks for the date, and is told %s in this run and its exports "
+            "(data.template_date)",
+            day.isoformat(),
+        )
     if not ends_assistant_turn(tokenizer):
         logger.warning(
             "the chat template ends the assistant's turn without an end-of-turn or EOS token: the "
@@ -172,6 +192,8 @@ def prepare_for(
         logger.info(
             "no evaluation: data.eval names no held-out pairs; give some with --data.eval SOURCE"
         )
+    readings = [*train_cache.readings, *(held_out.readings if held_out else ())]
+    refuse_missing_columns(config.data.rules.columns, readings)
     on_phase("cache")
     batch, optimizer = config.batch, config.optimizer
     settings = PlanSettings(
@@ -188,6 +210,7 @@ def prepare_for(
         tokenizer=tokenizer,
         classifier=classifier,
         storage=storage,
+        template_date=day,
         train=train_cache,
         held_out=held_out,
         plan=Plan(lengths=open_table(train_cache.parts).lengths, settings=settings),
@@ -254,6 +277,9 @@ def _cache(
     cache = build_token_cache(specs, config.data, tokenizer, seed=config.run.seed, storage=storage)
     rows = cache.num_pairs + cache.num_refused
     logger.info("%s pairs: %s of %s rows", name, f"{cache.num_pairs:,}", f"{rows:,}")
+    for line in describe_all(cache.readings):
+        logger.info("  %s", line)
+    refuse_lost_columns(cache.readings)
     for reason, count in cache.refused.items():
         logger.info("  refused %6d  %s", count, reason)
     if cache.refused:
@@ -295,6 +321,7 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "train_tokens": prepared.train.num_tokens,
         "eval_pairs": prepared.held_out.num_pairs if prepared.held_out else 0,
         "refused": prepared.refused,
+        "columns": {n: describe_all(cache.readings) for n, cache in prepared.caches.items()},
         "steps": steps.total,
         "steps_per_epoch": steps.per_epoch,
         "episodes": steps.num_episodes,
@@ -308,7 +335,6 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
 
 def describe_data(prepared: Prepared) -> dict[str, Any]:
     """Return hashes and counts of the pairs, for the run's record."""
-    sets = {"train": prepared.train, "eval": prepared.held_out}
     return {
         name: {
             "data_hash": cache.data_hash,
@@ -318,7 +344,7 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
             "refused": cache.refused,
             "revisions": cache.revisions,
             "quarantine": cache.quarantine,
+            "readings": [reading.to_json() for reading in cache.readings],
         }
-        for name, cache in sets.items()
-        if cache is not None
+        for name, cache in prepared.caches.items()
     }

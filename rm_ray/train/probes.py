@@ -98,7 +98,7 @@ def choose_probes(table: TokenTable, tokenizer: PreTrainedTokenizerBase) -> Prob
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase) -> Sequence[dict[str, Any]]:
-    from rm_ray.data.tokenization import TEMPLATE_FAILURES
+    from rm_ray.data.rendering import TEMPLATE_FAILURES
 
     tokenized = []
     for messages in _CONVERSATIONS:

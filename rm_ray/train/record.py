@@ -97,6 +97,7 @@ def open_record(prepared: Prepared, data: dict[str, Any]) -> dict[str, Any]:
             "config": prepared.config.to_json(),
             "identity": prepared.identity,
             "data": data,
+            "template_date": prepared.template_date.isoformat(),
             "steps": prepared.plan.steps.total,
             "versions": versions(),
         }

@@ -36,6 +36,9 @@ NOTHING_AT_ITS_DEFAULT = TrainConfig(
         over_length="truncate",
         max_refused_fraction=0.1,
         chat_template="{{ messages }}",
+        template_date="2026-11-28",
+        columns=("prompt=question.full_text",),
+        ignore_columns=("images",),
     ),
     model=ModelConfig(
         name_or_path="org/model",
@@ -602,3 +605,37 @@ def test_the_best_by_evaluation_is_refused_where_own_pairs_have_none():
 
     with pytest.raises(InputError, match=r"keep_best_by.*data\.eval names no held-out pairs"):
         parse_config(settings)
+
+
+def test_columns_in_a_recipe_are_a_mapping_or_a_list(tmp_path: Path):
+    as_mapping = write_recipe(tmp_path, "data: {columns: {prompt: question, chosen: response_j}}")
+    assert read_recipe(as_mapping).data.columns == ("prompt=question", "chosen=response_j")
+
+    as_list = write_recipe(tmp_path, "data: {columns: [prompt=question, chosen=response_j]}")
+    assert read_recipe(as_list).data.columns == ("prompt=question", "chosen=response_j")
+
+    command = parse_command(["--data.columns", "prompt=question", "chosen=a=b"])
+    assert command.config.data.rules.columns == {"prompt": "question", "chosen": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "ignored", "field"),
+    [
+        (("answer=question",), (), "data.columns must be a list of PART=COLUMN"),
+        (("question",), (), "data.columns must be"),
+        (("prompt=",), (), "data.columns must be"),
+        (("prompt=a", "prompt=b"), (), "data.columns must be"),
+        (("prompt=a.text",), ("a",), "data.ignore_columns must be other columns"),
+    ],
+)
+def test_columns_of_no_part_or_of_two_are_refused(
+    columns: tuple[str, ...], ignored: tuple[str, ...], field: str
+):
+    with pytest.raises(InputError, match=field):
+        DataConfig(columns=columns, ignore_columns=ignored)
+
+
+@pytest.mark.parametrize("day", ["28.11.2026", "2026-13-01", "20261128", ""])
+def test_a_template_date_is_written_as_iso_does(day: str):
+    with pytest.raises(InputError, match="data.template_date must be a date such as 2026-11-28"):
+        DataConfig(template_date=day)

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rm_ray.data.contract import LARGEST_MARGIN, ROLES, Pair, Reason, RefusedError, parse_pair
+from rm_ray.data.contract import LARGEST_MARGIN, Pair, Reason, RefusedError
+from rm_ray.data.rows import parse_pair
 
 Row = dict[str, Any]
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -111,7 +114,6 @@ def test_every_role_is_accepted():
     row = {"chosen": [*prompt, assistant("So.")], "rejected": [*prompt, assistant("No.")]}
 
     assert {message["role"] for message in parse_pair(row).chosen} == set(ROLES)
-    assert ROLES == ("system", "user", "assistant", "tool")
 
 
 @pytest.mark.parametrize("role", ["system", "tool"])
@@ -122,13 +124,16 @@ def test_only_people_must_say_something(role: str):
     assert parse_pair(row).prompt == prompt
 
 
-def test_of_a_message_only_role_and_content_stay():
+def test_messages_keep_all_their_keys_and_are_compared_without_notes_about_them():
     row = {
         "chosen": [{**QUESTION, "id": 3}, assistant("So.")],
         "rejected": [{**QUESTION, "id": 4}, {**assistant("No."), "name": "x"}],
     }
 
-    assert parse_pair(row) == PAIR
+    pair = parse_pair(row)
+
+    assert pair.chosen == [{**QUESTION, "id": 3}, assistant("So.")]
+    assert pair.rejected == [{**QUESTION, "id": 3}, {**assistant("No."), "name": "x"}]
 
 
 def test_contents_are_kept_to_the_letter():
@@ -151,7 +156,14 @@ def test_a_source_is_kept_and_else_the_default_stands():
 
 @pytest.mark.parametrize(
     ("margin", "expected"),
-    [(None, 0.0), (0.25, 0.25), (-2, -2.0), (3, 3.0), (LARGEST_MARGIN, LARGEST_MARGIN)],
+    [
+        (None, 0.0),
+        (float("nan"), 0.0),
+        (0.25, 0.25),
+        (-2, -2.0),
+        (3, 3.0),
+        (LARGEST_MARGIN, LARGEST_MARGIN),
+    ],
 )
 def test_a_margin_is_a_number_and_zero_where_there_is_none(margin: Any, expected: float):
     pair = parse_pair({"chosen": "So.", "rejected": "No.", "margin": margin})
@@ -180,13 +192,17 @@ REFUSED: list[tuple[Reason, Row]] = [
     (Reason.MISSING_FIELD, {"chosen": "So."}),
     (Reason.MISSING_FIELD, {"chosen": None, "rejected": "No."}),
     (Reason.NOT_MESSAGES, {"chosen": 3, "rejected": "No."}),
-    (Reason.NOT_MESSAGES, {"chosen": "So.", "rejected": {"role": "assistant", "content": "No."}}),
+    (Reason.NOT_MESSAGES, {"chosen": "So.", "rejected": {"speaker": "assistant", "text": "No."}}),
     (Reason.NOT_MESSAGES, {"chosen": ["So."], "rejected": ["No."]}),
     (Reason.NOT_MESSAGES, both({"role": "user"})),
     (Reason.NOT_MESSAGES, both({"role": "user", "content": None})),
     (Reason.NOT_MESSAGES, both({"role": "user", "content": ["Why?"]})),
     (Reason.NOT_MESSAGES, {"prompt": 3, "chosen": "So.", "rejected": "No."}),
     (Reason.NOT_MESSAGES, {"prompt": {"a": 1}, "chosen": PAIR.chosen, "rejected": PAIR.rejected}),
+    (Reason.NOT_TEXT, both({"role": "user", "content": [{"type": "image", "image": "a.png"}]})),
+    (Reason.BAD_TOOLS, {"chosen": "So.", "rejected": "No.", "tools": "search, add"}),
+    (Reason.BAD_DOCUMENTS, {"chosen": "So.", "rejected": "No.", "documents": [3]}),
+    (Reason.TEMPLATED, {"chosen": "<|im_start|>user\nWhy?<|im_end|>\n", "rejected": "No."}),
     (Reason.NOT_UNICODE, {"chosen": "half an emoji \ud83d", "rejected": "No."}),
     (Reason.NOT_UNICODE, {"chosen": "So.", "rejected": "\ude00 half an emoji"}),
     (Reason.NOT_UNICODE, both(user("half an emoji \ud83d"))),
@@ -229,7 +245,7 @@ REFUSED: list[tuple[Reason, Row]] = [
     (Reason.IDENTICAL_RESPONSES, {"prompt": "Why?", "chosen": "So.", "rejected": "So."}),
     (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": "big"}),
     (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": True}),
-    (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": float("nan")}),
+    (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": "0.5"}),
     (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": float("inf")}),
     (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": -float("inf")}),
     (Reason.BAD_MARGIN, {"chosen": "So.", "rejected": "No.", "margin": 10**400}),
@@ -249,6 +265,7 @@ def test_every_reason_that_needs_no_tokenizer_is_covered():
     of_the_tokens = {
         Reason.RESERVED_TOKENS,
         Reason.TEMPLATE_REFUSED,
+        Reason.LEFT_OUT,
         Reason.IDENTICAL_AFTER_TEMPLATING,
         Reason.PROMPT_TOO_LONG,
         Reason.TOO_LONG,

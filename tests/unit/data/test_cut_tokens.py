@@ -23,9 +23,16 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from rm_ray.config import DataConfig
-from rm_ray.data.contract import Message, Pair, parse_pair
+from rm_ray.data.contract import Message, Pair
+from rm_ray.data.cutting import cut_tokens as find_cut_tokens
+from rm_ray.data.rows import parse_pair
 from rm_ray.data.synthetic import CHAT_TEMPLATE, generate_pairs
-from rm_ray.data.tokenization import PairTokenizer, TokenizedPair, cut_tokens, load_tokenizer
+from rm_ray.data.tokenization import (
+    PairTokenizer,
+    TokenizedPair,
+    load_tokenizer,
+    template_ids,
+)
 
 WRITTEN = ["<|end|>", "<|user|>", "<|assistant|>"]
 """Added tokens that the template writes around the turns of a user and of an assistant."""
@@ -39,6 +46,10 @@ FRAGMENTS = [
 
 contents = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=8).map("".join)
 turns = st.tuples(st.sampled_from(["system", "user", "assistant", "tool"]), contents)
+
+
+def cut_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    return find_cut_tokens(tokenizer, template_ids(tokenizer))
 
 
 @st.composite
@@ -327,9 +338,9 @@ class RecordingTokenizer(PairTokenizer):
         super().__init__(tokenizer, DataConfig())
         self.texts: list[str] = []
 
-    def _encode(self, texts: list[str], *, offsets: bool = False) -> list[Encoding]:
+    def encode(self, texts: list[str], *, offsets: bool = False) -> list[Encoding]:
         self.texts += texts
-        return super()._encode(texts, offsets=offsets)
+        return super().encode(texts, offsets=offsets)
 
 
 @pytest.mark.parametrize(("scheme", "times"), [("never", 1), ("first", 4)])

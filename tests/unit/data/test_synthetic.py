@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rm_ray.data.contract import parse_pair
+from rm_ray.data.rows import parse_pair
 from rm_ray.data.synthetic import SPLITS, build_tokenizer, generate_pairs
 
 Row = dict[str, Any]

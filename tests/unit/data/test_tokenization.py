@@ -11,8 +11,9 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from rm_ray.config import DataConfig
-from rm_ray.data.contract import Message, Pair, Reason, RefusedError, parse_pair
+from rm_ray.data.contract import Message, Pair, Reason, RefusedError
 from rm_ray.data.pair_tokens import common_prefix
+from rm_ray.data.rows import parse_pair
 from rm_ray.data.synthetic import CHAT_TEMPLATE, build_tokenizer
 from rm_ray.data.tokenization import (
     PAD_TOKEN,

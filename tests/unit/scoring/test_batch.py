@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from rm_ray.errors import InputError
-from rm_ray.scoring.batch import PARTS, see_all
+from rm_ray.scoring.batch import see_all
+from rm_ray.scoring.chunks import PARTS
 from rm_ray.storage import Storage
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rm_ray.errors import InputError
-from rm_ray.scoring.batch import _lines
+from rm_ray.scoring.chunks import _lines
 from rm_ray.scoring.options import Rows, ScoringModel
 
 

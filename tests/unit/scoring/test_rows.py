@@ -68,7 +68,7 @@ def test_of_responses_none_is_known_to_be_right():
         ({"prompt": "How many?", "chosen": "3"}, Reason.MISSING_FIELD),
         ({"messages": [QUESTION]}, Reason.LAST_TURN_NOT_ASSISTANT),
         ({"messages": []}, Reason.EMPTY),
-        ({"messages": [{"role": "robot", "content": "3"}]}, Reason.UNKNOWN_ROLE),
+        ({"messages": [{"role": "human", "content": "3"}]}, Reason.UNKNOWN_ROLE),
         ({"prompt": "How many?", "response": " "}, Reason.EMPTY),
         ({"prompt": "How many?", "response": 3}, Reason.NOT_MESSAGES),
         ({"prompt": "How many?", "responses": []}, Reason.EMPTY),
