@@ -637,5 +637,5 @@ def test_columns_of_no_part_or_of_two_are_refused(
 
 @pytest.mark.parametrize("day", ["28.11.2026", "2026-13-01", "20261128", ""])
 def test_a_template_date_is_written_as_iso_does(day: str):
-    with pytest.raises(InputError, match="data.template_date must be a date such as 2026-11-28"):
+    with pytest.raises(InputError, match=r"data\.template_date must be a date such as 2026-11-28"):
         DataConfig(template_date=day)
