@@ -15,6 +15,7 @@ import ray.data
 
 from rm_ray.data import synthetic
 from rm_ray.data.byte_stream import open_raw
+from rm_ray.data.columns import NO_RULES, ColumnRules, RowColumns
 from rm_ray.data.fragments import Fragment
 from rm_ray.data.places import locate
 from rm_ray.data.readers import count_rows, read_rows
@@ -26,6 +27,9 @@ from rm_ray.errors import InputError
 logger = logging.getLogger(__name__)
 
 
+_PAIR = ("chosen", "rejected")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """A fragment and the ordinals of the rows taken from it; none: all of them."""
@@ -35,11 +39,15 @@ class Selection:
 
 
 def select(
-    specs: Sequence[SourceSpec], seed: int, *, any_of: Sequence[str] = ()
+    specs: Sequence[SourceSpec],
+    seed: int,
+    *,
+    any_of: Sequence[str] = (),
+    rules: ColumnRules = NO_RULES,
 ) -> list[Selection]:
     """Choose the rows of a mixture; the same for the same seed and contents.
 
-    Rows have the columns of a pair or, where given, ``any_of`` some.
+    Rows have the parts of a pair or, where given, ``any_of`` some, in columns that ``rules`` name.
 
     Raises:
         InputError: a source is missing, empty, has the wrong columns or too few rows.
@@ -49,7 +57,7 @@ def select(
         source = locate(spec)
         fragments = source.fragments
         logger.info("data source '%s': %s", spec.text, source.read_as)
-        _check_first_row(spec, fragments, any_of)
+        _check_first_row(spec, fragments, any_of, rules)
         if spec.fraction in (None, 1.0) and spec.count is None:
             selections += [Selection(fragment=fragment) for fragment in fragments]
             continue
@@ -70,22 +78,25 @@ def select(
 
 
 def _check_first_row(
-    spec: SourceSpec, fragments: Sequence[Fragment], any_of: Sequence[str]
+    spec: SourceSpec, fragments: Sequence[Fragment], any_of: Sequence[str], rules: ColumnRules
 ) -> None:
     first = next((row for f in fragments for _, row in islice(read_rows(f), 1)), None)
     if first is None:
         raise InputError(f"data source '{spec.text}' is empty: it has no rows")
     row = json.loads(first)
-    columns = list(row) if isinstance(row, dict) else [type(row).__name__]
-    wanted = set(any_of) & set(columns) if any_of else {"chosen", "rejected"} <= set(columns)
-    if not wanted:
-        rule = (
+    there = list(row) if isinstance(row, dict) else [type(row).__name__]
+    columns = RowColumns(row if isinstance(row, dict) else {}, rules)
+    found = {part for part in any_of or _PAIR if any(columns.candidates(part))}
+    if not (found if any_of else found == set(_PAIR)):
+        wanted = (
             f"one of the columns {', '.join(any_of)}"
             if any_of
             else "the columns 'chosen' and 'rejected'"
         )
+        setting = "--columns" if any_of else "data.columns"
         raise InputError(
-            f"data source '{spec.text}' must have {rule}; it has: {', '.join(columns)}"
+            f"data source '{spec.text}' must have {wanted}; it has: {', '.join(there)}. Where they "
+            f"have other names, say which with {setting}, as in {(any_of or _PAIR)[0]}=COLUMN"
         )
 
 

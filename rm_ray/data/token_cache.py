@@ -96,7 +96,9 @@ def build_token_cache(
     Raises:
         InputError: a source cannot be read.
     """
-    selections = sources.select([SourceSpec.parse(text) for text in specs], seed)
+    selections = sources.select(
+        [SourceSpec.parse(text) for text in specs], seed, rules=config.rules
+    )
     data_hash = sources.fingerprint(selections)
     origins = tuple(selection.fragment.origin for selection in selections)
     identity = _hash(data_hash, tokenizer_fingerprint(tokenizer), _limits(config), _rules(config))

@@ -33,7 +33,7 @@ from rm_ray.data.sources import Selection
 from rm_ray.errors import InputError, find_final_error
 from rm_ray.scoring.chunks import PARTS, READINGS, REFUSED, ChunkScorer, file_name
 from rm_ray.scoring.options import Rows, ScoringModel
-from rm_ray.scoring.rows import COLUMNS
+from rm_ray.scoring.rows import PARTS as PARTS_OF_ROWS
 from rm_ray.scoring.scorer import load_architecture
 from rm_ray.storage import Storage
 from rm_ray.train.session import fit_to_cluster
@@ -84,7 +84,7 @@ def score(model: ScoringModel, rows: Rows, output: str | None, cluster: ClusterC
         positions = architecture.get_text_config().to_dict().get("max_position_embeddings")
         model = replace(model, max_length=positions or 2**31)
     specs = [SourceSpec.parse(text) for text in rows.data]
-    selections = sources.select(specs, rows.seed, any_of=COLUMNS)
+    selections = sources.select(specs, rows.seed, any_of=PARTS_OF_ROWS, rules=rows.rules)
     origins = tuple(selection.fragment.origin for selection in selections)
     folder, day = _claim(output, model, rows, selections)
     finished = set(_files(folder, PARTS))

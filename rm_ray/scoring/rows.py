@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rm_ray.data.columns import ALIASES, NO_RULES, ColumnRules, RowColumns
+from rm_ray.data.columns import NO_RULES, ColumnRules, RowColumns
 from rm_ray.data.contract import (
     NO_CONTEXT,
     Context,
@@ -21,7 +21,6 @@ from rm_ray.data.rows import read_columns, take_context, take_pair, take_source
 Form = Literal["conversation", "pair", "responses"]
 
 PARTS = ("chosen", "rejected", "messages", "response", "responses")
-COLUMNS = tuple(column for part in PARTS for column in ALIASES[part])
 """One of them at least is in every row."""
 
 
