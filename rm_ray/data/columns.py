@@ -112,6 +112,10 @@ class ColumnRules:
     """Part to column, or to a path in one (``question.full_text``, ``completions.0.text``)."""
     ignore: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        """Hash what is compared."""
+        return hash((frozenset(self.columns.items()), self.ignore))
+
     @property
     def are_set(self) -> bool:
         """Whether they say anything."""
@@ -162,41 +166,55 @@ def _step(value: Any, name: str) -> tuple[bool, Any]:
     return False, None
 
 
+@lru_cache(maxsize=1_024)
+def _lay_out(names: tuple[str, ...], rules: ColumnRules) -> dict[str, tuple[str, ...]]:
+    """Return which columns may hold which part by their names; most rows of a source have the same.
+
+    Columns that the rules give to a part are left to it.
+    """
+    given = {path.split(".")[0] for path in rules.columns.values()}
+    by_plain_name: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: name != plain_name(name)):
+        if name not in given:
+            by_plain_name.setdefault(plain_name(name), name)
+    named = {
+        part: tuple(by_plain_name[alias] for alias in aliases if alias in by_plain_name)
+        for part, aliases in ALIASES.items()
+    }
+    return {part: columns for part, columns in named.items() if columns}
+
+
 class RowColumns:
     """A row's columns: each is taken for a part, or left."""
 
     def __init__(self, row: dict[str, Any], rules: ColumnRules = NO_RULES) -> None:
         self._row, self._rules = row, rules
-        ignored = set(rules.ignore)
-        self.names = [name for name in row if name not in ignored]
-        self._by_plain_name: dict[str, str] = {}
-        for name in sorted(self.names, key=lambda name: name != plain_name(name)):
-            self._by_plain_name.setdefault(plain_name(name), name)
+        self.names = tuple(row)
+        if rules.ignore:
+            self.names = tuple(name for name in row if name not in rules.ignore)
+        self._by_part = _lay_out(self.names, rules)
         self.used: dict[str, str] = {}
         """Part to the columns that were taken for it."""
         self._paths: set[str] = set()
 
     def take(self, part: str, *, blank: bool = False) -> Any:
         """Return the value of a part, None where no column holds it; ``blank`` ones count too."""
+        if part not in self._by_part and not self._rules.columns:
+            return None
         for column, value in self.candidates(part):
             if blank or not is_blank(value):
                 self.mark(part, column)
                 return value
         return None
 
-    def candidates(self, part: str) -> Iterator[tuple[str, Any]]:
-        """Yield the columns that may hold a part, in order, with their values."""
+    def candidates(self, part: str) -> Sequence[tuple[str, Any]]:
+        """Return the columns that may hold a part, in order, with their values."""
         path = self._rules.columns.get(part)
         if path is not None:
             found, value = find(self._row, path)
             if found:
-                yield path, value
-                return
-        taken = {column.split(".")[0] for column in self._rules.columns.values()}
-        for alias in ALIASES[part]:
-            name = self._by_plain_name.get(alias)
-            if name is not None and name not in taken:
-                yield name, self._row[name]
+                return [(path, value)]
+        return [(name, self._row[name]) for name in self._by_part.get(part, ())]
 
     def mark(self, part: str, column: str) -> None:
         """Note that a column was taken for a part."""

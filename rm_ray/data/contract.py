@@ -121,10 +121,12 @@ def check_turns(messages: list[Message], side: str) -> None:
         raise RefusedError(Reason.LAST_TURN_NOT_ASSISTANT, f"{side} ends with {role!r}")
     for message in messages:
         content = message.get("content", "")
-        says_nothing = not content.strip() and not message.get("tool_calls")
-        if says_nothing and message["role"] in ("user", "assistant"):
-            raise RefusedError(Reason.EMPTY, f"a turn of the {message['role']} in {side}")
-        if any(map(_HALF_SURROGATE.search, texts_of(message))):
+        if not content or content.isspace():
+            speaks = message["role"] in ("user", "assistant")
+            if speaks and not message.get("tool_calls"):
+                raise RefusedError(Reason.EMPTY, f"a turn of the {message['role']} in {side}")
+        texts = (content,) if len(message) == 2 else texts_of(message)
+        if any(map(_HALF_SURROGATE.search, texts)):
             raise RefusedError(Reason.NOT_UNICODE, f"half a surrogate pair in {side}")
 
 
