@@ -58,7 +58,7 @@ def parse_config(settings: dict[str, Any], origin: str = "the configuration") ->
 
 def _list_columns(settings: dict[str, Any]) -> dict[str, Any]:
     """Write ``data.columns`` as the command line does where it is a mapping."""
-    data = settings.get("data", {})
+    data = settings.get("data") or {}
     columns = data.get("columns")
     if not isinstance(columns, dict) or not all(isinstance(c, str) for c in columns.values()):
         return settings
