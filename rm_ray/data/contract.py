@@ -125,7 +125,7 @@ def check_turns(messages: list[Message], side: str) -> None:
             speaks = message["role"] in ("user", "assistant")
             if speaks and not message.get("tool_calls"):
                 raise RefusedError(Reason.EMPTY, f"a turn of the {message['role']} in {side}")
-        texts = (content,) if len(message) == 2 else texts_of(message)
+        texts = (content, message["role"]) if len(message) == 2 else texts_of(message)
         if any(map(_HALF_SURROGATE.search, texts)):
             raise RefusedError(Reason.NOT_UNICODE, f"half a surrogate pair in {side}")
 
