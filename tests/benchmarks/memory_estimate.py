@@ -153,7 +153,7 @@ def expect(case: Case, model: str, pairs: PairSet) -> MemoryEstimate:
     classifier = check_architecture(ModelConfig(name_or_path=model), vocabulary)
     attention: Attention = case.kernel if case.layout == "packed" else "sdpa"
     if case.on_gpu and attention == "grouped":
-        attention = "math"  # of heads that share keys, in float32
+        attention = "repeated"  # keys, which heads share
     workload = look(plan_of(case, pairs), world_size=case.ranks, most_steps=case.steps)
     return estimate(
         Architecture.of(classifier, vocab_size=len(pairs.vocabulary)),

@@ -65,16 +65,23 @@ class Outcome:
 
 
 def settings_of(
-    bench: Bench, name: str, *, zero_stage: int, steps: int, **sections: dict[str, Any]
+    bench: Bench,
+    name: str,
+    *,
+    zero_stage: int,
+    steps: int,
+    epochs: int = 1,
+    **sections: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the debug recipe in bfloat16, for so many steps."""
+    """Return the debug recipe in bfloat16, for so many steps of an epoch or of several."""
     settings: dict[str, dict[str, Any]] = {
         "run": {"name": name, "storage_path": str(bench.folder / "runs"), "seed": 1},
-        "data": {"train": [f"builtin:train={steps * 64}"], "eval": ["builtin:test=100"],
+        "data": {"train": [f"builtin:train={steps // epochs * 64}"], "eval": ["builtin:test=100"],
                  "max_length": 256},
         "model": {"dtype": "bfloat16"},
         "batch": {"global_batch_size": 64, "tokens_per_micro_batch": 2048},
-        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 10},
+        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 10,
+                      "epochs": epochs},
         "cluster": {"num_workers": 1, "zero_stage": zero_stage, "use_gpu": not bench.is_dry},
         "checkpoint": {"every_steps": max(2, steps // 8)},
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 
 from gpu.bench import Bench
@@ -9,17 +10,25 @@ from gpu.finding import Finding
 from gpu.jobs_here import Asked, Outcome, settings_of, train_all
 from jobs import assert_same_outcome
 
+STEPS_AN_EPOCH = 10
+"""What ``assert_same_outcome`` counts the ledger by."""
+
 TABLE = "Weights, optimizer, random numbers, history and ledger, bit for bit"
 
 
 def measure(bench: Bench) -> Iterator[Finding]:
     """Run both, together where there are cores for it, and compare."""
-    steps = bench.pick(160, 24)
+    steps = bench.pick(160, 20)
     asked = [
         Asked(
             name=name,
             settings=settings_of(
-                bench, name, zero_stage=0, steps=steps, run={"deterministic": True}
+                bench,
+                name,
+                zero_stage=0,
+                steps=steps,
+                epochs=steps // STEPS_AN_EPOCH,
+                run={"deterministic": True},
             ),
             killed=name == "killed",
         )
@@ -38,6 +47,7 @@ def compare(quiet: Outcome, killed: Outcome) -> Finding:
     try:
         assert_same_outcome(killed.asked.folder, quiet.asked.folder)
     except AssertionError as error:
-        difference = (str(error).strip() or "no word").splitlines()[0]
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        difference = f"{line} {error}".splitlines()[0][:200]
         return Finding(table=TABLE, values={"first difference": difference}, ok=False)
     return Finding(table=TABLE, values={"first difference": "none"}, ok=True)

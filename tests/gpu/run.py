@@ -174,7 +174,20 @@ def wait(process: subprocess.Popen[bytes], seconds: float) -> str:
                 process.wait(patience)
             except subprocess.TimeoutExpired:
                 continue
+    end_group(process.pid, patience=10.0)
     return status
+
+
+def end_group(group: int, *, patience: float) -> None:
+    """Wait until all that a part started is gone, and then end what is left of it."""
+    deadline = time.monotonic() + patience
+    try:
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def read(file: Path) -> list[Finding]:

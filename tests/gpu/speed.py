@@ -18,13 +18,14 @@ from torch import Tensor
 from gpu.bench import Bench
 from gpu.compiled import compile_layers, count_graphs
 from gpu.finding import Finding, Values, attempt
-from gpu.flops import count_step
 from gpu.half_engine import HalfEngine
+from gpu.liger import untouched
 from gpu.shapes import NARROW, WIDE, Workload, build_on, set_layout, set_recomputation
 from gpu.trace import Trace, record
 from rm_ray.config import Layout, OptimizerConfig
 from rm_ray.data.collate import Collator, ReadyMicroBatch
 from rm_ray.data.padding import PaddedPairs
+from rm_ray.model.flops import ModelFlops
 from rm_ray.model.reward_model import RewardModel, apply_liger
 from rm_ray.train.step import train_step
 from rm_ray.train.throughput import measure_matrix_peak
@@ -40,6 +41,9 @@ GOAL, GOAL_RECOMPUTED, GOAL_TOKENS = 0.50, 0.40, 16_384
 
 TIMED = 3
 """Steps that are timed, after one that is not."""
+
+LEAST_S = 12.0
+"""With less than this left of the part's time no setting is begun."""
 
 TRL_BATCH = 8
 """Pairs of a forward pass in TRL 1.16 as it comes (``per_device_train_batch_size``)."""
@@ -109,25 +113,33 @@ def measure(bench: Bench) -> Iterator[Finding]:
     layers = choose_layers(bench)
     measured: dict[Setting, Values] = {}
     for group in groups():
-        model = build(bench, group[0], layers)
-        for setting in group:
-            if bench.left < 15:
-                yield Finding(
-                    table=table_of(layers), values={**setting.labels, "failed": "no time"}
-                )
-                continue
-            finding = attempt(
-                table_of(layers),
-                setting.labels,
-                functools.partial(measure_setting, bench, model, setting, layers),
-            )
-            measured[setting] = finding.values
-            yield finding
-            if setting == Setting():
-                yield from profile_step(bench, model, setting)
-        del model
+        with untouched():
+            yield from measure_group(bench, group, layers, measured)
         bench.forget_peak()
     yield from compare(measured)
+
+
+def measure_group(
+    bench: Bench, group: Sequence[Setting], layers: int, measured: dict[Setting, Values]
+) -> Iterator[Finding]:
+    """Measure the settings of one model; profile the first of all."""
+    product = bench.pick(torch.bfloat16, torch.float32)  # CPUs have no units for half precision
+    peak = measure_matrix_peak(bench.device, product)
+    model = build(bench, group[0], layers)
+    for setting in group:
+        labels = {**setting.labels, "Liger": setting.liger and bench.liger_runs}
+        if bench.left < LEAST_S:
+            yield Finding(table=table_of(layers), values={**labels, "failed": "no time was left"})
+            continue
+        finding = attempt(
+            table_of(layers),
+            labels,
+            functools.partial(measure_setting, bench, model, setting, layers, peak),
+        )
+        measured[setting] = finding.values
+        yield finding
+        if setting == Setting():
+            yield from profile_step(bench, model, setting)
 
 
 def table_of(layers: int) -> str:
@@ -163,7 +175,7 @@ def build(bench: Bench, setting: Setting, layers: int) -> RewardModel:
 
 
 def measure_setting(
-    bench: Bench, model: RewardModel, setting: Setting, layers: int
+    bench: Bench, model: RewardModel, setting: Setting, layers: int, peak: float
 ) -> tuple[Values, bool | None]:
     """Take steps, and return how fast they were; of goals only those of this setting count."""
     work = workload(bench, model, setting)
@@ -172,39 +184,37 @@ def measure_setting(
     if setting.compiled:
         compile_layers(model, on_gpu=not bench.is_dry)
     take = stepper(bench, model, setting, work)
-    product = bench.pick(torch.bfloat16, torch.float32)  # CPUs have no units for half precision
-    seconds, peak = [], 0.0
+    needed = ModelFlops.of(model.classifier)
+    speeds, tokens, seconds, batches = [], [], [], None
     bench.forget_peak()
-    num_steps = bench.pick(TIMED, 1) + 1
-    for step in range(num_steps):
-        peak = max(peak, measure_matrix_peak(bench.device, product))
+    for step in range(bench.pick(TIMED, 1) + 1):
         batches = prepare(bench, setting, work, step)
         bench.synchronize()
         started = time.perf_counter()
         take(batches)
         bench.synchronize()
+        lengths = work.lengths_of(step)
         seconds.append(time.perf_counter() - started)
-    steps = range(1, num_steps)
-    flops = [count_step(model, work.lengths_of(step)) for step in steps]
-    distinct = [int(work.lengths_of(step).distinct.sum()) for step in steps]
-    speed = statistics.median(f / s for f, s in zip(flops, seconds[1:], strict=True))
-    tokens = statistics.median(d / s for d, s in zip(distinct, seconds[1:], strict=True))
-    share = speed / peak
-    goal = GOAL_RECOMPUTED if setting.recomputed else GOAL
-    judged = setting.way == "packed" and setting.tokens == GOAL_TOKENS and setting.liger
-    graphs = {"graphs compiled": count_graphs()} if setting.compiled else {}
+        speeds.append(float(needed.training(lengths).sum()) / seconds[-1])
+        tokens.append(int(lengths.distinct.sum()) / seconds[-1])
+    speed, per_second = statistics.median(speeds[1:]), statistics.median(tokens[1:])
+    distinct = int(lengths.distinct.sum())
+    best = (6_700 if setting.recomputed else 9_000) * 32 / layers
     values = {
         "ms a step": 1000 * statistics.median(seconds[1:]),
-        "distinct tokens/s": tokens,
-        "over the best known": tokens * layers / 32 / (6_700 if setting.recomputed else 9_000),
-        "computed/distinct": computed(batches) / distinct[-1],
+        "distinct tokens/s": per_second,
+        "over the best known": per_second / best,
+        "computed/distinct": computed(batches) / distinct,
         "TFLOP/s": speed / 1e12,
-        "of the peak": share,
+        "of the peak": speed / peak,
         "peak TFLOP/s": peak / 1e12,
         "GB": bench.peak_gb,
-        **graphs,
     }
-    return values, share >= goal if judged and not bench.is_dry else None
+    if setting.compiled:
+        values["graphs compiled"] = count_graphs()
+    goal = GOAL_RECOMPUTED if setting.recomputed else GOAL
+    judged = setting.way == "packed" and setting.tokens == GOAL_TOKENS and setting.liger
+    return values, speed / peak >= goal if judged and not bench.is_dry else None
 
 
 def workload(bench: Bench, model: RewardModel, setting: Setting) -> Workload:

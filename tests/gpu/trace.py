@@ -86,6 +86,8 @@ def record(compute: Callable[[], object], device: torch.device) -> Trace:
         kernels=[
             Kernel(event.name, event.time_range.start, event.time_range.end)
             for event in profiler.events() or []
-            if event.device_type == kind and not event.cpu_children
+            if event.device_type == kind
+            and not event.cpu_children
+            and not event.is_user_annotation  # a range that holds kernels, and none itself
         ]
     )

@@ -1,5 +1,5 @@
 """``jobs/train.py`` through Ray Train: the debug recipe in bfloat16 at every ZeRO stage, a killed
-worker in two of them, the export, and plain transformers' rewards on it."""
+worker in one of them, the export, and plain transformers' rewards on it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LEAST_ACCURACY = 0.9
 
 STEPS = 240
 
-KILLED = (0, 3)
-"""Stages in which the worker is killed after a checkpoint."""
+KILLED = 3
+"""The stage in which the worker is killed after a checkpoint; ``repeat`` does so at stage 0."""
 
 TABLE = (
     "Runs through Ray; goals: the end is reached, held-out accuracy, and an export that plain "
@@ -25,14 +25,14 @@ TABLE = (
 
 def measure(bench: Bench) -> Iterator[Finding]:
     """Run all stages, together where there are cores for it."""
-    stages = bench.pick((0, 1, 2, 3), (0, 2))
+    stages = bench.pick((0, 1, 2, 3), (0, 3))
     asked = [
         Asked(
             name=f"zero-{stage}",
             settings=settings_of(
-                bench, f"zero-{stage}", zero_stage=stage, steps=bench.pick(STEPS, 24)
+                bench, f"zero-{stage}", zero_stage=stage, steps=bench.pick(STEPS, 20)
             ),
-            killed=stage in KILLED,
+            killed=stage == KILLED,
         )
         for stage in stages
     ]

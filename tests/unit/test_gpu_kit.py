@@ -12,14 +12,12 @@ import pytest
 import torch
 from gpu import pack, run
 from gpu.finding import Finding, attempt, cell, render
-from gpu.flops import count_step
 from gpu.shapes import NARROW, build_on, generated_lengths, shortened
 from gpu.trace import Kernel, Trace
 from machine import ROOT
 from needs import find_lacking
 
 from rm_ray.config import ModelConfig
-from rm_ray.data.pair_tokens import PairLengths
 from rm_ray.model.reward_model import build_reward_model
 
 QUICK = [name for name in run.PARTS if name not in ("whole", "repeat")]
@@ -151,20 +149,6 @@ def test_time_without_a_kernel_is_idle_and_overlap_is_counted_once() -> None:
     assert trace.shares()["matrix products"] == pytest.approx(40 / 85)
     assert trace.shares()["gathering keys"] == pytest.approx(25 / 85)
     assert trace.longest(1) == [("sm90_xmma_gemm", 1, pytest.approx(40 / 85))]
-
-
-def test_flops_are_those_of_the_products_that_a_reward_needs(tmp_path: Path) -> None:
-    model = build_on(
-        torch.device("cpu"), {**NARROW, "num_hidden_layers": 3}, tmp_path, dtype=torch.float32
-    )
-    lengths = PairLengths(chosen=np.array([5]), rejected=np.array([4]), prefix=np.array([3]))
-    # Queries and outputs of 64, keys and values of 16, three feed-forward matrices of 64 x 128.
-    of_keys, others = 2 * 64 * 16, 2 * 64 * 64 + 3 * 64 * 128
-    tokens, ends = 6, 2
-    linear = 2 * (of_keys + others) * tokens * 2 + 2 * of_keys * tokens + 2 * others * ends
-    products = 15 + 4  # 1 + ... + 5 of the chosen, and 4 keys for the rejected's one own query
-    attention = 4 * 64 * (2 * products + 5 + 4)
-    assert count_step(model, lengths) == 3 * (linear + attention)
 
 
 def test_the_model_built_on_a_device_is_the_one_that_training_builds(tmp_path: Path) -> None:
