@@ -17,6 +17,7 @@ from rm_ray.config import TrainConfig
 from rm_ray.errors import INTERRUPTED, InputError
 from rm_ray.logs import log_to_stdout
 from rm_ray.preflight.network import GIGABYTE, GPUS_PER_NODE, Network
+from rm_ray.preflight.timing import COMPUTE_SHARE, GPU_PEAK, TERA, Compute
 from rm_ray.recipe import parse_options
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,14 @@ class PreflightCommand:
     gpus_per_node: int = GPUS_PER_NODE
     """GPUs of a machine that will train."""
 
+    gpu_peak_tflops: float = GPU_PEAK / TERA
+    """What a GPU's data sheet promises in the run's arithmetic, in 10^12 FLOP/s: 989 of an H100 in
+    bfloat16. What is predicted of the time relates to it."""
+
+    compute_share: float = COMPUTE_SHARE
+    """Share of that peak that forward and backward passes reach by themselves, where ``--measure``
+    does not find it on a GPU; 0.4 is an assumption."""
+
     json: bool = False
     """Print one JSON document instead, and everything else to the standard error."""
 
@@ -71,10 +80,14 @@ class PreflightCommand:
             "pairs_per_second",
             "within_node_gb_per_s",
             "between_nodes_gb_per_s",
+            "gpu_peak_tflops",
+            "compute_share",
         ):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise InputError(f"--{name} must be a number above 0, got {value}")
+        if self.compute_share > 1:
+            raise InputError(f"--compute_share must be at most 1, got {self.compute_share}")
         if self.gpus_per_node < 1:
             raise InputError(f"--gpus_per_node must be at least 1, got {self.gpus_per_node}")
         if (self.within_node_gb_per_s is None) != (self.between_nodes_gb_per_s is None):
@@ -83,6 +96,19 @@ class PreflightCommand:
             raise InputError(f"--measure must be at least 0, got {self.measure}")
         if self.measure and self.pairs_per_second is not None:
             raise InputError("--measure and --pairs_per_second both say how fast it is: give one")
+
+    def compute(self, measured: float | None) -> Compute:
+        """Return how fast a GPU's arithmetic is, given the FLOP/s that were measured on one."""
+        peak = self.gpu_peak_tflops * TERA
+        if measured is not None:
+            source = f"{measured / TERA:.0f} TFLOP/s a GPU in its passes, as measured on one"
+            return Compute(peak=peak, reached=measured, source=source)
+        reached = self.compute_share * peak
+        source = (
+            f"{reached / TERA:.0f} TFLOP/s a GPU in its passes, assumed: {self.compute_share:g} of "
+            f"a peak of {self.gpu_peak_tflops:g}"
+        )
+        return Compute(peak=peak, reached=reached, source=source)
 
     @property
     def network(self) -> Network | None:

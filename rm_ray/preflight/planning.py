@@ -10,11 +10,15 @@ import torch
 from rm_ray.config import Layout
 from rm_ray.data.token_table import open_table
 from rm_ray.model.attention import head_size, suits_flash, why_not_packed
+from rm_ray.model.flops import ModelFlops
 from rm_ray.model.reward_model import has_weights
 from rm_ray.preflight.activations import FAMILIES, WITH_LIGER, Attention, Row
 from rm_ray.preflight.architecture import Architecture
 from rm_ray.preflight.memory import MemoryEstimate, MemorySetting, alternatives, estimate
+from rm_ray.preflight.network import Network
+from rm_ray.preflight.prediction import Prediction, predict_run
 from rm_ray.preflight.report import Alternative, Planned
+from rm_ray.preflight.timing import Compute
 from rm_ray.preflight.workload import Workload, in_layout, look
 from rm_ray.train.prepare import Prepared
 
@@ -64,6 +68,28 @@ def plan_run(
         alternatives=tuple(recommend(options, gpu_memory)),
         why_no_memory=why,
     )
+
+
+def predict_times(
+    prepared: Prepared, *, compute: Compute, network: Network, gpu_memory: int | None
+) -> Prediction:
+    """Return the time of a run at every stage and on other numbers of GPUs, predicted."""
+    workload = look(prepared.plan, world_size=count_workers(prepared), most_steps=1)
+    return predict_run(
+        prepared.plan,
+        ModelFlops.of(prepared.classifier),
+        architecture_of(prepared),
+        memory_setting(prepared, workload),
+        compute=compute,
+        network=network,
+        gpu_memory=gpu_memory,
+    )
+
+
+def flops_of_pair(prepared: Prepared) -> float:
+    """Return the FLOPs that a pair needs on average, forward and backward."""
+    flops = ModelFlops.of(prepared.classifier).training(prepared.plan.lengths)
+    return float(flops.mean())
 
 
 def recommend(options: Iterable[Alternative], gpu_memory: int | None) -> list[Alternative]:

@@ -12,6 +12,8 @@ from rm_ray.config import TrainConfig
 from rm_ray.data.pair_tokens import PairLengths
 from rm_ray.preflight.checks import GIGABYTE, Verdict, count, usable
 from rm_ray.preflight.memory import PARTS, MemoryEstimate, MemorySetting
+from rm_ray.preflight.prediction import Prediction, describe_prediction
+from rm_ray.preflight.prediction import to_json as prediction_to_json
 from rm_ray.preflight.workload import Workload
 
 MARKS = {"ok": "ok", "warning": "WARNING", "failed": "FAILED"}
@@ -41,6 +43,8 @@ class Speed:
 
     pairs_per_second: float
     source: str
+    flops_per_second: float | None = None
+    """What one GPU reached in forward and backward passes, where that was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,8 @@ class Planned:
     why_no_memory: str = ""
     """Why memory is not estimated, if so."""
     speed: Speed | None = None
+    prediction: Prediction | None = None
+    """What the run would take, where the network between GPUs is known."""
 
     @property
     def hours(self) -> float | None:
@@ -84,6 +90,8 @@ def describe_verdicts(verdicts: Sequence[Verdict]) -> str:
 def describe_plan(planned: Planned) -> str:
     """Return pairs, steps, memory and time."""
     parts = [_pairs(planned), _steps(planned), _memory(planned), _time(planned)]
+    if planned.prediction is not None:
+        parts.append("\n".join(describe_prediction(planned.prediction)))
     return "\n\n".join(parts)
 
 
@@ -274,6 +282,7 @@ def to_json(verdicts: Sequence[Verdict], planned: Planned | None) -> dict[str, A
             for option in planned.alternatives
         ],
         "pairs_per_second": planned.speed.pairs_per_second if planned.speed else None,
+        "prediction": prediction_to_json(planned.prediction) if planned.prediction else None,
         "hours": planned.hours,
         "worker_hours": None if planned.hours is None else planned.hours * planned.num_workers,
     }

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rm_ray.config import BUILTIN, ClusterConfig, TrainConfig
 from rm_ray.data.tokenization import ends_assistant_turn
 from rm_ray.errors import InputError
@@ -23,7 +25,7 @@ from rm_ray.preflight.machines import (
     list_machines,
 )
 from rm_ray.preflight.memory import FLOAT32
-from rm_ray.preflight.planning import plan_run
+from rm_ray.preflight.planning import flops_of_pair, plan_run, predict_times
 from rm_ray.preflight.report import (
     ADVICE,
     Planned,
@@ -110,6 +112,15 @@ def run_preflight(command: PreflightCommand) -> Findings:
             planned = replace(planned, speed=_speed(command, prepared, planned))
         except InputError as error:
             verdicts.append(checks.warn("speed", str(error), "measure where it trains"))
+        if command.network is not None and config.cluster.use_gpu and not planned.why_no_memory:
+            measured = planned.speed.flops_per_second if planned.speed else None
+            prediction = predict_times(
+                prepared,
+                compute=command.compute(measured),
+                network=command.network,
+                gpu_memory=planned.gpu_memory,
+            )
+            planned = replace(planned, prediction=prediction)
     return Findings(verdicts=tuple(verdicts), planned=planned)
 
 
@@ -271,7 +282,11 @@ def _speed(command: PreflightCommand, prepared: Prepared, planned: Planned) -> S
         needed=2 * FLOAT32 * planned.num_parameters + activations,
     )
     source = f"{one:.1f} on this machine's device, times {workers}, without exchange or optimizer"
-    return Speed(pairs_per_second=one * workers, source=source)
+    reached = None
+    if torch.cuda.is_available():
+        again = 4 / 3 if prepared.config.model.gradient_checkpointing else 1.0
+        reached = one * flops_of_pair(prepared) * again
+    return Speed(pairs_per_second=one * workers, source=source, flops_per_second=reached)
 
 
 def _judge(
