@@ -30,6 +30,9 @@ from gpu.finding import Finding, missed, render
 LIMIT_S = 120.0
 """Most that a part may take."""
 
+LOG = "kit.log"
+"""What all parts print, beside ``kit.md`` and ``kit.json``: few files, which any machine sends."""
+
 LEAST_S = 20.0
 """With less than this left of the budget no part is started."""
 
@@ -83,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     out = options.out or Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="rm_ray-kit-"))
     out.mkdir(parents=True, exist_ok=True)
+    (out / LOG).unlink(missing_ok=True)
     started = time.monotonic()
     head = describe(on_cpu=options.dry_cpu, lengths=options.lengths)
     print(head, flush=True)
@@ -106,11 +110,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(PARTS))
-    parser.add_argument("--out", type=Path, help="folder for kit.md, kit.json and the parts' logs")
+    parser.add_argument("--out", type=Path, help="folder for kit.md, kit.json and kit.log")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds, all together")
     parser.add_argument("--dry-cpu", action="store_true", help="show on a CPU that all of it works")
     parser.add_argument(
-        "--lengths", type=Path, help="lengths of real pairs, as pack.sh writes them"
+        "--lengths",
+        type=lambda name: Path(name).resolve(),
+        help="lengths of real pairs, as pack.sh writes them",
     )
     options = parser.parse_args(arguments)
     unknown = [name for name in options.parts if name not in PARTS]
@@ -129,12 +135,15 @@ def describe(*, on_cpu: bool, lengths: Path | None) -> str:
 def run_part(name: str, options: argparse.Namespace, out: Path, *, seconds: float) -> Section:
     """Run one part in a process of its own, for so long at the most."""
     limit = min(seconds, PARTS[name].dry_s if options.dry_cpu else LIMIT_S)
-    command = [sys.executable, "-m", "gpu.part", name, "--out", str(out)]
+    work = tempfile.TemporaryDirectory(prefix="rm_ray-kit-part-")
+    command = [sys.executable, "-m", "gpu.part", name, "--out", work.name]
     command += ["--seconds", str(limit)]
     command += ["--lengths", str(options.lengths)] if options.lengths else []
     command += ["--dry-cpu"] if options.dry_cpu else []
     started = time.monotonic()
-    with (out / f"{name}.log").open("wb") as log:
+    with work, (out / LOG).open("ab") as log:
+        log.write(f"== {name}\n".encode())
+        log.flush()
         process = subprocess.Popen(
             command,
             stdout=log,
@@ -144,11 +153,11 @@ def run_part(name: str, options: argparse.Namespace, out: Path, *, seconds: floa
             start_new_session=True,
         )
         status = wait(process, limit)
-    findings = read(out / f"{name}.jsonl")
+        findings = read(Path(work.name) / f"{name}.jsonl")
     if status == "done" and (misses := missed(findings)):
         status = f"done, and {misses} of {len(findings)} rows miss their goal"
     elif status != "done":
-        status += f"; {out / f'{name}.log'} ends: {tail(out / f'{name}.log')}"
+        status += f"; {out / LOG} ends: {tail(out / LOG)}"
     seconds = time.monotonic() - started
     return Section(name=name, status=status, seconds=seconds, findings=tuple(findings))
 

@@ -19,6 +19,7 @@ if [ -n "$kit" ]; then
         fi
         kit="$folder"
     fi
+    kit="$(cd "$kit" && pwd)"
     chmod +x "$kit"/site/ray/core/src/ray/{gcs/gcs_server,raylet/raylet}
     export PYTHONPATH="$kit/site${PYTHONPATH:+:$PYTHONPATH}"
     if [ -f "$kit/lengths.npz" ]; then arguments+=(--lengths "$kit/lengths.npz"); fi

@@ -48,7 +48,7 @@ def test_every_part_without_ray_runs_on_a_cpu(tmp_path: Path) -> None:
 
 def test_the_command_runs_a_part_and_writes_its_page(tmp_path: Path) -> None:
     code, parts = go(tmp_path, "liger")
-    assert parts["liger"]["status"] == "done", (tmp_path / "liger.log").read_text()[-5000:]
+    assert parts["liger"]["status"] == "done", (tmp_path / run.LOG).read_text()[-5000:]
     assert code == 0
     page = (tmp_path / "kit.md").read_text()
     assert page.startswith("# The kit on a GPU")
@@ -62,7 +62,7 @@ def test_the_parts_that_start_ray_run_on_a_cpu(tmp_path: Path) -> None:
     assert {name: part["status"] for name, part in parts.items()} == {
         "whole": "done",
         "repeat": "done",
-    }, [log.read_text()[-5000:] for log in tmp_path.glob("*.log")]
+    }, (tmp_path / run.LOG).read_text()[-9000:]
     assert code == 0
 
 
@@ -93,6 +93,7 @@ def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_next(
     assert parts["syncs"]["status"] == "done, and 1 of 1 rows miss their goal"
     assert parts["liger"]["status"] == "done"
     assert [len(part["findings"]) for part in parts.values()] == [1, 1, 1, 1]
+    assert sorted(path.name for path in out.iterdir()) == ["kit.json", "kit.log", "kit.md"]
 
 
 def test_no_part_is_started_once_the_budget_is_spent(tmp_path: Path) -> None:
