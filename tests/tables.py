@@ -12,6 +12,7 @@ import torch
 from rm_ray.config import DataConfig
 from rm_ray.data.collate import Collator, ReadyMicroBatch
 from rm_ray.data.loading import load_step
+from rm_ray.data.packing import Kernel
 from rm_ray.data.plan import Plan
 from rm_ray.data.synthetic import generate_pairs
 from rm_ray.data.token_cache import tokenize_rows
@@ -57,11 +58,12 @@ def ready_step(
     *,
     rank: int = 0,
     world_size: int = 1,
+    kernel: Kernel = "grouped",
 ) -> list[ReadyMicroBatch]:
     """Load a step and lay it out on the CPU, as its plan's layout asks."""
     collator = Collator(
         layout=plan.settings.layout,
-        kernel="grouped",
+        kernel=kernel,
         pad_token_id=tokenizer.pad_token_id,
         device=torch.device("cpu"),
     )

@@ -14,8 +14,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState, GradientState
 from tables import builtin_table, ready_step
+from varlen_operator import register_varlen_on_cpu
 
 from rm_ray.config import ClusterConfig, Layout, ModelConfig, OptimizerConfig
+from rm_ray.data.packing import Kernel
 from rm_ray.data.plan import Plan, PlanSettings
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.determinism import compute_deterministically
@@ -54,12 +56,27 @@ class Case:
     offload: Literal["none", "optimizer", "all"] = "none"
     layout: Layout = "packed"
     secondary: bool = False
+    kernel: Kernel = "grouped"
+    frozen: tuple[str, ...] = ()
+    """Parameters with any of these in their names are not trained."""
 
     @property
     def name(self) -> str:
         """How its results are called."""
         words = "-recomputing" * self.model.gradient_checkpointing + "-secondary" * self.secondary
+        words += "-varlen" * (self.kernel == "varlen") + "-frozen" * bool(self.frozen)
+        if self.model.name_or_path.endswith(".json"):
+            words += f"-{Path(self.model.name_or_path).stem}"
         return f"{self.zero_stage}-{self.dtype}-{self.offload}-{self.layout}{words}"
+
+
+FROZEN = ("embed_tokens", "layers.0.")
+
+
+def varlen_case(stage: int, name: str, *, recomputing: bool = False, **more: Any) -> Case:
+    """Return a case in which attention goes the way that it goes on a GPU."""
+    model = ModelConfig(name_or_path=name, gradient_checkpointing=recomputing)
+    return Case(stage, kernel="varlen", model=model, **more)
 
 
 def spawn(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
@@ -100,11 +117,17 @@ class Trainer:
             if not table_folder.exists()
             else _reopen(table_folder)
         )
+        self.case = case
+        if case.kernel == "varlen":
+            register_varlen_on_cpu()
         self.plan = Plan(lengths=self.table.lengths, settings=replace(SETTINGS, layout=case.layout))
+        model = build_reward_model(
+            case.model, self.tokenizer, seed=SEED, layout=case.layout, dtype=loading
+        )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = not any(part in name for part in case.frozen)
         self.engine = Engine(
-            build_reward_model(
-                case.model, self.tokenizer, seed=SEED, layout=case.layout, dtype=loading
-            ),
+            model,
             OPTIMIZER,
             ClusterConfig(
                 zero_stage=case.zero_stage,
@@ -139,6 +162,7 @@ class Trainer:
                 self.tokenizer,
                 rank=self.engine.rank,
                 world_size=self.engine.world_size,
+                kernel=self.case.kernel,
             )
             metrics = train_step(
                 self.engine,

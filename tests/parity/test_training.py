@@ -6,74 +6,51 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from plain_loop import Trained, check_against
 from ranks import (
-    NUM_PAIRS,
-    OPTIMIZER,
-    SEED,
-    SETTINGS,
+    FROZEN,
     Case,
     gather_head,
     interrupt_all,
     spawn,
     train_over_nodes,
     train_third,
+    varlen_case,
 )
 from ranks import train_all as train_all_cases
-from tables import builtin_table, chosen_ids, rejected_ids
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rm_ray.config import ModelConfig
-from rm_ray.data.plan import Plan
-from rm_ray.model.reward_model import build_reward_model
 
 STAGES = (0, 1, 2, 3)
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[float, float]], Any]:
-    """Losses, norms and weights of a loop that knows nothing of micro-batches, ranks or engines.
+def reference(plain: Any) -> Trained:
+    """Losses, norms and weights of the plain loop on the built-in model."""
+    trained: Trained = plain(ModelConfig())
+    return trained
 
-    The rewards are those of transformers' own sequence classifier, one pair at a time.
-    """
-    table, tokenizer = builtin_table(tmp_path_factory.mktemp("reference") / "table", NUM_PAIRS)
-    plan = Plan(lengths=table.lengths, settings=SETTINGS)
-    model = build_reward_model(ModelConfig(), tokenizer, seed=SEED, layout="padded").classifier
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-        lr=1e-3,
-        eps=1e-5,
-    )
-    total = plan.steps.total
-    schedule = LambdaLR(
-        optimizer, lambda step: step / 3 if step < 3 else (total - step) / (total - 3)
-    )
-    measured = []
-    for step in range(total):
-        optimizer.zero_grad()
-        pairs = plan.pairs_of_step(step)
-        losses = []
-        for pair in pairs:
-            chosen = model(torch.tensor(chosen_ids(table, pair)).long()[None]).logits[0, 0]
-            rejected = model(torch.tensor(rejected_ids(table, pair)).long()[None]).logits[0, 0]
-            losses.append(-F.logsigmoid(chosen - rejected))
-        loss = torch.stack(losses).mean()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        measured.append((loss.item(), norm.item()))
-    return measured, {f"classifier.{k}": v for k, v in model.state_dict().items()}
+
+def varlen_cases(windowed: str) -> dict[int, list[Case]]:
+    """Return, by the number of ranks, trainings whose attention goes the way of a GPU's."""
+    return {
+        1: [varlen_case(1, windowed, recomputing=True)],
+        2: [
+            varlen_case(0, windowed),
+            varlen_case(2, windowed, recomputing=True, frozen=FROZEN),
+            varlen_case(3, windowed, recomputing=True),
+        ],
+    }
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, windowed: str
+) -> Path:
     """What our engine leaves on 1 and on 2 ranks, at every ZeRO stage, in both dtypes."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
-    cases = [Case(stage) for stage in STAGES]
+    cases = [Case(stage) for stage in STAGES] + varlen_cases(windowed)[request.param]
     if request.param == 2:
         cases += [Case(stage, dtype="bfloat16") for stage in STAGES]
         cases += [Case(3, model=ModelConfig(gradient_checkpointing=True))]
@@ -84,10 +61,15 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_step_equals_the_plain_loop(
-    trained: Path, stage: int, reference: tuple[list[tuple[float, float]], Any]
-) -> None:
+def test_every_step_equals_the_plain_loop(trained: Path, stage: int, reference: Trained) -> None:
     check_against(reference, trained / f"{stage}-float32-none-packed.pt")
+
+
+def test_the_attention_of_a_gpu_changes_nothing(trained: Path, windowed: str, plain: Any) -> None:
+    """But for the operator itself; all stages and models are in ``test_varlen_training.py``."""
+    of_ranks = int(trained.name.split("-")[1][0])
+    for case in varlen_cases(windowed)[of_ranks]:
+        check_against(plain(case.model, case.frozen), trained / f"{case.name}.pt")
 
 
 @pytest.mark.parametrize("name", ["2-float32-optimizer-packed", "3-float32-all-packed"])
@@ -112,16 +94,6 @@ def test_padding_instead_of_packing_changes_nothing(
     if not path.exists():
         pytest.skip("padding is tried on 2 ranks only")
     check_against(reference, path)
-
-
-def check_against(reference: tuple[list[tuple[float, float]], Any], path: Path) -> None:
-    measured, weights = torch.load(path)
-    expected, expected_weights = reference
-    assert len(expected) == 20
-    torch.testing.assert_close(torch.tensor(measured), torch.tensor(expected), rtol=1e-4, atol=1e-5)
-    assert weights.keys() == expected_weights.keys()
-    for name, weight in weights.items():
-        torch.testing.assert_close(weight, expected_weights[name], rtol=0, atol=1e-5)
 
 
 def test_bfloat16_follows_float32(trained: Path, reference: Any) -> None:
