@@ -1,0 +1,63 @@
+"""Liger's kernels, interpreted on the CPU, beside the plain ones; prints what each case gave.
+
+python liger_interpreted.py '[["llama", "packed", true], ...]'
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from triton_interpreter import launched, mend_interpreter  # before anything that imports Triton
+
+mend_interpreter()
+
+import torch  # noqa: E402
+from families import build, lay_out, some_pairs  # noqa: E402
+from torch import Tensor  # noqa: E402
+from varlen_operator import register_varlen_on_cpu  # noqa: E402
+
+from rm_ray.model.reward_model import apply_liger  # noqa: E402
+
+PAIRS = some_pairs(2, seed=1, longest=7)
+
+
+def compute(case: list[Any], folder: Path, *, liger: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return rewards and gradients; Liger's in the attention that a GPU takes beside it."""
+    family, layout, recomputing = case
+    model = build(folder, family, layout, gradient_checkpointing=recomputing)
+    if liger:
+        assert apply_liger(model, "on", on_gpu=True)
+    rewards = model(lay_out(PAIRS, layout, "varlen" if liger else "grouped"))
+    rewards.square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return rewards.detach(), gradients
+
+
+def compare(plain: Any, fused: Any) -> dict[str, Any]:
+    """Return the largest differences, of gradients relative to the parameter's largest."""
+    (rewards, gradients), (found, found_gradients) = plain, fused
+    return {
+        "parameters": sorted(gradients) == sorted(found_gradients) and len(gradients),
+        "rewards": float((rewards - found).abs().max()),
+        "gradients": max(
+            float((found_gradients[name] - gradient).abs().max() / gradient.abs().max())
+            for name, gradient in gradients.items()
+        ),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    register_varlen_on_cpu()
+    cases = json.loads(sys.argv[1])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # Liger replaces functions of transformers' modules for good, so the plain ones come first.
+        plain = [compute(case, folder, liger=False) for case in cases]
+        assert not launched
+        for case, expected in zip(cases, plain, strict=True):
+            launched.clear()
+            result = compare(expected, compute(case, folder, liger=True))
+            print(json.dumps(result | {"launched": dict(launched)}), flush=True)
