@@ -48,7 +48,7 @@ def _forward(
     the ``[S + 1]`` starts of either.
     """
     assert key_starts is not None and seqused_k is None and block_table is None, "not modelled"
-    _check_like_flash(query, key, value)
+    check_like_flash(query, key, value)
     for starts, rows, most in (
         (query_starts, query, most_queries),
         (key_starts, key, most_keys),
@@ -152,7 +152,7 @@ def _precision(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
-def _check_like_flash(query: Tensor, key: Tensor, value: Tensor) -> None:
+def check_like_flash(query: Tensor, key: Tensor, value: Tensor) -> None:
     """Refuse what flash attention refuses, but for whole precision.
 
     Raises:

@@ -45,6 +45,7 @@ def make_watch(answer: float) -> Any:
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
+    from varlen_operator import HALF, check_like_flash
 
     # Under inference mode they arrive by the names of their callers.
     values = {"_local_scalar_dense", "item", "is_nonzero"}
@@ -93,6 +94,11 @@ def make_watch(answer: float) -> Any:
                 self.keep(name)
             if name in indexing and any(_is_mask(index) for index in args[1] or ()):
                 self.keep("index by a mask")
+            if name == "_varlen_attn":
+                query, key, value, *starts = args[:5]
+                check_like_flash(query, key, value)
+                if query.dtype not in HALF or {start.dtype for start in starts} != {torch.int32}:
+                    self.keep(f"attention of {query.dtype} from starts of {starts[0].dtype}")
             found = func(*args, **kwargs)
             if name == "copy_" or name in copying:
                 self._watch_copy(args[1] if name == "copy_" else args[0], found)

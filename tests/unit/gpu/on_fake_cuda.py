@@ -77,6 +77,10 @@ class Trial:
             layout=case["layout"], kernel=case["kernel"], pad_token_id=PAD, device=GPU
         )
         self.gradients: set[str] = set()
+        self.rewards: set[str] = set()
+        self.model.classifier.score.register_forward_hook(
+            lambda _module, _inputs, rewards: self.rewards.add(f"{rewards.dtype}")
+        )
 
     def _enter(self, phase: str) -> None:
         self.watch.phase = phase
@@ -276,8 +280,10 @@ def score(trial: Trial) -> dict[str, Any]:
 
 
 def devices_of_state(engine: Engine) -> list[str]:
-    """Return where weights and moments are."""
-    return sorted({str(t.device) for part in engine.slices() for t in part.tensors.values()})
+    """Return where weights, moments and the counts of updates are."""
+    tensors = [t for part in engine.slices() for t in part.tensors.values()]
+    counts = [state["step"] for state in engine._adamw.state.values()]
+    return sorted({str(tensor.device) for tensor in tensors + counts})
 
 
 WORK = {
@@ -300,6 +306,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
             found["error"] = traceback.format_exc()
     watch = trial.watch
     return found | {
+        "rewards": sorted(trial.rewards),
         "seen": watch.seen,
         "casts": watch.casts,
         "where": watch.where,

@@ -178,6 +178,7 @@ def check(case: Case, result: dict[str, Any]) -> None:
     assert "error" not in result, result["error"]
     unwelcome = [what for what in result["seen"] if what.startswith(("forward", "backward"))]
     assert not unwelcome, "\n".join(f"{what}, at\n{result['where'][what]}" for what in unwelcome)
+    assert result["rewards"] == ["torch.float32"]
     trimmed = case["layout"] == "packed" and case["family"] in TRIMMED
     if case["precision"] == "autocast" and case["kernel"] == "varlen":
         forward, backward, again = CASTS[case["family"]]
