@@ -247,6 +247,7 @@ def test_a_restored_engine_holds_its_state_on_the_gpu_and_trains_on(found, case)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_family_layout_precision_and_recomputation_does(stand_in):
     for name, result in run_all(stand_in, EVERY_STEP).items():
         check(next(case for case in EVERY_STEP if name_of(case) == name), result)

@@ -60,6 +60,7 @@ def test_rewards_and_gradients_of_some_families_are_those_of_the_plain_kernels()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_those_of_every_family_layout_and_recomputation_are():
     for case, result in zip(EVERY, run(EVERY), strict=True):
         check(case, result)
