@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+sys.path.pop(0)  # this folder, where a file has the name of Python's own inspect
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rm_ray.scoring.command import main_score

@@ -12,6 +12,7 @@ PAGES = ("README.md", "cluster/README.md", "rm_ray/README.md", "tests/README.md"
 WALKED = (
     ("README.md", "Two commands"),
     ("README.md", "Training"),
+    ("README.md", "Your own data"),
     ("README.md", "Before a run"),
     ("README.md", "Evaluating and scoring"),
     ("README.md", "Publishing"),

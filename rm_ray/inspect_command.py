@@ -1,0 +1,92 @@
+"""The command line that shows what would be trained on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from rm_ray.config import TrainConfig
+from rm_ray.errors import INTERRUPTED, InputError
+from rm_ray.logs import log_to_stdout
+from rm_ray.recipe import parse_options
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "python jobs/inspect.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectCommand:
+    """Show what would be trained on: how sources are read, and rows as messages, text and tokens.
+
+    Takes the settings of ``jobs/train.py``, and needs no cluster. The exit status is 0, or 2 where
+    something given is wrong or a training would stop.
+    """
+
+    recipe: Path | None = None
+    """YAML file with the settings of the run, by section."""
+
+    data: tuple[str, ...] = ()
+    """Sources to look at, written like data.train; none: those of data.train."""
+
+    rows: int = 3
+    """Rows of each source to show, from the first on; all of them are counted."""
+
+    json: bool = False
+    """Print one JSON object instead, and everything else to the standard error."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(
+        default_factory=TrainConfig
+    )
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise InputError(f"--rows must be at least 0, got {self.rows}")
+
+
+def main_inspect(arguments: Sequence[str]) -> int:
+    """Show the rows; return the exit status."""
+    log_to_stdout()
+    try:
+        command = parse_options(InspectCommand, PROGRAM, arguments)
+        if command.json:
+            (handler,) = logging.getLogger("rm_ray").handlers
+            assert isinstance(handler, logging.StreamHandler)
+            handler.setStream(sys.stderr)
+        _show(command)
+    except (InputError, OSError) as error:
+        logger.error("error: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _show(command: InspectCommand) -> None:
+    from rm_ray.data.tokenization import PairTokenizer  # slow imports, which --help does without
+    from rm_ray.inspection import inspect_source, refuse_lost
+    from rm_ray.train.prepare import read_tokenizer
+
+    config = command.config
+    tokenizer = PairTokenizer(read_tokenizer(config), config.data)
+    findings = [
+        inspect_source(text, config.data, tokenizer, seed=config.run.seed, num_shown=command.rows)
+        for text in command.data or config.data.train
+    ]
+    if command.json:
+        document = {
+            "sources": [finding.to_json() for finding in findings],
+            "rows": [row for finding in findings for row in finding.shown],
+        }
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        for finding in findings:
+            logger.info("\n%s", finding.describe())
+    refuse_lost(findings)
