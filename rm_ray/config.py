@@ -45,9 +45,9 @@ class RunConfig:
     workers, and the same machines. What it costs on GPUs is not measured yet."""
 
     def __post_init__(self) -> None:
-        legal = bool(self.name) and self.name[0].isalnum()
-        legal = legal and all(c.isalnum() or c in "._-" for c in self.name)
-        require(legal, "run.name", self.name, "letters, digits, '.', '_' and '-'")
+        legal = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None
+        rule = "letters from A to Z or a to z, digits, '.', '_' and '-'"  # Ray's metrics are ASCII
+        require(legal, "run.name", self.name, rule)
         is_free = self.name not in _TAKEN
         require(is_free, "run.name", self.name, f"none of {', '.join(_TAKEN)}, which are there")
         require(bool(self.storage_path), "run.storage_path", self.storage_path, "a path or a URI")
@@ -86,7 +86,8 @@ class DataConfig:
     """The run stops before training when a larger share of the rows is refused."""
 
     chat_template: str | None = None
-    """A Jinja chat template, or the path of a file with one; none: the tokenizer's own."""
+    """A Jinja chat template, the path of a file with one, or the name of one of several that the
+    tokenizer has; none: the tokenizer's own, or its default one."""
 
     template_date: str | None = None
     """The date, as in 2026-11-28, that a chat template is told which asks for today's; none: that

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as a shell has it."""
+
+
+REFUSALS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
+)
+"""What a system answers that works: the same the next time, unlike where a disk or a network fails.
+That a file is missing is not among them, since a storage that has gone has none."""
+
+
+def is_refusal(error: OSError) -> bool:
+    """Tell whether the system refuses what it is asked for, however often it is asked."""
+    return error.errno in REFUSALS
 
 
 class InputError(ValueError):

@@ -63,9 +63,27 @@ def local_home() -> Path:
     """Return the folder of this machine for this user's tables and staged checkpoints.
 
     Raises:
-        InputError: it belongs to someone else, who could read them and put in others.
+        InputError: it cannot be made, or belongs to someone else, who could read them and put in
+            others.
     """
-    home = Path(tempfile.gettempdir()) / f"rm_ray-{os.getuid()}"
+    try:
+        return private_folder(Path(tempfile.gettempdir()))
+    except OSError as error:
+        raise InputError(
+            "this user can make no folder for tables and checkpoints at "
+            f"'{error.filename or 'TMPDIR'}': {error.strerror or error}; set TMPDIR to a folder "
+            "that it may write to"
+        ) from None
+
+
+def private_folder(parent: Path) -> Path:
+    """Return the folder of this user alone in a folder that others share, made if need be.
+
+    Raises:
+        InputError: it belongs to someone else.
+        OSError: it cannot be made.
+    """
+    home = parent / f"rm_ray-{os.getuid()}"
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = home.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:

@@ -14,6 +14,7 @@ from tokenizers import Encoding
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rm_ray.config import BUILTIN, DataConfig
+from rm_ray.data.chat_template import choose_template
 from rm_ray.data.contract import NO_CONTEXT, Pair, Reason, RefusedError
 from rm_ray.data.cutting import cut_tokens
 from rm_ray.data.pair_tokens import common_prefix
@@ -56,13 +57,7 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = build_tokenizer()
     else:
         tokenizer = _load(name_or_path, revision)
-    if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
-    if tokenizer.chat_template is None:
-        raise InputError(
-            f"model.tokenizer '{name_or_path}' has no chat template, so messages cannot be turned "
-            "into text; set data.chat_template to a Jinja template or to the path of one"
-        )
+    tokenizer.chat_template = choose_template(tokenizer, chat_template, name=name_or_path)
     tokenizer.padding_side = "right"
     _give_own_pad_token(tokenizer, template_ids(tokenizer))
     return tokenizer
@@ -88,18 +83,6 @@ def _load(name_or_path: str, revision: str | None) -> PreTrainedTokenizerBase:
             "needed to find where a response begins; convert it or choose another"
         )
     return tokenizer
-
-
-def _read_template(template: str) -> str:
-    if "{" in template:
-        return template
-    try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"data.chat_template '{template[:200]}' is neither a Jinja template nor a text file "
-            f"here: {error}"
-        ) from None
 
 
 def template_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

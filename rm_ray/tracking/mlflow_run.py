@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunTag
 
+from rm_ray.errors import InputError
 from rm_ray.tracking.history import Kind, Record
 from rm_ray.tracking.shipping import MlflowAwayError
 from rm_ray.tracking.target import MlflowTarget, RunDescription
@@ -33,7 +35,11 @@ class MlflowRun:
 
     @classmethod
     def open(cls, target: MlflowTarget, description: RunDescription) -> MlflowRun:
-        """Find the run with this key, or create it."""
+        """Find the run with this key, or create it.
+
+        Raises:
+            InputError: its experiment is deleted.
+        """
         with telling_who_is_away(target.tracking_uri):
             client = open_client(target.tracking_uri)
             experiment_id = _experiment(client, target)
@@ -98,11 +104,12 @@ def ask_mlflow(target: MlflowTarget, *, registry: bool = False) -> str:
     """Return what MLflow says of the experiment, and with ``registry`` ask its registry too.
 
     Raises:
+        InputError: the experiment is deleted.
         MlflowAwayError: it does not answer.
     """
     with telling_who_is_away(target.tracking_uri):
         client = open_client(target.tracking_uri)
-        experiment = client.get_experiment_by_name(target.experiment)
+        experiment = _find_experiment(client, target)
         if registry:
             client.search_registered_models(max_results=1)
     known = "is there" if experiment is not None else "will be made"
@@ -120,18 +127,34 @@ def open_client(tracking_uri: str) -> mlflow.MlflowClient:
 
 
 def _experiment(client: mlflow.MlflowClient, target: MlflowTarget) -> str:
-    experiment = client.get_experiment_by_name(target.experiment)
+    experiment = _find_experiment(client, target)
     if experiment is not None:
         return str(experiment.experiment_id)
-    location = _artifact_location(target.tracking_uri)
+    location = _artifact_location(target.sqlite_file)
     return str(client.create_experiment(target.experiment, artifact_location=location))
 
 
-def _artifact_location(tracking_uri: str) -> str | None:
+def _find_experiment(client: mlflow.MlflowClient, target: MlflowTarget) -> Experiment | None:
+    """Return the experiment; None where there is none yet.
+
+    Raises:
+        InputError: it is deleted, and MLflow neither adds runs to it nor makes another.
+    """
+    experiment = client.get_experiment_by_name(target.experiment)
+    if experiment is not None and experiment.lifecycle_stage == LifecycleStage.DELETED:
+        command = ("mlflow", "experiments", "restore", "--experiment-id", experiment.experiment_id)
+        raise InputError(
+            f"mlflow.experiment '{target.experiment}' is deleted in MLflow at "
+            f"{target.tracking_uri}, which takes no runs for it; restore it "
+            f"(MLFLOW_TRACKING_URI={shlex.quote(target.tracking_uri)} {shlex.join(command)}), or "
+            "name another"
+        )
+    return experiment
+
+
+def _artifact_location(file: Path | None) -> str | None:
     """Keep artifacts beside an SQLite file; a server has its own place for them."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    return (Path(tracking_uri.removeprefix("sqlite:///")).parent / "mlflow_artifacts").as_uri()
+    return None if file is None else (file.parent / "mlflow_artifacts").as_uri()
 
 
 def _params(params: dict[str, Any]) -> list[Param]:
@@ -143,6 +166,8 @@ def telling_who_is_away(tracking_uri: str) -> Iterator[None]:
     """Raise MlflowAwayError for whatever MLflow raises."""
     try:
         yield
+    except InputError:
+        raise
     # Stores of files and databases raise what they please, some without any package in common.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -49,6 +49,8 @@ def replay(folder: str, tracking_uri: str | None, *, patience_s: float = PATIENC
             rows = run.read_json(f"{SAMPLES}/{info.base_name}")
             shipper.send_table(f"eval_samples/{info.base_name}", rows)
     unsent = shipper.close(patience_s)
+    if shipper.refusal is not None:
+        raise shipper.refusal
     if unsent or shipper.run is None:
         raise TrainingError(f"MLflow at {target.tracking_uri} did not take {unsent} items in time")
     _finish(run, record, shipper.run)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from rm_ray.errors import InputError
 from rm_ray.tracking.history import Kind, Record
 from rm_ray.tracking.target import MlflowTarget, RunDescription
 
@@ -44,6 +45,39 @@ def opening_mlflow(target: MlflowTarget, description: RunDescription) -> Callabl
     return open_run
 
 
+class EarlyQuestion:
+    """Asks MLflow, beside what else is to be done before a training, whether it takes a run."""
+
+    def __init__(self, target: MlflowTarget) -> None:
+        self._target = target
+        self._refusal: InputError | None = None
+        self._thread = threading.Thread(target=self._ask, name="mlflow-question", daemon=True)
+        file = target.sqlite_file
+        if file is None or file.exists():  # else the run makes it
+            self._thread.start()
+
+    def refuse(self, patience_s: float = 10.0) -> None:
+        """Wait for so long for an answer; where there is none, training goes on without.
+
+        Raises:
+            InputError: MLflow will take nothing of this run.
+        """
+        if self._thread.ident is not None:
+            self._thread.join(patience_s)
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _ask(self) -> None:
+        from rm_ray.tracking.mlflow_run import ask_mlflow
+
+        try:
+            ask_mlflow(self._target)
+        except InputError as error:
+            self._refusal = error
+        except MlflowAwayError:
+            pass  # it is told once there is something to send
+
+
 class MetricShipper:
     """Takes records and tables as they come and brings each to MLflow once.
 
@@ -58,6 +92,8 @@ class MetricShipper:
         self._unsent = 0
         self.run: MlflowRun | None = None
         """The run, once MLflow has answered."""
+        self.refusal: InputError | None = None
+        """Why MLflow will take nothing, whatever is waited for."""
         self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
         self._thread.start()
 
@@ -101,7 +137,12 @@ class MetricShipper:
                 items.append(self._queue.get())
             is_open = None not in items
             if self.run is None and any(item is not None for item in items):
-                self.run = run = self._retry(self._open_run)
+                try:
+                    self.run = run = self._retry(self._open_run)
+                except InputError as error:
+                    self.refusal = error
+                    logger.warning("%s; training goes on, and keeps its metrics", error)
+                    return
                 shipped = self._retry(run.logged_steps)
             records = [item for item in items if isinstance(item, Record)]
             if records:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from rm_ray.config import MlflowConfig, flatten
 from rm_ray.storage import Storage
+
+SQLITE = "sqlite:///"
+"""What the URI of an SQLite file begins with; its path follows, as in ``sqlite:////data/x.db``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +26,36 @@ class MlflowTarget:
     @classmethod
     def of(cls, config: MlflowConfig, storage: Storage) -> MlflowTarget:
         """Return what the config names, or else an SQLite file in the storage."""
-        uri = config.tracking_uri or f"sqlite:///{storage.join('mlflow.db')}"
-        return cls(tracking_uri=uri, experiment=config.experiment)
+        uri = config.tracking_uri or SQLITE + _quote(storage.join("mlflow.db"))
+        return cls(tracking_uri=_from_here(uri), experiment=config.experiment)
+
+    @property
+    def sqlite_file(self) -> Path | None:
+        """The SQLite file that it is; None where it is something else."""
+        path = self.tracking_uri.removeprefix(SQLITE).partition("?")[0]
+        is_file = self.tracking_uri.startswith(SQLITE) and path.startswith("/")
+        return Path(unquote(path)) if is_file else None
 
     @property
     def view_command(self) -> str:
         """The command that shows the runs in a browser, or the address that does already."""
         if self.tracking_uri.startswith("http"):
             return self.tracking_uri
-        start = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {sys.executable} -m mlflow ui"
-        return f"{start} --backend-store-uri {self.tracking_uri}"
+        words = (sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self.tracking_uri)
+        return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {shlex.join(words)}"
+
+
+def _quote(path: str) -> str:
+    """Write a path so that what ends it in a URI does not end it."""
+    return path.replace("%", "%25").replace("?", "%3F")
+
+
+def _from_here(uri: str) -> str:
+    """Return a database's URI with a path that stays what it is in any folder."""
+    path = uri.removeprefix(SQLITE)
+    if not uri.startswith(SQLITE) or path.startswith(("/", ":", "file:")) or not path:
+        return uri
+    return f"{SQLITE}{_quote(str(Path.cwd()))}/{path}"
 
 
 @dataclass(frozen=True, kw_only=True)

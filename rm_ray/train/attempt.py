@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from rm_ray.errors import InputError, LostError, StoppedError, TrainingError
+from rm_ray.errors import InputError, LostError, StoppedError, TrainingError, is_refusal
 from rm_ray.logs import log_to_stdout
 from rm_ray.recipe import parse_config
 from rm_ray.train.attempts import Attempt, Ending
@@ -94,6 +94,11 @@ def _run(task: dict[str, Any], going: Going) -> dict[str, Any]:
         what = {"cause": error.cause, "signature": error.signature, "skips": error.skips}
         return {"ending": "lost", "is_outage": error.is_outage, **what}
     except OSError as error:  # a storage or network that fails may work the next time
+        if is_refusal(error):
+            return {
+                "ending": "refused",
+                "cause": f"{error}; give this user another path, or rights",
+            }
         return {"ending": "lost", "cause": repr(error), "is_outage": True}
     except Exception as error:  # a bug of ours: told as it is, and tried once more
         traceback.print_exc()

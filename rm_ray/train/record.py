@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = (
     "run.deterministic",
+    "run.storage_path",
     "cluster.num_workers",
     "cluster.use_gpu",
     "cluster.cpus_per_worker",
@@ -41,7 +42,7 @@ _MAY_CHANGE = (
     "hub.revision_prefix",
     "hub.patience_s",
 )
-"""Fields that a resumed run may change: what trains, not what is trained."""
+"""Fields that a resumed run may change: what trains and where, not what is trained."""
 
 
 def look_up(config: TrainConfig, *, again: bool = False) -> tuple[Storage, dict[str, Any] | None]:

@@ -7,6 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from rm_ray.config import TrainConfig
+from rm_ray.storage import Storage, local_home
+from rm_ray.tracking.shipping import EarlyQuestion
+from rm_ray.tracking.target import MlflowTarget
 from rm_ray.train.going import Going
 from rm_ray.train.record import look_up
 from rm_ray.train.session import ray_cluster
@@ -40,6 +43,7 @@ def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
     if result is not None:
         return result
     if not again:
+        local_home()  # where it cannot be made, no worker need start
         logger.info("starting Ray and loading libraries")  # up to two minutes from a cold disk
     with ray_cluster(config.cluster, imports=_HEAVY, again=again) as cluster:
         from rm_ray.preflight.brief import say_in_short
@@ -47,11 +51,14 @@ def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
         from rm_ray.train.trainer import fit
 
         going.startup.end("imports and Ray")
+        target = MlflowTarget.of(config.mlflow, Storage.open(config.run.storage_path))
+        asked = None if again else EarlyQuestion(target)
         prepared = prepare(
             replace(config, cluster=cluster), waits=again, on_phase=going.startup.end
         )
-        if not again:
+        if asked is not None:
             say_in_short(prepared)
+            asked.refuse()
         fitted = fit(prepared, cluster, going)
     from rm_ray.train.finish import finish
 

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import ray
+from ray.job_config import JobConfig
 
 from rm_ray.config import ClusterConfig
 from rm_ray.errors import InputError, LostError
-from rm_ray.importing import share_package
+from rm_ray.importing import ROOT, share_package
+from rm_ray.train.ray_folder import choose_ray_folder
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +64,21 @@ def _start(config: ClusterConfig, *, again: bool) -> ClusterConfig:
             signal.signal(signal.SIGTERM, on_term)
 
 
+class _PathOfOurs(JobConfig):  # type: ignore[misc]
+    """A job whose processes look for modules where this package is.
+
+    Ray would put the folder in which the command is given before everything else, unless the job
+    brings a folder of its own.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
 def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
     address = os.environ.get("RAY_ADDRESS")
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    job = _PathOfOurs(_py_driver_sys_path=[ROOT])
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "job_config": job}
     if address:
         # So that the cluster's dashboard knows of runs of Ray Train: one actor more, on its head.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
@@ -90,8 +104,13 @@ def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
             f"{config.cpus_per_worker}, but this machine has {cores} CPU cores; ask for fewer"
         )
     share_package()
-    # Ray Data's short tasks share the cores with the workers instead of waiting for them.
-    ray.init(address="local", num_cpus=workers * config.cpus_per_worker + cores, **quiet)
+    ray.init(
+        address="local",
+        # Ray Data's short tasks share the cores with the workers instead of waiting for them.
+        num_cpus=workers * config.cpus_per_worker + cores,
+        _temp_dir=choose_ray_folder(),
+        **quiet,
+    )
     return replace(config, num_workers=workers) if least < most else config
 
 

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import huggingface_hub
+import mlflow
 import pytest
 from runs import small_run
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rm_ray.command import main, parse_command
 from rm_ray.errors import InputError
@@ -88,6 +91,35 @@ def test_a_tokenizer_without_a_chat_template(cluster, storage, capsys, tmp_path)
     error = run(storage, capsys, "--model.tokenizer", str(tmp_path / "bare"))
     assert "has no chat template" in error
     assert "data.chat_template" in error
+
+
+def test_a_base_model_that_would_be_trained_from_random_weights(cluster, storage, capsys, tmp_path):
+    folder = tmp_path / "compiled"
+    config = LlamaConfig(
+        vocab_size=800, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=256,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    options = ("--model.name_or_path", str(folder), "--model.tokenizer", "builtin")
+    error = run(storage, capsys, *options, "--data.max_length", "257")
+    assert "data.max_length is 257, but model.name_or_path" in error
+    assert "has 256 positions" in error
+    weights = load_file(folder / "model.safetensors")
+    renamed = {f"_orig_mod.{name}": weight for name, weight in weights.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    error = run(storage, capsys, *options)
+    assert "lacks 11 of its 11 weights" in error
+    assert "'_orig_mod.', as in torch.compile" in error
+
+
+def test_a_deleted_experiment(cluster, storage, capsys, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    options = ("--mlflow.tracking_uri", uri, "--mlflow.experiment", "gone")
+    error = run(storage, capsys, *options)
+    assert "mlflow.experiment 'gone' is deleted" in error
+    assert "experiments restore" in error
 
 
 def test_an_unknown_model_name(cluster, storage, capsys, monkeypatch):

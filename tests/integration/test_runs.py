@@ -276,15 +276,29 @@ def whole_checkpoints(folder: Path) -> list[str]:
 def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     finished: FinishedRun, storage: Path, tmp_path: Path
 ) -> None:
-    """The same command goes on from the checkpoint before the one that is damaged."""
+    """The same command goes on from the checkpoint before the one that is damaged.
+
+    It is given in a folder of modules that are called like those of libraries, with a folder for
+    temporary files that is too long for sockets, on a terminal of ASCII; and the second time by
+    another path to its storage.
+    """
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(small_run(storage, "driver-killed")))
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(recipe)]
+    job_folder = tmp_path / ("job" * 30)
+    job_folder.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"TMPDIR": str(job_folder), "PYTHONIOENCODING": "ascii"}
+    elsewhere = tmp_path / "elsewhere"
+    for module in ("peft/__init__", "datasets/__init__", "mlflow/__init__", "types", "random"):
+        path = elsewhere / f"{module}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise ImportError('this is not the library')")
+    (tmp_path / "linked").symlink_to(storage)
     folder = storage / "driver-killed"
     seen: set[str] = set()
     with (tmp_path / "first.log").open("w") as log:
-        driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=elsewhere)
         while driver.poll() is None and len(seen) < 2:
             seen.update(whole_checkpoints(folder))
             time.sleep(0.02)
@@ -298,8 +312,16 @@ def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     content = bytearray(damaged.read_bytes())
     content[-100] ^= 1
     damaged.write_bytes(content)
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    again = subprocess.run(
+        [*command, "--run.storage_path", str(tmp_path / "linked")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=elsewhere,
+        check=False,
+    )
     assert again.returncode == 0, again.stdout + again.stderr
+    assert "Traceback" not in again.stdout + again.stderr
     assert (
         f"{damaged.parent.name} is not used: slices-00001.safetensors does not have" in again.stdout
     )

@@ -6,10 +6,11 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
+from rm_ray.errors import InputError
 from rm_ray.tracking import shipping
 from rm_ray.tracking.history import Record
-from rm_ray.tracking.mlflow_run import MlflowRun
-from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError
+from rm_ray.tracking.mlflow_run import MlflowRun, ask_mlflow
+from rm_ray.tracking.shipping import EarlyQuestion, MetricShipper, MlflowAwayError
 from rm_ray.tracking.target import MlflowTarget, RunDescription
 
 PATIENCE_S = 120.0
@@ -157,3 +158,29 @@ def test_an_mlflow_that_is_not_there_stops_nothing(scheme):
     with pytest.raises(MlflowAwayError, match="MLflow at"):
         begin(target)
     assert ship(target, records(1, 2)).close(patience_s=1.0) == 2
+
+
+def test_a_deleted_experiment_is_refused_before_a_run_and_ends_the_shipping(target, caplog):
+    EarlyQuestion(target).refuse()  # there is no database yet, and none is made
+    assert target.sqlite_file is not None
+    assert not target.sqlite_file.exists()
+    run = begin(target)
+    EarlyQuestion(target).refuse(PATIENCE_S)
+    experiment = run.client.get_experiment_by_name("tests")
+    run.client.delete_experiment(experiment.experiment_id)
+    told = rf"mlflow.experiment 'tests' is deleted .* restore --experiment-id {1}"
+    with pytest.raises(InputError, match=told):
+        EarlyQuestion(target).refuse(PATIENCE_S)
+    with pytest.raises(InputError, match="is deleted"):
+        ask_mlflow(target)
+    shipper = ship(target, records(1, 3))
+    assert shipper.close(PATIENCE_S) == 3
+    assert "training goes on, and keeps its metrics" in caplog.text
+    run.client.restore_experiment(experiment.experiment_id)
+    assert ship(target, records(1, 3)).close(PATIENCE_S) == 0
+    assert steps(target) == [1, 2, 3]
+
+
+def test_a_server_that_is_away_keeps_no_run_from_beginning():
+    away = MlflowTarget(tracking_uri="http://127.0.0.1:9", experiment="tests")
+    EarlyQuestion(away).refuse(0.5)

@@ -65,6 +65,20 @@ def test_what_is_trained_may_not_change(config):
         look_up(other)
 
 
+def test_a_storage_may_be_moved_or_reached_by_another_path(config, tmp_path):
+    open_record(prepared(config), {})
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(tmp_path)
+    linked = replace(config, run=replace(config.run, storage_path=str(link)))
+    run, _ = look_up(linked)
+    assert run.path == f"{tmp_path}/one"
+    tmp_path.rename(tmp_path.parent / "moved")
+    moved = replace(config, run=replace(config.run, storage_path=f"{tmp_path.parent}/moved"))
+    look_up(moved)
+    record = open_record(prepared(moved), {})
+    assert record["config"]["run"]["storage_path"] == f"{tmp_path.parent}/moved"
+
+
 def test_a_record_that_is_cut_short_is_named(config):
     run = prepared(config).run
     run.write_text("run.json", "{")
