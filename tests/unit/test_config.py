@@ -567,9 +567,9 @@ def test_an_empty_section_is_its_defaults_and_one_source_is_a_list_of_it(tmp_pat
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_recipe_with_a_byte_order_mark_is_read(encoding: str, tmp_path: Path):
     path = tmp_path / "recipe.yaml"
-    path.write_bytes("run:\n  name: é\n".encode(encoding))
+    path.write_bytes("mlflow:\n  experiment: é\n".encode(encoding))
 
-    assert read_recipe(path).run.name == "é"
+    assert read_recipe(path).mlflow.experiment == "é"
 
 
 def test_a_recipe_of_the_wrong_type_names_the_field(tmp_path: Path):
