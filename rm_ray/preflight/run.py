@@ -233,6 +233,8 @@ def _check_mlflow(config: TrainConfig, storage: Storage) -> Verdict:
 
     try:
         told = ask_mlflow(target, registry=config.mlflow.registered_model is not None)
+    except InputError as error:
+        return checks.fail("MLflow", str(error), "restore the experiment, or name another")
     except MlflowAwayError as error:
         remedy = "check mlflow.tracking_uri and the credentials; training would go on without it"
         return checks.warn("MLflow", str(error), remedy)

@@ -74,6 +74,7 @@ class Scorer:
             classifier, found = AutoModelForSequenceClassification.from_pretrained(
                 _place(name_or_path),
                 revision=revision,
+                trust_remote_code=False,
                 dtype=wanted,
                 attn_implementation="sdpa" if reason else PACKED_ATTENTION,
                 output_loading_info=True,
@@ -153,7 +154,9 @@ def load_architecture(name_or_path: str, revision: str | None = None) -> Pretrai
         InputError: it cannot be found, or has more labels than one.
     """
     try:
-        architecture = AutoConfig.from_pretrained(_place(name_or_path), revision=revision)
+        architecture = AutoConfig.from_pretrained(
+            _place(name_or_path), revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise _refuse(name_or_path, error) from None
     if architecture.num_labels != 1:

@@ -27,6 +27,9 @@ RECORDS_PER_CALL = 40
 TRIES_OF_A_TABLE = 8
 """About two minutes."""
 
+ANSWER_S, FILE_ANSWER_S = 10.0, 60.0
+"""How long the answer of a server, or of a file, is waited for before a training."""
+
 Table = tuple[str, list[dict[str, Any]]]
 
 
@@ -56,12 +59,16 @@ class EarlyQuestion:
         if file is None or file.exists():  # else the run makes it
             self._thread.start()
 
-    def refuse(self, patience_s: float = 10.0) -> None:
-        """Wait for so long for an answer; where there is none, training goes on without.
+    def refuse(self, patience_s: float | None = None) -> None:
+        """Wait for an answer; where there is none, training goes on without.
+
+        A file of this machine is waited for longer than a server that may be away.
 
         Raises:
             InputError: MLflow will take nothing of this run.
         """
+        if patience_s is None:
+            patience_s = ANSWER_S if self._target.sqlite_file is None else FILE_ANSWER_S
         if self._thread.ident is not None:
             self._thread.join(patience_s)
         if self._refusal is not None:

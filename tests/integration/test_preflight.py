@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import mlflow
 import pytest
 from hub_server import TOKEN, serving
 from runs import small_run
@@ -133,6 +134,16 @@ def test_mlflow_and_the_hub_are_asked(cluster, storage, capfd, tmp_path, monkeyp
     assert status == 0  # training would go on without them
     assert "WARNING  MLflow" in page
     assert "WARNING  Hub" in page
+
+
+def test_a_deleted_experiment_fails(cluster, storage, capfd, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    options = ("--mlflow.tracking_uri", uri, "--mlflow.experiment", "gone")
+    status, page = preflight(storage, capfd, *options)
+    assert status == 1
+    assert "FAILED   MLflow          mlflow.experiment 'gone' is deleted" in page
 
 
 def test_every_training_begins_with_the_same_in_short(cluster, storage, monkeypatch):
