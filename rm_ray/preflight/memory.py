@@ -438,7 +438,13 @@ def alternatives(setting: MemorySetting) -> list[MemorySetting]:
         ("all", range(3, 4)),
     ]
     return [
-        replace(setting, zero_stage=stage, offload=offload, checkpointing=checkpointing)
+        replace(
+            setting,
+            zero_stage=stage,
+            offload=offload,
+            checkpointing=checkpointing,
+            secondary_over=setting.secondary_over if stage == 3 and offload != "all" else 0,
+        )
         for offload, known in stages
         if setting.on_gpu or offload == setting.offload
         for checkpointing in (False, True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from rm_ray.config import Layout
+from rm_ray.config import ClusterConfig, Layout
 from rm_ray.data.token_table import open_table
 from rm_ray.model.attention import head_size, suits_flash, why_not_packed
 from rm_ray.model.flops import ModelFlops
@@ -15,7 +15,7 @@ from rm_ray.model.reward_model import has_weights
 from rm_ray.preflight.activations import FAMILIES, WITH_LIGER, Attention, Row
 from rm_ray.preflight.architecture import Architecture
 from rm_ray.preflight.memory import MemoryEstimate, MemorySetting, alternatives, estimate
-from rm_ray.preflight.network import Network
+from rm_ray.preflight.network import GPUS_PER_NODE, Network
 from rm_ray.preflight.prediction import Prediction, predict_run
 from rm_ray.preflight.report import Alternative, Planned
 from rm_ray.preflight.timing import Compute
@@ -26,7 +26,12 @@ LAYOUTS: tuple[Layout, ...] = ("packed", "padded")
 
 
 def plan_run(
-    prepared: Prepared, *, least_workers: int | None, gpu_memory: int | None, most_steps: int
+    prepared: Prepared,
+    *,
+    least_workers: int | None,
+    gpu_memory: int | None,
+    most_steps: int,
+    gpus_per_node: int = GPUS_PER_NODE,
 ) -> Planned:
     """Return what a run computes in both layouts, and its memory at every stage.
 
@@ -44,7 +49,7 @@ def plan_run(
     if not why:
         fewest = least_workers or num_workers
         largest = look(prepared.plan, world_size=fewest, most_steps=most_steps)
-        setting = replace(memory_setting(prepared, largest), world_size=fewest)
+        setting = memory_setting(prepared, largest, world_size=fewest, gpus_per_node=gpus_per_node)
         architecture, row = architecture_of(prepared), row_of(prepared, largest, setting)
         options = [
             Alternative(
@@ -130,8 +135,15 @@ def row_of(prepared: Prepared, workload: Workload, setting: MemorySetting) -> Ro
     return Row.of(workload.largest, layout=setting.layout, attention=setting.attention)
 
 
-def memory_setting(prepared: Prepared, workload: Workload) -> MemorySetting:
-    """Return what decides a worker's memory in these settings."""
+def memory_setting(
+    prepared: Prepared,
+    workload: Workload,
+    *,
+    world_size: int | None = None,
+    gpus_per_node: int = GPUS_PER_NODE,
+) -> MemorySetting:
+    """Return what decides a worker's memory in these settings, on ``world_size`` if it is given."""
+    num_workers = world_size or count_workers(prepared)
     config, on_gpu = prepared.config, bool(prepared.config.cluster.use_gpu)
     family = prepared.classifier.config.get_text_config().model_type
     return MemorySetting(
@@ -139,14 +151,22 @@ def memory_setting(prepared: Prepared, workload: Workload) -> MemorySetting:
         zero_stage=config.cluster.zero_stage,
         offload=config.cluster.offload,
         checkpointing=config.model.gradient_checkpointing,
-        world_size=count_workers(prepared),
+        world_size=num_workers,
         on_gpu=on_gpu,
         layout=workload.layout,
         attention=_attention(prepared, workload.layout, on_gpu=on_gpu),
         liger=on_gpu and config.model.liger != "off" and family in WITH_LIGER,
         accumulates=workload.most_micro_batches > 1,
         from_files=has_weights(config.model),
+        secondary_over=secondary_over(config.cluster, num_workers, gpus_per_node),
     )
+
+
+def secondary_over(cluster: ClusterConfig, num_workers: int, gpus_per_node: int) -> int:
+    """Return how many workers share a second partition where machines are full; 0: none do."""
+    whole, rest = divmod(num_workers, gpus_per_node)
+    is_of_use = whole > 1 and rest == 0 and gpus_per_node > 1
+    return gpus_per_node if cluster.zero_secondary_partition and is_of_use else 0
 
 
 def _attention(prepared: Prepared, layout: Layout, *, on_gpu: bool) -> Attention:

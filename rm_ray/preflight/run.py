@@ -104,6 +104,7 @@ def run_preflight(command: PreflightCommand) -> Findings:
                 least_workers=(command.config.cluster.worker_bounds or (None,))[0],
                 gpu_memory=_gpu_memory(command, facts),
                 most_steps=STEPS,
+                gpus_per_node=command.gpus_per_node,
             )
         except InputError as error:
             return Findings(verdicts=tuple(verdicts), error=str(error))

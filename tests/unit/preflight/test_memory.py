@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import LLAMA_8B, classifier_of
 
+from rm_ray.config import ClusterConfig
 from rm_ray.preflight import memory
 from rm_ray.preflight.activations import Row
 from rm_ray.preflight.architecture import Architecture
 from rm_ray.preflight.memory import MemorySetting, alternatives, estimate
+from rm_ray.preflight.planning import secondary_over
+from rm_ray.train.zero import find_secondary_size
 
 EMBEDDING = 128_256 * 4_096
 LAYER = 2 * 4_096**2 + 2 * 4_096 * 1_024 + 3 * 4_096 * 14_336 + 2 * 4_096
@@ -106,6 +109,27 @@ def test_a_second_partition_takes_the_weights_once_more_on_each_machine(llama_8b
     twice = estimate(llama_8b, ROW, replace(ON_64_GPUS, secondary_over=8))
     assert twice.part("weights") - once.part("weights") == 2 * N // 8
     assert twice.device - once.device == 2 * N // 8
+
+
+def test_only_sharded_weights_on_the_device_have_a_second_partition():
+    ways = alternatives(replace(ON_64_GPUS, secondary_over=8))
+    assert replace(ON_64_GPUS, secondary_over=8) in ways
+    assert {(way.zero_stage, way.offload) for way in ways if way.secondary_over} == {
+        (3, "none"),
+        (3, "optimizer"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "gpus_per_node", "over"),
+    [(64, 8, 8), (16, 4, 4), (8, 8, 0), (12, 8, 0), (4, 1, 0), (1, 8, 0)],
+)
+def test_a_second_partition_is_expected_over_full_machines(num_workers, gpus_per_node, over):
+    asked = ClusterConfig(zero_stage=3, zero_secondary_partition=True)
+    assert secondary_over(asked, num_workers, gpus_per_node) == over
+    assert secondary_over(ClusterConfig(zero_stage=3), num_workers, gpus_per_node) == 0
+    nodes = [rank // gpus_per_node for rank in range(num_workers)]
+    assert find_secondary_size(nodes) == max(over, 1)
 
 
 def test_offloading_moves_the_optimizer_to_the_machine(llama_8b):
