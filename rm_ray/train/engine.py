@@ -131,25 +131,25 @@ class Engine:
             self.backward(self.rewards(pairs).sum())
             self._clear_gradients()
 
-    def step(self, learning_rate: float, guard: Tensor) -> tuple[list[float], float]:
+    def step(self, learning_rate: float, numbers: Tensor) -> tuple[list[float], float]:
         """Clip, update the weights, clear the gradients.
 
-        Returns the numbers of ``guard``, ``[G]`` float64, and the gradient's norm before clipping.
-        They are read from the device once. Where the norm is not finite, or without ZeRO one of
-        ``guard`` is not, the weights stay as they are.
+        Returns ``numbers``, ``[N]`` float64, and the gradient's norm before clipping.
+        They are read from the device once. Where the norm is not finite, weights and AdamW's state
+        stay as they are.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.zero_stage > 0:
             self.model.step()  # reads the norm, and leaves the weights where it is not finite
-            return guard.tolist(), float(self.model.get_global_grad_norm() or 0.0)
+            return numbers.tolist(), float(self.model.get_global_grad_norm() or 0.0)
         limit = self.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        *numbers, grad_norm = torch.cat([guard, norm.detach().to(guard)[None]]).tolist()
-        if all(math.isfinite(number) for number in (*numbers, grad_norm)):
+        *read, grad_norm = torch.cat([numbers, norm.detach().to(numbers)[None]]).tolist()
+        if math.isfinite(grad_norm):
             self.optimizer.step()
         self._clear_gradients()
-        return numbers, grad_norm
+        return read, grad_norm
 
     def _clear_gradients(self) -> None:
         """Zero gradients where they are views of DDP's buckets, else let go of them."""

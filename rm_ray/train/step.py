@@ -55,7 +55,8 @@ def train_step(
     optimizer needs to know.
 
     Raises:
-        NonFiniteLossError: a loss or the gradient's norm is not a finite number.
+        NonFiniteLossError: a loss, reward or gradient is not a finite number; weights and AdamW's
+            state are as before the step.
     """
     metrics = PairMetrics.zero(engine.device)
     metrics.add_flops(flops)
@@ -67,9 +68,10 @@ def train_step(
             rewards = engine.rewards(pairs)
             chosen, rejected = rewards.chunk(2)
             losses = bradley_terry_loss(chosen, rejected, pairs.margins)
-            engine.backward((losses * pairs.weights).sum() * scale)
+            checks.append((losses + chosen - rejected).detach())
+            loss = (losses * pairs.weights).sum() * scale
+            engine.backward(loss * _one_if_finite(checks[-1], pairs.weights))
         metrics.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
-        checks.append((losses + chosen - rejected).detach())
         on_micro_batch()
     together = torch.cat([metrics.sums, metrics.sums.new_tensor(votes)])
     engine.sum_over_ranks(together)
@@ -85,6 +87,15 @@ def train_step(
         raise NonFiniteLossError(step, _at_fault(engine, micro_batches, everything))
     agreed = tuple(vote > 0 for vote in ballot.tolist())
     return StepMetrics(pairs=metrics, grad_norm=grad_norm, votes=agreed)
+
+
+def _one_if_finite(checks: Tensor, weights: Tensor) -> Tensor:
+    """Return 1, or NaN where a check ``[P]`` of a pair that counts is not finite.
+
+    A loss may be infinite while its gradient is finite. Times this, the gradient is NaN, on every
+    rank that it is summed over, and no update follows; no number is read from the device for it.
+    """
+    return 1 + (torch.where(weights > 0, checks, 0) * 0).sum()
 
 
 def _at_fault(

@@ -24,7 +24,7 @@ from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.engine import Engine
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.slices import read_slices, write_slices
-from rm_ray.train.step import train_step
+from rm_ray.train.step import NonFiniteLossError, train_step
 
 NUM_PAIRS, SEED = 52, 3
 RANKS_PER_NODE = 2
@@ -151,8 +151,13 @@ class Trainer:
         read_slices(self.engine.slices(), sorted(folder.glob("*.safetensors")))
         self.engine.restored(int((folder / "num_updates").read_text()))
 
-    def train(self, first_step: int, last_step: int) -> list[tuple[float, float]]:
-        """Take steps; return each one's loss and gradient norm."""
+    def train(
+        self, first_step: int, last_step: int, *, margin: float | None = None
+    ) -> list[tuple[float, float]]:
+        """Take steps; return each one's loss and gradient norm.
+
+        The first pair of this rank has a ``margin`` in each of them, if one is given.
+        """
         measured = []
         for step in range(first_step, last_step):
             micro_batches = ready_step(
@@ -164,6 +169,8 @@ class Trainer:
                 world_size=self.engine.world_size,
                 kernel=self.case.kernel,
             )
+            if margin is not None:
+                micro_batches[0].pairs.margins[0] = margin
             metrics = train_step(
                 self.engine,
                 micro_batches,
@@ -208,6 +215,28 @@ def interrupt_all(rank: int, cases: list[Case], folder: Path) -> None:
         weights = after.engine.weights()
         if rank == 0:
             torch.save((measured, weights), folder / f"resumed-{case.name}.pt")
+
+
+def meet_infinite_losses(rank: int, cases: list[Case], folder: Path) -> None:
+    """Train every case, between its steps on one whose loss is infinite on the last rank.
+
+    The margin of a pair is, so that the gradient is finite. Rank 0 leaves what the other steps
+    measured, how many updates there were, and the pairs that were named.
+    """
+    for case in cases:
+        trainer = Trainer(case, folder)
+        is_last = rank == trainer.engine.world_size - 1
+        measured = trainer.train(0, 2)
+        try:
+            trainer.train(2, 3, margin=float("inf") if is_last else None)
+            named: tuple[int, ...] = ()
+        except NonFiniteLossError as error:
+            named = error.pairs
+        measured += trainer.train(2, 4)
+        if rank == 0:
+            torch.save(
+                (measured, trainer.engine.num_updates, named), folder / f"infinite-{case.name}.pt"
+            )
 
 
 def train_third(rank: int, third: int, moves: list[tuple[int, ...]], folder: Path) -> None:

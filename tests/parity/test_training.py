@@ -12,6 +12,7 @@ from ranks import (
     Case,
     gather_head,
     interrupt_all,
+    meet_infinite_losses,
     spawn,
     train_over_nodes,
     train_third,
@@ -132,6 +133,23 @@ def test_a_resumed_engine_goes_on_bit_for_bit_also_by_deterministic_kernels(
         assert measured == expected, case
         for name, weight in weights.items():
             assert torch.equal(weight, expected_weights[name]), (case, name)
+
+
+def test_a_step_of_an_infinite_loss_leaves_weights_and_moments_at_every_stage(
+    trained: Path, tmp_path: Path
+) -> None:
+    cases = [
+        *(Case(stage) for stage in STAGES),
+        *(Case(stage, dtype="bfloat16") for stage in (1, 2, 3)),
+        Case(2, offload="optimizer"),
+    ]
+    there = [case for case in cases if (trained / f"{case.name}.pt").exists()]
+    spawn(meet_infinite_losses, 2 if len(there) == len(cases) else 1, there, tmp_path)
+    for case in there:
+        measured, num_updates, named = torch.load(tmp_path / f"infinite-{case.name}.pt")
+        expected, _ = torch.load(trained / f"{case.name}.pt")
+        assert measured == expected[:4], case
+        assert (num_updates, len(named)) == (4, 1), case
 
 
 MOVED = [(0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3), (3, 0, 2)]

@@ -182,6 +182,21 @@ def test_a_loss_that_is_not_finite_names_its_pairs_and_leaves_the_weights(table_
         torch.testing.assert_close(weight, before[name], rtol=0, atol=0, equal_nan=True)
 
 
+def test_an_infinite_loss_of_a_finite_gradient_leaves_the_weights_too(table_and_tokenizer):
+    table, tokenizer = table_and_tokenizer
+    engine = build(tokenizer)
+    settings = PlanSettings(global_batch_size=NUM_PAIRS, tokens_per_micro_batch=400)
+    plan, before = Plan(lengths=table.lengths, settings=settings), weights(engine)
+    micro_batches = ready_step(table, plan, 0, tokenizer)
+    assert len(micro_batches) > 1
+    micro_batches[0].pairs.margins[1] = float("inf")
+    with pytest.raises(NonFiniteLossError) as stopped:
+        train_step(engine, micro_batches, num_pairs=NUM_PAIRS, learning_rate=1e-3)
+    assert stopped.value.pairs == (micro_batches[0].loaded.plan.pairs[1],)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(engine).items())
+    assert engine.num_updates == 0
+
+
 def test_evaluation_counts_each_pair_once_and_changes_nothing(table_and_tokenizer):
     table, tokenizer = table_and_tokenizer
     engine = build(tokenizer)
