@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rm_ray.errors import InputError
 
 KERNELS = {
     # cuBLAS sums in the same order only with workspaces of fixed sizes, which it reads once.
@@ -29,3 +33,22 @@ def compute_deterministically() -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def refusing_operations() -> Iterator[None]:
+    """Name the setting where an operation has no kernel that ``compute_deterministically`` allows.
+
+    Raises:
+        InputError: there is such an operation.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_deterministic_algorithms" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0].split(", but you set")[0]
+        raise InputError(
+            f"run.deterministic is true, but the model needs an operation that PyTorch cannot "
+            f"repeat bit for bit ({reason}); set run.deterministic to false"
+        ) from error

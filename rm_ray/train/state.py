@@ -197,6 +197,8 @@ def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
     if state.engine.rank == 0:
         state.ledger = restored.ledger
     logger.info("resumed from the checkpoint of step %d", state.progress.step)
+    if state.job.config.run.deterministic and state.engine.rank == 0:
+        warn_of_other_workers(found, state.engine.world_size)
     if state.board is None:
         return
     state.board.record(*state.history.records)  # MLflow may have missed some
@@ -205,6 +207,19 @@ def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
             continue  # a kill may leave a draft
         rows = run.read_json(f"{SAMPLES}/{info.base_name}")
         state.board.table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
+
+
+def warn_of_other_workers(found: FoundCheckpoint, world_size: int) -> None:
+    """Say that bits will differ where another number of workers wrote the checkpoint."""
+    before = sum(name.startswith("slices-") for name in found.manifest.files)
+    if before != world_size:
+        logger.warning(
+            "run.deterministic: %d workers go on from a checkpoint of %d, so that the weights will "
+            "not be those of an uninterrupted run; cluster.num_workers %d keeps the number",
+            world_size,
+            before,
+            before,
+        )
 
 
 def score_probes(state: WorkerState) -> dict[str, Any]:

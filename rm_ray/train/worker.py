@@ -15,7 +15,7 @@ from rm_ray.data.read_ahead import read_ahead
 from rm_ray.data.stream import RankStream
 from rm_ray.storage import Storage
 from rm_ray.train.board import BoardWriter
-from rm_ray.train.determinism import ask_for_determinism
+from rm_ray.train.determinism import ask_for_determinism, refusing_operations
 from rm_ray.train.exchange import connect
 from rm_ray.train.interface import describe_host
 from rm_ray.train.manifest import find_checkpoint
@@ -86,7 +86,8 @@ def train_loop_per_worker(settings: dict[str, Any]) -> dict[str, Any]:
         steps = read_ahead(stream.steps(first_step, job.steps.total))
         from rm_ray.train.loop import train  # takes seconds, in which the first steps are read
 
-        return train(job, found, steps, heart, board)
+        with refusing_operations():
+            return train(job, found, steps, heart, board)
 
 
 def _writer(job: TrainJob, rank: int) -> AbstractContextManager[BoardWriter | None]:
