@@ -1,6 +1,7 @@
 """What a run's ``run.json`` says once a later command has changed what may be changed."""
 
 from dataclasses import replace
+from datetime import date
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,13 @@ def prepared(config: TrainConfig) -> SimpleNamespace:
     """What of a prepared run its record is made of."""
     run = Storage.open(config.run.storage_path).folder(config.run.name)
     plan = SimpleNamespace(steps=SimpleNamespace(total=10))
-    return SimpleNamespace(run=run, config=config, identity={"plan": "p"}, plan=plan)
+    return SimpleNamespace(
+        run=run,
+        config=config,
+        identity={"plan": "p"},
+        plan=plan,
+        template_date=date(2026, 1, 31),
+    )
 
 
 def changed(config: TrainConfig) -> TrainConfig:
