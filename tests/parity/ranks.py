@@ -20,9 +20,10 @@ from rm_ray.config import ClusterConfig, Layout, ModelConfig, OptimizerConfig
 from rm_ray.data.packing import Kernel
 from rm_ray.data.plan import Plan, PlanSettings
 from rm_ray.model.reward_model import build_reward_model
+from rm_ray.train import engine
 from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.engine import Engine
-from rm_ray.train.optimizer import learning_rate_schedule
+from rm_ray.train.optimizer import build_optimizer, learning_rate_schedule
 from rm_ray.train.slices import read_slices, write_slices
 from rm_ray.train.step import NonFiniteLossError, train_step
 
@@ -237,6 +238,23 @@ def meet_infinite_losses(rank: int, cases: list[Case], folder: Path) -> None:
             torch.save(
                 (measured, trainer.engine.num_updates, named), folder / f"infinite-{case.name}.pt"
             )
+
+
+def resume_fused(rank: int, cases: list[Case], folder: Path) -> None:
+    """Train and resume with fused AdamW, as workers with GPUs do; leave both halves' ends."""
+
+    def build_fused(model: Any, config: OptimizerConfig, **_: Any) -> torch.optim.AdamW:
+        return build_optimizer(model, config, fused=True)
+
+    engine.build_optimizer = build_fused
+    for case in cases:
+        before = Trainer(case, folder)
+        before.train(0, 2)
+        before.save(folder / f"fused-{case.name}")
+        after = Trainer(case, folder)
+        after.load(folder / f"fused-{case.name}")
+        ends = [(one.train(2, 4), one.engine.weights()) for one in (before, after)]
+        torch.save(ends, folder / f"fused-{case.name}.pt")
 
 
 def train_third(rank: int, third: int, moves: list[tuple[int, ...]], folder: Path) -> None:

@@ -13,6 +13,7 @@ from ranks import (
     gather_head,
     interrupt_all,
     meet_infinite_losses,
+    resume_fused,
     spawn,
     train_over_nodes,
     train_third,
@@ -133,6 +134,15 @@ def test_a_resumed_engine_goes_on_bit_for_bit_also_by_deterministic_kernels(
         assert measured == expected, case
         for name, weight in weights.items():
             assert torch.equal(weight, expected_weights[name]), (case, name)
+
+
+def test_offloaded_state_of_fused_adamw_resumes_bit_for_bit(tmp_path: Path) -> None:
+    cases = [Case(2, offload="optimizer"), Case(3, "bfloat16", offload="all")]
+    spawn(resume_fused, 1, cases, tmp_path)
+    for case in cases:
+        (measured, weights), (again, resumed) = torch.load(tmp_path / f"fused-{case.name}.pt")
+        assert measured == again, case
+        assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items()), case
 
 
 def test_a_step_of_an_infinite_loss_leaves_weights_and_moments_at_every_stage(
