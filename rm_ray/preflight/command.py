@@ -29,10 +29,10 @@ PROGRAM = "python jobs/preflight.py"
 class PreflightCommand:
     """Say what a run would compute and need, and check everything that it depends on.
 
-    Takes the settings of ``jobs/train.py``. Nothing is trained and no GPU is claimed, but pairs are
-    tokenised and stay so for the run. It works without the cluster that will train: give
-    ``--gpu_memory_gb`` then. The exit status is 0, 1 where a check failed, 2 where something given
-    is wrong.
+    Takes the settings of ``jobs/train.py``. Nothing is trained, and no GPU is claimed unless
+    ``--measure_network`` asks for it; pairs are tokenised and stay so for the run. It works without
+    the cluster that will train: give ``--gpu_memory_gb`` then. The exit status is 0, 1 where a
+    check failed, 2 where something given is wrong.
     """
 
     recipe: Path | None = None
@@ -58,6 +58,10 @@ class PreflightCommand:
 
     gpus_per_node: int = GPUS_PER_NODE
     """GPUs of a machine that will train."""
+
+    measure_network: bool = False
+    """Claim the workers for some seconds and measure what they send one another, within machines
+    and between them, instead of being given it."""
 
     gpu_peak_tflops: float = GPU_PEAK / TERA
     """What a GPU's data sheet promises in the run's arithmetic, in 10^12 FLOP/s: 989 of an H100 in
@@ -92,6 +96,11 @@ class PreflightCommand:
             raise InputError(f"--gpus_per_node must be at least 1, got {self.gpus_per_node}")
         if (self.within_node_gb_per_s is None) != (self.between_nodes_gb_per_s is None):
             raise InputError("give --within_node_gb_per_s and --between_nodes_gb_per_s together")
+        if self.measure_network and self.within_node_gb_per_s is not None:
+            raise InputError(
+                "--measure_network and --within_node_gb_per_s both say how fast the network is: "
+                "give one"
+            )
         if self.measure < 0:
             raise InputError(f"--measure must be at least 0, got {self.measure}")
         if self.measure and self.pairs_per_second is not None:

@@ -25,6 +25,7 @@ from rm_ray.preflight.machines import (
     list_machines,
 )
 from rm_ray.preflight.memory import FLOAT32
+from rm_ray.preflight.network import Network
 from rm_ray.preflight.planning import flops_of_pair, plan_run, predict_times
 from rm_ray.preflight.report import (
     ADVICE,
@@ -113,12 +114,14 @@ def run_preflight(command: PreflightCommand) -> Findings:
             planned = replace(planned, speed=_speed(command, prepared, planned))
         except InputError as error:
             verdicts.append(checks.warn("speed", str(error), "measure where it trains"))
-        if command.network is not None and config.cluster.use_gpu and not planned.why_no_memory:
+        network, told = _network(command, prepared, is_elsewhere=is_elsewhere)
+        verdicts += [told] if told else []
+        if network is not None and config.cluster.use_gpu and not planned.why_no_memory:
             measured = planned.speed.flops_per_second if planned.speed else None
             prediction = predict_times(
                 prepared,
                 compute=command.compute(measured),
-                network=command.network,
+                network=network,
                 gpu_memory=planned.gpu_memory,
             )
             planned = replace(planned, prediction=prediction)
@@ -290,6 +293,25 @@ def _speed(command: PreflightCommand, prepared: Prepared, planned: Planned) -> S
         again = 4 / 3 if prepared.config.model.gradient_checkpointing else 1.0
         reached = one * flops_of_pair(prepared) * again
     return Speed(pairs_per_second=one * workers, source=source, flops_per_second=reached)
+
+
+def _network(
+    command: PreflightCommand, prepared: Prepared, *, is_elsewhere: bool
+) -> tuple[Network | None, Verdict | None]:
+    """Return the network that is given, or measured with what came of that."""
+    if not command.measure_network:
+        return command.network, None
+    if is_elsewhere:
+        found = "not measured: this is not the cluster of the run"
+        return None, checks.warn("network", found, "measure it there, or give its speed")
+    from rm_ray.preflight.link_speed import measure_network
+
+    try:
+        network, found = measure_network(prepared.config.cluster, prepared.storage)
+    except InputError as error:
+        remedy = "see cluster/README.md for what fast networks need"
+        return None, checks.fail("network", str(error), remedy)
+    return network, checks.passed("network", found)
 
 
 def _judge(

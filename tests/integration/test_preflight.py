@@ -35,10 +35,14 @@ def preflight(storage: Path, capfd: pytest.CaptureFixture, *options: str) -> tup
 
 
 def test_a_run_that_can_begin(cluster, storage, capfd):
-    status, page = preflight(storage, capfd, "--measure", "1")
+    status, page = preflight(storage, capfd, "--measure", "1", "--measure_network")
     assert status == 0
     assert "FAILED" not in page
     lines = [" ".join(line.split()) for line in page.splitlines()]
+    (network,) = [line for line in lines if line.startswith("ok network")]
+    assert "2 workers on 1 machine: " in network
+    assert " GB/s within a machine; " in network
+    assert "between machines" not in network
     assert any(line.startswith("ok storage") and "on 1 machine" in line for line in lines)
     assert "pairs: 153 to train on, 41 held out, 0 refused" in lines
     assert "steps: 20 of up to 16 pairs; 306 episodes, 2 epochs, on 2 workers" in lines
