@@ -11,8 +11,8 @@ from typing import Any, Literal
 from rm_ray.rules import require
 
 ALIASES = {
-    "chosen": ("chosen",),
-    "rejected": ("rejected",),
+    "chosen": ("chosen", "chosen_response", "preferred_output"),
+    "rejected": ("rejected", "rejected_response", "non_preferred_output"),
     "prompt": ("prompt", "question", "query", "instruction", "input"),
     "messages": ("messages", "conversations", "conversation"),
     "response": ("response",),
@@ -71,6 +71,11 @@ _HARMLESS_BEGINNING = re.compile(
 )
 
 
+_OF_A_RESPONSE = re.compile(
+    r"(?:chosen|rejected)_(?:thinking|thoughts?|cot|reasoning_content|tool_calls|tools|images?)"
+)
+
+
 @lru_cache(maxsize=4_096)
 def plain_name(name: str) -> str:
     """Return a column's name in lower case, its words joined by underscores."""
@@ -87,10 +92,35 @@ def find_standing(name: str) -> Standing:
     plain = plain_name(name)
     if plain in _PARTS:
         return "part"
+    if _OF_A_RESPONSE.fullmatch(plain):
+        return "part"
     about = _ABOUT.fullmatch(plain) or _HARMLESS.fullmatch(plain)
     if about or _HARMLESS_BEGINNING.fullmatch(plain):
         return "harmless"
     return "part" if _ENDS_AS_A_PART.fullmatch(plain) else "unknown"
+
+
+_NAMES_OF_SPEAKERS = ("role", "from", "type")
+
+
+def find_path_standing(path: str) -> Standing:
+    """Say what a value inside a column usually holds: by its own name, else by the column's."""
+    name, _, inside = path.partition(".")
+    own = plain_name(inside.rpartition(".")[2])
+    if not own or own.isdecimal():
+        return find_standing(name)
+    standing = "harmless" if own in _NAMES_OF_SPEAKERS else find_standing(own)
+    return find_standing(name) if standing == "unknown" else standing
+
+
+def is_about(key: str) -> bool:
+    """Tell whether a key of an object names a speaker, or something about what is said."""
+    return key in _NAMES_OF_SPEAKERS or find_standing(key) == "harmless"
+
+
+def may_be_a_prompt(path: str) -> bool:
+    """Tell whether a name ends as those of prompts do, as ``raw_prompt`` and ``my_question``."""
+    return _ENDS_AS_A_PART.fullmatch(plain_name(path.rpartition(".")[2])) is not None
 
 
 def is_blank(value: Any) -> bool:
@@ -184,10 +214,20 @@ def _lay_out(names: tuple[str, ...], rules: ColumnRules) -> dict[str, tuple[str,
     return {part: columns for part, columns in named.items() if columns}
 
 
+def _with_preference_input(row: dict[str, Any], rules: ColumnRules) -> ColumnRules:
+    """Read the ``input`` of OpenAI's preference format: an object with messages and tools."""
+    given = row.get("input")
+    if not isinstance(given, dict) or "messages" not in given or "prompt" in rules.columns:
+        return rules
+    inside = {"prompt": "input.messages", **({"tools": "input.tools"} if "tools" in given else {})}
+    return ColumnRules(columns={**inside, **rules.columns}, ignore=rules.ignore)
+
+
 class RowColumns:
     """A row's columns: each is taken for a part, or left."""
 
     def __init__(self, row: dict[str, Any], rules: ColumnRules = NO_RULES) -> None:
+        rules = _with_preference_input(row, rules)
         self._row, self._rules = row, rules
         self.names = tuple(row)
         if rules.ignore:
@@ -229,7 +269,8 @@ class RowColumns:
                 continue
             inside = [p[len(name) + 1 :] for p in self._paths if p.startswith(f"{name}.")]
             if inside:
-                yield from _others(name, self._row[name], inside)
+                others = _others(name, self._row[name], inside)
+                yield from (each for each in others if each[0] not in self._rules.ignore)
             elif not is_blank(self._row[name]):
                 yield name, self._row[name]
 

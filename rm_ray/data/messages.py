@@ -107,7 +107,11 @@ def drop_nulls(value: Any) -> Any:
 def _message(value: Any, name: str) -> Message:
     """Return a message with its role, its content as text, and all its other keys."""
     if not isinstance(value, dict):
-        raise RefusedError(Reason.NOT_MESSAGES, f"{name} holds {str(value)[:80]!r}")
+        hint = f"; it is a list of texts: take one with data.columns, as in {name}={name}.0"
+        raise RefusedError(
+            Reason.NOT_MESSAGES,
+            f"{name} holds {str(value)[:80]!r}{hint if isinstance(value, str) else ''}",
+        )
     role, content = value.get("role"), value.get("content")
     if len(value) == 2 and isinstance(content, str) and isinstance(role, str):
         return {"role": _checked_role(role, name), "content": content}
@@ -121,7 +125,10 @@ def _message(value: Any, name: str) -> Message:
     _read_calls(message, name)
     text, others = _read_content(content, f"{name} holds {str(value)[:80]!r}", name)
     if text is None and not message.get("tool_calls"):
-        raise RefusedError(Reason.NOT_MESSAGES, f"{name} holds {str(value)[:80]!r}")
+        raise RefusedError(
+            Reason.NOT_MESSAGES,
+            f"{name} holds {str(value)[:80]!r}, a message without 'content' (or 'value')",
+        )
     said = {} if text is None else {"content": text}
     return {"role": role, **said, **message, **others}
 
@@ -235,7 +242,8 @@ def read_tools(value: Any) -> list[dict[str, Any]] | None:
         return None
     tools = [tools] if isinstance(tools, dict) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RefusedError(Reason.BAD_TOOLS, str(value)[:80])
+        hint = "not JSON (write it by json.dumps, not by str): " if isinstance(value, str) else ""
+        raise RefusedError(Reason.BAD_TOOLS, f"{hint}{str(value)[:80]}")
     return [_schema(drop_nulls(tool)) for tool in tools]
 
 

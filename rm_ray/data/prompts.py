@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rm_ray.data.columns import RowColumns, is_blank, plain_name
 from rm_ray.data.contract import Message, Reason, RefusedError
-from rm_ray.data.messages import read_value
+from rm_ray.data.messages import find_embedded, read_value
 from rm_ray.data.transcripts import (
     answer_transcript,
     is_whole_transcript,
@@ -30,6 +31,8 @@ class Prompt:
     system: str | None = None
     transcript: str | None = None
     """Where the turns were written as one text."""
+    questions: list[Any] | None = None
+    """Where it is a list of texts: what the user says in each turn (LMSYS's arena files)."""
     is_blank: bool = False
     """Whether a column for it is there, with nothing in it."""
     is_conversation: bool = False
@@ -53,6 +56,16 @@ class Prompt:
         return self._with_system(messages, name)
 
     def _go_on(self, value: Any, name: str) -> list[Message]:
+        if self.questions:
+            answers = read_texts(value)
+            if answers is not None and len(answers) == len(self.questions):
+                return _exchange(self.questions, answers)
+        if self.questions and not self.turns:
+            raise RefusedError(
+                Reason.NOT_MESSAGES,
+                f"the prompt is a list of {len(self.questions)} texts, and {name} is no list of as "
+                "many; take one of them with data.columns, as in prompt=prompt.0",
+            )
         read = read_value(value, name)
         if not isinstance(read, str):
             return join_turns(self.turns, read, name)
@@ -62,7 +75,7 @@ class Prompt:
             if self.transcript is not None:
                 return answer_transcript(self.transcript, read)
             return [*self.turns, {"role": "assistant", "content": read}]
-        if starts_with_speaker(read) and not self.is_blank:
+        if is_whole_transcript(read) or (starts_with_speaker(read) and not self.is_blank):
             return read_transcript(read)
         refuse_other_transcript(read, name)
         return [{"role": "assistant", "content": read}]
@@ -87,11 +100,35 @@ def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Messag
     """
     own = prompt.before_answer() if prompt.is_conversation else prompt
     both = own.answer(chosen, "chosen"), own.answer(rejected, "rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        embedded = [find_embedded(chosen, "chosen"), find_embedded(rejected, "rejected")]
+        if embedded.count(None) == 1:
+            raise RefusedError(
+                Reason.NOT_MESSAGES,
+                "one response is a list of messages as JSON and the other one is plain text",
+            )
     if prompt.is_conversation and not any(_same(prompt.turns[-1], each[-1]) for each in both):
         raise RefusedError(
             Reason.PROMPTS_DIFFER, "the messages end with a turn that is neither response"
         )
     return both
+
+
+def read_texts(value: Any) -> list[Any] | None:
+    """Return a list of texts, also one written as JSON; None for other values."""
+    if isinstance(value, str) and re.match(r"""\s*\[\s*(?:"|null)""", value):
+        value = _loaded_list(value)
+    if not isinstance(value, list) or not value:
+        return None
+    return value if all(text is None or isinstance(text, str) for text in value) else None
+
+
+def _exchange(questions: list[Any], answers: list[Any]) -> list[Message]:
+    return [
+        {"role": role, "content": text or ""}
+        for turn in zip(questions, answers, strict=True)
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
 
 
 def join_turns(prompt: list[Message], messages: list[Message], name: str) -> list[Message]:
@@ -159,12 +196,15 @@ def read_prompt(columns: RowColumns) -> Prompt:
             past = _read_history(found)
             if past:
                 columns.mark("history", column)
-            elif value is None and isinstance(found, str):
+            elif value is None and isinstance(found, str) and found.strip() != "[]":
                 columns.mark("prompt", column)
                 value = found
     system = _read_system(columns.take("system"))
     if value is None:
         return Prompt(turns=past, system=system, is_blank=is_empty and not past)
+    questions = read_texts(value) if not past and not is_blank(value) else None
+    if questions is not None and not isinstance(value, str):
+        return Prompt(system=system, questions=questions)
     read = read_value(value, "prompt")
     if isinstance(read, str):
         transcript = read if _is_transcript(read) and not past else None
@@ -176,6 +216,7 @@ def read_prompt(columns: RowColumns) -> Prompt:
         turns=past + turns,
         system=system,
         transcript=transcript,
+        questions=questions,
         is_conversation=from_messages and ends and not isinstance(read, str),
     )
 
@@ -201,7 +242,7 @@ def _take_prompt(columns: RowColumns) -> tuple[Any, bool]:
     is_empty = False
     for column, value in columns.candidates("prompt"):
         if is_blank(value):
-            is_empty = is_empty or isinstance(value, str)
+            is_empty = is_empty or not isinstance(value, list)
             continue
         columns.mark("prompt", column)
         if plain_name(column) == "instruction" and isinstance(value, str):
@@ -262,8 +303,12 @@ def _is_exchange(value: Any) -> bool:
 
 
 def _loaded_pairs(text: str) -> list[Any] | None:
+    return _loaded_list(text) if text.lstrip().startswith("[[") else None
+
+
+def _loaded_list(text: str) -> list[Any] | None:
     try:
-        value = json.loads(text) if text.lstrip().startswith("[[") else None
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, list) else None

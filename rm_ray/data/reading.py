@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rm_ray.data.columns import find_standing
+from rm_ray.data.columns import find_path_standing, plain_name
 from rm_ray.errors import InputError
 
 MOST_NAMED = 24
 """More columns than these are counted and not named in a line."""
+
+
+_TELLS_THE_BETTER = re.compile(
+    r"(?:.*_)?(?:winner(?:_.*)?|better_response_id|safer_response_id|overall_preference|preference|"
+    r"preference_strength|labels?|choice)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +77,18 @@ class Reading:
         ):
             if by_standing[standing]:
                 clauses.append(f"{what}: {self._names(by_standing[standing])}")
+        clauses += self._doubts()
         if self.unwritten:
             clauses.append(f"not written by the chat template: {self._names(self.unwritten)}")
         return "; ".join(clauses)
+
+    def _doubts(self) -> list[str]:
+        """Say which column may tell, row by row, that the response taken for chosen is not."""
+        chosen = [name for name in self.used.get("chosen", ()) if not _is_named_chosen(name)]
+        tells = [name for name in self.left if _TELLS_THE_BETTER.fullmatch(plain_name(name))]
+        if not chosen or not tells:
+            return []
+        return [f"'{chosen[0]}' IS CHOSEN IN EVERY ROW, and '{tells[0]}' may say otherwise"]
 
     def _names(self, counts: Mapping[str, int]) -> str:
         named = [
@@ -83,8 +99,29 @@ class Reading:
         return ", ".join([*named, *([f"and {more} more"] if more else [])])
 
 
+_GUESSES = (
+    ("history", re.compile(r".*(?:history|turns|dialog|chat).*")),
+    ("system", re.compile(r".*(?:system|persona).*")),
+    ("tools", re.compile(r".*(?:tool|function).*")),
+    ("documents", re.compile(r".*(?:context|doc|passage|article|paragraph|knowledge|evidence).*")),
+)
+"""Parts by what columns are called that hold them beside a prompt."""
+
+
+def _guess_part(name: str, reading: Reading) -> str:
+    """Return the part that a column most likely holds; the prompt where none is read."""
+    plain = plain_name(name)
+    guess = next((part for part, names in _GUESSES if names.fullmatch(plain)), "prompt")
+    is_asked = "prompt" in reading.used
+    return guess if is_asked or guess in ("system", "tools") else "prompt"
+
+
+def _is_named_chosen(name: str) -> bool:
+    return re.search(r"chosen|prefer|accept|better|best|win|pos|good", name.lower()) is not None
+
+
 def _standing(name: str) -> str:
-    standing = find_standing(name.split(".")[0])
+    standing = find_path_standing(name)
     return "harmless" if standing == "part" else standing
 
 
@@ -135,11 +172,12 @@ def refuse_lost_columns(readings: Iterable[Reading], prefix: str = "data.") -> N
     for reading in readings:
         if reading.lost:
             names = reading._names(reading.lost)
+            first = next(iter(reading.lost))
             raise InputError(
                 f"{reading.origin}: {names} may hold part of the conversation, and would not be "
                 f"trained on or scored (read: {_parts(reading)}). Say what it is with "
-                f"{prefix}columns (as in 'prompt={next(iter(reading.lost))}'), or leave it out "
-                f"with {prefix}ignore_columns {' '.join(reading.lost)}"
+                f"{prefix}columns (as in '{_guess_part(first, reading)}={first}'; text alone "
+                f"is read), or leave it out with {prefix}ignore_columns {' '.join(reading.lost)}"
             )
 
 

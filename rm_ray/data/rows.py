@@ -6,7 +6,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rm_ray.data.columns import NO_RULES, ColumnRules, RowColumns, find_standing
+from rm_ray.data.columns import (
+    ALIASES,
+    NO_RULES,
+    ColumnRules,
+    RowColumns,
+    find_path_standing,
+    is_about,
+    may_be_a_prompt,
+    plain_name,
+)
 from rm_ray.data.contract import (
     NO_CONTEXT,
     Context,
@@ -52,7 +61,7 @@ def read_pair(
     """
     columns = RowColumns(row, rules)
     pair = take_pair(columns, default_source)
-    return pair, read_columns(columns, [*pair.chosen, pair.rejected[-1]], pair.context)
+    return pair, read_columns(columns, [pair.chosen, pair.rejected], pair.context)
 
 
 def take_pair(columns: RowColumns, default_source: str) -> Pair:
@@ -68,7 +77,7 @@ def take_pair(columns: RowColumns, default_source: str) -> Pair:
     prompt = read_prompt(columns)
     chosen, rejected = answer_both(prompt, **values)
     if not agree(chosen[:-1], rejected[:-1]):
-        raise RefusedError(Reason.PROMPTS_DIFFER)
+        raise RefusedError(Reason.PROMPTS_DIFFER, _how_prompts_differ(chosen, rejected))
     rejected = [*chosen[:-1], rejected[-1]]
     for side, messages in (("chosen", chosen), ("rejected", rejected)):
         check_turns(messages, side)
@@ -81,6 +90,16 @@ def take_pair(columns: RowColumns, default_source: str) -> Pair:
         source=take_source(columns, default_source),
         context=take_context(columns),
     )
+
+
+def _how_prompts_differ(chosen: list[Message], rejected: list[Message]) -> str:
+    for whole, reply, names in (
+        (chosen, rejected, ("chosen", "rejected")),
+        (rejected, chosen, ("rejected", "chosen")),
+    ):
+        if len(whole) > 1 and len(reply) == 1:
+            return "{} is a whole conversation, {} one reply without its prompt".format(*names)
+    return ""
 
 
 def take_source(columns: RowColumns, default: str) -> str:
@@ -105,25 +124,62 @@ def take_context(columns: RowColumns) -> Context:
     return Context(tools=tools, documents=documents)
 
 
-def read_columns(columns: RowColumns, messages: Sequence[Message], context: Context) -> RowReading:
+def read_columns(
+    columns: RowColumns, conversations: Sequence[list[Message]], context: Context
+) -> RowReading:
     """Say what the columns of a row became, now that all that are used have been taken.
 
     Of those that are left, one that usually holds part of a conversation is lost unless all that
-    it says is in the conversation anyway.
+    it says is in the conversations anyway: text before the last turn (a response often quotes its
+    context), messages anywhere. Where nobody asks anything, the question may stand in any column
+    that has a sentence in it.
     """
     left, lost = [], []
-    said: str | None = None
+    prompts = [messages[:-1] for messages in conversations]
+    is_asked = any(m["role"] not in _INSTRUCTIONS for prompt in prompts for m in prompt)
+    asked = said = None
     for name, value in columns.left():
         left.append(name)
-        if find_standing(name.split(".")[0]) == "part" and not isinstance(value, bool):
-            if said is None:
-                said = _plain("\0".join(texts_of([*messages, context.tools, context.documents])))
-            if not _is_repeated(value, said):
-                lost.append(name)
+        if not _may_say_something(name, value, is_asked):
+            continue
+        if _is_text(value):
+            asked = asked or _plain_texts(prompts, context)
+            is_repeated = _is_repeated(value, asked)
+        else:
+            said = said or _plain_texts(conversations, context)
+            is_repeated = _is_repeated(value, said)
+        if not is_repeated or isinstance(value, int | float):
+            lost.append(name)
     return RowReading(used=columns.used, left=tuple(left), lost=tuple(lost))
 
 
-_NAMES_OF_SPEAKERS = ("role", "from", "type")
+_INSTRUCTIONS = ("system", "developer")
+
+
+def _may_say_something(name: str, value: Any, is_asked: bool) -> bool:
+    """Tell whether a column that is left may hold part of the conversation."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int | float):
+        return plain_name(name) in ALIASES["prompt"]
+    if find_path_standing(name) == "part":
+        return True
+    is_sentence = isinstance(value, str) and len(value.split()) > 1
+    return not is_asked and (is_sentence or may_be_a_prompt(name))
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a value is text or texts, rather than messages."""
+    if isinstance(value, list):
+        return all(map(_is_text, value))
+    if not isinstance(value, str) or is_whole_transcript(value):
+        return False
+    return not isinstance(_loaded(value), list | dict)
+
+
+def _plain_texts(conversations: Sequence[list[Message]], context: Context) -> str:
+    parts = texts_of([*conversations, context.tools, context.documents])
+    return _plain("\0".join(parts)) or "\0"
 
 
 def _is_repeated(value: Any, said: str) -> bool:
@@ -137,10 +193,10 @@ def _is_repeated(value: Any, said: str) -> bool:
         loaded = _loaded(value) if text[:1] in ("[", "{") else None
         return loaded is not None and _is_repeated(loaded, said)
     if isinstance(value, dict):
-        return all(_is_repeated(v, said) for k, v in value.items() if k not in _NAMES_OF_SPEAKERS)
+        return all(_is_repeated(v, said) for k, v in value.items() if not is_about(k))
     if isinstance(value, list):
         return all(_is_repeated(item, said) for item in value)
-    return value is None or isinstance(value, bool)
+    return value is None or isinstance(value, bool | int | float)
 
 
 def _loaded(text: str) -> Any:

@@ -15,6 +15,7 @@ import ray.data
 
 from rm_ray.data import synthetic
 from rm_ray.data.byte_stream import open_raw
+from rm_ray.data.column_hints import is_written_by_column, suggest_columns
 from rm_ray.data.columns import NO_RULES, ColumnRules, RowColumns
 from rm_ray.data.fragments import Fragment
 from rm_ray.data.places import locate
@@ -87,16 +88,18 @@ def _check_first_row(
     there = list(row) if isinstance(row, dict) else [type(row).__name__]
     columns = RowColumns(row if isinstance(row, dict) else {}, rules)
     found = {part for part in any_of or _PAIR if any(columns.candidates(part))}
-    if not (found if any_of else found == set(_PAIR)):
+    is_pair = found == set(_PAIR) and not is_written_by_column(row)
+    if not (found if any_of else is_pair):
         wanted = (
             f"one of the columns {', '.join(any_of)}"
             if any_of
             else "the columns 'chosen' and 'rejected'"
         )
-        setting = "--columns" if any_of else "data.columns"
+        hint = suggest_columns(row if isinstance(row, dict) else {})
+        if any_of:
+            hint = f"Where they have other names, say which with --columns {any_of[0]}=COLUMN"
         raise InputError(
-            f"data source '{spec.text}' must have {wanted}; it has: {', '.join(there)}. Where they "
-            f"have other names, say which with {setting}, as in {(any_of or _PAIR)[0]}=COLUMN"
+            f"data source '{spec.text}' must have {wanted}; it has: {', '.join(there)}. {hint}"
         )
 
 

@@ -21,12 +21,15 @@ ROWS_PER_BATCH = 1_024
 
 _DELIMITERS = ",\t;|"
 
+_MISSING = frozenset(("", "nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"))
+"""How pandas and others write a cell that is missing, and read it back."""
+
 _LONGEST_CELL = 2**31 - 1
 """Characters; Python's own limit is shorter than some conversations."""
 
 
 def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | None]]:
-    """Yield the rows of a table with a header; a cell is text, and None where it is empty.
+    """Yield the rows of a table with a header; a cell is text, and None where it is missing.
 
     Where the header has one column under ``delimiter`` and several under another one, that one
     counts: what ``.csv`` means differs between countries.
@@ -83,7 +86,9 @@ def _cells(path: str, reader: Any) -> Iterator[dict[str, str | None]]:
                 f"{len(names)}; a cell with commas or line ends must stand in double quotes"
             )
         if cells:
-            values = [cell or None for cell in cells] + [None] * (len(names) - len(cells))
+            values = [None if cell in _MISSING else cell for cell in cells] + [None] * (
+                len(names) - len(cells)
+            )
             yield dict(zip(names, values, strict=True))
 
 

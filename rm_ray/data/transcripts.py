@@ -21,7 +21,7 @@ _MARKERS = (
     r"<\|message\|>|<\|START_OF_TURN_TOKEN\|>|<\|END_OF_TURN_TOKEN\|>|<｜(?:User|Assistant)｜>"
 )
 _BEGINNING = re.compile(rf"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)?\s*(?:{_MARKERS})")
-_MARKER = re.compile(_MARKERS)
+_MARKER = re.compile(rf"{_MARKERS}|</s>|<\|endoftext\|>|<\|end\|>")
 
 
 def is_templated(text: str) -> bool:

@@ -111,13 +111,12 @@ def _build(
     **about: Any,
 ) -> Conversations:
     context = take_context(columns) if context is None else context
-    said = [message for conversation in messages for message in conversation]
     return Conversations(
         form=form,
         messages=messages,
         context=context,
         responses=[conversation[-1].get("content", "") for conversation in messages],
-        reading=read_columns(columns, said, context),
+        reading=read_columns(columns, messages, context),
         **about,
     )
 

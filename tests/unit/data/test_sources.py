@@ -467,14 +467,15 @@ def test_wrong_columns_are_refused_with_those_found(tmp_path: Path):
     ):
         assert message_of_wrong(path) == (
             f"data source '{path}' must have the columns 'chosen' and 'rejected'; it has: "
-            "prompt, chosen, response_b"
+            "prompt, chosen, response_b. Where they have other names, say which with data.columns, "
+            "as in chosen=COLUMN"
         )
 
 
 def test_lines_that_are_no_objects_are_refused_with_what_they_are(tmp_path: Path):
     path = write_lines(tmp_path / "a.jsonl", [["So.", "No."]])
 
-    assert message_of_wrong(path).endswith("it has: list")
+    assert "it has: list. " in message_of_wrong(path)
 
 
 @pytest.mark.parametrize("count", [41, 1_000_000])
