@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.pop(0)  # this folder, where a file has the name of Python's own inspect
+# Without this folder, where a file has the name of Python's own inspect.
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rm_ray.command import log_to_mlflow
