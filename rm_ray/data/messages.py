@@ -28,6 +28,8 @@ _CALLERS = ("function_call", "tool_call")
 
 _USUAL_ROLES = frozenset(("system", "user", "assistant", "tool"))
 
+_USUAL_KEYS = ("messages", "content", "text", "value", "full_text")
+
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
@@ -48,6 +50,13 @@ def read_value(value: Any, name: str) -> str | list[Message]:
         value = [value]
     if kind := foreign_type(value):
         raise RefusedError(Reason.NOT_TEXT, f"{name} is a value of type {kind}")
+    if isinstance(value, dict) and value:
+        inside = f"{name}.{next((k for k in value if k in _USUAL_KEYS), next(iter(value)))}"
+        raise RefusedError(
+            Reason.NOT_MESSAGES,
+            f"{name} is an object with {', '.join(value)}; say what to read of it with "
+            f"data.columns, as in {name}={inside}",
+        )
     if not isinstance(value, list):
         raise RefusedError(Reason.NOT_MESSAGES, f"{name} is a {type(value).__name__}")
     return [_message(message, name) for message in value]
@@ -79,6 +88,12 @@ def find_embedded(text: str, name: str) -> list[Any] | None:
             break
         if not isinstance(value, str):
             listed = value if isinstance(value, list) else [value]
+            if isinstance(value, dict) and isinstance(value.get("messages"), list):
+                raise RefusedError(
+                    Reason.NOT_MESSAGES,
+                    f"{name} is the JSON text of an object with messages; store the object itself "
+                    f"(then {name}.messages can be named in data.columns), or its messages alone",
+                )
             are_messages = bool(listed) and all(map(_looks_like_message, listed))
             return listed if are_messages else None
     if _LIST_OF_MESSAGES.match(stripped):

@@ -15,6 +15,17 @@ _OTHER_TRANSCRIPT = re.compile(
     r"(?=.*\n\s*(?:#+ ?)?(?:ASSISTANT|Assistant|AI|Bot|BOT|GPT|Response)\s*:)",
     re.DOTALL,
 )
+_PROMPT_FORMAT = re.compile(
+    r"\n\nHuman:.*\n\nAssistant:|\bUSER: .*\bASSISTANT:\s*\Z|"
+    r"### ?(?:Instruction|Human|User):.*### ?(?:Response|Assistant):\s*\Z",
+    re.DOTALL,
+)
+"""Instructions before a transcript, or the prompts of Vicuna and Alpaca, open for the answer."""
+
+_END_OF_TURN = re.compile(
+    r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|<\|end_of_text\|>|<end_of_turn>)\s*\Z"
+)
+
 _MARKERS = (
     r"<\|im_start\|>|<\|im_end\|>|<\|start_header_id\|>|<\|eot_id\|>|\[INST\]|\[/INST\]|"
     r"<start_of_turn>|<end_of_turn>|<\|(?:system|user|assistant|prompter)\|>|<\|start\|>|"
@@ -25,7 +36,9 @@ _MARKER = re.compile(rf"{_MARKERS}|</s>|<\|endoftext\|>|<\|end\|>")
 
 
 def is_templated(text: str) -> bool:
-    """Tell whether a chat template wrote a text: it begins with a turn's marker, and has more."""
+    """Tell whether a chat template wrote a text: it ends a turn, or begins one and has more."""
+    if _END_OF_TURN.search(text[-40:]):
+        return True
     begins = _BEGINNING.match(text)
     return begins is not None and _MARKER.search(text, begins.end()) is not None
 
@@ -41,7 +54,7 @@ def refuse_other_transcript(text: str, name: str) -> None:
     Raises:
         RefusedError: it looks like one.
     """
-    if _OTHER_TRANSCRIPT.match(text):
+    if _OTHER_TRANSCRIPT.match(text) or _PROMPT_FORMAT.search(text):
         raise RefusedError(
             Reason.SPEAKER_TAG, f"{name} is a transcript of no known form: {text.strip()[:80]}"
         )

@@ -86,6 +86,16 @@ REFUSED: list[tuple[Row, Reason, str]] = [
      Reason.NOT_MESSAGES, "the other one is plain text"),
     ({"prompt": f"<|prompter|>{Q}<|endoftext|>", **REPLIES}, Reason.TEMPLATED, ""),
     ({"prompt": [{"role": "user", "text": Q}], **REPLIES}, Reason.NOT_MESSAGES, "'content'"),
+    ({"prompt": Q, "chosen": "So.<|im_end|>", "rejected": "No.<|im_end|>"}, Reason.TEMPLATED, ""),
+    ({"chosen": f"Be brief.\n\nHuman: {Q}\n\nAssistant: So.",
+      "rejected": f"Be brief.\n\nHuman: {Q}\n\nAssistant: No."}, Reason.SPEAKER_TAG, "Be brief."),
+    ({"prompt": f"A chat. USER: {Q} ASSISTANT:", **REPLIES}, Reason.SPEAKER_TAG, "USER"),
+    ({"prompt": f"Below is a task.\n\n### Instruction:\n{Q}\n\n### Response:\n", **REPLIES},
+     Reason.SPEAKER_TAG, "Below"),
+    ({"input": json.dumps({"messages": [ASKED]}), **REPLIES}, Reason.NOT_MESSAGES,
+     "store the object itself"),
+    ({"prompt": Q, "chosen": {"model": "m", "text": "So."}, "rejected": {"text": "No."}},
+     Reason.NOT_MESSAGES, "chosen=chosen.text"),
     ({"prompt": Q, "tools": str([{"name": "f"}]), **REPLIES}, Reason.BAD_TOOLS, "json.dumps"),
 ]  # fmt: skip
 
