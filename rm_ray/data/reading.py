@@ -101,7 +101,7 @@ class Reading:
 
 _GUESSES = (
     ("history", re.compile(r".*(?:history|turns|dialog|chat).*")),
-    ("system", re.compile(r".*(?:system|persona).*")),
+    ("system", re.compile(r".*(?:system|persona|preamble).*")),
     ("tools", re.compile(r".*(?:tool|function).*")),
     ("documents", re.compile(r".*(?:context|doc|passage|article|paragraph|knowledge|evidence).*")),
 )

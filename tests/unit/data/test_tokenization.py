@@ -48,7 +48,7 @@ def assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
 
 
-def pair_of(prompt: str | None, chosen: str, rejected: str) -> Pair:
+def pair_of(prompt: str, chosen: str, rejected: str) -> Pair:
     return parse_pair({"prompt": prompt, "chosen": chosen, "rejected": rejected})
 
 
@@ -163,7 +163,7 @@ def test_the_prompt_holds_the_tokens_that_begin_inside_it(pair: Pair):
 
 
 def test_a_conversation_without_a_prompt_has_a_prompt_of_no_tokens():
-    assert tokens_of(pair_of(None, "So.", "No.")).prompt_length == 0
+    assert tokens_of(parse_pair({"chosen": "So.", "rejected": "No."})).prompt_length == 0
 
 
 def test_a_generation_prompt_that_the_conversation_lacks_is_counted_as_tokens():
