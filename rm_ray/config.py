@@ -85,6 +85,10 @@ class DataConfig:
     max_refused_fraction: float = 0.5
     """The run stops before training when a larger share of the rows is refused."""
 
+    drop_overlap: bool = False
+    """Leave out training pairs whose prompt is among the held-out ones, as refused rows. Prompts
+    are compared without regard to case and whitespace. False: the held-out pairs are counted."""
+
     chat_template: str | None = None
     """A Jinja chat template, the path of a file with one, or the name of one of several that the
     tokenizer has; none: the tokenizer's own, or its default one."""

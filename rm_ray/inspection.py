@@ -13,12 +13,12 @@ import numpy as np
 
 from rm_ray.config import DataConfig
 from rm_ray.data import sources
+from rm_ray.data.cache_rows import tokenize_rows
 from rm_ray.data.pair_tokens import common_prefix
 from rm_ray.data.places import locate
 from rm_ray.data.reading import Reading, describe_all, refuse_lost_columns, sum_up
 from rm_ray.data.rows import parse_pair
 from rm_ray.data.source_spec import SourceSpec
-from rm_ray.data.token_cache import tokenize_rows
 from rm_ray.data.tokenization import PairTokenizer
 from rm_ray.preflight.report import histogram
 

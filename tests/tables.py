@@ -10,12 +10,12 @@ import pyarrow as pa
 import torch
 
 from rm_ray.config import DataConfig
+from rm_ray.data.cache_rows import tokenize_rows
 from rm_ray.data.collate import Collator, ReadyMicroBatch
 from rm_ray.data.loading import load_step
 from rm_ray.data.packing import Kernel
 from rm_ray.data.plan import Plan
 from rm_ray.data.synthetic import generate_pairs
-from rm_ray.data.token_cache import tokenize_rows
 from rm_ray.data.token_table import SCHEMA, TABLE_COLUMNS, TokenTable, map_table, write_table
 from rm_ray.data.tokenization import PairTokenizer, load_tokenizer
 

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     IDENTICAL_AFTER_TEMPLATING = "identical after templating"
     PROMPT_TOO_LONG = "prompt too long"
     TOO_LONG = "too long"
+    HELD_OUT = "prompt is held out too"
 
 
 class RefusedError(Exception):

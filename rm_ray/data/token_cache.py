@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,27 @@ from transformers import PreTrainedTokenizerBase
 
 from rm_ray.config import DataConfig
 from rm_ray.data import sources
+from rm_ray.data.cache_rows import parse_row, tokenize_block
 from rm_ray.data.columns import ColumnRules
-from rm_ray.data.contract import Pair, Reason, RefusedError
-from rm_ray.data.reading import Reading, RowReading, refuse_lost_columns, sum_up
-from rm_ray.data.rows import read_pair
+from rm_ray.data.overlap import (
+    NO_KEYS,
+    count_contradictions,
+    count_duplicates,
+    join_keys,
+)
+from rm_ray.data.reading import Reading, refuse_lost_columns, sum_up
 from rm_ray.data.source_spec import SourceSpec
 from rm_ray.data.sources import Selection
 from rm_ray.data.stored_datasets import find_revision
-from rm_ray.data.token_table import ROWS_PER_BATCH, SCHEMA, TokenParts
-from rm_ray.data.tokenization import PairTokenizer, TokenizedPair
+from rm_ray.data.token_table import ROWS_PER_BATCH, TokenParts
+from rm_ray.data.tokenization import PairTokenizer
 from rm_ray.data.tokenization import fingerprint as tokenizer_fingerprint
 from rm_ray.errors import InputError, find_final_error
 from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same rows would be stored as something else."""
 
 FIRST_ROWS = 4
@@ -67,6 +72,10 @@ class TokenCache:
     pairs_by_source: dict[str, int]
     refused: dict[str, int]
     """Refused rows by reason."""
+    duplicates: int
+    """Pairs that repeat one before them: same prompt, same responses, same preference."""
+    contradictions: int
+    """Pairs whose preference is turned around in another one."""
     revisions: dict[str, str]
     """Commits that datasets of the Hub were read at."""
     readings: tuple[Reading, ...]
@@ -82,6 +91,12 @@ class TokenCache:
         """Path of the refused rows: JSON Lines of origin, row, reason, detail and raw row."""
         return self.folder.join("quarantine.jsonl")
 
+    @property
+    def prompt_keys(self) -> np.ndarray:
+        """Hashes of the pairs' prompts: ``[N]``, in the order of the parts."""
+        batches = self.parts.scan(("prompt_hash",), refused=False)
+        return join_keys(batch["prompt_hash"] for batch in batches)
+
 
 def build_token_cache(
     specs: Sequence[str],
@@ -90,8 +105,11 @@ def build_token_cache(
     *,
     seed: int,
     storage: Storage,
+    without: TokenCache | None = None,
 ) -> TokenCache:
     """Tokenise the sources over all CPUs of the cluster, or find that it was done before.
+
+    Pairs whose prompt is one of the cache ``without`` are refused.
 
     Raises:
         InputError: a source cannot be read.
@@ -101,7 +119,8 @@ def build_token_cache(
     )
     data_hash = sources.fingerprint(selections)
     origins = tuple(selection.fragment.origin for selection in selections)
-    identity = _hash(data_hash, tokenizer_fingerprint(tokenizer), _limits(config), _rules(config))
+    settings = (_limits(config), _rules(config), *([without.identity] if without else []))
+    identity = _hash(data_hash, tokenizer_fingerprint(tokenizer), *settings)
     key = _hash(FORMAT, identity, origins)[:16]
     home = storage.folder(f"token_cache/{key}")
     if (manifest := home.read_json("manifest.json")) is not None:
@@ -116,7 +135,8 @@ def build_token_cache(
         parts=home.folder(f"{build}/parts"),
         origins=origins,
     )
-    _write_parts(selections, PairTokenizer(tokenizer, config), parts)
+    held_out = np.unique(without.prompt_keys) if without else NO_KEYS
+    _write_parts(selections, PairTokenizer(tokenizer, config), parts, held_out)
     counts = _write_quarantine(parts, home.folder(build))
     hashes = {"identity": identity, "data_hash": data_hash}
     fragments = {selection.fragment.origin: selection.fragment for selection in selections}
@@ -147,7 +167,7 @@ def _try_first_rows(selections: Sequence[Selection], rules: ColumnRules) -> None
     for selection in selections:
         origin = selection.fragment.origin
         rows = (text for _, text in islice(sources.read_selected(selection), FIRST_ROWS))
-        parsed = (_parse(text, origin, rules)[1] for text in rows)
+        parsed = (parse_row(text, origin, rules)[1] for text in rows)
         counts = Counter(reading.to_json() for reading in parsed if reading is not None)
         refuse_lost_columns([sum_up(origin, counts)])
 
@@ -176,6 +196,8 @@ def _from_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
         num_tokens=manifest["num_tokens"],
         pairs_by_source=manifest["pairs_by_source"],
         refused=manifest["refused"],
+        duplicates=manifest["duplicates"],
+        contradictions=manifest["contradictions"],
         revisions=manifest.get("revisions", {}),
         readings=tuple(map(Reading.from_json, manifest["readings"])),
     )
@@ -194,78 +216,37 @@ def _remove_abandoned(home: Storage) -> None:
 
 @dataclass(frozen=True)
 class _SharedTokenizer:
-    """A pair tokenizer in Ray's object store, too large to travel with every task."""
+    """What is in Ray's object store, too large to travel with every task."""
 
     reference: ray.ObjectRef
+    """A pair tokenizer and the held-out prompts' sorted hashes."""
 
 
 @functools.lru_cache(maxsize=1)
-def _unpack(shared: _SharedTokenizer) -> PairTokenizer:
+def _unpack(shared: _SharedTokenizer) -> tuple[PairTokenizer, np.ndarray]:
     """Fetch the tokenizer, once in each process that uses it."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for each core
-    tokenizer: PairTokenizer = ray.get(shared.reference)
-    return tokenizer
+    found: tuple[PairTokenizer, np.ndarray] = ray.get(shared.reference)
+    return found
 
 
 def _tokenize_batch(
     batch: dict[str, np.ndarray], shared: _SharedTokenizer, origins: Sequence[str]
 ) -> pa.Table:
     """Turn a block of raw rows into cache rows; runs in a Ray Data task."""
-    return tokenize_block(batch, _unpack(shared), origins)
-
-
-def tokenize_block(
-    batch: dict[str, np.ndarray], pair_tokenizer: PairTokenizer, origins: Sequence[str]
-) -> pa.Table:
-    """Turn a block of raw rows (``fragment``, ``row``, ``json``) into cache rows."""
-    rows = tokenize_rows(
-        pair_tokenizer, batch["json"].tolist(), [origins[i] for i in batch["fragment"]]
-    )
-    columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names[2:]}
-    return pa.table({"fragment": batch["fragment"], "row": batch["row"], **columns}, schema=SCHEMA)
-
-
-def tokenize_rows(
-    pair_tokenizer: PairTokenizer, texts: Sequence[str], origins: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Turn raw JSON rows into cache rows; a refused one keeps its reason and raw text."""
-    rules = pair_tokenizer.config.rules
-    parsed = [_parse(text, origin, rules) for text, origin in zip(texts, origins, strict=True)]
-    tokenized = iter(pair_tokenizer.tokenize([p for p, _ in parsed if isinstance(p, Pair)]))
-    rows: list[dict[str, Any]] = []
-    for text, (pair, reading) in zip(texts, parsed, strict=True):
-        result = next(tokenized) if isinstance(pair, Pair) else pair
-        if isinstance(pair, Pair) and isinstance(result, TokenizedPair):
-            assert reading is not None
-            columns = vars(result).copy()
-            unwritten = columns.pop("unwritten")
-            read = replace(reading, unwritten=unwritten) if unwritten else reading
-            about = {"source": pair.source, "margin": pair.margin, "reason": ""}
-            rows.append({**about, "reading": read.to_json(), **columns})
-        else:
-            assert isinstance(result, RefusedError)
-            rows.append({"reason": str(result.reason), "detail": result.detail, "raw": text})
-    return rows
-
-
-def _parse(
-    text: str, origin: str, rules: ColumnRules
-) -> tuple[Pair | RefusedError, RowReading | None]:
-    row = json.loads(text)
-    if not isinstance(row, dict):
-        return RefusedError(Reason.NOT_MESSAGES, f"the row is a {type(row).__name__}"), None
-    try:
-        return read_pair(row, origin, rules)
-    except RefusedError as refusal:
-        return refusal, None
+    pair_tokenizer, held_out = _unpack(shared)
+    return tokenize_block(batch, pair_tokenizer, origins, held_out)
 
 
 def _write_parts(
-    selections: Sequence[Selection], pair_tokenizer: PairTokenizer, parts: TokenParts
+    selections: Sequence[Selection],
+    pair_tokenizer: PairTokenizer,
+    parts: TokenParts,
+    held_out: np.ndarray,
 ) -> None:
     filesystem, path = parts.parts.filesystem, parts.parts.path
     filesystem.create_dir(path, recursive=True)
-    shared = _SharedTokenizer(ray.put(pair_tokenizer))
+    shared = _SharedTokenizer(ray.put((pair_tokenizer, held_out)))
     try:
         sources.to_ray_dataset(selections).map_batches(
             _tokenize_batch,
@@ -301,6 +282,7 @@ def _write_quarantine(parts: TokenParts, folder: Storage) -> dict[str, Any]:
         num_tokens += len(batch.column("chosen_ids").flatten())
         num_tokens += len(batch.column("rejected_ids").flatten())
     return {
+        **_count_repeats(parts),
         "origins": list(parts.origins),
         "num_pairs": by_source.total(),
         "num_tokens": num_tokens,
@@ -310,4 +292,14 @@ def _write_quarantine(parts: TokenParts, folder: Storage) -> dict[str, Any]:
             sum_up(parts.origins[number], counts).to_json()
             for number, counts in sorted(readings.items())
         ],
+    }
+
+
+def _count_repeats(parts: TokenParts) -> dict[str, int]:
+    """Count duplicates and contradictions; memory: about 64 bytes for each pair."""
+    batches = list(parts.scan(("pair_hash", "swap_hash"), refused=False))
+    pairs, swaps = (join_keys(b[name] for b in batches) for name in ("pair_hash", "swap_hash"))
+    return {
+        "duplicates": count_duplicates(pairs),
+        "contradictions": count_contradictions(pairs, swaps),
     }

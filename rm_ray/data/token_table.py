@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from rm_ray.data.overlap import KEY_BYTES
 from rm_ray.data.pair_tokens import PairLengths, PairTokens
 from rm_ray.storage import Storage, local_home
 
@@ -37,10 +38,13 @@ SCHEMA = pa.schema(
         "detail": pa.string(),
         "raw": pa.string(),
         "reading": pa.string(),
+        "prompt_hash": pa.binary(KEY_BYTES),
+        "pair_hash": pa.binary(KEY_BYTES),
+        "swap_hash": pa.binary(KEY_BYTES),
     }
 )
 """A row of the token cache: a pair's token ids, or (``reason`` not empty) a refused raw row, and
-how its columns were read."""
+how its columns were read. The hashes are those of ``hash_pair``."""
 
 TABLE_COLUMNS = SCHEMA.names[:8]
 

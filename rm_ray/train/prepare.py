@@ -16,9 +16,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rm_ray.config import ClusterConfig, Layout, TrainConfig
 from rm_ray.data.plan import Plan, PlanSettings, Steps
-from rm_ray.data.reading import describe_all, refuse_lost_columns, refuse_missing_columns
+from rm_ray.data.reading import describe_all
 from rm_ray.data.template_date import pin_date
-from rm_ray.data.token_cache import TokenCache, build_token_cache
+from rm_ray.data.token_cache import TokenCache
 from rm_ray.data.token_table import open_table
 from rm_ray.data.tokenization import ends_assistant_turn, load_tokenizer
 from rm_ray.data.vocabulary import check_vocabulary
@@ -36,6 +36,7 @@ from rm_ray.publish.base_model import say_what_base_holds
 from rm_ray.scoring.accuracy import Labels
 from rm_ray.storage import Storage
 from rm_ray.tracking.target import MlflowTarget
+from rm_ray.train.caches import build_caches, find_held_out_trained_on
 from rm_ray.train.files import RUN, SKELETON
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.probes import Probes, choose_probes
@@ -57,6 +58,8 @@ class Prepared:
     """The day that a chat template is told."""
     train: TokenCache
     held_out: TokenCache | None
+    overlap: dict[str, int]
+    """Held-out pairs whose prompt is trained on too, by source."""
     plan: Plan
     eval_steps: Steps | None
 
@@ -114,7 +117,20 @@ class Prepared:
             {"set": name, "reason": "(kept)", "rows": cache.num_pairs}
             for name, cache in self.caches.items()
         ]
-        return kept + self.refused
+        return kept + self.refused + self.repeats
+
+    @property
+    def repeats(self) -> list[dict[str, Any]]:
+        """Kept pairs that say something again, or the contrary, by set and kind."""
+        kinds = {"(kept) exact duplicate": "duplicates", "(kept) contradiction": "contradictions"}
+        found = [
+            {"set": name, "reason": kind, "rows": getattr(cache, attribute)}
+            for name, cache in self.caches.items()
+            for kind, attribute in kinds.items()
+        ]
+        seen = {"set": "eval", "reason": "(kept) prompt is trained on too"}
+        found.append({**seen, "rows": sum(self.overlap.values())})
+        return [row for row in found if row["rows"]]
 
 
 def _as_it_began(config: TrainConfig, run: Storage) -> ClusterConfig:
@@ -186,14 +202,7 @@ def prepare_for(
     say_what_base_holds(config.model)
     check_export(classifier.config, tokenizer)
     layout = choose_layout(config.batch.layout, classifier.config)
-    train_cache = _cache(config, "train", tokenizer, storage)
-    held_out = _cache(config, "eval", tokenizer, storage) if config.data.held_out else None
-    if config.data.eval is None and held_out is None:
-        logger.info(
-            "no evaluation: data.eval names no held-out pairs; give some with --data.eval SOURCE"
-        )
-    readings = [*train_cache.readings, *(held_out.readings if held_out else ())]
-    refuse_missing_columns(config.data.rules.columns, readings)
+    train_cache, held_out = build_caches(config, tokenizer, storage)
     on_phase("cache")
     batch, optimizer = config.batch, config.optimizer
     settings = PlanSettings(
@@ -213,6 +222,7 @@ def prepare_for(
         template_date=day,
         train=train_cache,
         held_out=held_out,
+        overlap=find_held_out_trained_on(train_cache, held_out),
         plan=Plan(lengths=open_table(train_cache.parts).lengths, settings=settings),
         eval_steps=(
             Steps(num_pairs=held_out.num_pairs, settings=in_order(settings)) if held_out else None
@@ -270,35 +280,6 @@ def in_order(settings: PlanSettings) -> PlanSettings:
     return replace(settings, epochs=1, max_episodes=None, shuffle=False)
 
 
-def _cache(
-    config: TrainConfig, name: str, tokenizer: PreTrainedTokenizerBase, storage: Storage
-) -> TokenCache:
-    specs = config.data.train if name == "train" else config.data.held_out
-    cache = build_token_cache(specs, config.data, tokenizer, seed=config.run.seed, storage=storage)
-    rows = cache.num_pairs + cache.num_refused
-    logger.info("%s pairs: %s of %s rows", name, f"{cache.num_pairs:,}", f"{rows:,}")
-    for line in describe_all(cache.readings):
-        logger.info("  %s", line)
-    refuse_lost_columns(cache.readings)
-    for reason, count in cache.refused.items():
-        logger.info("  refused %6d  %s", count, reason)
-    if cache.refused:
-        logger.info("  refused rows are in %s", cache.quarantine)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in cache.refused.items())
-    if cache.num_pairs == 0:
-        raise InputError(
-            f"data.{name}: nothing is left to train on; all {rows} rows were refused ({reasons}). "
-            f"See {cache.quarantine}"
-        )
-    if cache.num_refused > config.data.max_refused_fraction * rows:
-        raise InputError(
-            f"data.{name}: {cache.num_refused} of {rows} rows were refused ({reasons}), more than "
-            f"data.max_refused_fraction {config.data.max_refused_fraction} allows. See "
-            f"{cache.quarantine}; mend the data, or raise the fraction"
-        )
-    return cache
-
-
 def write_skeleton(prepared: Prepared) -> None:
     """Keep what the exported model has beside its weights, for whoever publishes checkpoints."""
     config = prepared.config.model
@@ -321,6 +302,8 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "train_tokens": prepared.train.num_tokens,
         "eval_pairs": prepared.held_out.num_pairs if prepared.held_out else 0,
         "refused": prepared.refused,
+        "repeats": prepared.repeats,
+        "eval_pairs_trained_on_by_source": prepared.overlap,
         "columns": {n: describe_all(cache.readings) for n, cache in prepared.caches.items()},
         "steps": steps.total,
         "steps_per_epoch": steps.per_epoch,
@@ -342,6 +325,9 @@ def describe_data(prepared: Prepared) -> dict[str, Any]:
             "pairs_by_source": cache.pairs_by_source,
             "tokens": cache.num_tokens,
             "refused": cache.refused,
+            "duplicates": cache.duplicates,
+            "contradictions": cache.contradictions,
+            **({"trained_on_by_source": prepared.overlap} if name == "eval" else {}),
             "revisions": cache.revisions,
             "quarantine": cache.quarantine,
             "readings": [reading.to_json() for reading in cache.readings],

@@ -139,7 +139,7 @@ def process_on(core: int) -> ProcessPoolExecutor:
 
 def tokenise(tokenizer: str, part: int, parts: int) -> Turn:
     """Turn every ``parts``-th raw row into a row of the token cache."""
-    from rm_ray.data.token_cache import tokenize_block
+    from rm_ray.data.cache_rows import tokenize_block
 
     pair_tokenizer, blocks = load_pair_tokenizer(tokenizer), raw_blocks(tokenizer, part, parts)
     gc.collect()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import psutil
 import pytest
 from tables import SHARED_DATA, chosen_ids, rejected_ids
 
-from rm_ray.config import DataConfig
+from rm_ray.config import DataConfig, TrainConfig
 from rm_ray.data.plan import PlanSettings
 from rm_ray.data.stream import PlannedPairs, RankStream
 from rm_ray.data.token_cache import build_token_cache
@@ -21,6 +22,7 @@ from rm_ray.data.token_table import open_table
 from rm_ray.data.tokenization import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.storage import Storage
+from rm_ray.train.caches import build_caches, find_held_out_trained_on
 from rm_ray.train.shards import PerRankStreams
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +71,29 @@ def test_a_mixture_is_cached_in_order_with_its_quarantine(cluster, tmp_path):
         (first, 12, "not messages"),
     }
     assert [json.loads(row["raw"]) for row in sorted(refused, key=lambda r: r["row"])] == bad
+
+
+def test_training_pairs_with_a_held_out_prompt_are_counted_and_left_out_on_demand(
+    cluster, tmp_path
+):
+    rows = [pair(f"Question {i}?", "yes", "no") for i in range(8)]
+    again = [pair("Question 0?", "yes", "no"), pair("QUESTION 1?", "no", "yes")]
+    train = write_rows(tmp_path / "train.jsonl", [*rows, *again])
+    held = write_rows(
+        tmp_path / "eval.jsonl", [pair("question  1?", "a", "b"), pair("x", "a", "b")]
+    )
+    storage, tokenizer = Storage.open(str(tmp_path / "storage")), load_tokenizer("builtin")
+    data = DataConfig(train=(train,), eval=(held,))
+    config = TrainConfig(data=data)
+    kept, held_out = build_caches(config, tokenizer, storage)
+    assert (kept.num_pairs, kept.duplicates, kept.contradictions) == (10, 1, 2)
+    assert find_held_out_trained_on(kept, held_out) == {held: 1}
+    without = replace(config, data=replace(data, drop_overlap=True))
+    left, same = build_caches(without, tokenizer, storage)
+    assert left.refused == {"prompt is held out too": 2}
+    assert (left.num_pairs, left.duplicates, left.contradictions) == (8, 1, 0)
+    assert find_held_out_trained_on(left, same) == {}
+    assert same.identity == held_out.identity and left.identity != kept.identity
 
 
 def test_the_same_key_is_found_and_a_changed_one_is_built(cluster, tmp_path):

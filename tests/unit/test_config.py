@@ -35,6 +35,7 @@ NOTHING_AT_ITS_DEFAULT = TrainConfig(
         max_prompt_length=256,
         over_length="truncate",
         max_refused_fraction=0.1,
+        drop_overlap=True,
         chat_template="{{ messages }}",
         template_date="2026-11-28",
         columns=("prompt=question.full_text",),
