@@ -89,7 +89,7 @@ class MadeRun:
         folder.mkdir(parents=True)
         write_slices(self.engine.slices(), folder / "slices-00000.safetensors")
         contents: dict[str, Any] = {
-            "probes.json": self.probes.score(self.engine, self.collator),
+            "probes.json": self.probes.score(self.engine, self.collator, tokens_per_pass=16_384),
             "state.json": {"progress": asdict(Progress(step=step)), "mlflow_run_id": "mlflow-id"},
         }
         for name, value in contents.items():
@@ -108,7 +108,9 @@ class MadeRun:
         export = Path(self.folder) / "export"
         weights = self.engine.weights()
         export_model(self.model, weights, self.tokenizer, export, dtype=torch.float32)
-        self.run.write_json("probes.json", self.probes.score(self.engine, self.collator))
+        self.run.write_json(
+            "probes.json", self.probes.score(self.engine, self.collator, tokens_per_pass=16_384)
+        )
         self.run.write_text("history.jsonl", self.history.to_json_lines())
         result = {
             "name": self.config.run.name,
