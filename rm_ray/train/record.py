@@ -73,7 +73,9 @@ def refuse_other_config(run: Storage, config: TrainConfig) -> None:
     started = run.read_json(RUN)
     if started is None:
         return
-    before, now = flatten(started["config"]), flatten(config.to_json())
+    # What the run began without, as a setting that there was not yet, it had by default.
+    before = flatten(TrainConfig().to_json()) | flatten(started["config"])
+    now = flatten(config.to_json())
     differing = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())

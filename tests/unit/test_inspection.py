@@ -96,7 +96,7 @@ def test_bad_input_ends_with_2_and_a_line(tmp_path: Path, capsys: pytest.Capture
 def test_no_script_takes_pythons_inspect_from_this_folder():
     scripts = sorted((ROOT / "jobs").glob("*.py"))
 
-    assert all("sys.path.pop(0)" in script.read_text() for script in scripts)
+    assert all("sys.path[:] = [path for path in" in script.read_text() for script in scripts)
     code = "import sys, runpy; sys.path[0] = sys.argv[1]; runpy.run_path(sys.argv[2]); "
     code += "import inspect; print(inspect.__file__)"
     arguments = [str(ROOT / "jobs"), str(ROOT / "jobs" / "train.py")]

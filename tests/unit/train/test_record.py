@@ -72,6 +72,15 @@ def test_what_is_trained_may_not_change(config):
         look_up(other)
 
 
+def test_a_run_from_before_a_setting_had_its_default(config):
+    record = open_record(prepared(config), {})
+    del record["config"]["run"]["deterministic"], record["config"]["data"]["drop_overlap"]
+    prepared(config).run.write_json("run.json", record)
+    look_up(config)
+    with pytest.raises(InputError, match="drop_overlap was False and is True"):
+        look_up(replace(config, data=replace(config.data, drop_overlap=True)))
+
+
 def test_a_storage_may_be_moved_or_reached_by_another_path(config, tmp_path):
     open_record(prepared(config), {})
     link = tmp_path.parent / f"{tmp_path.name}-link"
