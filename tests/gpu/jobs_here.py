@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +15,8 @@ from typing import Any
 
 from gpu.bench import Bench
 from gpu.finding import Values
-from jobs import PATIENCE_S, result, running
-from rm_ray.publish.gate import check_export
+from jobs import Job, result, running
+from rm_ray.publish.gate import ClientsError, check_export
 from rm_ray.train.files import EXPORT, PROBES
 
 CORES_A_JOB = 3
@@ -97,6 +100,25 @@ def train_all(bench: Bench, asked: list[Asked]) -> list[Outcome]:
         return list(pool.map(lambda each: train(bench, each), asked))
 
 
+def has_begun_again(job: Job) -> bool:
+    """Tell whether a second attempt has taken a step."""
+    return job.printed.count("first step after") >= 2
+
+
+def wait_for(bench: Bench, job: Job, condition: Callable[[], Any], what: str) -> Any:
+    """Return what a condition gives once that is true, in the time that the part has.
+
+    Raises:
+        AssertionError: the job ended before, or the time did.
+    """
+    while bench.left > 0:
+        if found := condition():
+            return found
+        assert job.process.poll() is None, f"ended before {what}"
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come in the part's time")
+
+
 def train(bench: Bench, asked: Asked) -> Outcome:
     """Train one, and kill its worker once there is a checkpoint, where that is asked for."""
     started, recovered = time.monotonic(), 0.0
@@ -104,13 +126,14 @@ def train(bench: Bench, asked: Asked) -> Outcome:
     try:
         with running(asked.settings, log, RAY_AUTH_MODE="disabled") as job:
             if asked.killed:
-                job.wait_for_checkpoint()
-                [worker] = job.wait_for(lambda: job.find("RayTrainWorker"), "a worker")
+                wait_for(bench, job, lambda: job.checkpoints(at_least=1), "a checkpoint")
+                [worker] = wait_for(bench, job, lambda: job.find("RayTrainWorker"), "a worker")
                 worker.kill()
                 killed = time.monotonic()
-                job.wait_for_steps_of_attempt(2)
+                again = functools.partial(has_begun_again, job)
+                wait_for(bench, job, again, "the first step after the kill")
                 recovered = time.monotonic() - killed
-            code = job.process.wait(PATIENCE_S)
+            code = job.process.wait(max(1.0, bench.left))
             assert code == 0, f"ended with {code}"
         gate = check_export(
             asked.folder / EXPORT,
@@ -118,7 +141,7 @@ def train(bench: Bench, asked: Asked) -> Outcome:
             asked.settings["model"]["dtype"],
         )
         assert not gate.problem, gate.problem
-    except AssertionError as error:
+    except (AssertionError, subprocess.TimeoutExpired, ClientsError) as error:
         print(f"{asked.name}: {error}\n{log.read_text(errors='replace')[-5000:]}", flush=True)
         problem = str(error).splitlines()[0][:200]
         return Outcome(asked=asked, seconds=time.monotonic() - started, problem=problem)

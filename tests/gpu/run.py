@@ -49,12 +49,14 @@ class Part:
 PARTS = {
     "kernels": Part(question="Does the variable-length call compute what the grouped one does?"),
     "speed": Part(question="How much of the GPU's arithmetic does a step use, beside others?"),
-    "whole": Part(question="Does a run go through Ray, kills and ZeRO to its export?", dry_s=900),
+    "whole": Part(question="Does a run go through Ray, kills and ZeRO to its export?", dry_s=1500),
     "learning": Part(question="Does it learn the same as on a CPU, in memory that stays flat?"),
     "syncs": Part(question="Where does the CPU wait for the GPU?"),
     "memory": Part(question="Is preflight's estimate the memory that training takes?"),
     "liger": Part(question="Do Liger's kernels compute the same, and what are they worth?"),
-    "repeat": Part(question="Is a run that was killed bit-identical to one left alone?", dry_s=900),
+    "repeat": Part(
+        question="Is a run that was killed bit-identical to one left alone?", dry_s=1500
+    ),
 }
 """All parts, the one worth most first."""
 

@@ -56,7 +56,7 @@ def test_the_command_runs_a_part_and_writes_its_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_the_parts_that_start_ray_run_on_a_cpu(tmp_path: Path) -> None:
     code, parts = go(tmp_path, "whole", "repeat")
     assert {name: part["status"] for name, part in parts.items()} == {
