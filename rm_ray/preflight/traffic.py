@@ -2,9 +2,9 @@
 
 Counted are the bytes of the tensors that go through collectives. They follow PyTorch 2.13 (DDP) and
 DeepSpeed 0.19.8 (``bf16_optimizer.py``, ``stage_1_and_2.py``, ``stage3.py``,
-``partitioned_param_coordinator.py``) as ``rm_ray.train.zero`` configures it. Counted so far were
-the collectives of stages 1 and 2; 0 and 3 follow the sources alone. The norm of the gradient and
-the step's metrics are left out: some hundred bytes.
+``partitioned_param_coordinator.py``) as ``rm_ray.train.zero`` configures it, and
+``tests/parity/test_traffic.py`` counts them on real ranks. The norm of the gradient and the step's
+metrics are left out: some hundred bytes.
 """
 
 from __future__ import annotations
