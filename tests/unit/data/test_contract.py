@@ -269,6 +269,7 @@ def test_every_reason_that_needs_no_tokenizer_is_covered():
         Reason.IDENTICAL_AFTER_TEMPLATING,
         Reason.PROMPT_TOO_LONG,
         Reason.TOO_LONG,
+        Reason.HELD_OUT,
     }
 
     assert {reason for reason, _ in REFUSED} == set(Reason) - of_the_tokens
