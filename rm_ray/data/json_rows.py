@@ -78,10 +78,26 @@ def _arrays(row: dict[str, Any]) -> list[str]:
     ]
 
 
+class _KeyTwiceError(Exception):
+    """An object has a key twice, of which JSON readers keep the last without a word."""
+
+
+def _keep_all(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object whose keys all differ."""
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _KeyTwiceError(f"the key {twice!r} stands twice in one object; keep one of the two")
+    return built
+
+
 def _checked_json(raw: bytes, where: str) -> str:
     try:
         text = raw.decode()
-        json.loads(text)
+        json.loads(text, object_pairs_hook=_keep_all)
+    except _KeyTwiceError as error:
+        raise InputError(f"{where}: {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(explain_encoding(where, error)) from None
     except (ValueError, RecursionError) as error:
@@ -104,7 +120,7 @@ class _JsonText:
     def __init__(self, path: str, stream: io.BufferedReader) -> None:
         self._path, self._stream = path, stream
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(object_pairs_hook=_keep_all)
         self._text, self._at, self._ended = "", 0, False
 
     def rows(self, layout: Layout) -> Iterator[tuple[int, str]]:
@@ -156,6 +172,8 @@ class _JsonText:
                 end = self._decoder.raw_decode(self._text, self._at)[1]
                 if end < len(self._text) or self._ended:
                     break
+            except _KeyTwiceError as error:
+                raise self._wrong(f"{what}: {error}") from None
             except (ValueError, RecursionError) as error:
                 if self._ended or len(self._text) - self._at > LARGEST_ELEMENT:
                     reason = getattr(error, "msg", str(error))

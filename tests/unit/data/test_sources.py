@@ -626,3 +626,12 @@ def test_an_address_that_does_not_answer_is_refused():
         address = f"http://127.0.0.1:{bound.getsockname()[1]}/pairs.jsonl"
         with pytest.raises(InputError, match="cannot be opened"):
             resolve(SourceSpec.parse(address))
+
+
+@pytest.mark.parametrize(("kind", "around"), [("jsonl", "{}"), ("json", "[{}]")])
+def test_a_key_that_a_row_has_twice_is_named(tmp_path: Path, kind: Any, around: str):
+    path = tmp_path / f"pairs.{kind}"
+    row = '{"prompt": "Why?", "chosen": "So.", "rejected": "No.", "prompt": "What?"}'
+    path.write_text(around.replace("{}", row))
+    with pytest.raises(InputError, match="the key 'prompt' stands twice in one object"):
+        list(read_rows(Fragment(kind=kind, location=str(path))))
