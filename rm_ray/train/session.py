@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import ray
 from ray.job_config import JobConfig
@@ -104,14 +105,23 @@ def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
             f"{config.cpus_per_worker}, but this machine has {cores} CPU cores; ask for fewer"
         )
     share_package()
-    ray.init(
-        address="local",
-        # Ray Data's short tasks share the cores with the workers instead of waiting for them.
-        num_cpus=workers * config.cpus_per_worker + cores,
-        _temp_dir=choose_ray_folder(),
-        **quiet,
-    )
+    # Ray Data's short tasks share the cores with the workers instead of waiting for them.
+    _start_local(num_cpus=workers * config.cpus_per_worker + cores, **quiet)
     return replace(config, num_workers=workers) if least < most else config
+
+
+def _start_local(*, num_cpus: int, **options: Any) -> None:
+    """Start a Ray of this machine alone.
+
+    Raises:
+        LostError: it did not come up in time, which another attempt may.
+    """
+    try:
+        ray.init(address="local", num_cpus=num_cpus, _temp_dir=choose_ray_folder(), **options)
+    except Exception as error:  # Ray has no class for a node that is late
+        if "timed out during startup" not in str(error):
+            raise
+        raise LostError("Ray did not start in time on this machine; is it busy?") from error
 
 
 def _quiet_ray_data() -> None:

@@ -1,13 +1,15 @@
 from dataclasses import replace
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_ray.command import parse_command
 from rm_ray.config import ClusterConfig
-from rm_ray.errors import InputError
+from rm_ray.errors import InputError, LostError
 from rm_ray.recipe import parse_config
+from rm_ray.train import session
 from rm_ray.train.session import _fit
 
 RULE = "a number from 1 on, or two of them as in '2-8', the smaller one first"
@@ -320,3 +322,13 @@ def test_a_range_takes_what_other_jobs_leave_free():
 def test_a_fixed_number_waits_for_what_other_jobs_hold():
     found = _fit(ClusterConfig(num_workers=4), [resources(cpus=9)], free=[resources(cpus=1)])
     assert found.num_workers == 4
+
+
+def test_a_ray_that_is_late_is_lost_and_not_a_bug(monkeypatch):
+    def start(**_):
+        raise RuntimeError("The current node timed out during startup. ...")
+
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(LostError, match="did not start in time") as caught:
+        session._start_local(num_cpus=1)
+    assert caught.value.signature == ""  # so that it may come again and again
