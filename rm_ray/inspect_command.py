@@ -26,8 +26,9 @@ PROGRAM = "python jobs/inspect.py"
 class InspectCommand:
     """Show what would be trained on: how sources are read, and rows as messages, text and tokens.
 
-    Takes the settings of ``jobs/train.py``, and needs no cluster. The exit status is 0, or 2 where
-    something given is wrong or a training would stop.
+    Takes the settings of ``jobs/train.py``, and needs no cluster. The exit status is 0, also where
+    rows are refused, or 2 where something given is wrong, or a column of the conversation is not
+    used.
     """
 
     recipe: Path | None = None
