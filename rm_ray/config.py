@@ -21,6 +21,8 @@ Layout = Literal["packed", "padded"]
 """How pairs lie in a micro-batch: each distinct token once, or right-padded conversations."""
 
 
+ZeroStage = Literal["auto", 0, 1, 2, 3]
+
 _TAKEN = ("evaluations", "mlflow.db", "mlflow_artifacts", "token_cache")
 """What else lies beside the runs in run.storage_path."""
 
@@ -153,8 +155,9 @@ class ModelConfig:
     """Attention implementation under batch.layout 'padded'; 'packed' has its own, for which
     'sdpa' stands: variable-length flash attention on GPUs in bfloat16, elsewhere PyTorch's."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """Recompute activations in the backward pass: less memory, about a third more time. 'auto' does
+    so where what fits in memory is predicted to be fastest that way."""
 
     liger: Literal["auto", "on", "off"] = "auto"
     """Liger's fused Triton kernels, which need a GPU; 'auto' uses them where there is one."""
@@ -162,6 +165,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("name_or_path", "tokenizer"):
             refuse_password(f"model.{name}", getattr(self, name), "the environment, as HF_TOKEN")
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed, once that is chosen."""
+        assert self.gradient_checkpointing != "auto", "settings are chosen before they are used"
+        return self.gradient_checkpointing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,18 +269,20 @@ class ClusterConfig:
     cpus_per_worker: int = 1
     """CPU cores (and threads of arithmetic) of each worker. Ray Data needs some beside them."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: ZeroStage = 0
     """DeepSpeed ZeRO: 1 shards the optimizer, 2 also the gradients, 3 also the weights; 0 is
-    plain data parallelism without DeepSpeed."""
+    plain data parallelism without DeepSpeed. 'auto' takes the stage that is predicted to be the
+    fastest of those that fit in memory; a resumed run keeps it."""
 
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep ZeRO's optimizer state ('optimizer'), and at stage 3 the weights too ('all'), in the
     host's memory."""
 
-    zero_secondary_partition: bool = False
+    zero_secondary_partition: bool | Literal["auto"] = False
     """At stage 3, also shard the computing weights over the workers of each machine alone. They are
     gathered over the network once an optimizer step, then within the machine; this takes their
-    bytes once more on each machine. Without machines of equally many workers it has no effect."""
+    bytes once more on each machine. Without machines of equally many workers it has no effect.
+    'auto' chooses it together with the stage."""
 
     def __post_init__(self) -> None:
         workers, cpus = self.num_workers, self.cpus_per_worker
@@ -282,17 +293,34 @@ class ClusterConfig:
             least, most = 1, 0
         require(1 <= least <= most, "cluster.num_workers", workers, rule)
         require(cpus >= 1, "cluster.cpus_per_worker", cpus, "at least 1")
-        stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
-        rule = f"'none' unless cluster.zero_stage is at least {stage} (it is {self.zero_stage})"
-        require(self.zero_stage >= stage, "cluster.offload", self.offload, rule)
+        least_stage = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        offloads = self.offload != "none"
+        rule = "'none' where cluster.zero_stage is 'auto', which does not predict offload's time"
+        require(self.zero_stage != "auto" or not offloads, "cluster.offload", self.offload, rule)
+        stage = 0 if self.zero_stage == "auto" else self.zero_stage
+        rule = f"'none' unless cluster.zero_stage is at least {least_stage} (it is {stage})"
+        require(stage >= least_stage, "cluster.offload", self.offload, rule)
         is_sharded = self.zero_stage == 3 and self.offload != "all"
+        is_open = "auto" in (self.zero_stage, self.zero_secondary_partition)
         require(
-            is_sharded or not self.zero_secondary_partition,
+            is_sharded or is_open or not self.zero_secondary_partition,
             "cluster.zero_secondary_partition",
             self.zero_secondary_partition,
             "false unless cluster.zero_stage is 3 and the weights stay on the devices (they are "
             f"those of stage {self.zero_stage}, cluster.offload '{self.offload}')",
         )
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage, once it is chosen."""
+        assert self.zero_stage != "auto", "settings are chosen before they are used"
+        return self.zero_stage
+
+    @property
+    def has_secondary_partition(self) -> bool:
+        """Whether weights have a second partition, once that is chosen."""
+        assert self.zero_secondary_partition != "auto", "settings are chosen before they are used"
+        return self.zero_secondary_partition
 
     @property
     def worker_bounds(self) -> tuple[int, int] | None:
@@ -451,6 +479,14 @@ class TrainConfig:
         """Return the settings as they look after a round trip through JSON: tuples are lists."""
         settings: dict[str, Any] = json.loads(json.dumps(self.to_dict()))
         return settings
+
+
+CHOSEN = (
+    "cluster.zero_stage",
+    "cluster.zero_secondary_partition",
+    "model.gradient_checkpointing",
+)
+"""Settings that may be 'auto', which are chosen before a run begins, and stay."""
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -264,7 +264,7 @@ def build_reward_model(
         )
     _fit_to_tokenizer(classifier, tokenizer)
     classifier.score = _new_head(classifier.score.in_features, seed)
-    if config.gradient_checkpointing:
+    if config.recomputes:
         # There is no dropout, so that nothing random is computed again.
         classifier.activation_checkpointing_enable(
             {"use_reentrant": False, "preserve_rng_state": False}

@@ -14,6 +14,11 @@ LATENCY = 50e-6
 """Seconds of the smallest collective over 64 GPUs, where none was measured: an assumption."""
 
 
+WITHIN_NODE, BETWEEN_NODES = 450 * GIGABYTE, 50 * GIGABYTE
+"""Bytes per second of a GPU where nothing is known: an H100's NVLink (NVIDIA's data sheet), and a
+network card of 400 Gbit/s for each GPU. Assumptions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """What each GPU can send, in bytes per second, while it receives as much."""

@@ -148,9 +148,9 @@ def memory_setting(
     family = prepared.classifier.config.get_text_config().model_type
     return MemorySetting(
         dtype=config.model.dtype,
-        zero_stage=config.cluster.zero_stage,
+        zero_stage=config.cluster.stage,
         offload=config.cluster.offload,
-        checkpointing=config.model.gradient_checkpointing,
+        checkpointing=config.model.recomputes,
         world_size=num_workers,
         on_gpu=on_gpu,
         layout=workload.layout,
@@ -166,7 +166,7 @@ def secondary_over(cluster: ClusterConfig, num_workers: int, gpus_per_node: int)
     """Return how many workers share a second partition where machines are full; 0: none do."""
     whole, rest = divmod(num_workers, gpus_per_node)
     is_of_use = whole > 1 and rest == 0 and gpus_per_node > 1
-    return gpus_per_node if cluster.zero_secondary_partition and is_of_use else 0
+    return gpus_per_node if cluster.has_secondary_partition and is_of_use else 0
 
 
 def _attention(prepared: Prepared, layout: Layout, *, on_gpu: bool) -> Attention:

@@ -65,6 +65,32 @@ def fastest(choices: Sequence[Choice]) -> Choice | None:
     return min(fitting, key=lambda choice: choice.time.seconds, default=None)
 
 
+def choices_of(
+    plan: Plan,
+    flops: ModelFlops,
+    architecture: Architecture,
+    setting: MemorySetting,
+    *,
+    compute: Compute,
+    network: Network,
+    gpu_memory: int | None,
+) -> tuple[Load, list[Choice]]:
+    """Return the steps that were looked at, and every way to take them on so many GPUs."""
+    workers = setting.world_size
+    load = Load.of(plan, flops, world_size=workers, most_steps=STEPS)
+    workload = look(plan, world_size=workers, most_steps=STEPS)
+    accumulates = workload.most_micro_batches > 1
+    there = replace(setting, accumulates=accumulates, secondary_over=0)
+    row = Row.of(workload.largest, layout=there.layout, attention=there.attention)
+    choices = []
+    for option in ways(there, network):
+        estimated = estimate(architecture, row, option)
+        time = predict(load, architecture, option, compute=compute, network=network)
+        fits = None if gpu_memory is None else estimated.device <= usable(gpu_memory)
+        choices.append(Choice(setting=option, estimated=estimated, time=time, fits=fits))
+    return load, choices
+
+
 def predict_run(
     plan: Plan,
     flops: ModelFlops,
@@ -76,29 +102,18 @@ def predict_run(
     gpu_memory: int | None,
 ) -> Prediction:
     """Return the times of a run in these settings at every stage, and of other numbers of GPUs."""
-
-    def choose(num_workers: int) -> tuple[Load, list[Choice]]:
-        load = Load.of(plan, flops, world_size=num_workers, most_steps=STEPS)
-        workload = look(plan, world_size=num_workers, most_steps=STEPS)
-        there = replace(
-            setting,
-            world_size=num_workers,
-            accumulates=workload.most_micro_batches > 1,
-            secondary_over=0,
-        )
-        row = Row.of(workload.largest, layout=there.layout, attention=there.attention)
-        choices = []
-        for option in ways(there, network):
-            estimated = estimate(architecture, row, option)
-            time = predict(load, architecture, option, compute=compute, network=network)
-            fits = None if gpu_memory is None else estimated.device <= usable(gpu_memory)
-            choices.append(Choice(setting=option, estimated=estimated, time=time, fits=fits))
-        return load, choices
-
     points, asked = [], setting.world_size
     mine: list[Choice] = []
     for num_workers in sizes_around(asked, smallest=network.gpus_per_node):
-        load, choices = choose(num_workers)
+        load, choices = choices_of(
+            plan,
+            flops,
+            architecture,
+            replace(setting, world_size=num_workers),
+            compute=compute,
+            network=network,
+            gpu_memory=gpu_memory,
+        )
         each = load.tokens / load.num_steps / num_workers
         points.append(Point(num_workers=num_workers, tokens=each, best=fastest(choices)))
         if num_workers == asked:

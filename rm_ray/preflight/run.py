@@ -16,6 +16,7 @@ from rm_ray.data.tokenization import ends_assistant_turn
 from rm_ray.errors import InputError
 from rm_ray.preflight import checks
 from rm_ray.preflight.checks import GIGABYTE, Verdict
+from rm_ray.preflight.choosing import Room, choose, memory_of_a_worker
 from rm_ray.preflight.machines import (
     Facts,
     Machine,
@@ -26,9 +27,11 @@ from rm_ray.preflight.machines import (
 )
 from rm_ray.preflight.memory import FLOAT32
 from rm_ray.preflight.network import Network
-from rm_ray.preflight.planning import flops_of_pair, plan_run, predict_times
+from rm_ray.preflight.planning import count_workers, flops_of_pair, plan_run, predict_times
+from rm_ray.preflight.prediction import Choice
 from rm_ray.preflight.report import (
     ADVICE,
+    Alternative,
     Planned,
     Speed,
     describe_plan,
@@ -99,7 +102,8 @@ def run_preflight(command: PreflightCommand) -> Findings:
             verdicts += _ask_services(config, storage)
             if facts is None:  # pairs could not be kept anywhere
                 return Findings(verdicts=tuple(verdicts))
-            prepared = prepare_for(config)
+            prepared = _choose(command, prepare_for(config), machines, facts, is_elsewhere)
+            config = prepared.config
             planned = plan_run(
                 prepared,
                 least_workers=(command.config.cluster.worker_bounds or (None,))[0],
@@ -124,7 +128,11 @@ def run_preflight(command: PreflightCommand) -> Findings:
                 network=network,
                 gpu_memory=planned.gpu_memory,
             )
-            planned = replace(planned, prediction=prediction)
+            planned = replace(
+                planned,
+                prediction=prediction,
+                alternatives=_recommend(planned.alternatives, prediction.best),
+            )
     return Findings(verdicts=tuple(verdicts), planned=planned)
 
 
@@ -290,9 +298,43 @@ def _speed(command: PreflightCommand, prepared: Prepared, planned: Planned) -> S
     source = f"{one:.1f} on this machine's device, times {workers}, without exchange or optimizer"
     reached = None
     if torch.cuda.is_available():
-        again = 4 / 3 if prepared.config.model.gradient_checkpointing else 1.0
+        again = 4 / 3 if prepared.config.model.recomputes else 1.0
         reached = one * flops_of_pair(prepared) * again
     return Speed(pairs_per_second=one * workers, source=source, flops_per_second=reached)
+
+
+def _recommend(alternatives: Sequence[Alternative], best: Choice | None) -> tuple[Alternative, ...]:
+    """Mark the way that is predicted to be the fastest, in the table of memory too."""
+    if best is None:
+        return tuple(alternatives)
+    wanted = (best.setting.zero_stage, best.setting.offload, best.setting.checkpointing)
+    return tuple(
+        replace(
+            option,
+            is_recommended=wanted
+            == (option.setting.zero_stage, option.setting.offload, option.setting.checkpointing),
+        )
+        for option in alternatives
+    )
+
+
+def _choose(
+    command: PreflightCommand,
+    prepared: Prepared,
+    machines: Sequence[Machine],
+    facts: Sequence[Facts],
+    is_elsewhere: bool,
+) -> Prepared:
+    """Fill in what is 'auto', as a training on the cluster that is spoken of would."""
+    given = command.network
+    room = Room(
+        gpu_memory=_gpu_memory(command, facts),
+        machine_memory=None if is_elsewhere else memory_of_a_worker(prepared.config, machines),
+        compute=command.compute(None),
+        **({} if given is None else {"network": given}),
+    )
+    least = (command.config.cluster.worker_bounds or (count_workers(prepared),))[0]
+    return choose(prepared, room, num_workers=least)
 
 
 def _network(

@@ -52,7 +52,7 @@ def measure_speed(prepared: Prepared, *, num_steps: int, world_size: int, needed
         )
     on_gpu = device.type == "cuda"
     apply_liger(model, config.model.liger if on_gpu else "off", on_gpu=on_gpu)
-    casts = dtype != torch.float32 and config.cluster.zero_stage == 0
+    casts = dtype != torch.float32 and config.cluster.stage == 0
     if not casts:  # DeepSpeed casts the weights once, and leaves the rotary angles
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)

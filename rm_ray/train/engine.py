@@ -53,10 +53,10 @@ class Engine:
         dtype: torch.dtype,
         use_gpu: bool,
     ) -> None:
-        self.zero_stage = cluster.zero_stage
+        self.zero_stage = cluster.stage
         self.max_grad_norm = optimizer.max_grad_norm
         bf16 = dtype == torch.bfloat16
-        if cluster.zero_stage == 0:
+        if cluster.stage == 0:
             precision = "bf16" if bf16 else "no"
             # Buckets that gradients are views of save as much memory as the gradients. The model's
             # buffers are rotary angles, the same everywhere.
@@ -301,7 +301,7 @@ class Engine:
 
 def _secondary_size(cluster: ClusterConfig) -> int:
     """Return the ranks of a machine, where weights are to be sharded over them once more."""
-    if not cluster.zero_secondary_partition:
+    if not cluster.has_secondary_partition:
         return 1
     nodes = gather_objects(int(os.environ["NODE_RANK"]))
     size = find_secondary_size(nodes)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rm_ray.config import ClusterConfig, Layout, TrainConfig
+from rm_ray.config import CHOSEN, Layout, TrainConfig
 from rm_ray.data.plan import Plan, PlanSettings, Steps
 from rm_ray.data.reading import describe_all
 from rm_ray.data.template_date import pin_date
@@ -133,12 +133,19 @@ class Prepared:
         return [row for row in found if row["rows"]]
 
 
-def _as_it_began(config: TrainConfig, run: Storage) -> ClusterConfig:
-    """Stay with GPUs once a run has begun on them, so that it waits where they are gone."""
+def keep_choices(config: TrainConfig, run: Storage) -> TrainConfig:
+    """Keep what was chosen as the run began, GPUs among it: it waits where they are gone."""
     record = run.read_json(RUN)
-    if record is None or config.cluster.use_gpu is not None:
-        return config.cluster
-    return replace(config.cluster, use_gpu=record["config"]["cluster"]["use_gpu"])
+    if record is None:
+        return config
+    for section, name in [("cluster", "use_gpu"), *(setting.split(".") for setting in CHOSEN)]:
+        mine = getattr(config, section)
+        then = record["config"][section].get(name)
+        if name == "zero_secondary_partition" and config.cluster.zero_stage != 3:
+            then = False  # the stage is another one now
+        if getattr(mine, name) in (None, "auto") and then is not None:
+            config = replace(config, **{section: replace(mine, **{name: then})})
+    return config
 
 
 def find_template_date(config: TrainConfig, run: Storage) -> date:
@@ -160,8 +167,8 @@ def prepare(
         InputError: something given cannot be trained on.
     """
     storage = Storage.open(config.run.storage_path)
-    cluster = _as_it_began(config, storage.folder(config.run.name))
-    fitted = replace(config, cluster=fit_to_cluster(cluster, waits=waits))
+    config = keep_choices(config, storage.folder(config.run.name))
+    fitted = replace(config, cluster=fit_to_cluster(config.cluster, waits=waits))
     return prepare_for(fitted, on_phase=on_phase)
 
 

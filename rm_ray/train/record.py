@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rm_ray.config import TrainConfig, flatten
+from rm_ray.config import CHOSEN, TrainConfig, flatten
 from rm_ray.errors import InputError
 from rm_ray.storage import Storage
 from rm_ray.train.files import RESULT, RUN
@@ -79,7 +79,9 @@ def refuse_other_config(run: Storage, config: TrainConfig) -> None:
     differing = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in _MAY_CHANGE
+        if before.get(name) != now.get(name)
+        and name not in _MAY_CHANGE
+        and not (name in CHOSEN and now.get(name) == "auto")
     ]
     if differing:
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rm_ray.config import TrainConfig
 from rm_ray.storage import Storage, local_home
@@ -13,6 +13,9 @@ from rm_ray.tracking.target import MlflowTarget
 from rm_ray.train.going import Going
 from rm_ray.train.record import look_up
 from rm_ray.train.session import ray_cluster
+
+if TYPE_CHECKING:
+    from rm_ray.train.prepare import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +26,22 @@ _HEAVY = ("rm_ray.train.trainer",)
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Prepare everything, train nothing; return what a run would do."""
     with ray_cluster(config.cluster, imports=_HEAVY) as cluster:
-        from rm_ray.train.prepare import describe_run, prepare
+        from rm_ray.train.prepare import describe_run
 
-        return describe_run(prepare(replace(config, cluster=cluster)))
+        return describe_run(_prepare(config, replace(config, cluster=cluster)))
+
+
+def _prepare(asked: TrainConfig, config: TrainConfig, **options: Any) -> Prepared:
+    """Prepare, and choose what is 'auto' for the fewest workers that were asked for."""
+    from rm_ray.preflight.choosing import choose, find_room
+    from rm_ray.preflight.machines import list_machines
+    from rm_ray.preflight.planning import count_workers
+    from rm_ray.train.prepare import prepare
+
+    prepared = prepare(config, **options)
+    room = find_room(prepared.config, list_machines())
+    least = (asked.cluster.worker_bounds or (count_workers(prepared),))[0]
+    return choose(prepared, room, num_workers=least)
 
 
 def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
@@ -47,14 +63,16 @@ def train(config: TrainConfig, going: Going | None = None) -> dict[str, Any]:
         logger.info("starting Ray and loading libraries")  # up to two minutes from a cold disk
     with ray_cluster(config.cluster, imports=_HEAVY, again=again) as cluster:
         from rm_ray.preflight.brief import say_in_short
-        from rm_ray.train.prepare import prepare
         from rm_ray.train.trainer import fit
 
         going.startup.end("imports and Ray")
         target = MlflowTarget.of(config.mlflow, Storage.open(config.run.storage_path))
         asked = None if again else EarlyQuestion(target)
-        prepared = prepare(
-            replace(config, cluster=cluster), waits=again, on_phase=going.startup.end
+        prepared = _prepare(
+            config,
+            replace(config, cluster=cluster),
+            waits=again,
+            on_phase=going.startup.end,
         )
         if asked is not None:
             say_in_short(prepared)

@@ -90,7 +90,7 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
         seed=config.run.seed,
         layout=job.layout,
         # DeepSpeed casts the weights before it copies the master weights from them.
-        dtype=dtype if config.cluster.zero_stage > 0 else torch.float32,
+        dtype=dtype if config.cluster.stage > 0 else torch.float32,
     )
     flops = ModelFlops.of(model.classifier)  # before ZeRO shards it
     width = head_size(model.classifier.config)

@@ -45,10 +45,10 @@ def deepspeed_settings(
     Accumulation is 1: the training step scales the loss and sets the boundary. The weights have a
     second partition over each ``secondary_size`` ranks where that is more than 1.
     """
-    zero: dict[str, Any] = {"stage": cluster.zero_stage, "reduce_bucket_size": BUCKET}
+    zero: dict[str, Any] = {"stage": cluster.stage, "reduce_bucket_size": BUCKET}
     if on_gpu:  # gradients are exchanged while the backward pass goes on; stage 3 always does
         zero["overlap_comm"] = True
-    if cluster.zero_stage == 3:
+    if cluster.stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
         zero["zero_hpz_partition_size"] = secondary_size
         zero["stage3_max_reuse_distance"] = zero["stage3_max_live_parameters"] = LIVE

@@ -1,0 +1,155 @@
+"""Settings that are 'auto', chosen by the models of memory and time."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from rm_ray.config import CHOSEN, TrainConfig, flatten
+from rm_ray.data.pair_tokens import PairLengths
+from rm_ray.data.plan import Plan, PlanSettings
+from rm_ray.errors import InputError
+from rm_ray.preflight.checks import usable
+from rm_ray.preflight.choosing import Room, choose
+from rm_ray.preflight.memory import estimate
+from rm_ray.preflight.planning import architecture_of, memory_setting, row_of
+from rm_ray.preflight.workload import look
+from rm_ray.recipe import parse_config
+from rm_ray.storage import Storage
+from rm_ray.train.prepare import keep_choices
+from rm_ray.train.record import refuse_other_config
+
+GIGABYTE = 10**9
+
+OPEN = {"zero_stage": "auto", "zero_secondary_partition": "auto"}
+
+LLAMA_8B: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 4_096, "intermediate_size": 14_336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "vocab_size": 128_264, "num_labels": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Of what is prepared, the part that choices depend on."""
+
+    config: TrainConfig
+    plan: Plan
+    classifier: Any
+    tokenizer: range
+
+
+def known(*, workers: int, use_gpu: bool = True, recomputes: Any = "auto", **cluster: Any) -> Any:
+    config = parse_config(
+        {
+            "model": {
+                "name_or_path": "some/model",
+                "dtype": "bfloat16",
+                "gradient_checkpointing": recomputes,
+            },
+            "cluster": {"num_workers": workers, "use_gpu": use_gpu, **OPEN, **cluster},
+        }
+    )
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model(**LLAMA_8B)
+        )
+    rng = np.random.default_rng(0)
+    prefix = rng.integers(50, 400, 2_000)
+    lengths = PairLengths(
+        chosen=prefix + rng.integers(20, 300, 2_000),
+        rejected=prefix + rng.integers(20, 300, 2_000),
+        prefix=prefix,
+    )
+    settings = PlanSettings(global_batch_size=256, tokens_per_micro_batch=8_192)
+    plan = Plan(lengths=lengths, settings=settings)
+    return Known(config=config, plan=plan, classifier=classifier, tokenizer=range(1_000))
+
+
+def chosen(prepared: Any, room: Room, *, num_workers: int = 64) -> tuple[Any, ...]:
+    settings = flatten(choose(prepared, room, num_workers=num_workers).config.to_json())
+    return tuple(settings[name] for name in CHOSEN)
+
+
+def needed(prepared: Any, config: TrainConfig, num_workers: int) -> int:
+    """Bytes that a worker of these settings takes of its device, estimated anew."""
+    settled = replace(prepared, config=config)
+    workload = look(prepared.plan, world_size=num_workers, most_steps=40)
+    setting = memory_setting(settled, workload, world_size=num_workers)
+    row = row_of(settled, workload, setting)
+    return estimate(architecture_of(settled), row, setting).device
+
+
+def test_eight_billion_on_64_gpus_take_the_fastest_stage_and_recompute_nothing():
+    room = Room(gpu_memory=80 * GIGABYTE)
+    assert chosen(known(workers=64), room) == (3, False, False)
+
+
+@pytest.mark.parametrize("gigabytes", [40, 80, 141])
+def test_what_is_chosen_fits(gigabytes: int):
+    prepared, room = known(workers=8), Room(gpu_memory=gigabytes * GIGABYTE)
+    config = choose(prepared, room, num_workers=8).config
+    assert needed(prepared, config, 8) <= usable(gigabytes * GIGABYTE)
+
+
+def test_what_is_set_stays_and_the_rest_is_chosen_around_it():
+    room = Room(gpu_memory=80 * GIGABYTE)
+    assert chosen(known(workers=64, recomputes=True), room)[2] is True
+    assert chosen(known(workers=64, zero_stage=2, zero_secondary_partition=False), room) == (
+        2,
+        False,
+        False,
+    )
+    assert chosen(known(workers=64, zero_secondary_partition=True), room)[:2] == (3, True)
+
+
+def test_where_nothing_fits_what_needs_the_least_is_taken():
+    prepared = known(workers=8)
+    config = choose(prepared, Room(gpu_memory=4 * GIGABYTE), num_workers=8).config
+    assert (config.cluster.zero_stage, config.model.gradient_checkpointing) == (3, True)
+
+
+def test_cpus_take_plain_data_parallelism_unless_their_memory_is_too_small():
+    prepared = known(workers=2, use_gpu=False)
+    assert chosen(prepared, Room(), num_workers=2) == (0, False, False)
+    config = choose(prepared, Room(machine_memory=150 * GIGABYTE), num_workers=2).config
+    assert config.cluster.stage > 0
+    assert needed(prepared, config, 2) <= 150 * GIGABYTE
+
+
+def test_gpus_of_unknown_memory_need_a_value():
+    with pytest.raises(InputError, match=r"zero_stage and .* cannot be 'auto': it is not known"):
+        choose(known(workers=8), Room(), num_workers=8)
+
+
+def test_a_second_partition_needs_several_machines():
+    room = Room(gpu_memory=80 * GIGABYTE)
+    with pytest.raises(InputError, match="takes several machines"):
+        choose(known(workers=8, zero_secondary_partition=True), room, num_workers=8)
+
+
+def test_settings_without_auto_stay_as_they_are():
+    prepared = known(workers=8, recomputes=False, zero_stage=1, zero_secondary_partition=False)
+    assert choose(prepared, Room(), num_workers=8) is prepared
+
+
+def test_a_resumed_run_keeps_what_was_chosen(tmp_path):
+    asked = known(workers=64).config
+    config = choose(known(workers=64), Room(gpu_memory=80 * GIGABYTE), num_workers=64).config
+    run = Storage.open(str(tmp_path))
+    run.write_json("run.json", {"config": config.to_json()})
+    refuse_other_config(run, asked)
+    kept = flatten(keep_choices(asked, run).to_json())
+    assert tuple(kept[name] for name in CHOSEN) == (3, False, False)
+    other = replace(asked, cluster=replace(asked.cluster, zero_stage=1))
+    kept = flatten(keep_choices(other, run).to_json())
+    assert tuple(kept[name] for name in CHOSEN) == (1, False, False)
+
+
+def test_auto_and_offload_do_not_go_together():
+    with pytest.raises(InputError, match=r"cluster\.offload must be 'none' where .* is 'auto'"):
+        parse_config({"cluster": {"zero_stage": "auto", "offload": "optimizer"}})
