@@ -42,3 +42,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         return train(model.name_or_path, frozen)
 
     return once
+
+
+@pytest.fixture(scope="session")
+def reference(plain: Reference) -> Trained:
+    """Losses, norms and weights of the plain loop on the built-in model."""
+    return plain(ModelConfig())
