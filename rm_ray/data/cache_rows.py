@@ -51,15 +51,27 @@ def tokenize_rows(
         result = next(tokenized) if isinstance(pair, Pair) else pair
         if isinstance(pair, Pair) and isinstance(result, TokenizedPair):
             assert reading is not None
-            columns = vars(result).copy()
-            unwritten = columns.pop("unwritten")
-            read = replace(reading, unwritten=unwritten) if unwritten else reading
-            about = {"source": pair.source, "margin": pair.margin, "reason": ""}
-            rows.append({**about, "reading": read.to_json(), **columns, **hash_pair(pair)})
+            rows.append(_to_row(pair, result, reading))
         else:
             assert isinstance(result, RefusedError)
             rows.append({"reason": str(result.reason), "detail": result.detail, "raw": text})
     return _refuse_held_out(rows, texts, held_out) if len(held_out) else rows
+
+
+def _to_row(pair: Pair, tokens: TokenizedPair, reading: RowReading) -> dict[str, Any]:
+    if tokens.unwritten:
+        reading = replace(reading, unwritten=tokens.unwritten)
+    return {
+        "source": pair.source,
+        "margin": pair.margin,
+        "prefix_length": tokens.prefix_length,
+        "prompt_length": tokens.prompt_length,
+        "chosen_ids": tokens.chosen_ids,
+        "rejected_ids": tokens.rejected_ids,
+        "reason": "",
+        "reading": reading.to_json(),
+        **hash_pair(pair),
+    }
 
 
 def _refuse_held_out(

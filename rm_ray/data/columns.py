@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from rm_ray.rules import require
@@ -142,9 +142,13 @@ class ColumnRules:
     """Part to column, or to a path in one (``question.full_text``, ``completions.0.text``)."""
     ignore: tuple[str, ...] = ()
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((frozenset(self.columns.items()), self.ignore))
+
     def __hash__(self) -> int:
         """Hash what is compared."""
-        return hash((frozenset(self.columns.items()), self.ignore))
+        return self._hash
 
     @property
     def are_set(self) -> bool:
@@ -249,18 +253,24 @@ class RowColumns:
 
     def candidates(self, part: str) -> Sequence[tuple[str, Any]]:
         """Return the columns that may hold a part, in order, with their values."""
-        path = self._rules.columns.get(part)
+        path = self._rules.columns.get(part) if self._rules.columns else None
         if path is not None:
             found, value = find(self._row, path)
             if found:
                 return [(path, value)]
-        return [(name, self._row[name]) for name in self._by_part.get(part, ())]
+        names = self._by_part.get(part)
+        return [(name, self._row[name]) for name in names] if names else ()
 
     def mark(self, part: str, column: str) -> None:
         """Note that a column was taken for a part."""
         before = self.used.get(part)
         self.used[part] = column if before is None else f"{before}' and '{column}"
         self._paths.add(column)
+
+    @property
+    def are_all_taken(self) -> bool:
+        """Whether every column was taken as a whole."""
+        return self._paths.issuperset(self.names)
 
     def left(self) -> Iterator[tuple[str, Any]]:
         """Yield the columns that hold something and were not taken; of some only other values."""

@@ -56,7 +56,7 @@ class RefusedError(Exception):
         super().__init__(f"{reason}: {self.detail}" if detail else str(reason))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
     """What a chat template is given beside the messages."""
 
@@ -67,7 +67,7 @@ class Context:
 NO_CONTEXT = Context()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
     """Two conversations that agree on all but the last turn, which is the assistant's."""
 
@@ -126,8 +126,9 @@ def check_turns(messages: list[Message], side: str) -> None:
             speaks = message["role"] in ("user", "assistant")
             if speaks and not message.get("tool_calls"):
                 raise RefusedError(Reason.EMPTY, f"a turn of the {message['role']} in {side}")
-        texts = (content, message["role"]) if len(message) == 2 else texts_of(message)
-        if any(map(_HALF_SURROGATE.search, texts)):
+        if len(message) == 2 and content.isascii() and message["role"].isascii():
+            continue
+        if any(map(_HALF_SURROGATE.search, texts_of(message))):
             raise RefusedError(Reason.NOT_UNICODE, f"half a surrogate pair in {side}")
 
 

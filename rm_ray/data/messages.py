@@ -129,7 +129,8 @@ def _message(value: Any, name: str) -> Message:
         )
     role, content = value.get("role"), value.get("content")
     if len(value) == 2 and isinstance(content, str) and isinstance(role, str):
-        return {"role": _checked_role(role, name), "content": content}
+        _checked_role(role, name)
+        return value
     message: Message = drop_nulls(value)
     if "role" not in message and "from" in message:
         message = _from_sharegpt(message, name)
@@ -150,6 +151,8 @@ def _message(value: Any, name: str) -> Message:
 
 def _checked_role(role: Any, name: str) -> str:
     """Any role may be one of the template's; a speaker of another format is none."""
+    if isinstance(role, str) and role in _USUAL_ROLES:
+        return role
     if not isinstance(role, str) or not role.strip():
         raise RefusedError(Reason.UNKNOWN_ROLE, f"{role!r} in {name}")
     plain = role.strip().lower()

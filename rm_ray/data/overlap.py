@@ -6,45 +6,63 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from rm_ray.data.contract import Pair, without_notes
+from rm_ray.data.contract import NO_CONTEXT, Message, Pair, without_notes
 
 KEY_BYTES = 16
 
 KEY = np.dtype(f"S{KEY_BYTES}")
 """Of hashes as numpy sorts them; all are of full width, so zero bytes at their end count too."""
 
+_PAIR_KEY = np.dtype(f"S{2 * KEY_BYTES}")
+
 NO_KEYS = np.empty(0, KEY)
 
 
 def hash_pair(pair: Pair) -> dict[str, bytes]:
-    """Return the 16-byte hashes of a pair: ``prompt_hash``, ``pair_hash`` and ``swap_hash``.
+    """Return a pair's 16-byte hashes: ``prompt_hash``, ``chosen_hash`` and ``rejected_hash``.
 
-    The prompt is compared by NFKC, casefold and collapsed whitespace, responses as they are.
-    ``swap_hash`` is the ``pair_hash`` of the same pair with the preference turned around. Pairs
-    without a prompt are known by their two responses.
+    The prompt is compared by NFKC, casefold and collapsed whitespace; without one, a pair is known
+    by its two responses. The others are of a response, as it is, to that prompt.
     """
-    chosen, rejected = (_hash(without_notes(c[-1])) for c in (pair.chosen, pair.rejected))
-    turns = [without_notes(message) for message in pair.prompt]
-    prompt = _hash(_normalise(turns)) if turns else _hash(sorted((chosen.hex(), rejected.hex())))
-    context = _hash([pair.context.tools, pair.context.documents])
+    chosen, rejected = (_write(c[-1], _as_it_is) for c in (pair.chosen, pair.rejected))
+    turns = [_write(message, _normalise) for message in pair.prompt]
+    prompt = _digest(b"\0".join(turns or sorted((_digest(chosen), _digest(rejected)))))
+    asked = prompt
+    if pair.context is not NO_CONTEXT:
+        asked += _to_json([pair.context.tools, pair.context.documents])
     return {
         "prompt_hash": prompt,
-        "pair_hash": _digest(prompt + context + chosen + rejected),
-        "swap_hash": _digest(prompt + context + rejected + chosen),
+        "chosen_hash": _digest(asked + b"\0" + chosen),
+        "rejected_hash": _digest(asked + b"\0" + rejected),
     }
+
+
+def _write(message: Message, view: Callable[[Any], Any]) -> bytes:
+    """Write a message for a hash; one of role and text alone, as most are, without JSON's care."""
+    message = without_notes(message)
+    content = message.get("content")
+    if len(message) == 2 and isinstance(content, str):
+        text = f"{message['role']}\0{view(content)}"
+        if text.count("\0") == 1:
+            return text.encode("utf-8", "surrogatepass")
+    return b"\0" + _to_json(view(message))
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _normalise(value: Any) -> Any:
     """Return a value with its texts as they are compared."""
     if isinstance(value, str):
-        text = unicodedata.normalize("NFKC", value).casefold()
-        return " ".join(unicodedata.normalize("NFKC", text).split())
+        return _normalise_text(value)
     if isinstance(value, dict):
         return {key: _normalise(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -52,8 +70,16 @@ def _normalise(value: Any) -> Any:
     return value
 
 
-def _hash(value: Any) -> bytes:
-    return _digest(json.dumps(value, sort_keys=True).encode())
+@lru_cache(maxsize=1_024)  # pairs of one prompt often follow one another
+def _normalise_text(text: str) -> str:
+    if text.isascii():  # NFKC leaves it as it is
+        return " ".join(text.lower().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def _to_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
 
 
 def _digest(content: bytes) -> bytes:
@@ -68,6 +94,12 @@ def join_keys(arrays: Iterable[pa.FixedSizeBinaryArray]) -> np.ndarray:
         if len(a)
     ]
     return np.concatenate(keys) if keys else NO_KEYS
+
+
+def pair_up(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return ``[N]`` keys that are equal where both of two ``[N]`` columns are."""
+    columns = np.stack((left, right), axis=1)
+    return columns.view(_PAIR_KEY).reshape(-1)
 
 
 def find_overlap(keys: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ _INSTRUCTIONS = ("system", "developer")
 """Roles of turns that stand before a conversation."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
     """What a row says before its responses."""
 

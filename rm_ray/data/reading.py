@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 from rm_ray.data.columns import find_path_standing, plain_name
@@ -37,7 +38,19 @@ class RowReading:
 
     def to_json(self) -> str:
         """Return what ``sum_up`` counts; most rows of a source have the same."""
-        return json.dumps([self.used, self.left, self.lost, self.unwritten], ensure_ascii=True)
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:
+        return json.dumps([self.used, self.left, self.lost, self.unwritten])
+
+
+@lru_cache(maxsize=1_024)
+def read_alike(
+    used: tuple[tuple[str, str], ...], left: tuple[str, ...] = (), lost: tuple[str, ...] = ()
+) -> RowReading:
+    """Return the reading of a row, which all rows share that are read alike."""
+    return RowReading(used=dict(used), left=left, lost=lost)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from rm_ray.data.contract import (
 )
 from rm_ray.data.messages import read_documents, read_tools
 from rm_ray.data.prompts import answer_both, read_prompt
-from rm_ray.data.reading import RowReading
+from rm_ray.data.reading import RowReading, read_alike
 from rm_ray.data.transcripts import is_whole_transcript, split_transcript
 
 
@@ -78,9 +78,9 @@ def take_pair(columns: RowColumns, default_source: str) -> Pair:
     chosen, rejected = answer_both(prompt, **values)
     if not agree(chosen[:-1], rejected[:-1]):
         raise RefusedError(Reason.PROMPTS_DIFFER, _how_prompts_differ(chosen, rejected))
+    check_turns(chosen, "chosen")
+    check_turns(rejected[-1:], "rejected")
     rejected = [*chosen[:-1], rejected[-1]]
-    for side, messages in (("chosen", chosen), ("rejected", rejected)):
-        check_turns(messages, side)
     if without_notes(chosen[-1]) == without_notes(rejected[-1]):
         raise RefusedError(Reason.IDENTICAL_RESPONSES)
     return Pair(
@@ -134,6 +134,8 @@ def read_columns(
     context), messages anywhere. Where nobody asks anything, the question may stand in any column
     that has a sentence in it.
     """
+    if columns.are_all_taken:
+        return read_alike(tuple(columns.used.items()))
     left, lost = [], []
     prompts = [messages[:-1] for messages in conversations]
     is_asked = any(m["role"] not in _INSTRUCTIONS for prompt in prompts for m in prompt)
@@ -150,7 +152,7 @@ def read_columns(
             is_repeated = _is_repeated(value, said)
         if not is_repeated or isinstance(value, int | float):
             lost.append(name)
-    return RowReading(used=columns.used, left=tuple(left), lost=tuple(lost))
+    return read_alike(tuple(columns.used.items()), tuple(left), tuple(lost))
 
 
 _INSTRUCTIONS = ("system", "developer")

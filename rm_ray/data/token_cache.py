@@ -33,6 +33,7 @@ from rm_ray.data.overlap import (
     count_contradictions,
     count_duplicates,
     join_keys,
+    pair_up,
 )
 from rm_ray.data.reading import Reading, refuse_lost_columns, sum_up
 from rm_ray.data.source_spec import SourceSpec
@@ -46,7 +47,7 @@ from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same rows would be stored as something else."""
 
 FIRST_ROWS = 4
@@ -296,9 +297,11 @@ def _write_quarantine(parts: TokenParts, folder: Storage) -> dict[str, Any]:
 
 
 def _count_repeats(parts: TokenParts) -> dict[str, int]:
-    """Count duplicates and contradictions; memory: about 64 bytes for each pair."""
-    batches = list(parts.scan(("pair_hash", "swap_hash"), refused=False))
-    pairs, swaps = (join_keys(b[name] for b in batches) for name in ("pair_hash", "swap_hash"))
+    """Count duplicates and contradictions; memory: about 128 bytes for each pair."""
+    names = ("chosen_hash", "rejected_hash")
+    batches = list(parts.scan(names, refused=False))
+    chosen, rejected = (join_keys(batch[name] for batch in batches) for name in names)
+    pairs, swaps = pair_up(chosen, rejected), pair_up(rejected, chosen)
     return {
         "duplicates": count_duplicates(pairs),
         "contradictions": count_contradictions(pairs, swaps),

@@ -39,8 +39,8 @@ SCHEMA = pa.schema(
         "raw": pa.string(),
         "reading": pa.string(),
         "prompt_hash": pa.binary(KEY_BYTES),
-        "pair_hash": pa.binary(KEY_BYTES),
-        "swap_hash": pa.binary(KEY_BYTES),
+        "chosen_hash": pa.binary(KEY_BYTES),
+        "rejected_hash": pa.binary(KEY_BYTES),
     }
 )
 """A row of the token cache: a pair's token ids, or (``reason`` not empty) a refused raw row, and

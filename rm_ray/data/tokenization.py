@@ -27,7 +27,7 @@ PAD_TOKEN = "<|rm_pad|>"
 _PROBE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "An answer."}]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedPair:
     """Token ids of both conversations.
 
@@ -134,7 +134,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return marked | set(tokenizer.all_special_ids)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Texts:
     """A pair as text: what prompt and conversations begin with, and how each of them goes on."""
 
@@ -189,18 +189,22 @@ class PairTokenizer(ChatTokenizer):
         return [self._render([pair])[0] for pair in pairs]
 
     def _write(self, pairs: Sequence[Pair]) -> list[_Texts]:
-        """Write prompts (as they stand before a response) and conversations as text."""
+        """Write conversations and prompts (as they stand before a response) as text.
+
+        A prompt of several pairs is written once.
+        """
         for pair in pairs:
             self.reserved.refuse((*pair.chosen, pair.rejected[-1]), pair.context)
         contexts = [pair.context for pair in pairs]
-        asked = [pair for pair in pairs if pair.prompt]
+        keys = [repr((pair.prompt, pair.context)) if pair.prompt else "" for pair in pairs]
+        asked = {key: pair for key, pair in zip(keys, pairs, strict=True) if key}
         render = self.renderer.render
         try:
             chosen = render([pair.chosen for pair in pairs], contexts)
             rejected = render([pair.rejected for pair in pairs], contexts)
             written = render(
-                [pair.prompt for pair in asked],
-                [pair.context for pair in asked],
+                [pair.prompt for pair in asked.values()],
+                [pair.context for pair in asked.values()],
                 add_generation_prompt=True,
             )
         except TEMPLATE_FAILURES as error:
@@ -208,8 +212,8 @@ class PairTokenizer(ChatTokenizer):
             raise RefusedError(Reason.TEMPLATE_REFUSED, detail) from None
         if not (all(chosen) and all(rejected)):
             raise RefusedError(Reason.TEMPLATE_REFUSED, "it gives no text")
-        left = iter(written)
-        prompts = [next(left) if pair.prompt else "" for pair in pairs]
+        texts = dict(zip(asked, written, strict=True))
+        prompts = [texts.get(key, "") for key in keys]
         unwritten = list(map(self._find_unwritten, pairs, chosen, rejected))
         return list(map(self._cut, prompts, chosen, rejected, unwritten))
 
@@ -227,9 +231,13 @@ class PairTokenizer(ChatTokenizer):
         """Cut the texts after the last token that both conversations share with the prompt."""
         end = 0
         for token in self._cut_tokens:
-            after = prompt.rfind(token) + len(token)
-            if token in prompt and all(t.startswith(prompt[:after]) for t in (chosen, rejected)):
-                end = max(end, after)
+            start = prompt.rfind(token)
+            after = start + len(token)
+            if start < 0 or after <= end:
+                continue
+            head = prompt[:after]
+            if chosen.startswith(head) and rejected.startswith(head):
+                end = after
         return _Texts(
             shared=prompt[:end],
             prompt=prompt[end:],
@@ -256,7 +264,7 @@ class PairTokenizer(ChatTokenizer):
     def _prompt_length(self, texts: _Texts, chosen: Encoding) -> int:
         """Count the tokens after the shared ones that begin inside the prompt."""
         if texts.chosen.startswith(texts.prompt):
-            length = bisect_left(chosen.offsets, (len(texts.prompt),))
+            length = _count_before(chosen, len(texts.prompt))
         else:
             length = len(self.encode([texts.prompt])[0])
         return min(length, len(chosen) - 1)
@@ -292,3 +300,12 @@ class PairTokenizer(ChatTokenizer):
             prefix_length=min(prefix_length, len(chosen) - 1, len(rejected) - 1),
             prompt_length=prompt_length,
         )
+
+
+def _count_before(encoding: Encoding, end: int) -> int:
+    """Count the tokens that begin before a character."""
+    token = encoding.char_to_token(end)
+    span = None if token is None else encoding.token_to_chars(token)
+    if token is None or span is None:
+        return bisect_left(encoding.offsets, (end,))
+    return token + (span[0] < end)

@@ -12,6 +12,7 @@ from runs import small_run
 from servers import MlflowServer
 
 from rm_ray.preflight import brief
+from rm_ray.preflight.choosing import Room, choose
 from rm_ray.preflight.command import main_preflight
 from rm_ray.recipe import parse_config
 from rm_ray.train.prepare import prepare
@@ -153,7 +154,7 @@ def test_a_deleted_experiment_fails(cluster, storage, capfd, tmp_path):
 def test_every_training_begins_with_the_same_in_short(cluster, storage, monkeypatch):
     said: list[str] = []
     settings: dict[str, Any] = small_run(storage, "in-short")
-    prepared = prepare(parse_config(settings))
+    prepared = choose(prepare(parse_config(settings)), Room(), num_workers=2)
     monkeypatch.setattr(brief.logger, "info", lambda form, *values: said.append(form % values))
     monkeypatch.setattr(brief.logger, "warning", said.append)
     brief.say_in_short(prepared)

@@ -20,6 +20,7 @@ from rm_ray.data.overlap import (
     find_overlap,
     hash_pair,
     join_keys,
+    pair_up,
 )
 from rm_ray.data.tokenization import PairTokenizer, load_tokenizer
 
@@ -48,7 +49,8 @@ def test_overlap_is_membership_of_whole_keys(keys, others):
 @given(PAIRS)
 def test_repeats_are_counted_as_by_comparing_texts(pairs):
     hashes = [hash_pair(pair_of(*pair)) for pair in pairs]
-    keys, swaps = (keys_of([h[name] for h in hashes]) for name in ("pair_hash", "swap_hash"))
+    chosen, rejected = (keys_of([h[f"{s}_hash"] for h in hashes]) for s in ("chosen", "rejected"))
+    keys, swaps = pair_up(chosen, rejected), pair_up(rejected, chosen)
     assert count_duplicates(keys) == len(pairs) - len(set(pairs))
     assert count_contradictions(keys, swaps) == sum((p, r, c) in pairs for p, c, r in pairs)
 
@@ -76,17 +78,27 @@ def test_role_and_tool_calls_are_part_of_a_prompt_and_notes_are_not():
     assert prompt_hash(tool_calls=[{"name": "f"}]) != prompt_hash()
 
 
+def test_where_turns_begin_and_end_is_part_of_a_prompt():
+    def prompt_hash(*contents: str) -> bytes:
+        turns = [{"role": "user", "content": content} for content in contents]
+        conversations = [[*turns, {"role": "assistant", "content": c}] for c in "ab"]
+        return hash_pair(Pair(chosen=conversations[0], rejected=conversations[1]))["prompt_hash"]
+
+    assert prompt_hash("a", "b") != prompt_hash("a\0user\0b")
+    assert prompt_hash("a\0user\0b") == prompt_hash("A\0user\0b")
+
+
 def test_pairs_without_a_prompt_share_one_only_where_they_share_responses():
     first, second, turned = (pair_of("", *pair) for pair in ("ab", "ac", "ba"))
     assert hash_pair(first)["prompt_hash"] != hash_pair(second)["prompt_hash"]
     assert hash_pair(first)["prompt_hash"] == hash_pair(turned)["prompt_hash"]
-    assert hash_pair(first)["swap_hash"] == hash_pair(turned)["pair_hash"]
+    assert hash_pair(first)["chosen_hash"] == hash_pair(turned)["rejected_hash"]
 
 
 def test_pairs_with_other_tools_are_no_duplicates():
     tools = Context(tools=[{"name": "f"}])
     plain, with_tools = pair_of("q", "a", "b"), pair_of("q", "a", "b", context=tools)
-    assert hash_pair(plain)["pair_hash"] != hash_pair(with_tools)["pair_hash"]
+    assert hash_pair(plain)["chosen_hash"] != hash_pair(with_tools)["chosen_hash"]
 
 
 def test_held_out_pairs_are_counted_by_their_source():
