@@ -34,15 +34,15 @@ def test_the_debug_recipe_runs_as_a_submitted_job(machines: RayMachines, tmp_pat
     command = [
         RAY, "job", "submit", "--address", machines.dashboard, "--working-dir", str(ROOT), "--",
         sys.executable, "jobs/train.py", "--recipe", "jobs/recipes/debug.yaml",
-        "--run.name", "submitted", "--run.storage_path", str(storage),
+        "--run.name", "submitted", "--run.storage_path", str(storage), "--optimizer.epochs", "1",
     ]  # fmt: skip
     environment = without_ray() | machines.auth
     job = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert job.returncode == 0, job.stdout + job.stderr
-    assert "step 282/282 · episode 18,000" in job.stdout
-    assert "run 'submitted': 282 steps, 18,000 pairs" in job.stdout
+    assert "step 94/94 · episode 6,000" in job.stdout
+    assert "run 'submitted': 94 steps, 6,000 pairs" in job.stdout
     assert "succeeded" in job.stdout
     result = json.loads((storage / "submitted" / "result.json").read_text())
-    assert (result["steps"], result["episodes"], result["eval_pairs"]) == (282, 18_000, 500)
+    assert (result["steps"], result["episodes"], result["eval_pairs"]) == (94, 6_000, 500)
     assert result["metrics"]["eval/rm/accuracy"] >= 0.90
     assert Path(result["export"], "model.safetensors").is_file()

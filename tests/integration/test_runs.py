@@ -42,6 +42,7 @@ TRAIN_METRICS = {
     "episode", "epoch", "train/rm/accuracy", "train/rm/loss", "train/rm/chosen_rewards",
     "train/rm/rejected_rewards", "train/rm/reward_margin", "train/rm/lr", "train/rm/grad_norm",
 }  # fmt: skip
+RESUMED = "resumed from the checkpoint of step"
 EVAL_METRICS = {
     f"eval/rm/{name}"
     for name in (
@@ -195,30 +196,42 @@ def first_checkpoint(folder: Path) -> Path | None:
     return next((path.parent for path in folder.glob("checkpoint_*/manifest.json")), None)
 
 
-def kill_a_worker_after_the_first_checkpoint(folder: Path, killed: list[int]) -> None:
+def kill_a_worker_after_the_first_checkpoint(of: int, folder: Path, killed: list[int]) -> None:
+    """Kill one of the workers that a process has started."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and first_checkpoint(folder) is None:
         time.sleep(0.05)
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process(of).children(recursive=True):
         if "RayTrainWorker" in " ".join(process.cmdline()):
             process.send_signal(signal.SIGKILL)
             killed.append(process.pid)
             return
 
 
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server on loopback."""
+    server = MlflowServer(tmp_path)
+    with server.running():
+        yield server.address
+
+
 def test_a_killed_worker_under_zero_3_goes_on_with_the_same_losses(
-    finished: FinishedRun, storage: Path
+    finished: FinishedRun, storage: Path, mlflow_server: str
 ) -> None:
     settings = small_run(storage, "zero-3")
     settings["cluster"]["zero_stage"] = 3
+    settings["mlflow"]["tracking_uri"] = mlflow_server
     killed: list[int] = []
     killer = threading.Thread(
-        target=kill_a_worker_after_the_first_checkpoint, args=(storage / "zero-3", killed)
+        target=kill_a_worker_after_the_first_checkpoint,
+        args=(os.getpid(), storage / "zero-3", killed),
     )
     killer.start()
-    supervise(parse_config(settings), Startup())
+    result = supervise(parse_config(settings), Startup())
     killer.join()
     assert len(killed) == 1
+    check_mlflow(result, settings)
     ours, plain = history(storage / "zero-3"), history(finished.folder)
     assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in plain]
     for mine, other in zip(ours, plain, strict=True):
@@ -241,31 +254,6 @@ def test_no_secret_is_written_down(finished: FinishedRun, storage: Path) -> None
             assert secret.encode() not in content, (name, path)
 
 
-@pytest.fixture
-def mlflow_server(tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server on loopback."""
-    server = MlflowServer(tmp_path)
-    with server.running():
-        yield server.address
-
-
-def test_a_killed_worker_changes_nothing_in_the_end(
-    finished: FinishedRun, storage: Path, mlflow_server: str
-) -> None:
-    settings = small_run(storage, "killed")
-    settings["mlflow"]["tracking_uri"] = mlflow_server
-    killed: list[int] = []
-    killer = threading.Thread(
-        target=kill_a_worker_after_the_first_checkpoint, args=(storage / "killed", killed)
-    )
-    killer.start()
-    result = supervise(parse_config(settings), Startup())
-    killer.join()
-    assert len(killed) == 1
-    assert_same_outcome(storage / "killed", finished.folder)
-    check_mlflow(result, settings)
-
-
 def whole_checkpoints(folder: Path) -> list[str]:
     """Those that a run would go on from, the newest first."""
     run = Storage.open(str(folder))
@@ -273,10 +261,10 @@ def whole_checkpoints(folder: Path) -> list[str]:
     return [name for name in names if find_fault(run, name, read_manifest(run, name)) is None]
 
 
-def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
+def test_a_killed_worker_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     finished: FinishedRun, storage: Path, tmp_path: Path
 ) -> None:
-    """The same command goes on from the checkpoint before the one that is damaged.
+    """The command trains on without the worker; again, from before the damaged checkpoint.
 
     It is given in a folder of modules that are called like those of libraries, with a folder for
     temporary files that is too long for sockets, on a terminal of ASCII; and the second time by
@@ -299,7 +287,11 @@ def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     seen: set[str] = set()
     with (tmp_path / "first.log").open("w") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=elsewhere)
-        while driver.poll() is None and len(seen) < 2:
+        killed: list[int] = []
+        kill_a_worker_after_the_first_checkpoint(driver.pid, folder, killed)
+        assert len(killed) == 1
+        said = tmp_path / "first.log"
+        while driver.poll() is None and (len(seen) < 2 or RESUMED not in said.read_text()):
             seen.update(whole_checkpoints(folder))
             time.sleep(0.02)
         children = psutil.Process(driver.pid).children(recursive=True)
@@ -308,6 +300,7 @@ def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
         driver.wait()
         assert not psutil.wait_procs(trainers, timeout=60)[1], "they would commit once more"
     assert not (folder / "result.json").exists()
+    assert RESUMED in said.read_text()
     damaged = folder / whole_checkpoints(folder)[0] / "slices-00001.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-100] ^= 1
@@ -325,7 +318,7 @@ def test_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     assert (
         f"{damaged.parent.name} is not used: slices-00001.safetensors does not have" in again.stdout
     )
-    assert "resumed from the checkpoint of step" in again.stdout
+    assert RESUMED in again.stdout
     assert "run 'driver-killed': 20 steps, 306 pairs" in again.stdout
     assert_same_outcome(folder, finished.folder)
     result = json.loads((folder / "result.json").read_text())

@@ -27,15 +27,15 @@ from rm_ray.train.optimizer import build_optimizer, learning_rate_schedule
 from rm_ray.train.slices import read_slices, write_slices
 from rm_ray.train.step import NonFiniteLossError, train_step
 
-NUM_PAIRS, SEED = 52, 3
+NUM_PAIRS, SEED = 24, 3
 RANKS_PER_NODE = 2
 SETTINGS = PlanSettings(
-    # 52 = 7 x 7 + 3 and 130 = 2 x 52 + 26: short last steps, and an odd pair on 2 ranks.
+    # 24 = 3 x 7 + 3 and 60 = 2 x 24 + 12: short last steps, and an odd pair on 2 ranks.
     global_batch_size=7,
     tokens_per_micro_batch=260,
     seed=SEED,
     epochs=3,
-    max_episodes=130,
+    max_episodes=60,
 )
 OPTIMIZER = OptimizerConfig(
     learning_rate=1e-3,

@@ -25,7 +25,7 @@ GRID = [
     for dtype in ("float32", "bfloat16")
     for tokens in (SEVERAL, 4_000)
     for checkpointing in (False, True)
-    for live in ((1, 10**9) if stage == 3 else (1,))
+    for live in ((1, 10**9) if stage == 3 and not checkpointing else (10**9,))
 ]
 
 
@@ -34,7 +34,7 @@ def check(folder: Path, world_size: int, cases: list[TrafficCase]) -> None:
     for case, (passes, counted, predicted) in zip(
         cases, json.loads((folder / "found.json").read_text()), strict=True
     ):
-        assert (passes > 1) == (case.tokens == SEVERAL)
+        assert (passes > 1) == (case.tokens <= SEVERAL)
         off = {kind: counted[kind] - n for kind, n in predicted.items()}
         assert all(abs(n) <= BEYOND * passes for n in off.values()), (case, counted, predicted)
 

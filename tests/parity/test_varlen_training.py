@@ -39,6 +39,6 @@ def test_bfloat16_follows_at_every_stage(plain: Any, tmp_path: Path) -> None:
         measured, _ = torch.load(tmp_path / f"{case.name}.pt")
         losses = torch.tensor(measured)[:, 0]
         expected = torch.tensor(plain(case.model)[0])[:, 0]
-        torch.testing.assert_close(losses[:10], expected[:10], rtol=0, atol=0.01)
+        torch.testing.assert_close(losses[:5], expected[:5], rtol=0, atol=0.01)
         torch.testing.assert_close(losses, expected, rtol=0.1, atol=0)
         assert not torch.equal(losses, expected)
