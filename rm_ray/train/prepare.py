@@ -138,11 +138,12 @@ def keep_choices(config: TrainConfig, run: Storage) -> TrainConfig:
     record = run.read_json(RUN)
     if record is None:
         return config
+    stage_then = record["config"]["cluster"].get("zero_stage")
     for section, name in [("cluster", "use_gpu"), *(setting.split(".") for setting in CHOSEN)]:
         mine = getattr(config, section)
         then = record["config"][section].get(name)
-        if name == "zero_secondary_partition" and config.cluster.zero_stage != 3:
-            then = False  # the stage is another one now
+        if name == "zero_secondary_partition" and config.cluster.zero_stage != stage_then:
+            continue  # it was chosen beside another stage
         if getattr(mine, name) in (None, "auto") and then is not None:
             config = replace(config, **{section: replace(mine, **{name: then})})
     return config

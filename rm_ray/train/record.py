@@ -31,6 +31,7 @@ _MAY_CHANGE = (
     "cluster.zero_stage",
     "cluster.offload",
     "cluster.zero_secondary_partition",
+    "model.gradient_checkpointing",
     "checkpoint.every_steps",
     "checkpoint.keep",
     "checkpoint.storage_patience_s",

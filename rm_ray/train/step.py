@@ -73,7 +73,7 @@ def train_step(
             engine.backward(loss * _one_if_finite(checks[-1], pairs.weights))
         metrics.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
         on_micro_batch()
-    together = torch.cat([metrics.sums, metrics.sums.new_tensor(votes)])
+    together = torch.cat([metrics.sums, _cast(votes, metrics.sums)])
     engine.sum_over_ranks(together)
     numbers, grad_norm = engine.step(learning_rate, together)
     read = torch.tensor(numbers, dtype=torch.float64)
@@ -87,6 +87,14 @@ def train_step(
         raise NonFiniteLossError(step, _at_fault(engine, micro_batches, everything))
     agreed = tuple(vote > 0 for vote in ballot.tolist())
     return StepMetrics(pairs=metrics, grad_norm=grad_norm, votes=agreed)
+
+
+def _cast(votes: Sequence[bool], like: Tensor) -> Tensor:
+    """Return votes as numbers beside others, without a copy that the device would be waited for."""
+    ballot = like.new_zeros(len(votes))
+    for i, vote in enumerate(votes):
+        ballot[i] += vote
+    return ballot
 
 
 def _one_if_finite(checks: Tensor, weights: Tensor) -> Tensor:
