@@ -143,7 +143,8 @@ def keep_choices(config: TrainConfig, run: Storage) -> TrainConfig:
         mine = getattr(config, section)
         then = record["config"][section].get(name)
         if name == "zero_secondary_partition" and config.cluster.zero_stage != stage_then:
-            continue  # it was chosen beside another stage
+            # It was chosen beside another stage, and there is none but at stage 3.
+            then = None if config.cluster.zero_stage == 3 else False
         if getattr(mine, name) in (None, "auto") and then is not None:
             config = replace(config, **{section: replace(mine, **{name: then})})
     return config
