@@ -23,12 +23,12 @@ class Bench:
     folder: Path
     """Its own, removed with it."""
     ends: float
-    """When the part is to be over, by ``time.monotonic``."""
+    """When the part is to be over, by ``time.monotonic``, which all processes share."""
     lengths: Path | None = None
     """A file of real pairs' lengths; none where none came along."""
 
     @classmethod
-    def open(cls, folder: Path, *, on_cpu: bool, seconds: float, lengths: Path | None) -> Bench:
+    def open(cls, folder: Path, *, on_cpu: bool, ends: float, lengths: Path | None) -> Bench:
         """Return the bench; on a CPU a stand-in computes variable-length attention.
 
         Raises:
@@ -40,7 +40,7 @@ class Bench:
         elif not torch.cuda.is_available():
             raise SystemExit("no GPU is visible to PyTorch; --dry-cpu runs all parts on a CPU")
         device = torch.device("cpu" if on_cpu else "cuda")
-        return cls(device=device, folder=folder, ends=time.monotonic() + seconds, lengths=lengths)
+        return cls(device=device, folder=folder, ends=ends, lengths=lengths)
 
     @property
     def is_dry(self) -> bool:
@@ -71,9 +71,14 @@ class Bench:
             torch.cuda.synchronize()
 
     def forget_peak(self) -> None:
-        """Measure the most memory anew."""
+        """Measure the most memory anew, and give the device back what no tensor needs."""
         if not self.is_dry:
             torch.cuda.empty_cache()
+        self.reset_peak()
+
+    def reset_peak(self) -> None:
+        """Measure the most memory anew; the allocator keeps what it has."""
+        if not self.is_dry:
             torch.cuda.reset_peak_memory_stats()
 
     @property

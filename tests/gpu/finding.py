@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,11 +40,23 @@ def attempt(
         values, ok = measure()
     except Exception as error:
         traceback.print_exc()
-        words = (str(error).strip() or "no message").splitlines()[0][:200]
-        return Finding(
-            table=table, values={**labels, "failed": f"{type(error).__name__}: {words}"}, ok=False
-        )
+        return Finding(table=table, values={**labels, "failed": describe_error(error)}, ok=False)
     return Finding(table=table, values={**labels, **values}, ok=ok)
+
+
+def guard(table: str, labels: Values, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield what is found until something fails, which is the last row then."""
+    try:
+        yield from findings
+    except Exception as error:
+        traceback.print_exc()
+        yield Finding(table=table, values={**labels, "failed": describe_error(error)}, ok=False)
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error's type and the first line of its message."""
+    words = (str(error).strip() or "no message").splitlines()[0][:200]
+    return f"{type(error).__name__}: {words}"
 
 
 def render(findings: Sequence[Finding]) -> str:

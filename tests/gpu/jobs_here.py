@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-import subprocess
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from gpu.bench import Bench
-from gpu.finding import Values
+from gpu.finding import Values, describe_error
 from jobs import Job, result, running
-from rm_ray.publish.gate import ClientsError, check_export
+from rm_ray.publish.gate import check_export
 from rm_ray.train.files import EXPORT, PROBES
 
 CORES_A_JOB = 3
 """Cores that Ray, its data and a worker keep busy while a run starts."""
+
+LEAST_S = 10.0
+"""With less than this left of the part's time no run is begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +47,9 @@ class Outcome:
     """What came of a run; ``problem`` where it did not come to its end."""
 
     asked: Asked
-    seconds: float
-    recovered: float = 0.0
-    """Seconds from the kill until steps were taken again."""
-    off_by: float = 0.0
-    """How far plain transformers' rewards on the export are from those of training."""
+    values: Values
+    """Its row."""
     problem: str = ""
-
-    @property
-    def values(self) -> Values:
-        """Return the row of a run."""
-        if self.problem:
-            return {"failed": self.problem, "s": self.seconds}
-        found = result(self.asked.folder)
-        metrics = found["metrics"]
-        return {
-            "s": self.seconds,
-            "s from kill to steps": self.recovered or "not killed",
-            "steps": found["steps"],
-            "loss": metrics["train/rm/loss"],
-            "held-out accuracy": metrics["eval/rm/accuracy"],
-            "pairs/s": found["pairs_per_second"],
-            "export off by": self.off_by,
-        }
 
 
 def settings_of(
@@ -76,9 +61,12 @@ def settings_of(
     epochs: int = 1,
     **sections: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the debug recipe in bfloat16, for so many steps of an epoch or of several."""
+    """Return the debug recipe in bfloat16, for so many steps of an epoch or of several.
+
+    Runs at once have storage of their own each, or two would create one MLflow file.
+    """
     settings: dict[str, dict[str, Any]] = {
-        "run": {"name": name, "storage_path": str(bench.folder / "runs"), "seed": 1},
+        "run": {"name": name, "storage_path": str(bench.folder / "runs" / name), "seed": 1},
         "data": {"train": [f"builtin:train={steps // epochs * 64}"], "eval": ["builtin:test=100"],
                  "max_length": 256},
         "model": {"dtype": "bfloat16"},
@@ -93,11 +81,80 @@ def settings_of(
     return settings
 
 
-def train_all(bench: Bench, asked: list[Asked]) -> list[Outcome]:
-    """Train all of them, as many at once as the cores allow."""
+def train_all(bench: Bench, asked: list[Asked]) -> Iterator[Outcome]:
+    """Train all of them, as many at once as the cores allow; yield each as soon as it is over."""
     at_once = max(1, (os.cpu_count() or 1) // CORES_A_JOB)
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda each: train(bench, each), asked))
+        for done in as_completed([pool.submit(train, bench, each) for each in asked]):
+            yield done.result()
+
+
+def train(bench: Bench, asked: Asked) -> Outcome:
+    """Train one; whatever goes wrong with it is its row, and others go on."""
+    started = time.monotonic()
+    log = bench.folder / f"{asked.name}.log"
+    try:
+        if bench.left < LEAST_S:
+            raise TimeoutError("no time was left")
+        recovered = run_to_end(bench, asked, log)
+        values = {"s from kill to steps": recovered or "not killed", **describe_run(asked)}
+    except Exception as error:
+        printed = log.read_text(errors="replace")[-5000:] if log.exists() else ""
+        print(f"{asked.name}: {error}\n{printed}", flush=True)
+        problem = describe_error(error)
+        values = {"failed": problem, "s": time.monotonic() - started}
+        return Outcome(asked=asked, values=values, problem=problem)
+    return Outcome(asked=asked, values={"s": time.monotonic() - started, **values})
+
+
+def run_to_end(bench: Bench, asked: Asked, log: Path) -> float:
+    """Train, and kill the worker once there is a checkpoint, where that is asked for.
+
+    Returns the seconds from the kill until steps were taken again, 0 without one.
+
+    Raises:
+        AssertionError: the run failed.
+        TimeoutError: the part's time was over before it ended.
+    """
+    recovered = 0.0
+    with running(asked.settings, log, RAY_AUTH_MODE="disabled") as job:
+        try:
+            if asked.killed:
+                wait_for(bench, job, lambda: job.checkpoints(at_least=1), "a checkpoint")
+                [worker] = wait_for(bench, job, lambda: job.find("RayTrainWorker"), "a worker")
+                worker.kill()
+                killed = time.monotonic()
+                again = functools.partial(has_begun_again, job)
+                wait_for(bench, job, again, "the first step after the kill")
+                recovered = time.monotonic() - killed
+            wait_for(bench, job, lambda: job.process.poll() is not None, "the run's end")
+            assert job.process.returncode == 0, f"ended with {job.process.returncode}"
+        except Exception:
+            end_at_once(job)
+            raise
+    return recovered
+
+
+def describe_run(asked: Asked) -> Values:
+    """Return what a run that came to its end left behind.
+
+    Raises:
+        AssertionError: plain transformers' rewards on its export are not those of training.
+    """
+    gate = check_export(
+        asked.folder / EXPORT,
+        json.loads((asked.folder / PROBES).read_text()),
+        asked.settings["model"]["dtype"],
+    )
+    assert not gate.problem, gate.problem
+    found = result(asked.folder)
+    return {
+        "steps": found["steps"],
+        "loss": found["metrics"]["train/rm/loss"],
+        "held-out accuracy": found["metrics"]["eval/rm/accuracy"],
+        "pairs/s": found["pairs_per_second"],
+        "export off by": max(gate.differences.values()),
+    }
 
 
 def has_begun_again(job: Job) -> bool:
@@ -109,45 +166,22 @@ def wait_for(bench: Bench, job: Job, condition: Callable[[], Any], what: str) ->
     """Return what a condition gives once that is true, in the time that the part has.
 
     Raises:
-        AssertionError: the job ended before, or the time did.
+        AssertionError: the job ended before.
+        TimeoutError: the time did.
     """
     while bench.left > 0:
+        over = job.process.poll() is not None
         if found := condition():
             return found
-        assert job.process.poll() is None, f"ended before {what}"
+        assert not over, f"ended before {what}"
         time.sleep(0.05)
-    raise AssertionError(f"{what} did not come in the part's time")
+    raise TimeoutError(f"{what} did not come in the part's time")
 
 
-def train(bench: Bench, asked: Asked) -> Outcome:
-    """Train one, and kill its worker once there is a checkpoint, where that is asked for."""
-    started, recovered = time.monotonic(), 0.0
-    log = bench.folder / f"{asked.name}.log"
-    try:
-        with running(asked.settings, log, RAY_AUTH_MODE="disabled") as job:
-            if asked.killed:
-                wait_for(bench, job, lambda: job.checkpoints(at_least=1), "a checkpoint")
-                [worker] = wait_for(bench, job, lambda: job.find("RayTrainWorker"), "a worker")
-                worker.kill()
-                killed = time.monotonic()
-                again = functools.partial(has_begun_again, job)
-                wait_for(bench, job, again, "the first step after the kill")
-                recovered = time.monotonic() - killed
-            code = job.process.wait(max(1.0, bench.left))
-            assert code == 0, f"ended with {code}"
-        gate = check_export(
-            asked.folder / EXPORT,
-            json.loads((asked.folder / PROBES).read_text()),
-            asked.settings["model"]["dtype"],
-        )
-        assert not gate.problem, gate.problem
-    except (AssertionError, subprocess.TimeoutExpired, ClientsError) as error:
-        print(f"{asked.name}: {error}\n{log.read_text(errors='replace')[-5000:]}", flush=True)
-        problem = str(error).splitlines()[0][:200]
-        return Outcome(asked=asked, seconds=time.monotonic() - started, problem=problem)
-    return Outcome(
-        asked=asked,
-        seconds=time.monotonic() - started,
-        recovered=recovered,
-        off_by=max(gate.differences.values()),
-    )
+def end_at_once(job: Job) -> None:
+    """Kill a job with all of its processes: Ray's own end takes longer than the part has."""
+    processes = job.descendants()
+    job.process.kill()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -119,9 +119,10 @@ def time_passes(bench: Bench, model: RewardModel) -> tuple[float, float]:
     tokens, steps = bench.pick(16_384, 64), bench.pick(4, 2)
     work = Workload.of(bench, tokens=tokens, steps=steps, vocabulary=vocabulary)
     seconds, held = [], 0.0
+    bench.forget_peak()
     for step in range(steps):
         batch = work.ready(step, layout="packed", kernel="varlen", device=bench.device)[0]
-        bench.forget_peak()
+        bench.reset_peak()
         held = bench.peak_gb
         bench.synchronize()
         started = time.perf_counter()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 import memory_estimate
 import numpy as np
 import torch
-import torch.distributed as dist
 from core import write_model
 from memory_estimate import Case
 from pair_set import pairs_that_share
 from turns import resident_bytes
 
+from gpu.alone import join_alone
 from gpu.bench import Bench
 from gpu.finding import Finding, Values, attempt
 from gpu.liger import untouched
@@ -61,20 +60,6 @@ def measure(bench: Bench) -> Iterator[Finding]:
             case = replace(case, on_gpu=False, liger=False, pairs=2, tokens=24)
         with untouched():
             yield attempt(TABLE, {"training": case.name}, functools.partial(compare, bench, case))
-    dist.destroy_process_group()
-
-
-def join_alone(bench: Bench) -> None:
-    """Make a process group of one, which DeepSpeed and DDP ask for."""
-    os.environ |= {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29500",
-    }
-    meeting = f"file://{bench.folder / 'store'}"
-    dist.init_process_group(bench.pick("nccl", "gloo"), init_method=meeting, rank=0, world_size=1)
 
 
 def compare(bench: Bench, case: Case) -> tuple[Values, bool | None]:

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch.distributed as dist
+
 from gpu.bench import Bench
 
 
@@ -17,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="a folder; a file a part")
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--ends", type=float, required=True, help="by time.monotonic()")
     parser.add_argument("--lengths", type=Path)
     parser.add_argument("--dry-cpu", action="store_true")
     options = parser.parse_args()
@@ -30,13 +32,15 @@ def main() -> None:
             bench = Bench.open(
                 Path(folder),
                 on_cpu=options.dry_cpu,
-                seconds=options.seconds,
+                ends=options.ends,
                 lengths=options.lengths,
             )
             for finding in importlib.import_module(f"gpu.{name}").measure(bench):
                 file.write(json.dumps(finding.to_dict()) + "\n")
                 file.flush()
             file.write(json.dumps({"seconds": time.monotonic() - started}) + "\n")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

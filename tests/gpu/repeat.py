@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gpu.bench import Bench
 from gpu.finding import Finding
-from gpu.jobs_here import Asked, Outcome, settings_of, train_all
+from gpu.jobs_here import Asked, settings_of, train_all
 from jobs import assert_same_outcome
 
 STEPS_AN_EPOCH = 10
@@ -34,18 +34,20 @@ def measure(bench: Bench) -> Iterator[Finding]:
         )
         for name in ("quiet", "killed")
     ]
-    quiet, killed = outcomes = train_all(bench, asked)
-    for outcome in outcomes:
+    ended: dict[str, Asked] = {}
+    for outcome in train_all(bench, asked):
         values = {"run": outcome.asked.name, **outcome.values}
         yield Finding(table="Both runs", values=values, ok=not outcome.problem)
-    if not (quiet.problem or killed.problem):
-        yield compare(quiet, killed)
+        if not outcome.problem:
+            ended[outcome.asked.name] = outcome.asked
+    if len(ended) == len(asked):
+        yield compare(ended["quiet"], ended["killed"])
 
 
-def compare(quiet: Outcome, killed: Outcome) -> Finding:
+def compare(quiet: Asked, killed: Asked) -> Finding:
     """Return whether both left the same behind, or what the first difference is."""
     try:
-        assert_same_outcome(killed.asked.folder, quiet.asked.folder)
+        assert_same_outcome(killed.folder, quiet.folder)
     except AssertionError as error:
         line = traceback.extract_tb(error.__traceback__)[-1].line
         difference = f"{line} {error}".splitlines()[0][:200]

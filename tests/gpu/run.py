@@ -30,8 +30,11 @@ from gpu.finding import Finding, missed, render
 LIMIT_S = 120.0
 """Most that a part may take."""
 
+TIDY_S = 12.0
+"""Seconds before its limit when a part is to be over, so that it can still say what it lacks."""
+
 LOG = "kit.log"
-"""What all parts print, beside ``kit.md`` and ``kit.json``: few files, which any machine sends."""
+"""What all parts print, beside ``kit.md``, ``kit.json`` and the rows of the part that runs."""
 
 LEAST_S = 20.0
 """With less than this left of the budget no part is started."""
@@ -101,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             section = run_part(name, options, out, seconds=left)
         sections.append(section)
         write(out, head, sections)
+        (out / f"{name}.jsonl").unlink(missing_ok=True)
         print(f"\n{section.render()}", flush=True)
     print(f"\n{time.monotonic() - started:.0f} s; {out / 'kit.md'}, {out / 'kit.json'}")
     return int(not all(section.is_good for section in sections))
@@ -137,13 +141,14 @@ def describe(*, on_cpu: bool, lengths: Path | None) -> str:
 def run_part(name: str, options: argparse.Namespace, out: Path, *, seconds: float) -> Section:
     """Run one part in a process of its own, for so long at the most."""
     limit = min(seconds, PARTS[name].dry_s if options.dry_cpu else LIMIT_S)
-    work = tempfile.TemporaryDirectory(prefix="rm_ray-kit-part-")
-    command = [sys.executable, "-m", "gpu.part", name, "--out", work.name]
-    command += ["--seconds", str(limit)]
+    rows = out / f"{name}.jsonl"
+    rows.unlink(missing_ok=True)
+    started = time.monotonic()
+    command = [sys.executable, "-m", "gpu.part", name, "--out", str(out.resolve())]
+    command += ["--ends", str(started + limit - TIDY_S)]
     command += ["--lengths", str(options.lengths)] if options.lengths else []
     command += ["--dry-cpu"] if options.dry_cpu else []
-    started = time.monotonic()
-    with work, (out / LOG).open("ab") as log:
+    with (out / LOG).open("ab") as log:
         log.write(f"== {name}\n".encode())
         log.flush()
         process = subprocess.Popen(
@@ -155,7 +160,7 @@ def run_part(name: str, options: argparse.Namespace, out: Path, *, seconds: floa
             start_new_session=True,
         )
         status = wait(process, limit)
-        findings = read(Path(work.name) / f"{name}.jsonl")
+    findings = read(rows)
     if status == "done" and (misses := missed(findings)):
         status = f"done, and {misses} of {len(findings)} rows miss their goal"
     elif status != "done":

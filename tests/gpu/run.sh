@@ -34,5 +34,8 @@ if [ -z "$python" ]; then
     if [ ! -x "$python" ]; then python=python3; fi
 fi
 export RAY_AUTH_MODE=disabled HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# As training sets them, the second one under run.deterministic; libraries read them once.
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
+export CUBLAS_WORKSPACE_CONFIG=:4096:8
 export PYTHONPATH="$root/tests${PYTHONPATH:+:$PYTHONPATH}"
 exec "$python" -m gpu.run "${arguments[@]}"

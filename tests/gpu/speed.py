@@ -6,7 +6,9 @@ import functools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from gpu.bench import Bench
 from gpu.compiled import compile_layers, count_graphs
-from gpu.finding import Finding, Values, attempt
+from gpu.finding import Finding, Values, attempt, guard
 from gpu.half_engine import HalfEngine
 from gpu.liger import untouched
 from gpu.shapes import NARROW, WIDE, Workload, build_on, set_layout, set_recomputation
@@ -27,6 +29,7 @@ from rm_ray.data.collate import Collator, ReadyMicroBatch
 from rm_ray.data.padding import PaddedPairs
 from rm_ray.model.flops import ModelFlops
 from rm_ray.model.reward_model import RewardModel, apply_liger
+from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.step import train_step
 from rm_ray.train.throughput import measure_matrix_peak
 
@@ -45,8 +48,13 @@ TIMED = 3
 LEAST_S = 12.0
 """With less than this left of the part's time no setting is begun."""
 
+LEAST_COMPILED_S = 40.0
+"""The same for a compiled setting, whose first step takes much of it."""
+
 TRL_BATCH = 8
 """Pairs of a forward pass in TRL 1.16 as it comes (``per_device_train_batch_size``)."""
+
+SHARES = "The first setting's step: share of no kernel at all, and of kinds in the others"
 
 Weights = Literal["bfloat16", "float32"]
 
@@ -61,6 +69,7 @@ class Setting:
     liger: bool = True
     recomputed: bool = False
     compiled: bool = False
+    deterministic: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -77,7 +86,13 @@ class Setting:
             "Liger": self.liger,
             "recomputed": self.recomputed,
             "compiled": self.compiled,
+            "deterministic": self.deterministic,
         }
+
+    @property
+    def least_seconds(self) -> float:
+        """What must be left of the part's time to begin it."""
+        return LEAST_COMPILED_S if self.compiled else LEAST_S
 
 
 def groups() -> list[list[Setting]]:
@@ -90,6 +105,7 @@ def groups() -> list[list[Setting]]:
             replace(zero, recomputed=True),
             replace(zero, tokens=4_096),
             replace(zero, way="padded"),
+            replace(zero, deterministic=True),
             replace(zero, tokens=32_768, recomputed=True),
             replace(zero, tokens=32_768),
         ],
@@ -111,24 +127,32 @@ def groups() -> list[list[Setting]]:
 def measure(bench: Bench) -> Iterator[Finding]:
     """Measure every setting that there is time for, and profile the first one."""
     layers = choose_layers(bench)
-    measured: dict[Setting, Values] = {}
     for group in groups():
         with untouched():
-            yield from measure_group(bench, group, layers, measured)
+            # What may fail outside of a setting is the set-up, before the first one.
+            findings = measure_group(bench, group, layers)
+            yield from guard(table_of(layers), group[0].labels, findings)
         bench.forget_peak()
-    yield from compare(measured)
+    if find_spec("deepspeed"):
+        yield from guard("Steps of training's engine", {}, measure_zero(bench, layers))
 
 
-def measure_group(
-    bench: Bench, group: Sequence[Setting], layers: int, measured: dict[Setting, Values]
-) -> Iterator[Finding]:
-    """Measure the settings of one model; profile the first of all."""
+def measure_zero(bench: Bench, layers: int) -> Iterator[Finding]:
+    """Measure training's own engine, which needs Accelerate and DeepSpeed."""
+    from gpu import zero_steps
+
+    yield from zero_steps.measure(bench, layers=layers)
+
+
+def measure_group(bench: Bench, group: Sequence[Setting], layers: int) -> Iterator[Finding]:
+    """Measure the settings of one model, and compare them; profile the first of all."""
+    measured: dict[Setting, Values] = {}
     product = bench.pick(torch.bfloat16, torch.float32)  # CPUs have no units for half precision
     peak = measure_matrix_peak(bench.device, product)
     model = build(bench, group[0], layers)
     for setting in group:
         labels = {**setting.labels, "Liger": setting.liger and bench.liger_runs}
-        if bench.left < LEAST_S:
+        if bench.left < setting.least_seconds:
             yield Finding(table=table_of(layers), values={**labels, "failed": "no time was left"})
             continue
         finding = attempt(
@@ -136,10 +160,13 @@ def measure_group(
             labels,
             functools.partial(measure_setting, bench, model, setting, layers, peak),
         )
-        measured[setting] = finding.values
         yield finding
+        if "failed" in finding.values:
+            continue
+        measured[setting] = finding.values
         if setting == Setting():
-            yield from profile_step(bench, model, setting)
+            yield from guard(SHARES, {}, profile_step(bench, model, setting))
+        yield from compare(measured, setting)
 
 
 def table_of(layers: int) -> str:
@@ -178,6 +205,7 @@ def measure_setting(
     bench: Bench, model: RewardModel, setting: Setting, layers: int, peak: float
 ) -> tuple[Values, bool | None]:
     """Take steps, and return how fast they were; of goals only those of this setting count."""
+    model.zero_grad()  # a setting that failed leaves some
     work = workload(bench, model, setting)
     set_layout(model, setting.layout)
     set_recomputation(model, setting.recomputed)
@@ -191,7 +219,8 @@ def measure_setting(
         batches = prepare(bench, setting, work, step)
         bench.synchronize()
         started = time.perf_counter()
-        take(batches)
+        with deterministic(setting.deterministic):
+            take(batches)
         bench.synchronize()
         lengths = work.lengths_of(step)
         seconds.append(time.perf_counter() - started)
@@ -213,8 +242,19 @@ def measure_setting(
     if setting.compiled:
         values["graphs compiled"] = count_graphs()
     goal = GOAL_RECOMPUTED if setting.recomputed else GOAL
-    judged = setting.way == "packed" and setting.tokens == GOAL_TOKENS and setting.liger
+    judged = setting == Setting(weights=setting.weights, recomputed=setting.recomputed)
     return values, speed / peak >= goal if judged and not bench.is_dry else None
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Compute as under ``run.deterministic``, which run.sh has told cuBLAS."""
+    if on:
+        compute_deterministically()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def workload(bench: Bench, model: RewardModel, setting: Setting) -> Workload:
@@ -299,10 +339,7 @@ def profile_step(bench: Bench, model: RewardModel, setting: Setting) -> Iterator
     batches = prepare(bench, setting, work, 1)
     trace: Trace = record(lambda: take(batches), bench.device)
     shares = {kind: share for kind, share in trace.shares().items() if share > 0}
-    yield Finding(
-        table="The first setting's step: share of no kernel at all, and of kinds in the others",
-        values={"idle": trace.idle_share, **shares},
-    )
+    yield Finding(table=SHARES, values={"idle": trace.idle_share, **shares})
     for name, runs, share in trace.longest(12):
         yield Finding(
             table="Its kernels with the most time",
@@ -310,17 +347,21 @@ def profile_step(bench: Bench, model: RewardModel, setting: Setting) -> Iterator
         )
 
 
-def compare(measured: dict[Setting, Values]) -> Iterator[Finding]:
-    """Say what packing is worth, beside the ratio of computed tokens."""
-    for weights in ("bfloat16", "float32"):
-        packed = measured.get(Setting(weights=weights), {})  # type: ignore[arg-type]
-        padded = measured.get(Setting(weights=weights, way="padded"), {})  # type: ignore[arg-type]
-        if "ms a step" not in packed or "ms a step" not in padded:
-            continue
-        ratio = padded["ms a step"] / packed["ms a step"]
-        tokens = padded["computed/distinct"] / packed["computed/distinct"]
+def compare(measured: dict[Setting, Values], setting: Setting) -> Iterator[Finding]:
+    """Say what a setting is worth beside the one it differs from, once both are measured."""
+    values = measured[setting]
+    packed = measured.get(replace(setting, way="packed"))
+    if setting.way == "padded" and packed:
+        ratio = values["ms a step"] / packed["ms a step"]
+        tokens = values["computed/distinct"] / packed["computed/distinct"]
         yield Finding(
             table="Packed over padded, whose goal is the ratio of their tokens",
-            values={"weights": weights, "times as fast": ratio, "ratio of tokens": tokens},
+            values={"weights": setting.weights, "times as fast": ratio, "ratio of tokens": tokens},
             ok=ratio >= tokens if packed["GB"] else None,
+        )
+    free = measured.get(replace(setting, deterministic=False))
+    if setting.deterministic and free:
+        yield Finding(
+            table="Deterministic kernels beside the others",
+            values={"times as long": values["ms a step"] / free["ms a step"]},
         )

@@ -16,7 +16,7 @@ from plain_engine import PlainEngine
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpu.bench import Bench
-from gpu.finding import Finding, Values, attempt
+from gpu.finding import Finding, Values, attempt, guard
 from gpu.shapes import Workload, build_on, set_layout, set_recomputation, shape
 from rm_ray.config import Layout, OptimizerConfig
 from rm_ray.model.reward_model import RewardModel, apply_liger
@@ -27,7 +27,9 @@ PASSES = (
     "Forward and backward of a micro-batch under set_sync_debug_mode('error'), with autocast; "
     "operators that read a value are counted on the CPU's side"
 )
-STEP = "A whole step under 'warn': where it waited"
+STEP = (
+    "A whole step under 'warn', of the plain engine and of training's without ZeRO: where it waited"
+)
 
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique_dim"}
 """Operators whose result the CPU has to know."""
@@ -59,7 +61,9 @@ def measure(bench: Bench) -> Iterator[Finding]:
                 PASSES, labels, functools.partial(both_ways, bench, model, recomputed, layout)
             )
         if liger:
-            yield from whole_step(bench, model)
+            plain = PlainEngine(model, OptimizerConfig(), device=bench.device, dtype=torch.bfloat16)
+            yield from guard(STEP, {"engine": "plain"}, whole_step(bench, model, plain, "plain"))
+            yield from guard(STEP, {"engine": "training's"}, whole_step_of_training(bench, model))
         del model
 
 
@@ -128,19 +132,32 @@ def warnings_of_waits(on_gpu: bool) -> Iterator[Counter[str]]:
             places[f"{'/'.join(file.parts[-3:])}:{warning.lineno}"] += 1
 
 
-def whole_step(bench: Bench, model: RewardModel) -> Iterator[Finding]:
+def whole_step_of_training(bench: Bench, model: RewardModel) -> Iterator[Finding]:
+    """List where a step of training's engine waits; the model is that engine's from then on."""
+    from gpu.alone import build_engine  # needs Accelerate, which the rest of this part does not
+
+    engine = build_engine(bench, model, zero_stage=0)
+    yield from whole_step(bench, model, engine, "training's")
+
+
+def whole_step(bench: Bench, model: RewardModel, engine: Any, name: str) -> Iterator[Finding]:
     """List where a step waits, and how often."""
     work = Workload.of(
         bench, tokens=bench.pick(8_192, 128), steps=2, vocabulary=model.classifier.config.vocab_size
     )
     set_layout(model, "packed")
     set_recomputation(model, False)
-    engine: Any = PlainEngine(model, OptimizerConfig(), device=bench.device, dtype=torch.bfloat16)
     for step in range(2):
         batches = work.ready(step, layout="packed", kernel="varlen", device=bench.device)
         bench.synchronize()
         with warnings_of_waits(not bench.is_dry) as places, Reads() as reads:
-            train_step(engine, batches, num_pairs=work.pairs_per_step, learning_rate=1e-5)
-    yield Finding(table=STEP, values={"where": "values read, all", "times": reads.seen.total()})
-    for place, times in places.most_common():
-        yield Finding(table=STEP, values={"where": place, "times": times})
+            train_step(
+                engine,
+                batches,
+                num_pairs=work.pairs_per_step,
+                learning_rate=1e-5,
+                votes=(False, False),
+            )
+    counts = [("values read, all", reads.seen.total()), *places.most_common()]
+    for place, times in counts:
+        yield Finding(table=STEP, values={"engine": name, "where": place, "times": times})

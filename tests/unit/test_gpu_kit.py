@@ -1,17 +1,23 @@
 """The kit for a GPU works before there is one: its parts on a CPU, its archive, its arithmetic."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gpu import pack, run
-from gpu.finding import Finding, attempt, cell, render
+from gpu import jobs_here, pack, run, speed
+from gpu.bench import Bench
+from gpu.finding import Finding, Values, attempt, cell, guard, render
+from gpu.jobs_here import Asked, Outcome, settings_of, train_all
 from gpu.shapes import NARROW, build_on, generated_lengths, shortened
 from gpu.trace import Kernel, Trace
 from machine import ROOT
@@ -37,7 +43,10 @@ def test_every_part_without_ray_runs_on_a_cpu(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gpu.part", *QUICK, "--out", str(tmp_path), "--dry-cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
     done = subprocess.run(
-        [*command, "--seconds", "900"], env=environment, capture_output=True, text=True
+        [*command, "--ends", str(time.monotonic() + 900)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-5000:]
     for name in QUICK:
@@ -77,6 +86,7 @@ def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_next(
         "name, out = sys.argv[1], sys.argv[3]\n"
         "row = {'table': 'T', 'values': {'x': 1}, 'ok': name != 'syncs'}\n"
         "open(f'{out}/{name}.jsonl', 'w').write(json.dumps(row) + '\\n')\n"
+        "print('rows in', out)\n"
         "if name == 'kernels': sys.exit('no such kernel')\n"
         "if name == 'speed': time.sleep(60)\n"
     )
@@ -94,6 +104,7 @@ def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_next(
     assert parts["liger"]["status"] == "done"
     assert [len(part["findings"]) for part in parts.values()] == [1, 1, 1, 1]
     assert sorted(path.name for path in out.iterdir()) == ["kit.json", "kit.log", "kit.md"]
+    assert f"rows in {out}\n" in (out / run.LOG).read_text()  # where a kill of the kit leaves them
 
 
 def test_no_part_is_started_once_the_budget_is_spent(tmp_path: Path) -> None:
@@ -117,6 +128,124 @@ def test_a_setting_that_fails_is_a_row_and_misses_its_goal() -> None:
     finding = attempt("T", {"setting": 1}, fail)
     assert finding.ok is False
     assert finding.values == {"setting": 1, "failed": "OutOfMemoryError: no room"}
+
+
+def test_what_fails_outside_of_a_setting_is_the_last_row() -> None:
+    def find() -> Iterator[Finding]:
+        yield Finding(table="T", values={"x": 1})
+        raise ValueError("no kernels")
+
+    first, last = guard("T", {"setting": 1}, find())
+    assert first.values == {"x": 1}
+    assert last.values == {"setting": 1, "failed": "ValueError: no kernels"}
+    assert last.ok is False
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Take every setting of ``speed`` for measured, with neither model nor profile."""
+
+    def measure(_: Any, __: Any, setting: speed.Setting, *___: Any) -> tuple[Values, None]:
+        return {"ms a step": 1.0, "computed/distinct": 1.0, "GB": 0.0}, None
+
+    monkeypatch.setattr(speed, "measure_matrix_peak", lambda *_: 1.0)
+    monkeypatch.setattr(speed, "build", lambda *_: None)
+    monkeypatch.setattr(speed, "measure_setting", measure)
+    monkeypatch.setattr(speed, "profile_step", lambda *_: iter(()))
+    monkeypatch.setattr(speed, "find_spec", lambda _: None)
+    return monkeypatch
+
+
+def bench_until(ends: float, folder: Path) -> Bench:
+    return Bench(device=torch.device("cpu"), folder=folder, ends=ends)
+
+
+def fail(*_: Any) -> Any:
+    raise torch.OutOfMemoryError("no room")
+
+
+@pytest.mark.parametrize(
+    ("broken", "failure", "num_lost"),
+    [
+        ("measure_setting", fail, 1),
+        ("profile_step", lambda *_: iter(fail, None), 0),  # fails when it is gone through
+        ("build", fail, len(speed.groups()[0])),
+    ],
+)
+def test_speed_goes_on_after_a_first_setting_profile_or_set_up_that_fails(
+    broken: str, failure: Any, num_lost: int, steps: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ways = itertools.chain([failure], itertools.repeat(getattr(speed, broken)))
+    steps.setattr(speed, broken, lambda *arguments: next(ways)(*arguments))
+    findings = list(speed.measure(bench_until(time.monotonic() + 900, tmp_path)))
+    [failed] = [each.values["failed"] for each in findings if "failed" in each.values]
+    assert failed == "OutOfMemoryError: no room"
+    settings = sum(map(len, speed.groups()))
+    assert sum("ms a step" in each.values for each in findings) == settings - num_lost
+
+
+def test_packed_over_padded_comes_before_any_other_model_and_compiling_wants_more_time(
+    steps: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    findings = list(speed.measure(bench_until(time.monotonic() + 30, tmp_path)))
+    ratios = [i for i, each in enumerate(findings) if "ratio of tokens" in each.values]
+    padded = [i for i, each in enumerate(findings) if each.values.get("pairs") == "padded"]
+    assert ratios == [i + 1 for i in padded]
+    late = [each.values for each in findings if "failed" in each.values]
+    assert [(row["compiled"], row["failed"]) for row in late] == 2 * [(True, "no time was left")]
+
+
+def asked_for(bench: Bench, *names: str) -> list[Asked]:
+    return [
+        Asked(name=name, settings=settings_of(bench, name, zero_stage=0, steps=20), killed=False)
+        for name in names
+    ]
+
+
+def test_runs_at_once_share_no_storage_and_come_as_they_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = asked_for(bench_until(time.monotonic() + 900, tmp_path), "first", "second")
+    paths = {Path(each.settings["run"]["storage_path"]) for each in (first, second)}
+    assert len(paths) == 2
+    assert not any(one in other.parents for one in paths for other in paths)
+
+    let_go = threading.Event()
+
+    def train(_: Bench, asked: Asked) -> Outcome:
+        assert asked.name == "second" or let_go.wait(60)
+        return Outcome(asked=asked, values={})
+
+    monkeypatch.setattr(jobs_here, "train", train)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2 * jobs_here.CORES_A_JOB)
+    outcomes = train_all(bench_until(time.monotonic() + 900, tmp_path), [first, second])
+    assert next(outcomes).asked.name == "second"
+    let_go.set()
+    assert next(outcomes).asked.name == "first"
+
+
+def test_whatever_goes_wrong_with_a_run_is_its_own_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = bench_until(time.monotonic() + 900, tmp_path)
+    monkeypatch.setattr(jobs_here, "run_to_end", lambda *_: 0.0)
+    [outcome] = train_all(bench, asked_for(bench, "run"))  # it left no files
+    assert outcome.problem.startswith("FileNotFoundError")
+    assert outcome.values["failed"] == outcome.problem
+
+    late = bench_until(time.monotonic(), tmp_path)
+    [outcome] = train_all(late, asked_for(late, "run"))
+    assert outcome.problem == "TimeoutError: no time was left"
+
+
+def test_a_run_that_outlasts_the_part_is_killed_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_here, "LEAST_S", 0.0)
+    bench = bench_until(time.monotonic() + 2, tmp_path)
+    [outcome] = train_all(bench, asked_for(bench, "run"))
+    assert outcome.problem == "TimeoutError: the run's end did not come in the part's time"
+    assert time.monotonic() < bench.ends + run.TIDY_S
 
 
 def test_rows_of_one_table_share_columns_and_figures_have_three_digits() -> None:
