@@ -157,7 +157,7 @@ class ModelConfig:
 
     gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute activations in the backward pass: less memory, about a third more time. 'auto' does
-    so where what fits in memory is predicted to be fastest that way."""
+    so where what fits in memory is predicted to be clearly faster that way."""
 
     liger: Literal["auto", "on", "off"] = "auto"
     """Liger's fused Triton kernels, which need a GPU; 'auto' uses them where there is one."""
@@ -271,8 +271,8 @@ class ClusterConfig:
 
     zero_stage: ZeroStage = 0
     """DeepSpeed ZeRO: 1 shards the optimizer, 2 also the gradients, 3 also the weights; 0 is
-    plain data parallelism without DeepSpeed. 'auto' takes the stage that is predicted to be the
-    fastest of those that fit in memory; a resumed run keeps it."""
+    plain data parallelism without DeepSpeed. 'auto' takes the lowest stage that fits in
+    memory and is predicted within 10% of the fastest; a resumed run keeps it."""
 
     offload: Literal["none", "optimizer", "all"] = "none"
     """Keep ZeRO's optimizer state ('optimizer'), and at stage 3 the weights too ('all'), in the

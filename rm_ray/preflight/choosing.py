@@ -1,4 +1,4 @@
-"""Settings that are 'auto' -> the fastest way to train that fits, by estimate and prediction."""
+"""Settings that are 'auto' -> a fast way to train that fits, by estimate and prediction."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rm_ray.preflight.brief import smallest_gpu
 from rm_ray.preflight.checks import GIGABYTE
 from rm_ray.preflight.machines import Machine, ask_gpus
 from rm_ray.preflight.memory import MemorySetting, alternatives, estimate
-from rm_ray.preflight.network import BETWEEN_NODES, GPUS_PER_NODE, WITHIN_NODE, Network
+from rm_ray.preflight.network import GPUS_PER_NODE, Network
 from rm_ray.preflight.planning import architecture_of, memory_setting, why_not_estimated
-from rm_ray.preflight.prediction import Choice, choices_of
+from rm_ray.preflight.prediction import EQUAL, Choice, choices_of, preferred
 from rm_ray.preflight.timing import COMPUTE_SHARE, GPU_PEAK, Compute
 from rm_ray.preflight.workload import look
 from rm_ray.train.prepare import Prepared
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 STEPS = 40
 """How many steps are looked at."""
 
-NETWORK = Network(within_node=WITHIN_NODE, between_nodes=BETWEEN_NODES, gpus_per_node=GPUS_PER_NODE)
+NETWORK = Network.assumed()
 ASSUMED = Compute(peak=GPU_PEAK, reached=COMPUTE_SHARE * GPU_PEAK, source="assumed")
 
 
@@ -55,8 +55,13 @@ def find_room(config: TrainConfig, machines: Sequence[Machine]) -> Room:
     if gpu_memory is None:
         told = [gpu.memory for facts in ask_gpus(with_gpus) for gpu in facts.gpus]
         gpu_memory = min((size for size in told if size), default=None)
-    most = max((machine.num_gpus for machine in with_gpus), default=GPUS_PER_NODE)
-    return Room(gpu_memory=gpu_memory, network=replace(NETWORK, gpus_per_node=most))
+    network = Network.assumed(gpus_per_node=gpus_of_a_machine(machines) or GPUS_PER_NODE)
+    return Room(gpu_memory=gpu_memory, network=network)
+
+
+def gpus_of_a_machine(machines: Sequence[Machine]) -> int:
+    """Return the GPUs of the machine with the most."""
+    return max((machine.num_gpus for machine in machines), default=0)
 
 
 def memory_of_a_worker(config: TrainConfig, machines: Sequence[Machine]) -> int | None:
@@ -79,9 +84,11 @@ def is_open(config: TrainConfig) -> bool:
 def choose(prepared: Prepared, room: Room, *, num_workers: int) -> Prepared:
     """Fill in what is 'auto' for the fewest workers that the run may go on with; say it in a line.
 
-    On GPUs that is what is predicted to be the fastest of all that fits, on CPUs the first that
-    fits of the order in which settings are to be preferred, stage 0 without recomputation before
-    all others. Where nothing fits, what needs the least memory is taken.
+    On GPUs ``preferred`` decides: of the ways that fit and are predicted within 10% of the fastest
+    of them, that of the lowest stage, then without recomputation, without a second partition, with
+    the least traffic. On CPUs it is the first that fits of the order in which settings are to be
+    preferred, stage 0 without recomputation before all others. Where nothing fits, what needs the
+    least memory is taken.
 
     Raises:
         InputError: the memory of GPUs or of the model is not known.
@@ -164,29 +171,34 @@ def _choose_on_gpus(
     if why:
         names = [name for name in CHOSEN if flatten(config.to_json())[name] == "auto"]
         raise InputError(f"{' and '.join(names)} cannot be 'auto': {why}; set a value")
-    workload = look(plain.plan, world_size=num_workers, most_steps=STEPS)
-    _, choices = choices_of(
-        plain.plan,
-        ModelFlops.of(plain.classifier),
-        architecture_of(plain),
-        memory_setting(plain, workload, world_size=num_workers),
-        compute=room.compute,
-        network=room.network,
-        gpu_memory=room.gpu_memory,
-    )
     secondary = config.cluster.zero_secondary_partition
-    return _fastest(
+    return _simplest(
         [
             choice
-            for choice in choices
+            for choice in predict_ways(plain, room, num_workers=num_workers)
             if _is_asked(choice.setting, config)
             and secondary in ("auto", choice.setting.secondary_over > 0)
         ]
     )
 
 
-def _fastest(known: Sequence[Choice]) -> tuple[MemorySetting, str]:
-    """Return the fastest that fits, of equals the first, else what needs the least memory.
+def predict_ways(prepared: Prepared, room: Room, *, num_workers: int) -> list[Choice]:
+    """Return every way to train on so many GPUs with its time, and whether it fits."""
+    workload = look(prepared.plan, world_size=num_workers, most_steps=STEPS)
+    _, choices = choices_of(
+        prepared.plan,
+        ModelFlops.of(prepared.classifier),
+        architecture_of(prepared),
+        memory_setting(prepared, workload, world_size=num_workers),
+        compute=room.compute,
+        network=room.network,
+        gpu_memory=room.gpu_memory,
+    )
+    return choices
+
+
+def _simplest(known: Sequence[Choice]) -> tuple[MemorySetting, str]:
+    """Return the preferred way that fits, else what needs the least memory.
 
     Raises:
         InputError: a second partition is asked for where there can be none.
@@ -196,13 +208,13 @@ def _fastest(known: Sequence[Choice]) -> tuple[MemorySetting, str]:
             "cluster.zero_secondary_partition is true, which takes several machines that are full "
             "of workers; set it to false or 'auto'"
         )
-    fitting = [choice for choice in known if choice.fits]
-    if not fitting:
+    best = preferred(known)
+    if best is None:
         best = min(known, key=lambda choice: choice.estimated.device)
         needed = best.estimated.device / GIGABYTE
         return best.setting, f"nothing fits; this needs the least, {needed:.1f} GB a GPU"
-    best = min(fitting, key=lambda choice: choice.time.seconds)
+    fitting = sum(choice.fits is not False for choice in known)
     return best.setting, (
-        f"predicted the fastest of {len(fitting)} ways that fit: {best.time.seconds:.3f} s a step, "
-        f"{best.estimated.device / GIGABYTE:.1f} GB a GPU"
+        f"of {fitting} ways that fit the simplest predicted within {EQUAL - 1:.0%} of the fastest: "
+        f"{best.time.seconds:.3f} s a step, {best.estimated.device / GIGABYTE:.1f} GB a GPU"
     )

@@ -10,13 +10,17 @@ GIGABYTE = 10**9
 GPUS_PER_NODE = 8
 """Of the machines that train large models, where nothing else is said."""
 
-LATENCY = 50e-6
-"""Seconds of the smallest collective over 64 GPUs, where none was measured: an assumption."""
-
+HOP_WITHIN, HOP_BETWEEN = 3.4e-6, 14e-6
+"""Seconds of a ring's hop over NVLink and over a network, where none was measured (NCCL's
+``src/graph/tuning.cc``, ``hwLat``: ring, Simple)."""
 
 WITHIN_NODE, BETWEEN_NODES = 450 * GIGABYTE, 50 * GIGABYTE
-"""Bytes per second of a GPU where nothing is known: an H100's NVLink (NVIDIA's data sheet), and a
-network card of 400 Gbit/s for each GPU. Assumptions."""
+"""Bytes per second of a GPU's line where nothing is known: an H100's NVLink (NVIDIA's data sheet),
+and a network card of 400 Gbit/s for each GPU. Assumptions."""
+
+LINE_SHARE = 0.7
+"""Of the line rate in large messages, where links are assumed: NCCL's bus bandwidth usually reaches
+0.6 to 0.8 of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +35,8 @@ class Network:
 
     gpus_per_node: int = GPUS_PER_NODE
 
-    latency: float = LATENCY
-    """Seconds that a collective takes however little it moves."""
+    latency: float | None = None
+    """Seconds of the smallest all-reduce where it was measured; none: those of its ring's hops."""
 
     def __post_init__(self) -> None:
         for name in ("within_node", "between_nodes"):
@@ -41,8 +45,17 @@ class Network:
                 raise ValueError(f"{name} must be above 0 bytes/s, got {value}")
         if self.gpus_per_node < 1:
             raise ValueError(f"gpus_per_node must be at least 1, got {self.gpus_per_node}")
-        if not (self.latency >= 0 and math.isfinite(self.latency)):
+        if self.latency is not None and not (self.latency >= 0 and math.isfinite(self.latency)):
             raise ValueError(f"latency must be at least 0 seconds, got {self.latency}")
+
+    @classmethod
+    def assumed(cls, *, gpus_per_node: int = GPUS_PER_NODE) -> Network:
+        """Return the network where nothing is given or measured."""
+        return cls(
+            within_node=LINE_SHARE * WITHIN_NODE,
+            between_nodes=LINE_SHARE * BETWEEN_NODES,
+            gpus_per_node=gpus_per_node,
+        )
 
     @classmethod
     def measured(
@@ -52,16 +65,17 @@ class Network:
         gpus_per_node: int,
         bus_bandwidth: float,
         within_node: float | None = None,
-        latency: float = LATENCY,
+        latency: float | None = None,
     ) -> Network:
         """Return the network on which all ranks reach a bus bandwidth, in bytes per second.
 
         That is what each rank sends in a ring, 2 (W - 1) / W times the bytes of an all-reduce, over
-        its seconds. Where the ring crosses machines, all GPUs of a machine share the crossing.
+        its seconds. Where the ring crosses machines, all ranks of a machine share the crossing.
         """
         inside = bus_bandwidth if within_node is None else within_node
         crosses = world_size > gpus_per_node
-        between = bus_bandwidth / gpus_per_node if crosses else inside
+        cards = _fewest(world_size, gpus_per_node)
+        between = bus_bandwidth / cards if crosses else inside
         return cls(
             within_node=inside,
             between_nodes=between,
@@ -73,14 +87,35 @@ class Network:
         """Return what each of so many neighbours sends in a ring, in bytes per second.
 
         NCCL lays one ring for each network card, and each crosses between machines at another
-        GPU: a machine's cards carry together what one NVLink carries inside.
+        GPU: a machine's cards carry together what one NVLink carries inside. The machine with the
+        fewest ranks has the fewest cards.
         """
         if ranks <= self.gpus_per_node:
             return self.within_node
-        return min(self.within_node, self.gpus_per_node * self.between_nodes)
+        cards = _fewest(ranks, self.gpus_per_node)
+        return min(self.within_node, cards * self.between_nodes)
+
+    def round(self, ranks: int) -> float:
+        """Return the seconds of a ring's W - 1 hops, however little they move.
+
+        That is a gather or a scatter; an all-reduce goes round twice. Where ranks fill machines one
+        after the other, a hop less than there are machines crosses the network.
+        """
+        if self.latency is not None:
+            return self.latency / 2
+        crossings = -(-ranks // self.gpus_per_node) - 1
+        return crossings * HOP_BETWEEN + (ranks - 1 - crossings) * HOP_WITHIN
 
     def seconds(self, sent: float, *, ranks: int, collectives: int = 1) -> float:
-        """Return how long collectives over so many ranks take in which each sends so many bytes."""
+        """Return how long collectives over so many ranks take in which each sends so many bytes.
+
+        Each goes round once.
+        """
         if ranks == 1:
             return 0.0
-        return sent / self.bus_bandwidth(ranks) + collectives * self.latency
+        return sent / self.bus_bandwidth(ranks) + collectives * self.round(ranks)
+
+
+def _fewest(ranks: int, gpus_per_node: int) -> int:
+    """Return the ranks of the machine with the fewest, where they fill one after the other."""
+    return ranks % gpus_per_node or gpus_per_node

@@ -19,6 +19,9 @@ from rm_ray.preflight.workload import look
 STEPS = 40
 """How many steps are looked at for each number of GPUs."""
 
+EQUAL = 1.1
+"""Times the fastest's seconds up to which ways count as equally fast: predictions are no finer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -33,7 +36,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The fastest way that fits on a number of GPUs, if there is one."""
+    """The preferred way that fits on a number of GPUs, if there is one."""
 
     num_workers: int
     tokens: float
@@ -55,14 +58,26 @@ class Prediction:
 
     @property
     def best(self) -> Choice | None:
-        """The fastest that fits on the asked number of GPUs."""
-        return fastest(self.choices)
+        """The preferred way that fits on the asked number of GPUs."""
+        return preferred(self.choices)
 
 
-def fastest(choices: Sequence[Choice]) -> Choice | None:
-    """Return the fastest that fits, or that may; of equals the first."""
+def preferred(choices: Sequence[Choice]) -> Choice | None:
+    """Return the simplest of the ways that fit, or may fit, within 10% of the fastest of them.
+
+    Simplest is the lowest stage, then no recomputation, then no second partition, then the least
+    traffic: what ZeRO does on the host is not predicted, and grows with the stage.
+    """
     fitting = [choice for choice in choices if choice.fits is not False]
-    return min(fitting, key=lambda choice: choice.time.seconds, default=None)
+    fastest = min((choice.time.seconds for choice in fitting), default=0.0)
+    equal = [choice for choice in fitting if choice.time.seconds <= EQUAL * fastest]
+    return min(equal, key=_complexity, default=None)
+
+
+def _complexity(choice: Choice) -> tuple[int, bool, bool, float]:
+    setting = choice.setting
+    is_second = setting.secondary_over > 0
+    return setting.zero_stage, setting.checkpointing, is_second, choice.time.traffic
 
 
 def choices_of(
@@ -77,7 +92,13 @@ def choices_of(
 ) -> tuple[Load, list[Choice]]:
     """Return the steps that were looked at, and every way to take them on so many GPUs."""
     workers = setting.world_size
-    load = Load.of(plan, flops, world_size=workers, most_steps=STEPS)
+    load = Load.of(
+        plan,
+        flops,
+        world_size=workers,
+        most_steps=STEPS,
+        counts_padding=not compute.is_measured,
+    )
     workload = look(plan, world_size=workers, most_steps=STEPS)
     accumulates = workload.most_micro_batches > 1
     there = replace(setting, accumulates=accumulates, secondary_over=0)
@@ -115,7 +136,7 @@ def predict_run(
             gpu_memory=gpu_memory,
         )
         each = load.tokens / load.num_steps / num_workers
-        points.append(Point(num_workers=num_workers, tokens=each, best=fastest(choices)))
+        points.append(Point(num_workers=num_workers, tokens=each, best=preferred(choices)))
         if num_workers == asked:
             mine = sorted(choices, key=lambda choice: choice.time.seconds)
     return Prediction(
@@ -151,18 +172,16 @@ def describe_prediction(prediction: Prediction) -> list[str]:
         f"time of {prediction.num_workers} GPUs, predicted, not measured: {compute.source}; "
         f"{network.within_node / 1e9:g} GB/s a GPU within machines of {network.gpus_per_node}, "
         f"{network.between_nodes / 1e9:g} GB/s between them",
-        f"  {'stage':9} {'recompute':9} {'s/step':>8} {'compute':>8} {'exposed':>8} {'traffic':>8} "
-        f"{'MFU':>6} {'hours':>8} {'GPU-hours':>10}",
+        f"  {'stage':9} {'recompute':9} {_HEADER}",
     ]
     for choice in prediction.choices:
         note = {None: "", True: "fits", False: "too large"}[choice.fits]
         if choice is prediction.best:
-            note = f"{note}, fastest".removeprefix(", ")
+            note = f"{note}, recommended".removeprefix(", ")
         lines.append(f"  {_way(choice)} {_cells(choice, prediction.num_steps)}  {note}".rstrip())
     lines += [
-        "predicted over numbers of GPUs, each in the fastest way that fits:",
-        f"  {'GPUs':>5} {'tokens each':>11} {'stage':9} {'recompute':9} {'s/step':>8} "
-        f"{'compute':>8} {'exposed':>8} {'traffic':>8} {'MFU':>6} {'hours':>8} {'GPU-hours':>10}",
+        "predicted over numbers of GPUs, each in the way recommended there:",
+        f"  {'GPUs':>5} {'tokens each':>11} {'stage':9} {'recompute':9} {_HEADER}",
     ]
     for point in prediction.curve:
         start = f"  {point.num_workers:>5} {point.tokens:>11,.0f}"
@@ -171,6 +190,12 @@ def describe_prediction(prediction: Prediction) -> list[str]:
             continue
         lines.append(f"{start} {_way(point.best)} {_cells(point.best, prediction.num_steps)}")
     return lines
+
+
+_HEADER = (
+    f"{'s/step':>8} {'compute':>8} {'update':>8} {'exposed':>8} {'traffic':>8} {'MFU':>6} "
+    f"{'hours':>8} {'GPU-hours':>10}"
+)
 
 
 def _way(choice: Choice) -> str:
@@ -183,8 +208,8 @@ def _cells(choice: Choice, num_steps: int) -> str:
     time, workers = choice.time, choice.setting.world_size
     hours = time.hours(num_steps)
     return (
-        f"{time.seconds:>8.3f} {time.compute:>8.3f} {time.exposed:>8.3f} {time.traffic:>8.3f} "
-        f"{time.utilisation:>6.2f} {hours:>8.2f} {hours * workers:>10.1f}"
+        f"{time.seconds:>8.3f} {time.compute:>8.3f} {time.update:>8.3f} {time.exposed:>8.3f} "
+        f"{time.traffic:>8.3f} {time.utilisation:>6.2f} {hours:>8.2f} {hours * workers:>10.1f}"
     )
 
 

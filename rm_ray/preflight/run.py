@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,13 @@ from rm_ray.config import BUILTIN, ClusterConfig, TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.preflight import checks
 from rm_ray.preflight.checks import GIGABYTE, Verdict
-from rm_ray.preflight.choosing import Room, choose, memory_of_a_worker
+from rm_ray.preflight.choosing import (
+    Room,
+    choose,
+    gpus_of_a_machine,
+    memory_of_a_worker,
+    predict_ways,
+)
 from rm_ray.preflight.machines import (
     Facts,
     Machine,
@@ -27,7 +33,7 @@ from rm_ray.preflight.machines import (
 from rm_ray.preflight.memory import FLOAT32
 from rm_ray.preflight.network import Network
 from rm_ray.preflight.planning import count_workers, flops_of_pair, plan_run, predict_times
-from rm_ray.preflight.prediction import Choice
+from rm_ray.preflight.prediction import Choice, preferred
 from rm_ray.preflight.report import (
     ADVICE,
     Alternative,
@@ -41,7 +47,7 @@ from rm_ray.preflight.report import (
 from rm_ray.preflight.services import ask_services
 from rm_ray.storage import Storage
 from rm_ray.train.attempts import list_checkpoints
-from rm_ray.train.prepare import Prepared, prepare_for
+from rm_ray.train.prepare import Prepared, keep_choices, prepare_for
 from rm_ray.train.session import fit_to_cluster, ray_cluster
 
 if TYPE_CHECKING:
@@ -82,7 +88,7 @@ def run_preflight(command: PreflightCommand) -> Findings:
     Raises:
         InputError: there is no Ray at the given address.
     """
-    config = command.config
+    config = _kept(command.config)
     verdicts: list[Verdict] = []
     with _some_cluster(config.cluster):
         machines = list_machines()
@@ -97,15 +103,25 @@ def run_preflight(command: PreflightCommand) -> Findings:
             verdicts += ask_services(config, storage)
             if facts is None:  # pairs could not be kept anywhere
                 return Findings(verdicts=tuple(verdicts))
-            prepared = _choose(command, prepare_for(config), machines, facts, is_elsewhere)
+            prepared = prepare_for(config)
+            network, told = _network(command, prepared, is_elsewhere=is_elsewhere)
+            verdicts += [told] if told else []
+            known = [] if is_elsewhere else machines
+            room = _room(command, config, known, network, gpu_memory=_gpu_memory(command, facts))
+            least = (command.config.cluster.worker_bounds or (count_workers(prepared),))[0]
+            prepared = choose(prepared, room, num_workers=least)
             config = prepared.config
             planned = plan_run(
                 prepared,
-                least_workers=(command.config.cluster.worker_bounds or (None,))[0],
-                gpu_memory=_gpu_memory(command, facts),
+                least_workers=least,
+                gpu_memory=room.gpu_memory,
                 most_steps=STEPS,
-                gpus_per_node=command.gpus_per_node,
+                gpus_per_node=room.network.gpus_per_node,
             )
+            predicts = bool(config.cluster.use_gpu) and not planned.why_no_memory
+            if predicts and room.gpu_memory is not None:
+                best = preferred(predict_ways(prepared, room, num_workers=least))
+                planned = replace(planned, alternatives=_recommend(planned.alternatives, best))
         except InputError as error:
             return Findings(verdicts=tuple(verdicts), error=str(error))
         verdicts += _judge(prepared, planned, machines, facts, is_elsewhere=is_elsewhere)
@@ -113,21 +129,15 @@ def run_preflight(command: PreflightCommand) -> Findings:
             planned = replace(planned, speed=_speed(command, prepared, planned))
         except InputError as error:
             verdicts.append(checks.warn("speed", str(error), "measure where it trains"))
-        network, told = _network(command, prepared, is_elsewhere=is_elsewhere)
-        verdicts += [told] if told else []
-        if network is not None and config.cluster.use_gpu and not planned.why_no_memory:
+        if network is not None and predicts:
             measured = planned.speed.flops_per_second if planned.speed else None
             prediction = predict_times(
                 prepared,
-                compute=command.compute(measured),
+                compute=replace(command.compute(measured), is_measured=measured is not None),
                 network=network,
                 gpu_memory=planned.gpu_memory,
             )
-            planned = replace(
-                planned,
-                prediction=prediction,
-                alternatives=_recommend(planned.alternatives, prediction.best),
-            )
+            planned = replace(planned, prediction=prediction)
     return Findings(verdicts=tuple(verdicts), planned=planned)
 
 
@@ -238,7 +248,7 @@ def _speed(command: PreflightCommand, prepared: Prepared, planned: Planned) -> S
 
 
 def _recommend(alternatives: Sequence[Alternative], best: Choice | None) -> tuple[Alternative, ...]:
-    """Mark the way that is predicted to be the fastest, in the table of memory too."""
+    """Mark the way that 'auto' would take, in the table of memory too."""
     if best is None:
         return tuple(alternatives)
     wanted = (best.setting.zero_stage, best.setting.offload, best.setting.checkpointing)
@@ -252,23 +262,35 @@ def _recommend(alternatives: Sequence[Alternative], best: Choice | None) -> tupl
     )
 
 
-def _choose(
+def _kept(config: TrainConfig) -> TrainConfig:
+    """Return the settings with what a run of that name chose as it began.
+
+    A storage that cannot be read is judged by its check.
+    """
+    with suppress(InputError, OSError):
+        return keep_choices(config, Storage.open(config.run.storage_path).folder(config.run.name))
+    return config
+
+
+def _room(
     command: PreflightCommand,
-    prepared: Prepared,
+    config: TrainConfig,
     machines: Sequence[Machine],
-    facts: Sequence[Facts],
-    is_elsewhere: bool,
-) -> Prepared:
-    """Fill in what is 'auto', as a training on the cluster that is spoken of would."""
-    given = command.network
-    room = Room(
-        gpu_memory=_gpu_memory(command, facts),
-        machine_memory=None if is_elsewhere else memory_of_a_worker(prepared.config, machines),
+    network: Network | None,
+    *,
+    gpu_memory: int | None,
+) -> Room:
+    """Return where a run is to fit on these machines, on the network given or measured if any.
+
+    Of machines without GPUs, or none, those asked for by ``--gpus_per_node`` are assumed.
+    """
+    gpus = gpus_of_a_machine(machines) or command.gpus_per_node
+    return Room(
+        gpu_memory=gpu_memory,
+        machine_memory=memory_of_a_worker(config, machines),
+        network=network or Network.assumed(gpus_per_node=gpus),
         compute=command.compute(None),
-        **({} if given is None else {"network": given}),
     )
-    least = (command.config.cluster.worker_bounds or (count_workers(prepared),))[0]
-    return choose(prepared, room, num_workers=least)
 
 
 def _network(

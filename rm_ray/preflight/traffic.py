@@ -123,7 +123,8 @@ def _sharded(
     the end of the model and back is twice what lies between, or three times where each layer is
     computed again on the way back. For that nothing is gathered beyond it where a layer has half
     of those numbers at most (with ``LIVE``, a billion, more than one of a 70B model): of larger
-    ones, what is gathered twice on the way back is left out. With a second partition all but the first pass of a step gathers within a machine.
+    ones, what is gathered twice on the way back is left out. With a second partition all but the
+    first pass of a step gathers within a machine.
     """
     large = [numbers for numbers in architecture.parameters if numbers > PERSISTENT]
     small = architecture.num_parameters - sum(large)

@@ -12,8 +12,8 @@ BUCKET = 200_000_000
 
 What is exchanged last has no arithmetic beside it: at 400 MB and 50 GB/s a GPU 8 ms, where
 DeepSpeed's half a billion cost 20 of a step's 300. Over 64 GPUs 400 MB are still messages of 6 MB,
-whose latency (64 hops of about 10 microseconds) is less than a tenth. A tensor that is larger, as
-the embedding of 8B (0.5e9) and the feed-forward of 70B (0.23e9), is exchanged by itself.
+whose latency (0.3 ms a round, ``preflight/network.py``) is less than a tenth. A tensor that is
+larger, as the embedding of 8B (0.5e9) and the feed-forward of 70B (0.23e9), is exchanged by itself.
 """
 
 LIVE = 2_000_000_000

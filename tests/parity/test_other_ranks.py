@@ -86,7 +86,8 @@ def test_a_second_partition_changes_nothing_but_who_weights_are_gathered_from(
     over_nodes: Path,
 ) -> None:
     once, twice = (
-        torch.load(over_nodes / f"3-float32-none-packed{more}-wide.pt") for more in ("", "-secondary")
+        torch.load(over_nodes / f"3-float32-none-packed{more}-wide.pt")
+        for more in ("", "-secondary")
     )
     for measured, again, weights, resumed, _ in (once, twice):
         assert measured[1:] == again

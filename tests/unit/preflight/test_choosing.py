@@ -13,9 +13,12 @@ from rm_ray.data.pair_tokens import PairLengths
 from rm_ray.data.plan import Plan, PlanSettings
 from rm_ray.errors import InputError
 from rm_ray.preflight.checks import usable
-from rm_ray.preflight.choosing import Room, choose
+from rm_ray.preflight.choosing import Room, choose, find_room, predict_ways
+from rm_ray.preflight.machines import KIND, Machine
 from rm_ray.preflight.memory import estimate
+from rm_ray.preflight.network import Network
 from rm_ray.preflight.planning import architecture_of, memory_setting, row_of
+from rm_ray.preflight.prediction import preferred
 from rm_ray.preflight.workload import look
 from rm_ray.recipe import parse_config
 from rm_ray.storage import Storage
@@ -75,6 +78,14 @@ def chosen(prepared: Any, room: Room, *, num_workers: int = 64) -> tuple[Any, ..
     return tuple(settings[name] for name in CHOSEN)
 
 
+def settled(prepared: Any) -> Any:
+    """The same with plain settings in place of 'auto'."""
+    config = prepared.config
+    cluster = replace(config.cluster, zero_stage=0, zero_secondary_partition=False)
+    model = replace(config.model, gradient_checkpointing=False)
+    return replace(prepared, config=replace(config, cluster=cluster, model=model))
+
+
 def needed(prepared: Any, config: TrainConfig, num_workers: int) -> int:
     """Bytes that a worker of these settings takes of its device, estimated anew."""
     settled = replace(prepared, config=config)
@@ -84,9 +95,32 @@ def needed(prepared: Any, config: TrainConfig, num_workers: int) -> int:
     return estimate(architecture_of(settled), row, setting).device
 
 
-def test_eight_billion_on_64_gpus_take_the_fastest_stage_and_recompute_nothing():
-    room = Room(gpu_memory=80 * GIGABYTE)
-    assert chosen(known(workers=64), room) == (3, False, False)
+def test_eight_billion_on_64_gpus_take_the_lowest_stage_of_those_nearly_as_fast(caplog):
+    room, prepared = Room(gpu_memory=80 * GIGABYTE), known(workers=64)
+    with caplog.at_level("INFO", logger="rm_ray"):
+        assert chosen(prepared, room) == (2, False, False)
+    assert "ways that fit the simplest predicted within 10% of the fastest: " in caplog.text
+
+
+def test_what_auto_takes_is_what_the_table_recommends():
+    room, prepared = Room(gpu_memory=80 * GIGABYTE), known(workers=64)
+    best = preferred(predict_ways(settled(prepared), room, num_workers=64))
+    assert best is not None
+    setting = best.setting
+    assert chosen(prepared, room) == (
+        setting.zero_stage,
+        setting.secondary_over > 0,
+        setting.checkpointing,
+    )
+
+
+def test_the_network_of_a_choice_is_that_of_the_cluster_s_own_machines():
+    machines = [
+        Machine(node_id="a", name="a", resources={"GPU": 4, "CPU": 64, f"{KIND}H100": 1}),
+        Machine(node_id="b", name="b", resources={"CPU": 64}),
+    ]
+    room = find_room(known(workers=8).config, machines)
+    assert room.network == Network.assumed(gpus_per_node=4)
 
 
 @pytest.mark.parametrize("gigabytes", [40, 80, 141])
@@ -144,7 +178,7 @@ def test_a_resumed_run_keeps_what_was_chosen(tmp_path):
     run.write_json("run.json", {"config": config.to_json()})
     refuse_other_config(run, asked)
     kept = flatten(keep_choices(asked, run).to_json())
-    assert tuple(kept[name] for name in CHOSEN) == (3, False, False)
+    assert tuple(kept[name] for name in CHOSEN) == (2, False, False)
     other = replace(asked, cluster=replace(asked.cluster, zero_stage=1))
     kept = flatten(keep_choices(other, run).to_json())
     assert tuple(kept[name] for name in CHOSEN) == (1, False, False)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_ray.preflight.network import Network
+from rm_ray.preflight.network import HOP_BETWEEN, HOP_WITHIN, Network
 
 EIGHT_CARDS = Network(within_node=450e9, between_nodes=50e9, gpus_per_node=8, latency=0.0)
 
@@ -18,7 +18,30 @@ def test_a_ring_within_a_machine_runs_at_its_links_and_across_at_the_cards_of_al
 def test_a_collective_takes_its_latency_however_little_it_moves():
     slow = Network(within_node=1e9, between_nodes=1e9, gpus_per_node=1, latency=0.25)
 
-    assert slow.seconds(0, ranks=2, collectives=3) == 0.75
+    assert slow.seconds(0, ranks=2, collectives=3) == 3 * 0.25 / 2  # half an all-reduce's each
+
+
+def test_latency_is_that_of_the_ring_s_hops_where_none_was_measured():
+    network = Network(within_node=1e9, between_nodes=1e9, gpus_per_node=8)
+
+    assert network.round(8) == pytest.approx(7 * HOP_WITHIN)
+    assert network.round(64) == pytest.approx(56 * HOP_WITHIN + 7 * HOP_BETWEEN)
+    assert network.round(9) == pytest.approx(7 * HOP_WITHIN + HOP_BETWEEN)
+    assert network.seconds(0, ranks=1, collectives=3) == 0.0
+
+
+def test_the_machine_with_the_fewest_ranks_crosses_on_the_fewest_cards():
+    assert EIGHT_CARDS.bus_bandwidth(9) == 50e9
+    assert EIGHT_CARDS.bus_bandwidth(12) == 200e9
+    assert EIGHT_CARDS.bus_bandwidth(16) == 400e9
+
+
+def test_assumed_links_reach_a_share_of_their_line_rate_and_given_ones_all_of_it():
+    assumed = Network.assumed(gpus_per_node=4)
+
+    assert (assumed.within_node, assumed.between_nodes) == pytest.approx((315e9, 35e9))
+    assert assumed.gpus_per_node == 4
+    assert EIGHT_CARDS.within_node == 450e9
 
 
 @given(st.floats(1e6, 1e12), st.integers(2, 64), st.integers(1, 8))

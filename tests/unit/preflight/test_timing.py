@@ -1,6 +1,7 @@
 """The predicted time of a step: known answers, and what must hold whatever the numbers."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,21 @@ from rm_ray.data.pair_tokens import PairLengths
 from rm_ray.data.plan import Plan, PlanSettings
 from rm_ray.model.flops import ModelFlops
 from rm_ray.preflight.architecture import Architecture
-from rm_ray.preflight.memory import MemorySetting
+from rm_ray.preflight.memory import MemoryEstimate, MemorySetting
 from rm_ray.preflight.network import Network
-from rm_ray.preflight.prediction import describe_prediction, predict_run, to_json, ways
-from rm_ray.preflight.timing import Compute, Load, predict, sizes_around
-from rm_ray.preflight.traffic import traffic_of
+from rm_ray.preflight.prediction import (
+    Choice,
+    choices_of,
+    describe_prediction,
+    predict_run,
+    preferred,
+    to_json,
+    ways,
+)
+from rm_ray.preflight.timing import Compute, Load, StepTime, predict, sizes_around, update_seconds
+from rm_ray.preflight.traffic import DDP_BUCKET, traffic_of
+from rm_ray.preflight.workload import look
+from rm_ray.train.zero import BUCKET
 
 COMPUTE = Compute(peak=1_000e12, reached=400e12, source="given")
 NETWORK = Network(within_node=450e9, between_nodes=50e9, gpus_per_node=8, latency=0.0)
@@ -82,11 +93,13 @@ def test_a_step_is_its_passes_and_the_traffic_that_they_do_not_hide():
     stage_2 = predict(load(400e12), EIGHT_BILLION, SETTING, compute=COMPUTE, network=NETWORK)
     ring = 2 * NUMBERS * 63 / 64 / 400e9  # eight cards of 50 GB/s
 
+    update = NUMBERS * 34 / 64 / 3e12
     assert stage_2.compute == pytest.approx(1.0)
+    assert stage_2.update == pytest.approx(update)
     assert stage_2.exposed == pytest.approx(ring)  # the new weights
     assert stage_2.traffic == pytest.approx(3 * ring)
-    assert stage_2.utilisation == pytest.approx(0.4 / (1 + ring))
-    assert stage_2.hours(3_600) == pytest.approx(1 + ring)
+    assert stage_2.utilisation == pytest.approx(0.4 / (1 + update + ring))
+    assert stage_2.hours(3_600) == pytest.approx(1 + update + ring)
 
     short = predict(load(4e12), EIGHT_BILLION, SETTING, compute=COMPUTE, network=NETWORK)
     assert short.exposed == pytest.approx(3 * ring - 0.01 * 2 / 3)
@@ -94,6 +107,48 @@ def test_a_step_is_its_passes_and_the_traffic_that_they_do_not_hide():
     again = replace(SETTING, checkpointing=True)
     recomputed = predict(load(400e12), EIGHT_BILLION, again, compute=COMPUTE, network=NETWORK)
     assert recomputed.compute == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "moved"),
+    [
+        (0, "bfloat16", 44),
+        (1, "bfloat16", 34 / 64),
+        (3, "bfloat16", 34 / 64),
+        (2, "float32", 28 / 64),
+    ],
+)
+def test_the_update_moves_a_rank_s_optimizer_state_through_its_memory(
+    stage: int, dtype: str, moved: float
+):
+    setting = replace(SETTING, zero_stage=stage, dtype=dtype)
+
+    assert update_seconds(3 * 10**9, setting) == pytest.approx(3e9 * moved / 3e12)
+
+
+def test_an_all_reduce_goes_round_twice_and_a_gather_within_a_machine_stays_there():
+    """No bandwidth counts on so fast a network, so that all that is left is latency."""
+    network = Network(within_node=1e30, between_nodes=1e30, gpus_per_node=8)
+
+    def seconds(stage: int, **changes: object) -> float:
+        setting = replace(SETTING, zero_stage=stage, **changes)
+        time = predict(load(1.0, 1.0), EIGHT_BILLION, setting, compute=COMPUTE, network=network)
+        return time.traffic
+
+    whole, near = network.round(64), network.round(8)
+    buckets = -(-NUMBERS // BUCKET)
+    assert seconds(0) == pytest.approx(2 * -(-4 * NUMBERS // DDP_BUCKET) * whole)
+    assert seconds(1) == pytest.approx((2 * buckets + 1) * whole)
+    assert seconds(2) == pytest.approx((2 * 2 * buckets + 1) * whole)
+    large = sum(n > 100_000 for n in EIGHT_BILLION.parameters)
+    setting = replace(SETTING, zero_stage=3, secondary_over=8)
+    back = traffic_of(EIGHT_BILLION, setting, num_micro_batches=1).backward[0]
+    again = back.collectives - buckets
+    assert 0 < again < large
+    assert seconds(3) == pytest.approx((2 * (large + again + buckets) + 1) * whole)
+    assert seconds(3, secondary_over=8) == pytest.approx(
+        (large + 2 * buckets + 1) * whole + (large + 2 * again) * near
+    )
 
 
 @given(
@@ -143,6 +198,70 @@ def test_the_load_is_that_of_the_slowest_rank_and_of_all_pairs():
     assert each.sum() / 8 <= slowest < 1.2 * each.sum() / 8  # ranks have nearly the same work
 
 
+def test_padding_takes_time_where_the_speed_is_assumed_and_is_no_progress():
+    flops = ModelFlops.of(classifier(2))
+    packed, padded = (
+        replace(some_plan(), settings=replace(some_plan().settings, layout=layout))
+        for layout in ("packed", "padded")
+    )
+
+    def of(plan: Plan, **changes: bool) -> Load:
+        return Load.of(plan, flops, world_size=1, most_steps=100, **changes)
+
+    def passes(one: Load) -> float:
+        return sum(map(sum, one.slowest))
+
+    assert passes(of(packed)) == pytest.approx(of(packed).total)
+    assert of(padded).total == pytest.approx(of(packed).total)
+    assert passes(of(padded, counts_padding=False)) == pytest.approx(of(packed).total)
+    workload = look(padded, world_size=1, most_steps=100)
+    waste = workload.computed / workload.distinct
+    assert waste > 1.05
+    assert passes(of(padded)) / of(padded).total == pytest.approx(waste, rel=0.01)
+
+
+@pytest.mark.parametrize(("is_measured", "pads"), [(False, True), (True, False)])
+def test_a_measured_speed_holds_the_padding_and_an_assumed_one_does_not(
+    is_measured: bool, pads: bool
+):
+    plan, flops = some_plan(), ModelFlops.of(classifier(2))
+    plan = replace(plan, settings=replace(plan.settings, layout="padded"))
+    work, _ = choices_of(
+        plan,
+        flops,
+        SMALL,
+        replace(SETTING, layout="padded", attention="sdpa", world_size=8),
+        compute=replace(COMPUTE, is_measured=is_measured),
+        network=NETWORK,
+        gpu_memory=None,
+    )
+
+    assert work == Load.of(plan, flops, world_size=8, most_steps=40, counts_padding=pads)
+
+
+def way(
+    seconds: float, stage: int, *, traffic: float = 0.0, fits: bool = True, **more: Any
+) -> Choice:
+    time = StepTime(compute=seconds, update=0, exposed=0, traffic=traffic, utilisation=0.1)
+    setting = replace(SETTING, zero_stage=stage, **more)
+    estimated = MemoryEstimate(moments=(), on_gpu=True)
+    return Choice(setting=setting, estimated=estimated, time=time, fits=fits)
+
+
+def test_of_ways_within_a_tenth_of_the_fastest_that_fits_the_simplest_is_preferred():
+    fastest = way(1.0, 3)
+    assert preferred([fastest, way(1.09, 2), way(1.11, 1), way(0.5, 0, fits=False)]) == way(1.09, 2)
+    plain, again = way(1.05, 3), way(1.0, 3, checkpointing=True)
+    assert preferred([again, plain]) == plain
+    second = way(1.0, 3, secondary_over=8)
+    assert preferred([second, plain]) == plain
+    assert preferred([again, way(1.0, 2, checkpointing=True), plain]).setting.zero_stage == 2
+    assert preferred([second, again]) == second  # recomputation counts before a second partition
+    quiet = way(1.04, 3, traffic=0.1)
+    assert preferred([way(1.0, 3, traffic=0.2), quiet]) == quiet
+    assert preferred([way(1.0, 0, fits=False)]) is None
+
+
 def test_more_gpus_are_faster_and_less_used_and_what_does_not_fit_is_not_taken():
     plan, flops = some_plan(), ModelFlops.of(classifier(32))
 
@@ -167,7 +286,7 @@ def test_more_gpus_are_faster_and_less_used_and_what_does_not_fit_is_not_taken()
     assert "nothing fits" in "\n".join(describe_prediction(nowhere))
     lines = describe_prediction(prediction)
     assert "predicted, not measured" in lines[0]
-    assert sum("fastest" in line for line in lines[2:12]) == 1
+    assert sum("recommended" in line for line in lines[2:12]) == 1
     document = to_json(prediction)
     assert document["is_predicted"] and document["best"]["seconds"] == prediction.best.time.seconds
 

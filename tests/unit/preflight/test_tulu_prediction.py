@@ -31,7 +31,7 @@ def test_the_readme_shows_what_is_predicted(prediction: Prediction):
     )
 
 
-def test_the_recipe_takes_the_fastest_way_and_its_longest_pair_fits(prediction: Prediction):
+def test_the_recipe_takes_the_preferred_way_and_its_longest_pair_fits(prediction: Prediction):
     recipe = predict.recipe()
     best = prediction.best
 
