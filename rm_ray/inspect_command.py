@@ -27,8 +27,8 @@ class InspectCommand:
     """Show what would be trained on: how sources are read, and rows as messages, text and tokens.
 
     Takes the settings of ``jobs/train.py``, and needs no cluster. The exit status is 0, also where
-    rows are refused, or 2 where something given is wrong, or a column of the conversation is not
-    used.
+    rows are refused, or 2 where something given is wrong, a column of the conversation is not used,
+    or no row has a column that data.columns names.
     """
 
     recipe: Path | None = None
@@ -71,7 +71,8 @@ def main_inspect(arguments: Sequence[str]) -> int:
 
 
 def _show(command: InspectCommand) -> None:
-    from rm_ray.data.tokenization import PairTokenizer  # slow imports, which --help does without
+    from rm_ray.data.reading import refuse_missing_columns  # slow imports; --help needs none
+    from rm_ray.data.tokenization import PairTokenizer
     from rm_ray.inspection import inspect_source, refuse_lost
     from rm_ray.train.prepare import read_tokenizer
 
@@ -91,3 +92,10 @@ def _show(command: InspectCommand) -> None:
         for finding in findings:
             logger.info("\n%s", finding.describe())
     refuse_lost(findings)
+    columns = config.data.rules.columns
+    if columns and not command.data:  # a column may be one of the held-out pairs alone
+        findings += [
+            inspect_source(text, config.data, tokenizer, seed=config.run.seed, num_shown=0)
+            for text in config.data.held_out
+        ]
+    refuse_missing_columns(columns, [r for finding in findings for r in finding.readings])

@@ -6,6 +6,7 @@ import argparse
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -18,6 +19,9 @@ from rm_ray.errors import InputError
 from rm_ray.recipe_text import load_settings
 
 Command = TypeVar("Command")
+
+_LISTS = ("train", "eval", "columns", "ignore_columns")
+"""Fields of ``data`` that may be given as one text."""
 
 
 def parse_options(kind: type[Command], program: str, arguments: Sequence[str]) -> Command:
@@ -77,7 +81,11 @@ def read_recipe(path: Path) -> TrainConfig:
     except (FileNotFoundError, IsADirectoryError):
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
         raise InputError(f"--recipe {path}: no such file. Recipes beside it: {near}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise InputError(
+            f"--recipe {path} must hold sections with fields, and nests more"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML's own for a date that there is not
         raise InputError(f"--recipe {path} is not valid YAML: {error}") from None
     except OSError as error:
         raise InputError(f"--recipe {path} cannot be read: {error}") from None
@@ -88,11 +96,14 @@ def read_recipe(path: Path) -> TrainConfig:
 
 
 def _fill_in(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings in which an empty section is its defaults, and one source is a list of it."""
+    """Return settings in which an empty section or list is its defaults, and one text a list."""
     filled = {name: {} if value is None else value for name, value in settings.items()}
     if isinstance(data := filled.get("data"), dict):
-        sources = {k: [v] for k, v in data.items() if k in ("train", "eval") and type(v) is str}
-        filled["data"] = {**data, **sources}
+        given = {k: v for k, v in data.items() if v is not None or k not in _LISTS}
+        listed = {k: [v] for k, v in given.items() if k in _LISTS and type(v) is str}
+        day = given.get("template_date")  # YAML makes a date of one without quotes
+        dated = {"template_date": day.isoformat()} if type(day) is date else {}
+        filled["data"] = {**given, **listed, **dated}
     return filled
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_ray.data.columns import ALIASES, find_standing, plain_name
@@ -18,6 +18,12 @@ _BETTER_AND_WORSE = (
 _NEITHER = (("a", "b"), ("0", "1"), ("1", "2"))
 """Ends of names of two responses of which another column says which is better."""
 
+_REPLY = re.compile(
+    r"(?:.*_)?(?:responses?|answers?|completions?|conversations?|outputs?|texts?|reply|replies|"
+    r"generations?|candidates?|messages?|chat|dialog|dialogue|transcript|summary)"
+)
+"""Names, without what tells the two apart, of columns that hold replies."""
+
 
 def suggest_columns(row: Mapping[str, Any]) -> str:
     """Return a sentence on how the pair in a row can be named or made."""
@@ -27,24 +33,18 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
             "row: to_json(path, orient='records')"
         )
     by_plain_name = {plain_name(name): name for name in row}
-    for better, worse in _BETTER_AND_WORSE:
-        for plain, name in by_plain_name.items():
-            other = by_plain_name.get(re.sub(rf"(?<![a-z]){better}(?![a-z])", worse, plain))
-            if other is not None and other != name:
-                return f"Name them: {_setting(row, name, other)}"
+    if pair := _find_better_and_worse(by_plain_name):
+        return f"Name them: {_setting(row, *pair)}"
     if "rejected_response" in by_plain_name and "messages" in by_plain_name:
         return (
             "'messages' seems to end with the chosen response: write that one to a column 'chosen'"
         )
-    for first, second in _NEITHER:
-        for plain, name in by_plain_name.items():
-            other = by_plain_name.get(plain[: -len(first)] + second)
-            if other and re.search(rf"[a-z]_?{first}$", plain) and _may_be_said(row, name, other):
-                return (
-                    f"'{name}' and '{other}' seem to be two responses: where the first is the "
-                    f"better one in every row, {_setting(row, name, other)}; where another column "
-                    "says which is, write 'chosen' and 'rejected' by it first"
-                )
+    if pair := _find_two(row, by_plain_name):
+        return (
+            f"'{pair[0]}' and '{pair[1]}' seem to be two responses: where the first is the "
+            f"better one in every row, {_setting(row, *pair)}; where another column "
+            "says which is, write 'chosen' and 'rejected' by it first"
+        )
     for name, value in row.items():
         if isinstance(value, list) and len(value) > 1 and all(isinstance(v, dict) for v in value):
             text = next((key for key, inside in value[0].items() if isinstance(inside, str)), None)
@@ -52,6 +52,50 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
                 paths = (f"{name}.0.{text}", f"{name}.1.{text}")
                 return f"Where '{name}' has the best response first, {_setting(row, *paths)}"
     return "Where they have other names, say which with data.columns, as in chosen=COLUMN"
+
+
+def _find_better_and_worse(by_plain_name: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the columns of the two responses by names that say which is better."""
+    found: list[tuple[int, tuple[str, str]]] = []
+    for better, worse in _BETTER_AND_WORSE:
+        word = rf"(?<![a-z]){better}(?![a-z])"
+        for plain, name in by_plain_name.items():
+            other = by_plain_name.get(re.sub(word, worse, plain))
+            if other is not None and other != name:
+                found.append((_rank(re.sub(word, "", plain)), (name, other)))
+    return _first_of_best(found)
+
+
+def _find_two(row: Mapping[str, Any], by_plain_name: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the columns of two responses whose names are alike but for their ends."""
+    found: list[tuple[int, tuple[str, str]]] = []
+    for first, second in _NEITHER:
+        for plain, name in by_plain_name.items():
+            stem = plain[: -len(first)]
+            other = by_plain_name.get(stem + second)
+            if other and re.search(rf"[a-z]_?{first}$", plain) and _may_be_said(row, name, other):
+                found.append((_rank(stem), (name, other)))
+    return _first_of_best(found)
+
+
+_NO_REPLY = 100
+
+
+def _rank(stem: str) -> int:
+    """Return 0 for what two columns of replies are most likely called, more for less likely names.
+
+    ``stem`` is the name without what tells the two apart.
+    """
+    words = [word for word in stem.split("_") if word]
+    stem = "_".join(words)
+    if not words or _REPLY.fullmatch(stem):
+        return len(words)  # as in chosen_model_response, beside chosen_response
+    return _NO_REPLY - 1 if find_standing(stem) == "unknown" else _NO_REPLY
+
+
+def _first_of_best(found: Sequence[tuple[int, tuple[str, str]]]) -> tuple[str, str] | None:
+    rank, pair = min(found, key=lambda each: each[0], default=(_NO_REPLY, None))
+    return pair if rank < _NO_REPLY else None
 
 
 def is_written_by_column(row: Any) -> bool:

@@ -13,16 +13,23 @@ import yaml
 from rm_ray.data.fragments import kind_of
 from rm_ray.errors import InputError
 
-HELD_OUT = {"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
+HELD_OUT = {
+    "test", "tests", "testing", "validation", "valid", "val", "dev", "eval", "evals", "evaluation",
+    "holdout", "heldout", "held", "benchmark",
+}  # fmt: skip
 """Splits that nobody wants trained on who did not name them."""
 
 _SAME_SPLIT = {
     "training": "train", "valid": "validation", "val": "validation", "dev": "validation",
-    "testing": "test",
+    "testing": "test", "tests": "test", "evals": "eval", "heldout": "holdout", "held": "holdout",
+    "held_out": "holdout",
 }  # fmt: skip
 """Other names of the same split."""
 
 _SPLIT_WORDS = {"train", "training", *HELD_OUT}
+
+_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where a word begins in ``trainSet`` and ``TESTSet``."""
 
 _SHARD = re.compile(r"^(?P<name>.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?$")
 
@@ -32,7 +39,9 @@ _NO_DATA = {
 }  # fmt: skip
 """Files that describe a dataset."""
 
-_SYSTEM_FOLDERS = {"$RECYCLE.BIN", "@eaDir", "lost+found", "System Volume Information"}
+_SYSTEM_FOLDERS = {
+    "$RECYCLE.BIN", "#recycle", "@eaDir", "lost+found", "System Volume Information", "Trash"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +71,8 @@ class Files:
 def is_hidden(parts: Sequence[str]) -> bool:
     """Tell whether a path below a folder is hidden, in a hidden folder, or in the trash."""
     return any(
-        part.startswith((".", "_", "~$")) or part in _SYSTEM_FOLDERS for part in parts
+        part.startswith((".", "_", "~$")) or part.endswith("~") or part in _SYSTEM_FOLDERS
+        for part in parts
     ) or bool(re.match(r"cache-[0-9a-f]+.*\.arrow$", parts[-1]))
 
 
@@ -76,7 +86,7 @@ def list_glob(filesystem: fsspec.AbstractFileSystem, pattern: str) -> Files:
     """Find the files of rows that match; hidden ones only where the pattern names them."""
     parts = pattern.split("/")
     first = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
-    asks_for_hidden = any(part.startswith((".", "_")) for part in parts[first:])
+    asks_for_hidden = any(is_hidden([part]) for part in parts[first:])
     found = [name for name in filesystem.glob(pattern) if filesystem.isfile(name)]
     return _sort("/".join(parts[:first]), found, keep_hidden=asks_for_hidden)
 
@@ -108,14 +118,18 @@ def _splits(paths: Sequence[Sequence[str]]) -> list[str]:
     shards = [_SHARD.match(path[-1].split(".")[0]) for path in paths]
     names = [shard["name"] if shard else "" for shard in shards]
     return [
-        name if re.fullmatch(r"\w+", name) else word
+        name if re.fullmatch(r"\w+", name) and not _is_told_by_capitals(name) else word
         for name, word in zip(names, by_word, strict=True)
     ]
 
 
+def _is_told_by_capitals(name: str) -> bool:
+    return _split_word([name]) != _split_word([name.lower()])
+
+
 def _split_word(path: Sequence[str]) -> str:
     for part in reversed(path):
-        words = re.split(r"[^a-z]+", part.lower())
+        words = re.split(r"[^a-z]+", _CAMEL_CASE.sub("_", part).lower())
         if found := next((word for word in words if word in _SPLIT_WORDS), None):
             return found
     return ""

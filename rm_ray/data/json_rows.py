@@ -5,10 +5,12 @@ from __future__ import annotations
 import codecs
 import io
 import json
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from rm_ray.data.byte_stream import BOM, explain_encoding, open_bytes, refuse_wide_text
+from rm_ray.data.columns import ALIASES, plain_name
 from rm_ray.errors import InputError
 
 LARGEST_ELEMENT = 1 << 26
@@ -18,15 +20,15 @@ _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
 _ARRAY_RULE = "it must be an array of objects, an object with one such array, or an object a line"
 
-Layout = Literal["lines", "array", "object"]
+Layout = Literal["lines", "array", "object", "row"]
 
 
 def read_json(path: str, *, ends_in_json: bool) -> Iterator[tuple[int, str]]:
     """Yield ``(row, JSON text)`` of a file with an object a line, or with an array of objects.
 
     Which of them it is shows in what it holds: many files of lines end in ``.json``, and some
-    arrays in ``.jsonl``. Under ``.json`` the array may be the only one of an object. A row is the
-    line or the place in the array, from 0.
+    arrays in ``.jsonl``. Under ``.json`` the array may be the only one of rows in an object, and an
+    object that has ``chosen`` is one row. A row is the line or the place in the array, from 0.
 
     Raises:
         InputError: it is neither; names the line or the row.
@@ -64,18 +66,35 @@ def _find_layout(path: str, stream: io.BufferedReader, ends_in_json: bool) -> La
     if head[:1] != b"{" or not ends_in_json:
         return "lines"
     line, _, rest = head.partition(b"\n")
+    row = _loaded(line)
+    if row is None:
+        return "row" if _is_pair(_loaded(head)) else "object"
+    holds_rows = not rest.strip() and not _is_pair(row) and len(_arrays(row)) == 1
+    return "object" if holds_rows else "lines"
+
+
+def _loaded(text: bytes) -> Any:
     try:
-        row = json.loads(line)
-    except ValueError:
-        return "object"
-    return "object" if not rest.strip() and len(_arrays(row)) == 1 else "lines"
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _arrays(row: dict[str, Any]) -> list[str]:
-    """Return the keys that hold arrays of objects."""
-    return [
-        k for k, v in row.items() if isinstance(v, list) and v and all(type(x) is dict for x in v)
-    ]
+    """Return the keys that hold arrays of rows."""
+    return [k for k, v in row.items() if isinstance(v, list) and v and all(map(_may_be_row, v))]
+
+
+def _may_be_row(value: Any) -> bool:
+    """Tell whether an element of an array is an object, and a pair or at least no message."""
+    if not isinstance(value, dict):
+        return False
+    is_message = {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+    return _is_pair(value) or not is_message
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, dict) and any(plain_name(k) in ALIASES["chosen"] for k in value)
 
 
 class _KeyTwiceError(Exception):
@@ -124,34 +143,45 @@ class _JsonText:
         self._text, self._at, self._ended = "", 0, False
 
     def rows(self, layout: Layout) -> Iterator[tuple[int, str]]:
-        """Yield the elements of the array, or of the one array of the object."""
+        """Yield the elements of the array, or of the one array of the object, or the object."""
         if layout == "array":
             yield from self._elements()
+        elif layout == "row":
+            yield 0, self._value("row 0")
         else:
             yield from self._members()
         if self._next_mark():
             raise self._wrong("there is text after its end")
 
     def _members(self) -> Iterator[tuple[int, str]]:
-        """Go through an object; yield the elements of its array."""
+        """Go through an object; yield the elements of its array of rows, told by the first one."""
         self._take("{")
         found: list[str] = []
+        has_empty = False
         while self._next_mark() != "}":
             name = str(json.loads(self._value("a key")))
             self._take(":")
             if self._next_mark() != "[":
                 self._value(f"'{name}'")
-            elif found:
-                both = f"'{found[0]}' and '{name}'"
-                raise self._wrong(f"it holds several arrays, {both}; write one of them alone")
             else:
-                found.append(name)
-                yield from self._elements()
+                elements = self._elements()
+                first = next(elements, None)
+                if first is None:
+                    has_empty = True
+                elif not _may_be_row(json.loads(first[1])):
+                    deque(elements, maxlen=0)
+                elif found:
+                    both = f"'{found[0]}' and '{name}'"
+                    raise self._wrong(f"it holds several arrays, {both}; write one of them alone")
+                else:
+                    found.append(name)
+                    yield first
+                    yield from elements
             if self._next_mark() != "}":
                 self._take(",")
         self._take("}")
-        if not found:
-            raise self._wrong("it is an object without an array")
+        if not found and not has_empty:
+            raise self._wrong("it is an object without an array of rows")
 
     def _elements(self) -> Iterator[tuple[int, str]]:
         self._take("[")

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, repeat
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rm_ray.data.byte_stream import explain_encoding, open_bytes, refuse_wide_text
+from rm_ray.data.columns import ALIASES, plain_name
 from rm_ray.data.raw_json import arrow_rows
 from rm_ray.errors import InputError
 
 ROWS_PER_BATCH = 1_024
 
 _DELIMITERS = ",\t;|"
+
+_SEPARATOR_LINE = re.compile(r'"?sep=([^\w"\r\n ])"?\s*', re.IGNORECASE)
+"""Excel's line before the header, which says what the delimiter is."""
+
+_QUOTED = re.compile(r'(?<![^,;\t| ])"(?:[^"]|"")*(?:"|$)')
 
 _MISSING = frozenset(("", "nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"))
 """How pandas and others write a cell that is missing, and read it back."""
@@ -28,11 +37,12 @@ _LONGEST_CELL = 2**31 - 1
 """Characters; Python's own limit is shorter than some conversations."""
 
 
-def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | None]]:
+def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | float | None]]:
     """Yield the rows of a table with a header; a cell is text, and None where it is missing.
 
     Where the header has one column under ``delimiter`` and several under another one, that one
-    counts: what ``.csv`` means differs between countries.
+    counts: what ``.csv`` means differs between countries. Excel's line ``sep=;`` goes before it. A
+    margin is a number where its text is one, since these files have no types.
 
     Raises:
         InputError: it is no such table; names the line.
@@ -43,10 +53,14 @@ def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | None]]:
         text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         reader: Any = None
         try:
-            first = _first_line(text)
-            delimiter = _find_delimiter(first, delimiter)
-            is_spaced = f"{delimiter} " in first
-            lines = _chain(first, text)
+            before, first = _first_line(text)
+            if separator := _SEPARATOR_LINE.fullmatch(first):
+                more, first = _first_line(text)
+                before += 1 + more
+            outside = _QUOTED.sub("", first)
+            delimiter = separator[1] if separator else _find_delimiter(outside, delimiter)
+            is_spaced = f"{delimiter} " in outside
+            lines = chain(repeat("\n", before), (first,), text)  # so that lines keep their numbers
             reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=is_spaced, strict=True)
             yield from _cells(path, reader)
         except UnicodeDecodeError as error:
@@ -59,13 +73,9 @@ def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | None]]:
             ) from None
 
 
-def _first_line(text: io.TextIOWrapper) -> str:
-    return next((line for line in text if line.strip()), "")
-
-
-def _chain(first: str, text: io.TextIOWrapper) -> Iterator[str]:
-    yield first
-    yield from text
+def _first_line(text: io.TextIOWrapper) -> tuple[int, str]:
+    """Return the number of blank lines, and the line that follows them."""
+    return next(((i, line) for i, line in enumerate(text) if line.strip()), (0, ""))
 
 
 def _find_delimiter(header: str, usual: str) -> str:
@@ -74,11 +84,12 @@ def _find_delimiter(header: str, usual: str) -> str:
     return max(_DELIMITERS, key=header.count) if any(d in header for d in _DELIMITERS) else usual
 
 
-def _cells(path: str, reader: Any) -> Iterator[dict[str, str | None]]:
-    header = [name.strip() for name in next(reader, [])]
+def _cells(path: str, reader: Any) -> Iterator[dict[str, str | float | None]]:
+    header = [name.strip() for name in next(filter(None, reader), [])]
     names = [name or f"column {i + 1}" for i, name in enumerate(header)]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise InputError(f"{path}: the header names the column '{twice[0]}' twice; rename one")
+    margins = [i for i, name in enumerate(names) if plain_name(name) in ALIASES["margin"]]
     for cells in reader:
         if len(cells) > len(names):
             raise InputError(
@@ -86,10 +97,27 @@ def _cells(path: str, reader: Any) -> Iterator[dict[str, str | None]]:
                 f"{len(names)}; a cell with commas or line ends must stand in double quotes"
             )
         if cells:
-            values = [None if cell in _MISSING else cell for cell in cells] + [None] * (
-                len(names) - len(cells)
-            )
+            values: list[str | float | None] = [
+                *(None if cell in _MISSING else cell for cell in cells),
+                *[None] * (len(names) - len(cells)),
+            ]
+            for i in margins:
+                values[i] = _read_margin(values[i])
             yield dict(zip(names, values, strict=True))
+
+
+def _read_margin(cell: str | float | None) -> str | float | None:
+    """Return the number in a cell; the cell itself, for the row to be refused, where it has none.
+
+    A blank one is missing.
+    """
+    if cell is None or not str(cell).strip():
+        return None
+    try:
+        number = float(cell)
+    except ValueError:
+        return cell
+    return number if math.isfinite(number) else cell
 
 
 @contextmanager

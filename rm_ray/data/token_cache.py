@@ -47,7 +47,7 @@ from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the same rows would be stored as something else."""
 
 FIRST_ROWS = 4

@@ -640,3 +640,32 @@ def test_columns_of_no_part_or_of_two_are_refused(
 def test_a_template_date_is_written_as_iso_does(day: str):
     with pytest.raises(InputError, match=r"data\.template_date must be a date such as 2026-11-28"):
         DataConfig(template_date=day)
+
+
+def test_a_date_without_quotes_is_its_text(tmp_path: Path):
+    for day in ("2024-01-02", "'2024-01-02'"):
+        recipe = write_recipe(tmp_path, f"data:\n  template_date: {day}\n")
+        assert read_recipe(recipe).data.template_date == "2024-01-02"
+
+
+@pytest.mark.parametrize("day", ["2024-01-02 10:00:00", "2024", "2024-13-45"])
+def test_a_date_without_quotes_that_is_none_is_refused(day: str, tmp_path: Path):
+    with pytest.raises(InputError, match="recipe"):
+        read_recipe(write_recipe(tmp_path, f"data:\n  template_date: {day}\n"))
+
+
+def test_one_text_is_a_list_of_it_and_an_empty_list_is_its_default(tmp_path: Path):
+    one = write_recipe(tmp_path, "data:\n  columns: prompt=question\n  ignore_columns: id\n")
+    assert read_recipe(one).data == DataConfig(columns=("prompt=question",), ignore_columns=("id",))
+
+    empty = write_recipe(tmp_path, "data:\n  train:\n  eval:\n  columns:\n  ignore_columns:\n")
+    assert read_recipe(empty) == TrainConfig()
+
+
+@pytest.mark.parametrize("text", ["[" * 5_000, "{a: " * 5_000 + "1" + "}" * 5_000])
+def test_a_recipe_that_nests_without_end_is_refused_in_a_line(text: str, tmp_path: Path):
+    with pytest.raises(InputError) as caught:
+        read_recipe(write_recipe(tmp_path, text))
+
+    assert "must hold sections with fields" in str(caught.value)
+    assert "\n" not in str(caught.value)

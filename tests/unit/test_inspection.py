@@ -104,3 +104,29 @@ def test_no_script_takes_pythons_inspect_from_this_folder():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
 
     assert Path(done.stdout.strip()).parent != ROOT / "jobs"
+
+
+def test_a_mapped_column_that_no_row_has_ends_with_2_as_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = str(write(tmp_path / "a.jsonl", ROWS))
+
+    assert main_inspect(["--data", path, "--data.columns", "prompt=nope"]) == 2
+
+    out = capsys.readouterr().out
+    assert "2 pairs of 4 rows" in out
+    assert "data.columns reads prompt from 'nope', which no row has; the columns that" in out
+    assert main_inspect(["--data", path, "--data.columns", "prompt=prompt"]) == 0
+
+
+def test_a_mapped_column_of_the_held_out_pairs_alone_is_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train = str(write(tmp_path / "a.jsonl", ROWS))
+    other = {"question": "Who?", "chosen": "You.", "rejected": "Me."}
+    held_out = str(write(tmp_path / "b.jsonl", [other]))
+    sources = ["--data.train", train, "--data.eval", held_out]
+
+    assert main_inspect([*sources, "--data.columns", "prompt=question"]) == 0
+    assert f"row 0 of {held_out}" not in capsys.readouterr().out
+    assert main_inspect([*sources, "--data.columns", "prompt=nope"]) == 2

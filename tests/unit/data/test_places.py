@@ -383,7 +383,7 @@ configs:
   - split: train
     path: helpful/*.jsonl
   - split: test
-    path: [held/h.jsonl]
+    path: [apart/h.jsonl]
 - config_name: harmless
   data_files: harmless/**
 ---
@@ -393,7 +393,7 @@ configs:
 
 def card_folder(folder: Path, card: str = CARD) -> Path:
     write(folder / "README.md", card.encode())
-    for name in ("helpful/a", "held/h", "harmless/x/b", "unlisted"):
+    for name in ("helpful/a", "apart/h", "harmless/x/b", "unlisted"):
         write(folder / f"{name}.jsonl", pairs(name))
     return folder
 
@@ -403,7 +403,7 @@ def test_a_dataset_card_says_what_belongs_to_a_split(tmp_path: Path):
 
     assert "has the splits train, test" in error_of(folder)
     assert chosen_in(f"{folder}:train") == ["helpful/a"]
-    assert chosen_in(f"{folder}:helpful:test") == ["held/h"]
+    assert chosen_in(f"{folder}:helpful:test") == ["apart/h"]
     assert chosen_in(f"{folder}:harmless:train") == ["harmless/x/b"]
     assert chosen_in(f"{folder}:harmless") == ["harmless/x/b"]
 
