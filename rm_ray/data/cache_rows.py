@@ -89,10 +89,12 @@ def parse_row(
     text: str, origin: str, rules: ColumnRules
 ) -> tuple[Pair | RefusedError, RowReading | None]:
     """Return the pair of a raw JSON row and how it was read, or why it is refused."""
-    row = json.loads(text)
-    if not isinstance(row, dict):
-        return RefusedError(Reason.NOT_MESSAGES, f"the row is a {type(row).__name__}"), None
     try:
+        row = json.loads(text)
+        if not isinstance(row, dict):
+            return RefusedError(Reason.NOT_MESSAGES, f"the row is a {type(row).__name__}"), None
         return read_pair(row, origin, rules)
     except RefusedError as refusal:
         return refusal, None
+    except RecursionError:
+        return RefusedError(Reason.NOT_MESSAGES, "a value is nested too deeply"), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,8 @@ _HARMLESS_BEGINNING = re.compile(
 
 
 _OF_A_RESPONSE = re.compile(
-    r"(?:chosen|rejected)_(?:thinking|thoughts?|cot|reasoning_content|tool_calls|tools|images?)"
+    r"(?:chosen|rejected)_(?:thinking|thoughts?|cot|reasoning|reasoning_content|reasoning_steps|"
+    r"tool_calls|tools|images?|messages|system|context|prompt)"
 )
 
 
@@ -131,7 +133,7 @@ def is_blank(value: Any) -> bool:
         return all(map(is_blank, value.values()))
     if isinstance(value, list):
         return all(map(is_blank, value))
-    return value is None
+    return value is None or (isinstance(value, float) and math.isnan(value))  # pandas' null
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +252,10 @@ class RowColumns:
                 self.mark(part, column)
                 return value
         return None
+
+    def is_mapped(self, part: str) -> bool:
+        """Tell whether the rules name the column of a part."""
+        return part in self._rules.columns
 
     def candidates(self, part: str) -> Sequence[tuple[str, Any]]:
         """Return the columns that may hold a part, in order, with their values."""

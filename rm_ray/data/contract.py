@@ -107,12 +107,27 @@ def without_notes(message: Message) -> Message:
     return {key: value for key, value in message.items() if key not in _ABOUT_A_MESSAGE}
 
 
+def is_same(left: Message, right: Message) -> bool:
+    """Tell whether two messages are one, but for their notes; ``true`` is not 1."""
+    left, right = without_notes(left), without_notes(right)
+    if left != right or left.keys() == _TEXT_ALONE:
+        return left == right
+    return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+
+
 def agree(left: list[Message], right: list[Message]) -> bool:
     """Tell whether two lists hold the same messages."""
     return left == right or [*map(without_notes, left)] == [*map(without_notes, right)]
 
 
+_TEXT_ALONE = {"role", "content"}
+
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def has_half_a_surrogate(text: str) -> bool:
+    """Tell whether a text holds half a character, which no file and no tokenizer takes."""
+    return not text.isascii() and _HALF_SURROGATE.search(text) is not None
 
 
 def check_turns(messages: list[Message], side: str) -> None:
@@ -126,9 +141,9 @@ def check_turns(messages: list[Message], side: str) -> None:
             speaks = message["role"] in ("user", "assistant")
             if speaks and not message.get("tool_calls"):
                 raise RefusedError(Reason.EMPTY, f"a turn of the {message['role']} in {side}")
-        if len(message) == 2 and content.isascii() and message["role"].isascii():
+        if message.keys() == _TEXT_ALONE and content.isascii() and message["role"].isascii():
             continue
-        if any(map(_HALF_SURROGATE.search, texts_of(message))):
+        if any(map(has_half_a_surrogate, texts_of(message))):
             raise RefusedError(Reason.NOT_UNICODE, f"half a surrogate pair in {side}")
 
 

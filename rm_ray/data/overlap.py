@@ -35,7 +35,7 @@ def hash_pair(pair: Pair) -> dict[str, bytes]:
     turns = [_write(message, _normalise) for message in pair.prompt]
     prompt = _digest(b"\0".join(turns or sorted((_digest(chosen), _digest(rejected)))))
     asked = prompt
-    if pair.context is not NO_CONTEXT:
+    if pair.context != NO_CONTEXT:
         asked += _to_json([pair.context.tools, pair.context.documents])
     return {
         "prompt_hash": prompt,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +38,12 @@ class Prompt:
     """Whether a column for it is there, with nothing in it."""
     is_conversation: bool = False
     """Whether it comes from a column of messages, which may end with one of the responses."""
+
+    @property
+    def ends_with_answer(self) -> bool:
+        """Whether the last turn is what an assistant says to the user."""
+        last = self.turns[-1] if self.turns else {}
+        return last.get("role") == "assistant" and not last.get("tool_calls")
 
     def before_answer(self) -> Prompt:
         """Return the prompt without the response that it ends with."""
@@ -100,6 +107,15 @@ def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Messag
     """
     own = prompt.before_answer() if prompt.is_conversation else prompt
     both = own.answer(chosen, "chosen"), own.answer(rejected, "rejected")
+    if not prompt.is_conversation and prompt.ends_with_answer:
+        if any(_same(prompt.turns[-1], each[-1]) for each in both):
+            return answer_both(replace(prompt, is_conversation=True), chosen, rejected)
+        if any(each[len(prompt.turns)]["role"] == "assistant" for each in both):
+            raise RefusedError(
+                Reason.PROMPTS_DIFFER,
+                "the prompt ends with an assistant's turn that is neither response",
+            )
+    refuse_listed(both)
     if isinstance(chosen, str) and isinstance(rejected, str):
         embedded = [find_embedded(chosen, "chosen"), find_embedded(rejected, "rejected")]
         if embedded.count(None) == 1:
@@ -112,6 +128,28 @@ def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Messag
             Reason.PROMPTS_DIFFER, "the messages end with a turn that is neither response"
         )
     return both
+
+
+_LISTED = re.compile(r"""\s*\[\s*(?:"[^"]*"|'[^']*')\s*\]\s*""", re.DOTALL)
+_LIST_OF_TEXTS = re.compile(r"""\s*\[\s*(?:"|').*(?:"|')\s*\]\s*""", re.DOTALL)
+
+
+def refuse_listed(conversations: Sequence[list[Message]]) -> None:
+    """Refuse texts that are lists of texts, as pandas writes them into a CSV file.
+
+    Raises:
+        RefusedError: the question is one, or both responses are, of a single text.
+    """
+    asked = conversations[0][0]
+    responses = [messages[-1].get("content", "") for messages in conversations]
+    if asked["role"] == "user" and _LIST_OF_TEXTS.fullmatch(asked.get("content", "")):
+        raise RefusedError(
+            Reason.NOT_MESSAGES, f"the prompt is the text of a list: {asked['content'][:80]}"
+        )
+    if all(map(_LISTED.fullmatch, responses)):
+        raise RefusedError(
+            Reason.NOT_MESSAGES, f"the responses are texts of lists: {responses[0][:80]}"
+        )
 
 
 def read_texts(value: Any) -> list[Any] | None:
@@ -146,6 +184,8 @@ def join_turns(prompt: list[Message], messages: list[Message], name: str) -> lis
     if not own_heads and turns and turns[0]["role"] != "user":
         return prompt + messages
     if not own_heads and asked and asked[-1]["role"] == "assistant":
+        if turns and _same(turns[0], asked[0]) and _comes_in(asked[:-1], turns[:-1]):
+            return heads + messages
         return prompt + messages
     if not _comes_in(asked, turns[:-1]):
         raise RefusedError(Reason.PROMPTS_DIFFER, f"{name} is a conversation with another prompt")
@@ -211,6 +251,8 @@ def read_prompt(columns: RowColumns) -> Prompt:
         turns = _read_text(read)
     else:
         turns = read
+    if past and turns and past[-1]["role"] == "user" and _same(past[-1], turns[0]):
+        past = past[:-1]  # the turns before the question, and the question once more
     ends = bool(turns) and turns[-1]["role"] == "assistant"
     return Prompt(
         turns=past + turns,

@@ -36,21 +36,28 @@ class RowReading:
     unwritten: tuple[str, ...] = ()
     """Keys of messages and tools whose values the chat template does not write."""
 
+    is_asked: bool = True
+    """Whether somebody says something before the responses."""
+
     def to_json(self) -> str:
         """Return what ``sum_up`` counts; most rows of a source have the same."""
         return self._json
 
     @cached_property
     def _json(self) -> str:
-        return json.dumps([self.used, self.left, self.lost, self.unwritten])
+        return json.dumps([self.used, self.left, self.lost, self.unwritten, self.is_asked])
 
 
 @lru_cache(maxsize=1_024)
 def read_alike(
-    used: tuple[tuple[str, str], ...], left: tuple[str, ...] = (), lost: tuple[str, ...] = ()
+    used: tuple[tuple[str, str], ...],
+    left: tuple[str, ...] = (),
+    lost: tuple[str, ...] = (),
+    *,
+    is_asked: bool,
 ) -> RowReading:
     """Return the reading of a row, which all rows share that are read alike."""
-    return RowReading(used=dict(used), left=left, lost=lost)
+    return RowReading(used=dict(used), left=left, lost=lost, is_asked=is_asked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +71,8 @@ class Reading:
     left: dict[str, int] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
     unwritten: dict[str, int] = field(default_factory=dict)
+    unasked: int = 0
+    """Rows in which nobody says anything before the responses."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``from_json`` reads."""
@@ -90,6 +99,9 @@ class Reading:
         ):
             if by_standing[standing]:
                 clauses.append(f"{what}: {self._names(by_standing[standing])}")
+        if self.unasked:
+            where = "" if self.unasked == self.rows else f" in {self.unasked:,} rows"
+            clauses.append(f"NO PROMPT{where}")
         clauses += self._doubts()
         if self.unwritten:
             clauses.append(f"not written by the chat template: {self._names(self.unwritten)}")
@@ -144,12 +156,13 @@ def sum_up(origin: str, rows: Mapping[str, int]) -> Reading:
     left: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     unwritten: Counter[str] = Counter()
-    total = 0
+    total = unasked = 0
     for text, count in sorted(rows.items()):
         if not text:  # refused before it was read
             continue
         total += count
-        parts, *others = json.loads(text)
+        parts, *others, is_asked = json.loads(text)
+        unasked += 0 if is_asked else count
         for part, column in parts.items():
             used.setdefault(part, Counter())[column] += count
         for counter, names in zip((left, lost, unwritten), others, strict=True):
@@ -161,6 +174,7 @@ def sum_up(origin: str, rows: Mapping[str, int]) -> Reading:
         left=dict(left),
         lost=dict(lost),
         unwritten=dict(unwritten),
+        unasked=unasked,
     )
 
 

@@ -12,7 +12,16 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from rm_ray.data.contract import Context, Message, Reason, RefusedError, texts_of
+from rm_ray.data.columns import find_standing
+from rm_ray.data.contract import (
+    NO_CONTEXT,
+    Context,
+    Message,
+    Reason,
+    RefusedError,
+    has_half_a_surrogate,
+    texts_of,
+)
 
 TEMPLATE_FAILURES = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError
@@ -51,12 +60,15 @@ class ChatRenderer:
         """Write conversations as text, all at once where they have the same context.
 
         Raises:
+            RefusedError: one of them is no valid Unicode.
             TEMPLATE_FAILURES: the template refuses one of them.
         """
         texts: list[str] = []
         together = zip(conversations, contexts, strict=True)
-        for context, group in groupby(together, key=lambda each: each[1]):
-            batch = [self._suit(messages) for messages, _ in group]
+        for _, group in groupby(together, key=lambda each: _write_context(each[1])):
+            members = list(group)
+            context = members[0][1]
+            batch = [self._suit(messages) for messages, _ in members]
             texts += self.tokenizer.apply_chat_template(
                 batch,
                 tokenize=False,
@@ -64,6 +76,8 @@ class ChatRenderer:
                 documents=context.documents,
                 add_generation_prompt=add_generation_prompt,
             )
+        if any(map(has_half_a_surrogate, texts)):
+            raise RefusedError(Reason.NOT_UNICODE, "half a surrogate pair")
         return texts
 
     def _suit(self, messages: list[Message]) -> list[Message]:
@@ -160,6 +174,8 @@ class ChatRenderer:
                 if not all(_contains(text, part) for part in texts_of(value)):
                     yield key
             elif not self._writes_key(messages, i, key):
+                if find_standing(key) == "part":
+                    raise RefusedError(Reason.LEFT_OUT, f"{key!r} of turn {i + 1}")
                 yield key
 
     def _writes_key(self, messages: list[Message], i: int, key: str) -> bool:
@@ -172,6 +188,11 @@ class ChatRenderer:
             before, after = self._try(self._suit(messages)), self._try(self._suit(without))
             found = self._writes[key, i, shape] = before is None or before != after
         return found
+
+
+def _write_context(context: Context) -> str:
+    """Return what tells contexts apart; for Python, ``true`` is 1."""
+    return "" if context is NO_CONTEXT else repr(context)
 
 
 def _with_text_arguments(message: Message) -> Message:

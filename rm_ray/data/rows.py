@@ -26,14 +26,14 @@ from rm_ray.data.contract import (
     agree,
     check_turns,
     encodable,
+    is_same,
     parse_margin,
     texts_of,
-    without_notes,
 )
 from rm_ray.data.messages import read_documents, read_tools
 from rm_ray.data.prompts import answer_both, read_prompt
 from rm_ray.data.reading import RowReading, read_alike
-from rm_ray.data.transcripts import is_whole_transcript, split_transcript
+from rm_ray.data.transcripts import is_whole_transcript, refuse_labelled, split_transcript
 
 
 def parse_pair(
@@ -81,13 +81,15 @@ def take_pair(columns: RowColumns, default_source: str) -> Pair:
     check_turns(chosen, "chosen")
     check_turns(rejected[-1:], "rejected")
     rejected = [*chosen[:-1], rejected[-1]]
-    if without_notes(chosen[-1]) == without_notes(rejected[-1]):
+    if is_same(chosen[-1], rejected[-1]):
         raise RefusedError(Reason.IDENTICAL_RESPONSES)
+    if len(chosen) == 1:
+        refuse_labelled(chosen[0].get("content", ""), rejected[0].get("content", ""))
     return Pair(
         chosen=chosen,
         rejected=rejected,
         margin=parse_margin(columns.take("margin", blank=True)),
-        source=take_source(columns, default_source),
+        source=take_source(columns, default_source, may_be_said=len(chosen) == 1),
         context=take_context(columns),
     )
 
@@ -99,13 +101,18 @@ def _how_prompts_differ(chosen: list[Message], rejected: list[Message]) -> str:
     ):
         if len(whole) > 1 and len(reply) == 1:
             return "{} is a whole conversation, {} one reply without its prompt".format(*names)
-    return ""
+    return "the conversations differ before their last turn"
 
 
-def take_source(columns: RowColumns, default: str) -> str:
-    """Return the name that a row gives its source, or the default."""
+def take_source(columns: RowColumns, default: str, *, may_be_said: bool = False) -> str:
+    """Return the name that a row gives its source, or the default.
+
+    Where nobody asks anything, several words in a column that the rules do not name are left:
+    they may be what is to be translated.
+    """
+    may_be_said = may_be_said and not columns.is_mapped("source")
     for column, value in columns.candidates("source"):
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value and not (may_be_said and len(value.split()) > 1):
             columns.mark("source", column)
             return encodable(value)
     return default
@@ -134,11 +141,11 @@ def read_columns(
     context), messages anywhere. Where nobody asks anything, the question may stand in any column
     that has a sentence in it.
     """
+    is_asked = any(m["role"] not in _INSTRUCTIONS for whole in conversations for m in whole[:-1])
     if columns.are_all_taken:
-        return read_alike(tuple(columns.used.items()))
+        return read_alike(tuple(columns.used.items()), is_asked=is_asked)
     left, lost = [], []
     prompts = [messages[:-1] for messages in conversations]
-    is_asked = any(m["role"] not in _INSTRUCTIONS for prompt in prompts for m in prompt)
     asked = said = None
     for name, value in columns.left():
         left.append(name)
@@ -152,7 +159,7 @@ def read_columns(
             is_repeated = _is_repeated(value, said)
         if not is_repeated or isinstance(value, int | float):
             lost.append(name)
-    return read_alike(tuple(columns.used.items()), tuple(left), tuple(lost))
+    return read_alike(tuple(columns.used.items()), tuple(left), tuple(lost), is_asked=is_asked)
 
 
 _INSTRUCTIONS = ("system", "developer")
@@ -166,8 +173,9 @@ def _may_say_something(name: str, value: Any, is_asked: bool) -> bool:
         return plain_name(name) in ALIASES["prompt"]
     if find_path_standing(name) == "part":
         return True
-    is_sentence = isinstance(value, str) and len(value.split()) > 1
-    return not is_asked and (is_sentence or may_be_a_prompt(name))
+    if is_asked:
+        return False
+    return may_be_a_prompt(name) or any(len(text.split()) > 1 for text in texts_of(value))
 
 
 def _is_text(value: Any) -> bool:

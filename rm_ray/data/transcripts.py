@@ -6,7 +6,7 @@ import re
 
 from rm_ray.data.contract import Message, Reason, RefusedError
 
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_SPEAKER = re.compile(r"(?:^|\r?\n\r?\n)(Human|Assistant):")
 _STRAY_SPEAKER = re.compile(r"(?:^|\s)(?:Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -21,6 +21,14 @@ _PROMPT_FORMAT = re.compile(
     re.DOTALL,
 )
 """Instructions before a transcript, or the prompts of Vicuna and Alpaca, open for the answer."""
+
+_LABELLED = re.compile(
+    r"(?:^|[\s#*])(?:user|human|instruction|question)\*{0,2} ?:"
+    r".*[\s#*>](?:assistant|ai|bot|gpt|response|answer)\*{0,2} ?:|"
+    r"^[HQ] ?:.*\n\s*A ?:",
+    re.DOTALL | re.IGNORECASE,
+)
+"""Whoever speaks, by any name, and whoever answers."""
 
 _END_OF_TURN = re.compile(
     r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|<\|end_of_text\|>|<end_of_turn>)\s*\Z"
@@ -57,6 +65,23 @@ def refuse_other_transcript(text: str, name: str) -> None:
     if _OTHER_TRANSCRIPT.match(text) or _PROMPT_FORMAT.search(text):
         raise RefusedError(
             Reason.SPEAKER_TAG, f"{name} is a transcript of no known form: {text.strip()[:80]}"
+        )
+
+
+def refuse_labelled(chosen: str, rejected: str) -> None:
+    """Refuse two responses without a prompt that both begin with one, in a form of no one's.
+
+    Raises:
+        RefusedError: what they share names somebody who asks, and then who answers.
+    """
+    length = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None
+    )
+    shared = chosen[:length]
+    if _LABELLED.search(shared):
+        raise RefusedError(
+            Reason.SPEAKER_TAG,
+            f"there is no prompt, and both responses begin with one: {shared.strip()[:80]}",
         )
 
 

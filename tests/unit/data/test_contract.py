@@ -302,7 +302,7 @@ def test_text_that_no_file_can_hold_is_refused_in_words_that_one_can(row: Row):
 
 
 def test_a_source_that_no_file_can_hold_is_still_a_name():
-    row = {"chosen": "So.", "rejected": "No.", "source": "half an emoji \ud83d"}
+    row = {"prompt": "q", "chosen": "So.", "rejected": "No.", "source": "half an emoji \ud83d"}
 
     assert parse_pair(row).source.encode().startswith(b"half an emoji ")
 
@@ -339,6 +339,7 @@ def test_the_same_pair_in_every_form_is_the_same_pair(
     prompt_turns: list[tuple[str, str]], better: str, worse: str
 ):
     assume(better != worse)
+    assume(not prompt_turns or prompt_turns[-1][0] != "assistant")  # which may be the answer
     prompt = [turn(role, content) for role, content in prompt_turns]
     pair = Pair(chosen=[*prompt, assistant(better)], rejected=[*prompt, assistant(worse)])
     forms: list[Row] = [
