@@ -124,7 +124,7 @@ def _keep_changes(run: Storage, config: TrainConfig) -> None:
         return
     changed = copy.deepcopy(record)
     for section, name in (field.split(".") for field in _MAY_CHANGE):
-        if section not in ("cluster", "run"):
+        if section not in ("cluster", "model", "run"):
             changed["config"][section][name] = now[section][name]
     if changed != record:
         run.write_json(RUN, changed)
