@@ -28,8 +28,8 @@ _SAME_SPLIT = {
 
 _SPLIT_WORDS = {"train", "training", *HELD_OUT}
 
-_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-"""Where a word begins in ``trainSet`` and ``TESTSet``."""
+_CAMEL_CASE = re.compile(r"(?<=[A-Za-z])(?=(?:Set|Split|Data)(?![a-z]))")
+"""Where the second word begins in ``trainSet`` and ``TESTSet``; ``DevOps`` is one."""
 
 _SHARD = re.compile(r"^(?P<name>.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?$")
 

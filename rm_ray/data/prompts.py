@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Sequence
@@ -39,11 +40,21 @@ class Prompt:
     is_conversation: bool = False
     """Whether it comes from a column of messages, which may end with one of the responses."""
 
-    @property
-    def ends_with_answer(self) -> bool:
-        """Whether the last turn is what an assistant says to the user."""
-        last = self.turns[-1] if self.turns else {}
-        return last.get("role") == "assistant" and not last.get("tool_calls")
+    def find_answer(self, value: Any, name: str) -> Message | None:
+        """Return what a value says in place of the last turn; None where it says something else.
+
+        That is one turn of the assistant's, alone or at the end of the same conversation.
+        """
+        read = read_value(value, name)
+        if isinstance(read, str):
+            is_transcript = is_whole_transcript(read)
+            return None if is_transcript else {"role": "assistant", "content": read}
+        _, turns = _split(read)
+        _, asked = _split(self.turns)
+        is_alone = len(turns) == 1
+        is_parallel = len(turns) == len(asked) and all(map(_same, turns[:-1], asked[:-1]))
+        is_answer = bool(turns) and turns[-1]["role"] == "assistant"
+        return turns[-1] if is_answer and (is_alone or is_parallel) else None
 
     def before_answer(self) -> Prompt:
         """Return the prompt without the response that it ends with."""
@@ -105,16 +116,12 @@ def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Messag
     Raises:
         RefusedError: as ``Prompt.answer`` does, or the prompt ends with a third response.
     """
+    if _may_hold_an_answer(prompt):
+        answers = [prompt.find_answer(chosen, "chosen"), prompt.find_answer(rejected, "rejected")]
+        if None not in answers:
+            prompt = replace(prompt, is_conversation=True)
     own = prompt.before_answer() if prompt.is_conversation else prompt
     both = own.answer(chosen, "chosen"), own.answer(rejected, "rejected")
-    if not prompt.is_conversation and prompt.ends_with_answer:
-        if any(_same(prompt.turns[-1], each[-1]) for each in both):
-            return answer_both(replace(prompt, is_conversation=True), chosen, rejected)
-        if any(each[len(prompt.turns)]["role"] == "assistant" for each in both):
-            raise RefusedError(
-                Reason.PROMPTS_DIFFER,
-                "the prompt ends with an assistant's turn that is neither response",
-            )
     refuse_listed(both)
     if isinstance(chosen, str) and isinstance(rejected, str):
         embedded = [find_embedded(chosen, "chosen"), find_embedded(rejected, "rejected")]
@@ -125,31 +132,45 @@ def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Messag
             )
     if prompt.is_conversation and not any(_same(prompt.turns[-1], each[-1]) for each in both):
         raise RefusedError(
-            Reason.PROMPTS_DIFFER, "the messages end with a turn that is neither response"
+            Reason.PROMPTS_DIFFER,
+            "the prompt ends with an assistant's turn that is neither response",
         )
     return both
 
 
-_LISTED = re.compile(r"""\s*\[\s*(?:"[^"]*"|'[^']*')\s*\]\s*""", re.DOTALL)
-_LIST_OF_TEXTS = re.compile(r"""\s*\[\s*(?:"|').*(?:"|')\s*\]\s*""", re.DOTALL)
+def _may_hold_an_answer(prompt: Prompt) -> bool:
+    """Tell whether the last turn is what an assistant says to the user."""
+    if prompt.is_conversation or prompt.transcript is not None or not prompt.turns:
+        return False
+    last = prompt.turns[-1]
+    return last["role"] == "assistant" and not last.get("tool_calls")
 
 
 def refuse_listed(conversations: Sequence[list[Message]]) -> None:
-    """Refuse texts that are lists of texts, as pandas writes them into a CSV file.
+    """Refuse a question and responses that are texts of lists, as pandas writes them into CSV.
 
     Raises:
-        RefusedError: the question is one, or both responses are, of a single text.
+        RefusedError: all of them are.
     """
-    asked = conversations[0][0]
-    responses = [messages[-1].get("content", "") for messages in conversations]
-    if asked["role"] == "user" and _LIST_OF_TEXTS.fullmatch(asked.get("content", "")):
+    texts = [messages[-1].get("content", "") for messages in conversations]
+    texts += [m.get("content", "") for m in conversations[0][:-1] if m["role"] == "user"][-1:]
+    if len(texts) == 3 and all(map(_is_listed, texts)):
         raise RefusedError(
-            Reason.NOT_MESSAGES, f"the prompt is the text of a list: {asked['content'][:80]}"
+            Reason.NOT_MESSAGES,
+            f"prompt and responses are texts of lists of texts: {texts[-1].strip()[:80]}",
         )
-    if all(map(_LISTED.fullmatch, responses)):
-        raise RefusedError(
-            Reason.NOT_MESSAGES, f"the responses are texts of lists: {responses[0][:80]}"
-        )
+
+
+def _is_listed(text: str) -> bool:
+    """Tell whether a text is a list of texts, as JSON or Python writes it."""
+    stripped = text.strip()
+    if stripped[:2] not in ("['", '["') or stripped[-2:] not in ("']", '"]'):
+        return False
+    try:
+        value = ast.literal_eval(stripped)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    return all(isinstance(item, str) for item in value)
 
 
 def read_texts(value: Any) -> list[Any] | None:
@@ -184,8 +205,6 @@ def join_turns(prompt: list[Message], messages: list[Message], name: str) -> lis
     if not own_heads and turns and turns[0]["role"] != "user":
         return prompt + messages
     if not own_heads and asked and asked[-1]["role"] == "assistant":
-        if turns and _same(turns[0], asked[0]) and _comes_in(asked[:-1], turns[:-1]):
-            return heads + messages
         return prompt + messages
     if not _comes_in(asked, turns[:-1]):
         raise RefusedError(Reason.PROMPTS_DIFFER, f"{name} is a conversation with another prompt")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from rm_ray.data.columns import find_path_standing, plain_name
+from rm_ray.data.columns import ALIASES, find_path_standing, plain_name
 from rm_ray.errors import InputError
 
 MOST_NAMED = 24
@@ -197,14 +197,17 @@ def refuse_lost_columns(readings: Iterable[Reading], prefix: str = "data.") -> N
         InputError: naming source, columns and what to do.
     """
     for reading in readings:
-        if reading.lost:
-            names = reading._names(reading.lost)
-            first = next(iter(reading.lost))
+        lost = reading.lost
+        if reading.unasked < reading.rows:  # a row without a prompt says little of its source
+            lost = {n: rows for n, rows in lost.items() if plain_name(n) not in ALIASES["source"]}
+        if lost:
+            names = reading._names(lost)
+            first = next(iter(lost))
             raise InputError(
                 f"{reading.origin}: {names} may hold part of the conversation, and would not be "
                 f"trained on or scored (read: {_parts(reading)}). Say what it is with "
                 f"{prefix}columns (as in '{_guess_part(first, reading)}={first}'; text alone "
-                f"is read), or leave it out with {prefix}ignore_columns {' '.join(reading.lost)}"
+                f"is read), or leave it out with {prefix}ignore_columns {' '.join(lost)}"
             )
 
 

@@ -89,7 +89,7 @@ def take_pair(columns: RowColumns, default_source: str) -> Pair:
         chosen=chosen,
         rejected=rejected,
         margin=parse_margin(columns.take("margin", blank=True)),
-        source=take_source(columns, default_source, may_be_said=len(chosen) == 1),
+        source=take_source(columns, default_source, may_be_said=not _is_asked(chosen)),
         context=take_context(columns),
     )
 
@@ -141,7 +141,7 @@ def read_columns(
     context), messages anywhere. Where nobody asks anything, the question may stand in any column
     that has a sentence in it.
     """
-    is_asked = any(m["role"] not in _INSTRUCTIONS for whole in conversations for m in whole[:-1])
+    is_asked = any(map(_is_asked, conversations))
     if columns.are_all_taken:
         return read_alike(tuple(columns.used.items()), is_asked=is_asked)
     left, lost = [], []
@@ -163,6 +163,11 @@ def read_columns(
 
 
 _INSTRUCTIONS = ("system", "developer")
+
+
+def _is_asked(conversation: list[Message]) -> bool:
+    """Tell whether somebody says something before the response."""
+    return any(message["role"] not in _INSTRUCTIONS for message in conversation[:-1])
 
 
 def _may_say_something(name: str, value: Any, is_asked: bool) -> bool:

@@ -22,13 +22,16 @@ _PROMPT_FORMAT = re.compile(
 )
 """Instructions before a transcript, or the prompts of Vicuna and Alpaca, open for the answer."""
 
-_LABELLED = re.compile(
-    r"(?:^|[\s#*])(?:user|human|instruction|question)\*{0,2} ?:"
-    r".*[\s#*>](?:assistant|ai|bot|gpt|response|answer)\*{0,2} ?:|"
-    r"^[HQ] ?:.*\n\s*A ?:",
-    re.DOTALL | re.IGNORECASE,
+_BEFORE = r"(?:^|\n)[ \t]*(?:[#*]+ ?)?(?:GPT4 Correct )?"
+_ASKS = re.compile(
+    rf"(?i:{_BEFORE}(?:user|human|instruction|question)\*{{0,2}} ?:)|"
+    r"(?:\bUSER|### ?Human) ?:|^[HQ] ?:"
 )
-"""Whoever speaks, by any name, and whoever answers."""
+_ANSWERS = re.compile(
+    rf"(?i:{_BEFORE}(?:assistant|ai|bot|gpt|response|answer)\*{{0,2}} ?:)|"
+    r"(?:\bASSISTANT|### ?Assistant) ?:|\n[ \t]*A ?:"
+)
+"""Who speaks by whatever name, at the beginning of a line or in capitals, and who answers."""
 
 _END_OF_TURN = re.compile(
     r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|<\|end_of_text\|>|<end_of_turn>)\s*\Z"
@@ -74,11 +77,10 @@ def refuse_labelled(chosen: str, rejected: str) -> None:
     Raises:
         RefusedError: what they share names somebody who asks, and then who answers.
     """
-    length = next(
-        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None
-    )
-    shared = chosen[:length]
-    if _LABELLED.search(shared):
+    unlike = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    shared = chosen[: next(unlike, min(len(chosen), len(rejected)))]
+    asks = _ASKS.search(shared)
+    if asks and _ANSWERS.search(shared, asks.end()):
         raise RefusedError(
             Reason.SPEAKER_TAG,
             f"there is no prompt, and both responses begin with one: {shared.strip()[:80]}",

@@ -25,17 +25,20 @@ def files_of(folder: Path, names: Iterable[str]) -> Files:
         ("benchmark/a.jsonl", "benchmark"),
         ("testSet.jsonl", "test"),
         ("TESTSet.jsonl", "test"),
-        ("myEval2.jsonl", "eval"),
         ("testSet-00000-of-00001.jsonl", "test"),
     ],
 )
 def test_what_is_held_out_is_a_split_of_its_own(name: str, split: str, tmp_path: Path):
-    files = files_of(tmp_path, [name, "trainSet.jsonl", "latest.jsonl", "upheld.jsonl"])
+    files = files_of(
+        tmp_path, [name, "trainSet.jsonl", "latest.jsonl", "upheld.jsonl", "DevOps.jsonl"]
+    )
 
     assert set(files.splits) == {split, "train"}
     assert split in HELD_OUT
     assert files.by_split["train"] == [str(tmp_path / "trainSet.jsonl")]
-    assert files.by_split[""] == [str(tmp_path / n) for n in ("latest.jsonl", "upheld.jsonl")]
+    assert files.by_split[""] == [
+        str(tmp_path / n) for n in ("DevOps.jsonl", "latest.jsonl", "upheld.jsonl")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,7 @@ def test_every_value_is_in_the_text_in_the_report_or_in_the_quarantine(
     if cached["reason"]:
         assert json.loads(cached["raw"]) == row
         return
-    used, left, _, unwritten = json.loads(cached["reading"])
+    used, left, _, unwritten, _ = json.loads(cached["reading"])
     decode = BUILTIN.tokenizer.decode
     said = decode(cached["chosen_ids"]) + decode(cached["rejected_ids"])
     squeezed = "".join(said.split())

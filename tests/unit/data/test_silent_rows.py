@@ -97,17 +97,58 @@ def test_a_transcript_from_windows_is_read_as_any():
     "row",
     [
         {"prompt": "['Why?']", "chosen": "['So.']", "rejected": "['No.']"},
-        {"prompt": '["Why?", "How?"]', "chosen": "So.", "rejected": "No."},
-        {"prompt": "Why?", "chosen": '["So."]', "rejected": '["No."]'},
+        {"system": "a", "prompt": "['Why?']", "chosen": "['So.']", "rejected": "['No.']"},
     ],
 )
 def test_the_text_of_a_list_is_refused(row: Row):
     assert refusal(row).reason == Reason.NOT_MESSAGES
 
 
-def test_a_list_that_one_response_answers_with_is_kept():
-    row = {"prompt": "Name some.", "chosen": '["a", "b"]', "rejected": "a and b"}
-    assert parse_pair(row).chosen[-1]["content"] == '["a", "b"]'
+@pytest.mark.parametrize("rejected", ["a and b", '["c"]'])
+def test_a_list_that_answers_a_question_is_kept(rejected: str):
+    row = {"prompt": "Name some as JSON.", "chosen": '["a"]', "rejected": rejected}
+    assert parse_pair(row).chosen[-1]["content"] == '["a"]'
+
+
+FOLLOW_UP = [{"role": "user", "content": "And why?"}, {"role": "assistant", "content": "So it is."}]
+OTHER = [FOLLOW_UP[0], NO]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [ASKED, SO], "chosen": FOLLOW_UP, "rejected": OTHER},
+        {"system": "Be brief.", "prompt": [ASKED, SO], "chosen": FOLLOW_UP, "rejected": OTHER},
+        {"history": [[ASKED["content"], SO["content"]]], "chosen": FOLLOW_UP, "rejected": OTHER},
+        {"prompt": [ASKED, SO], "chosen": [ASKED, SO, *FOLLOW_UP],
+         "rejected": [{"role": "system", "content": "Be brief."}, ASKED, SO, *OTHER][1:]},
+    ],
+)  # fmt: skip
+def test_turns_that_go_on_from_a_prompt_follow_it(row: Row):
+    pair = parse_pair(row)
+    asked = [m for m in pair.prompt if m["role"] != "system"]
+    assert asked == [ASKED, SO, FOLLOW_UP[0]]
+
+
+def test_a_transcript_may_end_within_the_answer():
+    row = {"prompt": "\n\nHuman: Q\n\nAssistant: Sure,", "chosen": " x", "rejected": " y"}
+    assert parse_pair(row).chosen[-1]["content"] == "Sure, x"
+
+
+def test_a_conversation_with_another_answer_than_its_prompt_is_refused():
+    perhaps = {"role": "assistant", "content": "Perhaps."}
+    row = {"prompt": [ASKED, perhaps], "chosen": [ASKED, SO], "rejected": [ASKED, NO]}
+    assert refusal(row).reason == Reason.PROMPTS_DIFFER
+
+
+def test_labels_in_a_long_text_are_found_at_once():
+    text = "user: x " * 20_000 + "H:" + "\n" * 50_000
+    assert parse_pair({"chosen": f"{text}a", "rejected": f"{text}b"}).prompt == []
+
+
+def test_one_response_that_goes_on_after_the_other_is_kept():
+    row = {"chosen": "So.\nQuestion: why?\nAnswer: so.", "rejected": "So."}
+    assert parse_pair(row).prompt == []
 
 
 @pytest.mark.parametrize(
