@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rm_ray.command import log_to_mlflow
+from rm_ray.commands.train import log_to_mlflow
 
 if __name__ == "__main__":
     sys.exit(log_to_mlflow(sys.argv[1:]))

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rm_ray.preflight.command import main_preflight
+from rm_ray.commands.preflight import main_preflight
 
 if __name__ == "__main__":
     sys.exit(main_preflight(sys.argv[1:]))

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rm_ray.config import Layout, ModelConfig
-from rm_ray.data.packing import Kernel, PackedPairs, pack_pairs
-from rm_ray.data.padding import PaddedPairs, pad_pairs
-from rm_ray.data.pair_tokens import PairTokens, join_pairs
+from rm_ray.batches.packing import Kernel, PackedPairs, pack_pairs
+from rm_ray.batches.padding import PaddedPairs, pad_pairs
+from rm_ray.config.train_config import Layout, ModelConfig
+from rm_ray.data.cache.pair_tokens import PairTokens, join_pairs
 from rm_ray.model.reward_model import RewardModel, build_reward_model
 
 VOCABULARY, PAD = 200, 199

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from tables import builtin_table
 
-from rm_ray.config import ClusterConfig, HubConfig, OptimizerConfig, TrainConfig
-from rm_ray.data.collate import Collator
+from rm_ray.batches.collate import Collator
+from rm_ray.config.train_config import ClusterConfig, HubConfig, OptimizerConfig, TrainConfig
+from rm_ray.evaluation.accuracy import ScoredPairs, describe
 from rm_ray.model.export import export_model, export_skeleton
 from rm_ray.model.reward_model import build_reward_model
-from rm_ray.scoring.accuracy import ScoredPairs, describe
+from rm_ray.runs.attempts import checkpoint_name
+from rm_ray.runs.history import History, Record
+from rm_ray.runs.manifest import MANIFEST, Manifest, describe_file
 from rm_ray.storage import Storage
-from rm_ray.tracking.history import History, Record
-from rm_ray.train.attempts import checkpoint_name
 from rm_ray.train.engine import Engine
-from rm_ray.train.manifest import MANIFEST, Manifest, describe_file
 from rm_ray.train.probes import choose_probes
 from rm_ray.train.progress import Progress
 from rm_ray.train.slices import list_extents, write_slices

@@ -1,1 +1,1 @@
-"""Preference pairs, from the files that hold them to the tensors of one micro-batch."""
+"""Rows of any form to token ids."""

@@ -15,7 +15,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from rm_ray.data.packing import (
+from rm_ray.batches.packing import (
     BranchGroup,
     GroupedQueries,
     Kernel,

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rm_ray.config import ModelConfig
+from rm_ray.config.train_config import ModelConfig
 from rm_ray.errors import InputError
 from rm_ray.model.weight_files import (
     choose_weight_files,

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from rm_ray.data.pair_tokens import PairLengths
+from rm_ray.data.cache.pair_tokens import PairLengths
 from rm_ray.model.attention import head_size
 from rm_ray.model.last_layer import is_trimmable
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rm_ray.data.packing import PackedPairs
+from rm_ray.batches.packing import PackedPairs
 from rm_ray.model.attention import attend
 
 LIKE_LLAMA = frozenset(

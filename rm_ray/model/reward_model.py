@@ -23,9 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rm_ray.config import BUILTIN, Layout, ModelConfig
-from rm_ray.data.packing import PackedPairs
-from rm_ray.data.padding import PaddedPairs
+from rm_ray.batches.packing import PackedPairs
+from rm_ray.batches.padding import PaddedPairs
+from rm_ray.config.train_config import BUILTIN, Layout, ModelConfig
 from rm_ray.errors import InputError
 from rm_ray.model.attention import PACKED_ATTENTION, head_size
 from rm_ray.model.last_layer import trim_last_layer

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from rm_ray.config import TrainConfig
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.estimate.memory import PARTS, MemoryEstimate
+from rm_ray.estimate.workload import Workload, look
 from rm_ray.preflight.checks import (
     GIGABYTE,
     Verdict,
@@ -16,11 +18,9 @@ from rm_ray.preflight.checks import (
     check_machine_memory,
 )
 from rm_ray.preflight.machines import Machine, ask_gpus, list_machines
-from rm_ray.preflight.memory import PARTS, MemoryEstimate
 from rm_ray.preflight.planning import count_workers, estimate_now, why_not_estimated
-from rm_ray.preflight.workload import Workload, look
-from rm_ray.train.attempts import list_checkpoints
-from rm_ray.train.prepare import Prepared
+from rm_ray.preflight.prepare import Prepared
+from rm_ray.runs.attempts import list_checkpoints
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from rm_ray.config import BUILTIN, CheckpointConfig, ModelConfig
+from rm_ray.cluster.gpus import INSTALL_CUDA, find_needed_driver
+from rm_ray.config.train_config import BUILTIN, CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
+from rm_ray.estimate.memory import MemoryEstimate
 from rm_ray.model.base_check import BaseModel
 from rm_ray.model.compiler import INSTALL
 from rm_ray.model.weight_files import list_some
-from rm_ray.preflight.gpus import INSTALL_CUDA, find_needed_driver
 from rm_ray.preflight.machines import Facts, Machine
-from rm_ray.preflight.memory import MemoryEstimate
 from rm_ray.storage import Storage
 
 Outcome = Literal["ok", "warning", "failed"]

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from rm_ray.config import CHOSEN, TrainConfig, ZeroStage, flatten
+from rm_ray.config.train_config import CHOSEN, TrainConfig, ZeroStage, flatten
 from rm_ray.errors import InputError
+from rm_ray.estimate.activations import Row
+from rm_ray.estimate.memory import MemorySetting, alternatives, estimate
+from rm_ray.estimate.network import GPUS_PER_NODE, Network
+from rm_ray.estimate.prediction import EQUAL, Choice, choices_of, preferred
+from rm_ray.estimate.timing import COMPUTE_SHARE, GPU_PEAK, Compute
+from rm_ray.estimate.workload import look
 from rm_ray.model.flops import ModelFlops
-from rm_ray.preflight.activations import Row
 from rm_ray.preflight.brief import smallest_gpu
 from rm_ray.preflight.checks import GIGABYTE
 from rm_ray.preflight.machines import Machine, ask_gpus
-from rm_ray.preflight.memory import MemorySetting, alternatives, estimate
-from rm_ray.preflight.network import GPUS_PER_NODE, Network
 from rm_ray.preflight.planning import architecture_of, memory_setting, why_not_estimated
-from rm_ray.preflight.prediction import EQUAL, Choice, choices_of, preferred
-from rm_ray.preflight.timing import COMPUTE_SHARE, GPU_PEAK, Compute
-from rm_ray.preflight.workload import look
-from rm_ray.train.prepare import Prepared
+from rm_ray.preflight.prepare import Prepared
 
 logger = logging.getLogger(__name__)
 

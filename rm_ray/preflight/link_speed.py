@@ -10,11 +10,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from rm_ray.config import ClusterConfig
-from rm_ray.errors import InputError, LostError, TrainingError
-from rm_ray.preflight.network import Network
-from rm_ray.storage import Storage
-from rm_ray.train.exchange import (
+from rm_ray.cluster.exchange import (
     LinkSpeed,
     connect,
     measure_links,
@@ -22,9 +18,13 @@ from rm_ray.train.exchange import (
     ranks_across_machines,
     ranks_by_machine,
 )
-from rm_ray.train.interface import RayInterface, describe_host
-from rm_ray.train.limits import COMPANY_S, EXCHANGE_S
-from rm_ray.train.trainer import explain
+from rm_ray.cluster.limits import COMPANY_S, EXCHANGE_S
+from rm_ray.cluster.rendezvous import RayInterface, describe_host
+from rm_ray.config.train_config import ClusterConfig
+from rm_ray.driver.trainer import explain
+from rm_ray.errors import InputError, LostError, TrainingError
+from rm_ray.estimate.network import Network
+from rm_ray.storage import Storage
 
 
 def measure_network(cluster: ClusterConfig, storage: Storage) -> tuple[Network, str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rm_ray.cluster.gpus import Gpu, find_cuda, find_gpus
 from rm_ray.errors import InputError
 from rm_ray.model.compiler import find_missing
-from rm_ray.preflight.gpus import Gpu, find_cuda, find_gpus
 from rm_ray.storage import Storage, local_home
 
 ANSWER_S = 120.0

@@ -7,20 +7,20 @@ from dataclasses import replace
 
 import torch
 
-from rm_ray.config import ClusterConfig, Layout
-from rm_ray.data.token_table import open_table
+from rm_ray.config.train_config import ClusterConfig, Layout
+from rm_ray.data.cache.token_table import open_table
+from rm_ray.estimate.activations import FAMILIES, WITH_LIGER, Attention, Row
+from rm_ray.estimate.architecture import Architecture
+from rm_ray.estimate.memory import MemoryEstimate, MemorySetting, alternatives, estimate
+from rm_ray.estimate.network import GPUS_PER_NODE, Network
+from rm_ray.estimate.prediction import Prediction, predict_run
+from rm_ray.estimate.timing import Compute
+from rm_ray.estimate.workload import Workload, in_layout, look
 from rm_ray.model.attention import head_size, suits_flash, why_not_packed
 from rm_ray.model.flops import ModelFlops
 from rm_ray.model.reward_model import has_weights
-from rm_ray.preflight.activations import FAMILIES, WITH_LIGER, Attention, Row
-from rm_ray.preflight.architecture import Architecture
-from rm_ray.preflight.memory import MemoryEstimate, MemorySetting, alternatives, estimate
-from rm_ray.preflight.network import GPUS_PER_NODE, Network
-from rm_ray.preflight.prediction import Prediction, predict_run
+from rm_ray.preflight.prepare import Prepared
 from rm_ray.preflight.report import Alternative, Planned
-from rm_ray.preflight.timing import Compute
-from rm_ray.preflight.workload import Workload, in_layout, look
-from rm_ray.train.prepare import Prepared
 
 LAYOUTS: tuple[Layout, ...] = ("packed", "padded")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rm_ray.config import TrainConfig
-from rm_ray.data.pair_tokens import PairLengths
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.estimate.memory import PARTS, MemoryEstimate, MemorySetting
+from rm_ray.estimate.prediction import Prediction, describe_prediction
+from rm_ray.estimate.prediction import to_json as prediction_to_json
+from rm_ray.estimate.workload import Workload
 from rm_ray.preflight.checks import GIGABYTE, Verdict, count, usable
-from rm_ray.preflight.memory import PARTS, MemoryEstimate, MemorySetting
-from rm_ray.preflight.prediction import Prediction, describe_prediction
-from rm_ray.preflight.prediction import to_json as prediction_to_json
-from rm_ray.preflight.workload import Workload
 
 MARKS = {"ok": "ok", "warning": "WARNING", "failed": "FAILED"}
 

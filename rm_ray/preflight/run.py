@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rm_ray.config import BUILTIN, ClusterConfig, TrainConfig
+from rm_ray.cluster.session import fit_to_cluster, ray_cluster
+from rm_ray.config.train_config import BUILTIN, ClusterConfig, TrainConfig
 from rm_ray.errors import InputError
+from rm_ray.estimate.memory import FLOAT32
+from rm_ray.estimate.network import Network
+from rm_ray.estimate.prediction import Choice, preferred
 from rm_ray.preflight import checks
 from rm_ray.preflight.checks import GIGABYTE, Verdict
 from rm_ray.preflight.choosing import (
@@ -30,10 +34,8 @@ from rm_ray.preflight.machines import (
     find_software,
     list_machines,
 )
-from rm_ray.preflight.memory import FLOAT32
-from rm_ray.preflight.network import Network
 from rm_ray.preflight.planning import count_workers, flops_of_pair, plan_run, predict_times
-from rm_ray.preflight.prediction import Choice, preferred
+from rm_ray.preflight.prepare import Prepared, keep_choices, prepare_for
 from rm_ray.preflight.report import (
     ADVICE,
     Alternative,
@@ -45,13 +47,11 @@ from rm_ray.preflight.report import (
     to_json,
 )
 from rm_ray.preflight.services import ask_services
+from rm_ray.runs.attempts import list_checkpoints
 from rm_ray.storage import Storage
-from rm_ray.train.attempts import list_checkpoints
-from rm_ray.train.prepare import Prepared, keep_choices, prepare_for
-from rm_ray.train.session import fit_to_cluster, ray_cluster
 
 if TYPE_CHECKING:
-    from rm_ray.preflight.command import PreflightCommand
+    from rm_ray.preflight.options import PreflightCommand
 
 STEPS = 500
 """How many steps are looked at in each layout."""

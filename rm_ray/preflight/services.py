@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from rm_ray.config import TrainConfig
-from rm_ray.data.tokenization import ends_assistant_turn
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.data.tokens.tokenization import ends_assistant_turn
 from rm_ray.errors import InputError
 from rm_ray.preflight import checks
 from rm_ray.preflight.checks import Verdict
+from rm_ray.preflight.prepare import read_tokenizer
 from rm_ray.publish.access import find_access
 from rm_ray.publish.base_model import find_base
 from rm_ray.publish.hub import HubAwayError
 from rm_ray.storage import Storage
-from rm_ray.tracking.shipping import MlflowAwayError
-from rm_ray.tracking.target import MlflowTarget
-from rm_ray.train.prepare import read_tokenizer
+from rm_ray.tracking.target import MlflowAwayError, MlflowTarget
 
 
 def ask_services(config: TrainConfig, storage: Storage) -> list[Verdict]:

@@ -12,15 +12,15 @@ from pathlib import Path
 import psutil
 import torch
 
-from rm_ray.config import ModelConfig
-from rm_ray.data.collate import Collator
-from rm_ray.data.loading import load_step
-from rm_ray.data.token_table import open_table
+from rm_ray.batches.collate import Collator
+from rm_ray.batches.loading import load_step
+from rm_ray.config.train_config import ModelConfig
+from rm_ray.data.cache.token_table import open_table
 from rm_ray.errors import InputError
 from rm_ray.model.attention import choose_kernel, head_size
 from rm_ray.model.reward_model import apply_liger, build_reward_model, has_weights
+from rm_ray.preflight.prepare import Prepared
 from rm_ray.train.loss import bradley_terry_loss
-from rm_ray.train.prepare import Prepared
 from rm_ray.train.throughput import GIGABYTE, synchronize
 
 logger = logging.getLogger(__name__)

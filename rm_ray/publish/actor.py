@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from rm_ray.config import TrainConfig
-from rm_ray.recipe import parse_config
+from rm_ray.cluster.placement import beside_the_driver
+from rm_ray.config.recipe import parse_config
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.runs.layout import RUN
 from rm_ray.storage import Storage
-from rm_ray.train.board import BoardWriter
-from rm_ray.train.files import RUN
-from rm_ray.train.gauges import RunGauges
-from rm_ray.train.placement import beside_the_driver
+from rm_ray.tracking.board import BoardWriter
+from rm_ray.tracking.gauges import RunGauges
 
 if TYPE_CHECKING:  # the driver does not wait for these imports
     from rm_ray.publish.hub import HubRepo

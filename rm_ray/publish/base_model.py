@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rm_ray.config import ModelConfig
+from rm_ray.config.train_config import ModelConfig
 from rm_ray.errors import InputError
 from rm_ray.model.base_check import BaseModel, check_base, read_folder
 from rm_ray.model.reward_model import has_weights, read_architecture

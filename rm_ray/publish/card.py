@@ -12,10 +12,10 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedTokenizerBase
 
-from rm_ray.config import BUILTIN, DataConfig, flatten
-from rm_ray.data.rendering import TEMPLATE_FAILURES
+from rm_ray.config.train_config import BUILTIN, DataConfig, flatten
+from rm_ray.data.tokens.rendering import TEMPLATE_FAILURES
 from rm_ray.publish.gate import GateResult
-from rm_ray.tracking.history import History
+from rm_ray.runs.history import History
 from rm_ray.tracking.plots import plot_run
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")

@@ -20,19 +20,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from rm_ray.config import TrainConfig
-from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.model.export import PREFIX, export_weights
 from rm_ray.publish.card import CARD, CardFacts, write_card
 from rm_ray.publish.gate import GateResult, check_export
 from rm_ray.publish.hub import HubContentsError, HubRepo
-from rm_ray.publish.versions import SPARE, Version, Versions, find_wanted, version_name
+from rm_ray.runs.attempts import list_checkpoints, step_of
+from rm_ray.runs.history import History
+from rm_ray.runs.layout import EVALUATIONS, EXPORT, HISTORY, PROBES, RUN, SKELETON, STATE
+from rm_ray.runs.manifest import FoundCheckpoint, choose_kept, find_fault, read_manifest
+from rm_ray.runs.versions import SPARE, Version, Versions, find_wanted, version_name
 from rm_ray.storage import Storage, local_home
-from rm_ray.tracking.history import History
-from rm_ray.train.attempts import list_checkpoints, step_of
-from rm_ray.train.files import EVALUATIONS, EXPORT, HISTORY, PROBES, RUN, SKELETON, STATE
-from rm_ray.train.manifest import FoundCheckpoint, choose_kept, find_fault, read_manifest
 from rm_ray.train.slices import read_weights
 
 logger = logging.getLogger(__name__)

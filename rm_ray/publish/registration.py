@@ -7,14 +7,13 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from rm_ray.config import MlflowConfig
-from rm_ray.publish.versions import Version, Versions
+from rm_ray.config.train_config import MlflowConfig
+from rm_ray.runs.attempts import step_of
+from rm_ray.runs.layout import EXPORT, RESULT, RUN
+from rm_ray.runs.versions import Version, Versions
 from rm_ray.storage import Storage, below
 from rm_ray.tracking.registry import BEST, LAST, RegisteredModel, register
-from rm_ray.tracking.shipping import MlflowAwayError
-from rm_ray.tracking.target import MlflowTarget
-from rm_ray.train.attempts import step_of
-from rm_ray.train.files import EXPORT, RESULT, RUN
+from rm_ray.tracking.target import MlflowAwayError, MlflowTarget
 
 logger = logging.getLogger(__name__)
 

@@ -12,16 +12,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rm_ray.config import HubConfig
+from rm_ray.config.recipe import parse_config
+from rm_ray.config.train_config import HubConfig
 from rm_ray.errors import InputError
 from rm_ray.publish.gate import ClientsError
 from rm_ray.publish.hub import HubRepo
 from rm_ray.publish.mirror import Mirror, best_step
-from rm_ray.publish.versions import Version
-from rm_ray.recipe import parse_config
+from rm_ray.runs.layout import RESULT, read_record
+from rm_ray.runs.manifest import FoundCheckpoint, read_manifest
+from rm_ray.runs.versions import Version
 from rm_ray.storage import Storage
-from rm_ray.train.files import RESULT, read_record
-from rm_ray.train.manifest import FoundCheckpoint, read_manifest
 
 logger = logging.getLogger(__name__)
 

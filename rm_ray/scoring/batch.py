@@ -23,20 +23,20 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from rm_ray.config import ClusterConfig
-from rm_ray.data import sources
-from rm_ray.data.columns import ColumnRules
-from rm_ray.data.readers import count_rows
-from rm_ray.data.reading import Reading, refuse_missing_columns, sum_up
-from rm_ray.data.source_spec import SourceSpec
-from rm_ray.data.sources import Selection
+from rm_ray.cluster.session import fit_to_cluster
+from rm_ray.config.train_config import ClusterConfig
+from rm_ray.data.rows.columns import ColumnRules
+from rm_ray.data.rows.reading import Reading, refuse_missing_columns, sum_up
+from rm_ray.data.sources import selection as sources
+from rm_ray.data.sources.readers import count_rows
+from rm_ray.data.sources.selection import Selection
+from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.errors import InputError, find_final_error
 from rm_ray.scoring.chunks import PARTS, READINGS, REFUSED, ChunkScorer, file_name
 from rm_ray.scoring.options import Rows, ScoringModel
 from rm_ray.scoring.rows import PARTS as PARTS_OF_ROWS
 from rm_ray.scoring.scorer import load_architecture
 from rm_ray.storage import Storage
-from rm_ray.train.session import fit_to_cluster
 
 logger = logging.getLogger(__name__)
 

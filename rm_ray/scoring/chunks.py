@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rm_ray.config import ClusterConfig
-from rm_ray.data.columns import ColumnRules
-from rm_ray.data.contract import Reason, RefusedError
-from rm_ray.data.conversation_tokens import ConversationTokenizer
-from rm_ray.data.reading import refuse_lost_columns, sum_up
-from rm_ray.data.template_date import pin_date
+from rm_ray.config.train_config import ClusterConfig
+from rm_ray.data.rows.columns import ColumnRules
+from rm_ray.data.rows.contract import Reason, RefusedError
+from rm_ray.data.rows.reading import refuse_lost_columns, sum_up
+from rm_ray.data.tokens.conversation_tokens import ConversationTokenizer
+from rm_ray.data.tokens.template_date import pin_date
 from rm_ray.errors import InputError
 from rm_ray.scoring.options import ScoringModel
 from rm_ray.scoring.rows import Conversations, parse_row

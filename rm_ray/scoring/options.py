@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rm_ray.data.columns import ColumnRules, require_rules
-from rm_ray.rules import refuse_password, require
+from rm_ray.config.checks import refuse_password, require
+from rm_ray.data.rows.columns import ColumnRules, require_rules
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 

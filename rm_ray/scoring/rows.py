@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rm_ray.data.columns import NO_RULES, ColumnRules, RowColumns
-from rm_ray.data.contract import (
+from rm_ray.data.rows.columns import NO_RULES, ColumnRules, RowColumns
+from rm_ray.data.rows.contract import (
     NO_CONTEXT,
     Context,
     Message,
@@ -14,9 +14,9 @@ from rm_ray.data.contract import (
     RefusedError,
     check_turns,
 )
-from rm_ray.data.prompts import Prompt, read_prompt
-from rm_ray.data.reading import RowReading
-from rm_ray.data.rows import read_columns, take_context, take_pair, take_source
+from rm_ray.data.rows.pairs import read_columns, take_context, take_pair, take_source
+from rm_ray.data.rows.prompts import Prompt, read_prompt
+from rm_ray.data.rows.reading import RowReading
 
 Form = Literal["conversation", "pair", "responses"]
 

@@ -18,11 +18,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rm_ray.config import Layout
-from rm_ray.data.collate import Collator
-from rm_ray.data.pair_tokens import join_pairs
-from rm_ray.data.spread import spread_packed, spread_padded
-from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.batches.collate import Collator
+from rm_ray.batches.spread import spread_packed, spread_padded
+from rm_ray.config.train_config import Layout
+from rm_ray.data.cache.pair_tokens import join_pairs
+from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.model.attention import (
     PACKED_ATTENTION,

@@ -15,9 +15,8 @@ import mlflow
 from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunTag
 
 from rm_ray.errors import InputError
-from rm_ray.tracking.history import Kind, Record
-from rm_ray.tracking.shipping import MlflowAwayError
-from rm_ray.tracking.target import MlflowTarget, RunDescription
+from rm_ray.runs.history import Kind, Record
+from rm_ray.tracking.target import MlflowAwayError, MlflowTarget, RunDescription
 
 RUN_TAG = "rm_ray.run"
 """Tag that tells a run of ours, by the key that it was given at its beginning."""

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rm_ray.tracking.history import Record
+from rm_ray.runs.history import Record
 
 _PANELS = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "lr")
 _AXES = {"episodes": "pairs trained on (episodes)", "hours": "hours"}

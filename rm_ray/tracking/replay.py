@@ -6,15 +6,15 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from rm_ray.config import MlflowConfig
+from rm_ray.config.train_config import MlflowConfig
 from rm_ray.errors import InputError, TrainingError
+from rm_ray.runs.attempts import list_checkpoints
+from rm_ray.runs.history import History
+from rm_ray.runs.layout import HISTORY, PLOTS, RESULT, SAMPLES, read_record
+from rm_ray.runs.manifest import find_fault, read_manifest
 from rm_ray.storage import Storage
-from rm_ray.tracking.history import History
-from rm_ray.tracking.shipping import MetricShipper, MlflowAwayError, opening_mlflow
-from rm_ray.tracking.target import MlflowTarget, RunDescription
-from rm_ray.train.attempts import list_checkpoints
-from rm_ray.train.files import HISTORY, PLOTS, RESULT, SAMPLES, read_record
-from rm_ray.train.manifest import find_fault, read_manifest
+from rm_ray.tracking.shipping import MetricShipper, opening_mlflow
+from rm_ray.tracking.target import MlflowAwayError, MlflowTarget, RunDescription
 
 if TYPE_CHECKING:
     from rm_ray.tracking.mlflow_run import MlflowRun

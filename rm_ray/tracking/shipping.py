@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rm_ray.errors import InputError
-from rm_ray.tracking.history import Kind, Record
-from rm_ray.tracking.target import MlflowTarget, RunDescription
+from rm_ray.runs.history import Kind, Record
+from rm_ray.tracking.target import MlflowAwayError, MlflowTarget, RunDescription
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, which the thread spends
     from rm_ray.tracking.mlflow_run import MlflowRun
@@ -31,10 +31,6 @@ ANSWER_S, FILE_ANSWER_S = 10.0, 60.0
 """How long the answer of a server, or of a file, is waited for before a training."""
 
 Table = tuple[str, list[dict[str, Any]]]
-
-
-class MlflowAwayError(Exception):
-    """MLflow does not answer, or refuses."""
 
 
 def opening_mlflow(target: MlflowTarget, description: RunDescription) -> Callable[[], MlflowRun]:

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from rm_ray.config import MlflowConfig, flatten
+from rm_ray.config.train_config import MlflowConfig, flatten
 from rm_ray.storage import Storage
 
 SQLITE = "sqlite:///"
 """What the URI of an SQLite file begins with; its path follows, as in ``sqlite:////data/x.db``."""
+
+
+class MlflowAwayError(Exception):
+    """MLflow does not answer, or refuses."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs
 from torch import Tensor
 
-from rm_ray.config import ClusterConfig, OptimizerConfig
-from rm_ray.data.packing import PackedPairs
-from rm_ray.data.padding import PaddedPairs
+from rm_ray.batches.packing import PackedPairs
+from rm_ray.batches.padding import PaddedPairs
+from rm_ray.config.train_config import ClusterConfig, OptimizerConfig
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.optimizer import build_optimizer
 from rm_ray.train.ranks import gather_objects

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rm_ray.data.pair_tokens import TokenCounts
+from rm_ray.data.cache.pair_tokens import TokenCounts
 
 _SUMS = ("loss", "accuracy", "chosen_rewards", "rejected_rewards", "reward_margin", "ties")
 _COUNT = len(_SUMS)

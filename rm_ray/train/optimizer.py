@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-from rm_ray.config import OptimizerConfig
+from rm_ray.config.train_config import OptimizerConfig
 
 
 def build_optimizer(

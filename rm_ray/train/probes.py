@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_ray.config import Layout
-from rm_ray.data.pair_tokens import PairTokens, join_pairs
+from rm_ray.config.train_config import Layout
+from rm_ray.data.cache.pair_tokens import PairTokens, join_pairs
 
 if TYPE_CHECKING:  # a worker reads this module before it has time for those
     from transformers import PreTrainedTokenizerBase
 
-    from rm_ray.data.collate import Collator
-    from rm_ray.data.packing import PackedPairs
-    from rm_ray.data.padding import PaddedPairs
-    from rm_ray.data.token_table import TokenTable
+    from rm_ray.batches.collate import Collator
+    from rm_ray.batches.packing import PackedPairs
+    from rm_ray.batches.padding import PaddedPairs
+    from rm_ray.data.cache.token_table import TokenTable
     from rm_ray.train.engine import Engine
 
 NUM_PAIRS = 8
@@ -98,7 +98,7 @@ def choose_probes(table: TokenTable, tokenizer: PreTrainedTokenizerBase) -> Prob
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase) -> Sequence[dict[str, Any]]:
-    from rm_ray.data.rendering import TEMPLATE_FAILURES
+    from rm_ray.data.tokens.rendering import TEMPLATE_FAILURES
 
     tokenized = []
     for messages in _CONVERSATIONS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rm_ray.data.pair_tokens import TokenCounts
+from rm_ray.data.cache.pair_tokens import TokenCounts
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rm_ray.data.collate import ReadyMicroBatch
+from rm_ray.batches.collate import ReadyMicroBatch
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.metrics import PairMetrics
 

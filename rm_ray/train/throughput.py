@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rm_ray.config import Layout
-from rm_ray.data.collate import ReadyMicroBatch
+from rm_ray.batches.collate import ReadyMicroBatch
+from rm_ray.config.train_config import Layout
 from rm_ray.model.flops import ModelFlops
 from rm_ray.train.metrics import PairMetrics
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rm_ray.config import ClusterConfig, OptimizerConfig
+from rm_ray.config.train_config import ClusterConfig, OptimizerConfig
 
 BUCKET = 200_000_000
 """Numbers of gradients that are exchanged at a time, two of them at once (``reduce_bucket_size``).

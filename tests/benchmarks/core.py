@@ -42,11 +42,11 @@ from pair_set import PairSet, pairs_that_share, read_pairs  # noqa: E402
 from plain_engine import PlainEngine  # noqa: E402
 from turns import Figures, Turn, resident_bytes, take_turns  # noqa: E402
 
-from rm_ray.config import Layout, ModelConfig, OptimizerConfig  # noqa: E402
-from rm_ray.data.collate import Collator  # noqa: E402
-from rm_ray.data.loading import load_step  # noqa: E402
-from rm_ray.data.plan import Plan, PlanSettings  # noqa: E402
-from rm_ray.data.read_ahead import read_ahead  # noqa: E402
+from rm_ray.batches.collate import Collator  # noqa: E402
+from rm_ray.batches.loading import load_step  # noqa: E402
+from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
+from rm_ray.batches.read_ahead import read_ahead  # noqa: E402
+from rm_ray.config.train_config import Layout, ModelConfig, OptimizerConfig  # noqa: E402
 from rm_ray.model.attention import choose_kernel, head_size  # noqa: E402
 from rm_ray.model.flops import ModelFlops  # noqa: E402
 from rm_ray.model.reward_model import (  # noqa: E402

@@ -40,16 +40,16 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: E402
 from report import markdown_table, print_report  # noqa: E402
 
-import rm_ray.data.stream  # noqa: E402
-from rm_ray.config import DataConfig  # noqa: E402
-from rm_ray.data.plan import PlanSettings, Steps  # noqa: E402
-from rm_ray.data.stream import PlannedPairs  # noqa: E402
-from rm_ray.data.token_cache import build_token_cache  # noqa: E402
-from rm_ray.data.tokenization import load_tokenizer  # noqa: E402
+import rm_ray.batches.stream  # noqa: E402
+from rm_ray.batches.plan import PlanSettings, Steps  # noqa: E402
+from rm_ray.batches.stream import PlannedPairs  # noqa: E402
+from rm_ray.config.train_config import DataConfig  # noqa: E402
+from rm_ray.data.cache.token_cache import build_token_cache  # noqa: E402
+from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
 from rm_ray.storage import Storage  # noqa: E402
-from rm_ray.train.board import start_board  # noqa: E402
-from rm_ray.train.pulse import Heart  # noqa: E402
-from rm_ray.train.shards import PerRankStreams  # noqa: E402
+from rm_ray.tracking.board import start_board  # noqa: E402
+from rm_ray.tracking.heartbeat import Heart  # noqa: E402
+from rm_ray.worker.shards import PerRankStreams  # noqa: E402
 
 NODES, SLOTS = 8, 8
 
@@ -198,7 +198,7 @@ def read_in_step(settings: dict[str, Any]) -> None:
     from ray.train.collective import barrier
 
     # A rank's second task of Ray Data would hold another 0.14 GB, of which 64 do not fit.
-    rm_ray.data.stream.TASKS_AT_ONCE = 1
+    rm_ray.batches.stream.TASKS_AT_ONCE = 1
     rank, board = ray.train.get_context().get_world_rank(), settings["board"]
     stream = ray.train.get_dataset_shard("train")
     pairs, told = [], defaultdict(list)

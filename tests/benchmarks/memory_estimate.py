@@ -37,19 +37,19 @@ from core import add_model_options, describe_model, write_model  # noqa: E402
 from pair_set import PairSet, pairs_that_share  # noqa: E402
 from ranks import spawn  # noqa: E402
 
-from rm_ray.config import ClusterConfig, Layout, ModelConfig, OptimizerConfig  # noqa: E402
-from rm_ray.data.collate import Collator  # noqa: E402
-from rm_ray.data.loading import load_step  # noqa: E402
-from rm_ray.data.plan import Plan, PlanSettings  # noqa: E402
+from rm_ray.batches.collate import Collator  # noqa: E402
+from rm_ray.batches.loading import load_step  # noqa: E402
+from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
+from rm_ray.config.train_config import ClusterConfig, Layout, ModelConfig, OptimizerConfig  # noqa: E402
+from rm_ray.estimate.activations import Attention, Row  # noqa: E402
+from rm_ray.estimate.architecture import Architecture  # noqa: E402
+from rm_ray.estimate.memory import MemoryEstimate, MemorySetting, estimate  # noqa: E402
+from rm_ray.estimate.workload import look  # noqa: E402
 from rm_ray.model.reward_model import (  # noqa: E402
     apply_liger,
     build_reward_model,
     check_architecture,
 )
-from rm_ray.preflight.activations import Attention, Row  # noqa: E402
-from rm_ray.preflight.architecture import Architecture  # noqa: E402
-from rm_ray.preflight.memory import MemoryEstimate, MemorySetting, estimate  # noqa: E402
-from rm_ray.preflight.workload import look  # noqa: E402
 from rm_ray.train.step import train_step  # noqa: E402
 
 MOST_ERROR = 0.10

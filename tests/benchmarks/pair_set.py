@@ -20,7 +20,7 @@ from machine import ROOT
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from rm_ray.data.pair_tokens import PairLengths, PairTokens, ragged_arange  # noqa: E402
+from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens, ragged_arange  # noqa: E402
 
 SHARED_DATA = ROOT.parent / "shared" / "data"
 TOKENIZERS = {"real": str(SHARED_DATA / "tokenizer_bpe4k"), "builtin": "builtin"}
@@ -153,10 +153,10 @@ def read_pairs(source: str, *, max_length: int = 1024) -> PairSet:
         return PairSet.load(Path(source))
     from tables import make_table  # needs Ray's companions, which a bare machine lacks
 
-    from rm_ray.data.fragments import Fragment
-    from rm_ray.data.readers import read_rows
-    from rm_ray.data.synthetic import generate_pairs
-    from rm_ray.data.tokenization import load_tokenizer
+    from rm_ray.data.sources.fragments import Fragment
+    from rm_ray.data.sources.readers import read_rows
+    from rm_ray.data.sources.synthetic import generate_pairs
+    from rm_ray.data.tokens.tokenization import load_tokenizer
 
     tokenizer: Any = load_tokenizer(TOKENIZERS[source])
     rows = generate_pairs("train")

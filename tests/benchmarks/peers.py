@@ -49,9 +49,9 @@ from pair_set import TOKENIZERS, PairSet, deal_alike, read_pairs  # noqa: E402
 from transformers import AutoModelForSequenceClassification  # noqa: E402
 from turns import Figures, Turn, resident_bytes, take_turns  # noqa: E402
 
-from rm_ray.config import Layout, ModelConfig  # noqa: E402
-from rm_ray.data.padding import pad_pairs  # noqa: E402
-from rm_ray.data.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.batches.padding import pad_pairs  # noqa: E402
+from rm_ray.config.train_config import Layout, ModelConfig  # noqa: E402
+from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
 from rm_ray.model.export import export_model  # noqa: E402
 from rm_ray.model.reward_model import build_reward_model  # noqa: E402
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rm_ray.config import OptimizerConfig
-from rm_ray.data.packing import PackedPairs
-from rm_ray.data.padding import PaddedPairs
+from rm_ray.batches.packing import PackedPairs
+from rm_ray.batches.padding import PaddedPairs
+from rm_ray.config.train_config import OptimizerConfig
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.optimizer import build_optimizer
 

@@ -28,8 +28,8 @@ from turns import resident_bytes
 
 sys.path[:0] = [str(ROOT)]
 
-from rm_ray.data.pair_tokens import PairLengths  # noqa: E402
-from rm_ray.data.plan import Plan, PlanSettings  # noqa: E402
+from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
+from rm_ray.data.cache.pair_tokens import PairLengths  # noqa: E402
 
 MOST_SECONDS, MOST_GIGABYTES, LEAST_BALANCE = 60.0, 4.0, 0.97
 

@@ -65,7 +65,7 @@ def train_with_ray(
     folder: Path, name: str, steps: int, threads: int, *settings: str, **environment: str
 ) -> dict[str, Any]:
     """Train as a user would, with more settings if given; return the run's ``result.json``."""
-    from rm_ray.recipe import read_recipe
+    from rm_ray.config.recipe import read_recipe
 
     episodes = steps * read_recipe(RECIPE).batch.global_batch_size
     command = [
@@ -92,11 +92,11 @@ def train_bare(folder: Path, steps: int, threads: int) -> float:
     import torch
     from tables import builtin_table, ready_step
 
-    from rm_ray.data.plan import Plan, PlanSettings
-    from rm_ray.data.read_ahead import read_ahead
-    from rm_ray.data.synthetic import SPLITS
+    from rm_ray.batches.plan import Plan, PlanSettings
+    from rm_ray.batches.read_ahead import read_ahead
+    from rm_ray.config.recipe import read_recipe
+    from rm_ray.data.sources.synthetic import SPLITS
     from rm_ray.model.reward_model import build_reward_model
-    from rm_ray.recipe import read_recipe
     from rm_ray.train.engine import Engine
     from rm_ray.train.optimizer import learning_rate_schedule
     from rm_ray.train.step import train_step

@@ -60,7 +60,7 @@ def main() -> None:
 
 def write_rows(path: Path, count: int) -> Path:
     """Write generated pairs as JSON Lines."""
-    from rm_ray.data.synthetic import generate_pairs
+    from rm_ray.data.sources.synthetic import generate_pairs
 
     with path.open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in generate_pairs("train", count))
@@ -71,11 +71,11 @@ def build(source: Path) -> dict[str, float]:
     """Build one cache and return what it took."""
     import ray
 
-    from rm_ray.config import ClusterConfig, DataConfig
-    from rm_ray.data.token_cache import build_token_cache
-    from rm_ray.data.tokenization import load_tokenizer
+    from rm_ray.cluster.session import ray_cluster
+    from rm_ray.config.train_config import ClusterConfig, DataConfig
+    from rm_ray.data.cache.token_cache import build_token_cache
+    from rm_ray.data.tokens.tokenization import load_tokenizer
     from rm_ray.storage import Storage
-    from rm_ray.train.session import ray_cluster
 
     ray.init(
         address="local",

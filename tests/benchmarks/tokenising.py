@@ -139,7 +139,7 @@ def process_on(core: int) -> ProcessPoolExecutor:
 
 def tokenise(tokenizer: str, part: int, parts: int) -> Turn:
     """Turn every ``parts``-th raw row into a row of the token cache."""
-    from rm_ray.data.cache_rows import tokenize_block
+    from rm_ray.data.cache.cache_rows import tokenize_block
 
     pair_tokenizer, blocks = load_pair_tokenizer(tokenizer), raw_blocks(tokenizer, part, parts)
     gc.collect()
@@ -202,8 +202,8 @@ def make_turn(tables: list[Any], processor_s: float, began: float, ended: float)
 @functools.cache
 def load_pair_tokenizer(name: str) -> Any:
     """Load a tokenizer as the token cache does; nothing is too long for it here."""
-    from rm_ray.config import DataConfig
-    from rm_ray.data.tokenization import PairTokenizer, load_tokenizer
+    from rm_ray.config.train_config import DataConfig
+    from rm_ray.data.tokens.tokenization import PairTokenizer, load_tokenizer
 
     return PairTokenizer(load_tokenizer(name), DataConfig(max_length=1_000_000))
 
@@ -211,7 +211,7 @@ def load_pair_tokenizer(name: str) -> Any:
 @functools.cache
 def raw_rows(tokenizer: str) -> list[str]:
     """Return the real pairs as lines of JSON, or the generated ones."""
-    from rm_ray.data.synthetic import generate_pairs
+    from rm_ray.data.sources.synthetic import generate_pairs
 
     path = SHARED_DATA / "train.jsonl.gz"
     if tokenizer == "builtin" or not path.exists():
@@ -223,7 +223,7 @@ def raw_rows(tokenizer: str) -> list[str]:
 @functools.cache
 def raw_blocks(tokenizer: str, part: int, parts: int) -> list[dict[str, np.ndarray]]:
     """Return every ``parts``-th raw row, in blocks as Ray Data hands them to a task."""
-    from rm_ray.data.token_table import ROWS_PER_BATCH
+    from rm_ray.data.cache.token_table import ROWS_PER_BATCH
 
     rows = raw_rows(tokenizer)[part::parts]
     starts = range(0, len(rows), ROWS_PER_BATCH)

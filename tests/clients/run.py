@@ -29,10 +29,10 @@ from tables import SHARED_DATA  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from rm_ray.config import ModelConfig  # noqa: E402
-from rm_ray.data.conversation_tokens import ConversationTokenizer  # noqa: E402
-from rm_ray.data.synthetic import generate_pairs  # noqa: E402
-from rm_ray.data.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.config.train_config import ModelConfig  # noqa: E402
+from rm_ray.data.sources.synthetic import generate_pairs  # noqa: E402
+from rm_ray.data.tokens.conversation_tokens import ConversationTokenizer  # noqa: E402
+from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
 from rm_ray.model.export import check_export, export_model  # noqa: E402
 from rm_ray.model.reward_model import build_reward_model  # noqa: E402
 from rm_ray.scoring.scorer import Scorer  # noqa: E402

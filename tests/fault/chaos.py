@@ -126,7 +126,7 @@ def steps_begun(job: Job) -> int:
 
 def driver_of(job: Job) -> int | None:
     """The process of the attempt that is under way."""
-    return next((child.pid for child in job.find("rm_ray.train.attempt")), None)
+    return next((child.pid for child in job.find("rm_ray.driver.attempt")), None)
 
 
 def until(condition: Any, job: Job, seconds: float = PATIENCE_S) -> bool:

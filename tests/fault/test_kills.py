@@ -47,7 +47,7 @@ def check(job: Job, quiet: Path) -> None:
 slow = pytest.mark.slow
 
 WORKER, CONTROLLER = "RayTrainWorker", "ray::TrainController"
-DRIVER = "rm_ray.train.attempt"
+DRIVER = "rm_ray.driver.attempt"
 
 
 @slow

@@ -19,7 +19,7 @@ from gpu.bench import Bench
 from gpu.finding import Values, describe_error
 from jobs import Job, result, running
 from rm_ray.publish.gate import check_export
-from rm_ray.train.files import EXPORT, PROBES
+from rm_ray.runs.layout import EXPORT, PROBES
 
 CORES_A_JOB = 3
 """Cores that Ray, its data and a worker keep busy while a run starts."""

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from gpu.bench import Bench
 from gpu.finding import Finding, Values, attempt
-from rm_ray.config import ModelConfig
-from rm_ray.data.collate import Collator
-from rm_ray.data.packing import Kernel, PackedPairs, pack_pairs
-from rm_ray.data.pair_tokens import PairTokens
+from rm_ray.batches.collate import Collator
+from rm_ray.batches.packing import Kernel, PackedPairs, pack_pairs
+from rm_ray.config.train_config import ModelConfig
+from rm_ray.data.cache.pair_tokens import PairTokens
 from rm_ray.model.attention import attend
 from rm_ray.model.reward_model import build_reward_model
 

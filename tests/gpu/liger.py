@@ -18,7 +18,7 @@ from gpu.finding import Finding, Values, attempt
 from gpu.kernels import errors_of
 from gpu.shapes import Workload, build_on, set_layout, set_recomputation, shape
 from gpu.syncs import pass_through
-from rm_ray.config import Layout
+from rm_ray.config.train_config import Layout
 from rm_ray.model.reward_model import RewardModel, apply_liger
 
 FAMILIES = ("llama", "qwen3")

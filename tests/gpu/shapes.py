@@ -15,12 +15,12 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from gpu.bench import Bench
-from rm_ray.config import Layout, ModelConfig
-from rm_ray.data.collate import Collator, ReadyMicroBatch
-from rm_ray.data.loading import load_step
-from rm_ray.data.packing import Kernel
-from rm_ray.data.pair_tokens import PairLengths, PairTokens
-from rm_ray.data.plan import Plan, PlanSettings
+from rm_ray.batches.collate import Collator, ReadyMicroBatch
+from rm_ray.batches.loading import load_step
+from rm_ray.batches.packing import Kernel
+from rm_ray.batches.plan import Plan, PlanSettings
+from rm_ray.config.train_config import Layout, ModelConfig
+from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
 from rm_ray.model.attention import PACKED_ATTENTION
 from rm_ray.model.reward_model import Float32Linear, RewardModel, load_config
 

@@ -24,9 +24,9 @@ from gpu.half_engine import HalfEngine
 from gpu.liger import untouched
 from gpu.shapes import NARROW, WIDE, Workload, build_on, set_layout, set_recomputation
 from gpu.trace import Trace, record
-from rm_ray.config import Layout, OptimizerConfig
-from rm_ray.data.collate import Collator, ReadyMicroBatch
-from rm_ray.data.padding import PaddedPairs
+from rm_ray.batches.collate import Collator, ReadyMicroBatch
+from rm_ray.batches.padding import PaddedPairs
+from rm_ray.config.train_config import Layout, OptimizerConfig
 from rm_ray.model.flops import ModelFlops
 from rm_ray.model.reward_model import RewardModel, apply_liger
 from rm_ray.train.determinism import compute_deterministically

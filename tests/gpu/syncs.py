@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpu.bench import Bench
 from gpu.finding import Finding, Values, attempt, guard
 from gpu.shapes import Workload, build_on, set_layout, set_recomputation, shape
-from rm_ray.config import Layout, OptimizerConfig
+from rm_ray.config.train_config import Layout, OptimizerConfig
 from rm_ray.model.reward_model import RewardModel, apply_liger
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.step import train_step

@@ -16,7 +16,7 @@ from gpu.finding import Finding, Values, attempt
 from gpu.liger import untouched
 from gpu.shapes import NARROW, WIDE, Workload, build_on
 from gpu.trace import record
-from rm_ray.config import ZeroStage
+from rm_ray.config.train_config import ZeroStage
 from rm_ray.model.reward_model import apply_liger
 from rm_ray.train.step import train_step
 

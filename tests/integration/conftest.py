@@ -7,10 +7,10 @@ import pytest
 import ray
 from runs import SECRETS, FinishedRun, small_run
 
-from rm_ray.config import ClusterConfig
-from rm_ray.recipe import parse_config
-from rm_ray.train.run import train
-from rm_ray.train.session import ray_cluster
+from rm_ray.cluster.session import ray_cluster
+from rm_ray.config.recipe import parse_config
+from rm_ray.config.train_config import ClusterConfig
+from rm_ray.driver.run import train
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from runs import small_run
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rm_ray.command import main, parse_command
+from rm_ray.commands.train import main, parse_command
+from rm_ray.driver.run import train
 from rm_ray.errors import InputError
-from rm_ray.train.run import train
 
 GOOD = {"prompt": "q", "chosen": "yes", "rejected": "no"}
 
@@ -83,7 +83,7 @@ def test_too_many_refused(cluster, storage, capsys, tmp_path):
 
 
 def test_a_tokenizer_without_a_chat_template(cluster, storage, capsys, tmp_path):
-    from rm_ray.data.synthetic import build_tokenizer
+    from rm_ray.data.sources.synthetic import build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.chat_template = None

@@ -14,16 +14,16 @@ import psutil
 import pytest
 from tables import SHARED_DATA, chosen_ids, rejected_ids
 
-from rm_ray.config import DataConfig, TrainConfig
-from rm_ray.data.plan import PlanSettings
-from rm_ray.data.stream import PlannedPairs, RankStream
-from rm_ray.data.token_cache import build_token_cache
-from rm_ray.data.token_table import open_table
-from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.batches.plan import PlanSettings
+from rm_ray.batches.stream import PlannedPairs, RankStream
+from rm_ray.config.train_config import DataConfig, TrainConfig
+from rm_ray.data.cache.token_cache import build_token_cache
+from rm_ray.data.cache.token_table import open_table
+from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.errors import InputError
+from rm_ray.preflight.caches import build_caches, find_held_out_trained_on
 from rm_ray.storage import Storage
-from rm_ray.train.caches import build_caches, find_held_out_trained_on
-from rm_ray.train.shards import PerRankStreams
+from rm_ray.worker.shards import PerRankStreams
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,11 +128,11 @@ def test_an_interrupted_build_never_passes_for_a_finished_one(tmp_path):
     storage = tmp_path / "storage"
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from rm_ray.config import ClusterConfig, DataConfig\n"
-        "from rm_ray.data.token_cache import build_token_cache\n"
-        "from rm_ray.data.tokenization import load_tokenizer\n"
+        "from rm_ray.config.train_config import ClusterConfig, DataConfig\n"
+        "from rm_ray.data.cache.token_cache import build_token_cache\n"
+        "from rm_ray.data.tokens.tokenization import load_tokenizer\n"
         "from rm_ray.storage import Storage\n"
-        "from rm_ray.train.session import ray_cluster\n"
+        "from rm_ray.cluster.session import ray_cluster\n"
         "with ray_cluster(ClusterConfig()):\n"
         "    cache = build_token_cache(['builtin:train'], DataConfig(),\n"
         "        load_tokenizer('builtin'), seed=0, storage=Storage.open(sys.argv[2]))\n"

@@ -11,11 +11,11 @@ from hub_server import TOKEN, serving
 from runs import small_run
 from servers import MlflowServer
 
+from rm_ray.commands.preflight import main_preflight
+from rm_ray.config.recipe import parse_config
 from rm_ray.preflight import brief
 from rm_ray.preflight.choosing import Room, choose
-from rm_ray.preflight.command import main_preflight
-from rm_ray.recipe import parse_config
-from rm_ray.train.prepare import prepare
+from rm_ray.preflight.prepare import prepare
 
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,

@@ -21,20 +21,20 @@ from safetensors.torch import load_file
 from servers import MlflowServer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rm_ray.command import main
-from rm_ray.data.plan import PlanSettings, Steps
-from rm_ray.data.source_spec import SourceSpec
-from rm_ray.data.sources import select
-from rm_ray.data.synthetic import generate_pairs
+from rm_ray.batches.plan import PlanSettings, Steps
+from rm_ray.checkpoint.ledger import Ledger
+from rm_ray.commands.train import main
+from rm_ray.config.recipe import parse_config
+from rm_ray.data.sources.selection import select
+from rm_ray.data.sources.source_spec import SourceSpec
+from rm_ray.data.sources.synthetic import generate_pairs
+from rm_ray.driver.run import dry_run, train
 from rm_ray.errors import InputError
-from rm_ray.recipe import parse_config
+from rm_ray.runs.attempts import list_checkpoints
+from rm_ray.runs.manifest import find_fault, read_manifest
+from rm_ray.runs.startup import Startup
 from rm_ray.storage import Storage
-from rm_ray.train.attempts import list_checkpoints
-from rm_ray.train.ledger import Ledger
-from rm_ray.train.manifest import find_fault, read_manifest
-from rm_ray.train.run import dry_run, train
-from rm_ray.train.startup import Startup
-from rm_ray.train.supervisor import supervise
+from rm_ray.supervisor.supervisor import supervise
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ import torch
 from runs import FinishedRun
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rm_ray.data.synthetic import generate_pairs
-from rm_ray.scoring.command import main_evaluate, main_score
+from rm_ray.commands.score import main_evaluate, main_score
+from rm_ray.data.sources.synthetic import generate_pairs
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -27,16 +27,16 @@ from tables import SHARED_DATA  # noqa: E402
 from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: E402
 from trl import RewardConfig, RewardTrainer  # noqa: E402
 
-from rm_ray.config import ModelConfig, TrainConfig  # noqa: E402
-from rm_ray.data.token_table import open_table  # noqa: E402
-from rm_ray.data.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.cluster.session import ray_cluster  # noqa: E402
+from rm_ray.config.recipe import parse_config  # noqa: E402
+from rm_ray.config.train_config import ModelConfig, TrainConfig  # noqa: E402
+from rm_ray.data.cache.token_table import open_table  # noqa: E402
+from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.driver.run import train  # noqa: E402
 from rm_ray.logs import log_to_stdout  # noqa: E402
 from rm_ray.model.export import export_model  # noqa: E402
 from rm_ray.model.reward_model import build_reward_model  # noqa: E402
-from rm_ray.recipe import parse_config  # noqa: E402
-from rm_ray.train.prepare import prepare  # noqa: E402
-from rm_ray.train.run import train  # noqa: E402
-from rm_ray.train.session import ray_cluster  # noqa: E402
+from rm_ray.preflight.prepare import prepare  # noqa: E402
 
 MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "vocab_size": 4098,
@@ -162,8 +162,8 @@ def train_with_trl(
 
 def read_rows(name: str) -> list[dict[str, Any]]:
     """Return all rows of a file of the shared pairs."""
-    from rm_ray.data.fragments import Fragment
-    from rm_ray.data.readers import read_rows as read
+    from rm_ray.data.sources.fragments import Fragment
+    from rm_ray.data.sources.readers import read_rows as read
 
     fragment = Fragment(kind="jsonl", location=str(SHARED_DATA / name))
     return [json.loads(text) for _, text in read(fragment)]

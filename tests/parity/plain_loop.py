@@ -9,8 +9,8 @@ from tables import builtin_table, chosen_ids, rejected_ids
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from rm_ray.config import ModelConfig
-from rm_ray.data.plan import Plan
+from rm_ray.batches.plan import Plan
+from rm_ray.config.train_config import ModelConfig
 from rm_ray.model.reward_model import build_reward_model
 
 Trained = tuple[list[tuple[float, float]], dict[str, Tensor]]

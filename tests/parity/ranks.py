@@ -16,9 +16,9 @@ from accelerate.state import AcceleratorState, GradientState
 from tables import builtin_table, ready_step
 from varlen_operator import register_varlen_on_cpu
 
-from rm_ray.config import ClusterConfig, Layout, ModelConfig, OptimizerConfig
-from rm_ray.data.packing import Kernel
-from rm_ray.data.plan import Plan, PlanSettings
+from rm_ray.batches.packing import Kernel
+from rm_ray.batches.plan import Plan, PlanSettings
+from rm_ray.config.train_config import ClusterConfig, Layout, ModelConfig, OptimizerConfig
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train import engine
 from rm_ray.train.determinism import compute_deterministically
@@ -183,8 +183,8 @@ class Trainer:
 
 
 def _reopen(folder: Path) -> Any:
-    from rm_ray.data.token_table import map_table
-    from rm_ray.data.tokenization import load_tokenizer
+    from rm_ray.data.cache.token_table import map_table
+    from rm_ray.data.tokens.tokenization import load_tokenizer
 
     return map_table(folder), load_tokenizer("builtin")
 

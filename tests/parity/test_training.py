@@ -16,7 +16,7 @@ from ranks import (
 )
 from ranks import train_all as train_all_cases
 
-from rm_ray.config import ModelConfig
+from rm_ray.config.train_config import ModelConfig
 
 STAGES = (0, 1, 2, 3)
 

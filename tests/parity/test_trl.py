@@ -6,14 +6,14 @@ from datasets import Dataset
 from tables import make_table, ready_step
 from trl import RewardConfig, RewardTrainer
 
-from rm_ray.config import ClusterConfig, ModelConfig, OptimizerConfig
-from rm_ray.data.plan import Plan, PlanSettings
-from rm_ray.data.synthetic import generate_pairs
-from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.batches.plan import Plan, PlanSettings
+from rm_ray.config.train_config import ClusterConfig, ModelConfig, OptimizerConfig
+from rm_ray.data.sources.synthetic import generate_pairs
+from rm_ray.data.tokens.tokenization import load_tokenizer
+from rm_ray.evaluation.held_out import evaluate
 from rm_ray.model.export import export_model
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.engine import Engine
-from rm_ray.train.evaluate import evaluate
 
 NUM_PAIRS = 48
 

@@ -11,10 +11,10 @@ from tables import ready_step
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rm_ray.config import ModelConfig
-from rm_ray.preflight.architecture import Architecture
-from rm_ray.preflight.memory import MemorySetting
-from rm_ray.preflight.traffic import traffic_of
+from rm_ray.config.train_config import ModelConfig
+from rm_ray.estimate.architecture import Architecture
+from rm_ray.estimate.memory import MemorySetting
+from rm_ray.estimate.traffic import traffic_of
 from rm_ray.train import zero
 
 MODEL = {

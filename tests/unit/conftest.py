@@ -17,8 +17,8 @@ from huggingface_hub import snapshot_download
 from hypothesis import settings
 from transformers import PreTrainedTokenizerFast
 
-from rm_ray.config import ModelConfig
-from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.config.train_config import ModelConfig
+from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.model.export import export_model
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.publish import hub

@@ -19,10 +19,10 @@ import pytest
 import ray.autoscaler
 import yaml
 
-from rm_ray.config import TrainConfig
-from rm_ray.data.synthetic import CHAT_TEMPLATE
-from rm_ray.recipe import parse_config, read_recipe
-from rm_ray.train.session import _fit
+from rm_ray.cluster.session import _fit
+from rm_ray.config.recipe import parse_config, read_recipe
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.data.sources.synthetic import CHAT_TEMPLATE
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"

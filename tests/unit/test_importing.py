@@ -22,4 +22,6 @@ def test_processes_started_anywhere_find_the_package(
 
     paths = os.environ["PYTHONPATH"].split(":")
     assert paths == (["/somewhere/first", ROOT] if path else [ROOT])
-    subprocess.run([sys.executable, "-c", "import rm_ray.config"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import rm_ray.config.train_config"], cwd=tmp_path, check=True
+    )

@@ -53,7 +53,7 @@ def test_the_tree_of_the_code_names_every_module_once() -> None:
     named: list[str] = []
     folder = ""
     for line in tree.splitlines()[2:]:
-        if match := re.match(r"  (\w+)/$", line):
+        if match := re.match(r"  ([\w/]+)/$", line):
             folder = f"{match[1]}/"
         elif match := re.match(r"  (  )?(\w+\.py(?:, \w+\.py)*) ", line):
             named += [f"{folder if match[1] else ''}{name}" for name in match[2].split(", ")]

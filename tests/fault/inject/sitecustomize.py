@@ -61,7 +61,7 @@ def dying(function, place, *, is_before=True):
 
 def break_loop(module):
     """Let a worker die in the place asked for, once."""
-    from rm_ray.train.checkpoint import Checkpointer
+    from rm_ray.checkpoint.checkpoint import Checkpointer
 
     Checkpointer.load = dying(Checkpointer.load, "restore")
     Checkpointer._stage = dying(Checkpointer._stage, "save", is_before=False)
@@ -148,6 +148,6 @@ class Breaking(MetaPathFinder):
 if HUNG or FAILS_AT or SPOILS or FILLS_STORE or DIES_IN:
     sys.meta_path.insert(0, Breaking("rm_ray.train.step", break_step))
 if DIES_IN:
-    sys.meta_path.insert(0, Breaking("rm_ray.train.loop", break_loop))
+    sys.meta_path.insert(0, Breaking("rm_ray.worker.loop", break_loop))
 if DIES_IN or DAWDLES:
-    sys.meta_path.insert(0, Breaking("rm_ray.train.evaluate", break_evaluation))
+    sys.meta_path.insert(0, Breaking("rm_ray.evaluation.held_out", break_evaluation))

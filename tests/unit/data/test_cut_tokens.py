@@ -22,12 +22,12 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from rm_ray.config import DataConfig
-from rm_ray.data.contract import Message, Pair
-from rm_ray.data.cutting import cut_tokens as find_cut_tokens
-from rm_ray.data.rows import parse_pair
-from rm_ray.data.synthetic import CHAT_TEMPLATE, generate_pairs
-from rm_ray.data.tokenization import (
+from rm_ray.config.train_config import DataConfig
+from rm_ray.data.rows.contract import Message, Pair
+from rm_ray.data.rows.pairs import parse_pair
+from rm_ray.data.sources.synthetic import CHAT_TEMPLATE, generate_pairs
+from rm_ray.data.tokens.cutting import cut_tokens as find_cut_tokens
+from rm_ray.data.tokens.tokenization import (
     PairTokenizer,
     TokenizedPair,
     load_tokenizer,

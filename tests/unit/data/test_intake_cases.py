@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from rm_ray.config import DataConfig
-from rm_ray.data.contract import Pair, RefusedError
-from rm_ray.data.reading import refuse_lost_columns, sum_up
-from rm_ray.data.rows import read_pair
-from rm_ray.data.sources import SourceSpec, read_selected, select
-from rm_ray.data.tokenization import PairTokenizer, load_tokenizer
+from rm_ray.config.recipe import read_recipe
+from rm_ray.config.train_config import DataConfig
+from rm_ray.data.rows.contract import Pair, RefusedError
+from rm_ray.data.rows.pairs import read_pair
+from rm_ray.data.rows.reading import refuse_lost_columns, sum_up
+from rm_ray.data.sources.selection import SourceSpec, read_selected, select
+from rm_ray.data.tokens.tokenization import PairTokenizer, load_tokenizer
 from rm_ray.errors import InputError
-from rm_ray.recipe import read_recipe
 
 CASES = Path(__file__).resolve().parents[3] / ".." / "shared" / "cases" / "intake"
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from rm_ray.data.column_hints import suggest_columns
-from rm_ray.data.columns import ColumnRules
-from rm_ray.data.contract import Message, Reason, RefusedError
-from rm_ray.data.reading import refuse_lost_columns, sum_up
-from rm_ray.data.rows import parse_pair, read_pair
-from rm_ray.data.sources import SourceSpec, select
-from rm_ray.data.table_rows import read_csv
+from rm_ray.data.rows.column_hints import suggest_columns
+from rm_ray.data.rows.columns import ColumnRules
+from rm_ray.data.rows.contract import Message, Reason, RefusedError
+from rm_ray.data.rows.pairs import parse_pair, read_pair
+from rm_ray.data.rows.reading import refuse_lost_columns, sum_up
+from rm_ray.data.sources.selection import SourceSpec, select
+from rm_ray.data.sources.table_rows import read_csv
 from rm_ray.errors import InputError
 
 Row = dict[str, Any]

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_ray.config import DataConfig
-from rm_ray.data.cache_rows import tokenize_rows
-from rm_ray.data.columns import ColumnRules, find_standing, is_blank
-from rm_ray.data.contract import Message, Pair, Reason, RefusedError
-from rm_ray.data.reading import (
+from rm_ray.config.train_config import DataConfig
+from rm_ray.data.cache.cache_rows import tokenize_rows
+from rm_ray.data.rows.columns import ColumnRules, find_standing, is_blank
+from rm_ray.data.rows.contract import Message, Pair, Reason, RefusedError
+from rm_ray.data.rows.pairs import parse_pair, read_pair
+from rm_ray.data.rows.reading import (
     describe_all,
     refuse_lost_columns,
     refuse_missing_columns,
     sum_up,
 )
-from rm_ray.data.rows import parse_pair, read_pair
-from rm_ray.data.tokenization import PairTokenizer, TokenizedPair, load_tokenizer
+from rm_ray.data.tokens.tokenization import PairTokenizer, TokenizedPair, load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.scoring.rows import parse_row
 

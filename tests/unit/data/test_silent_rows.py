@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from rm_ray.config import DataConfig
-from rm_ray.data.cache_rows import parse_row, tokenize_rows
-from rm_ray.data.columns import NO_RULES, ColumnRules
-from rm_ray.data.contract import Pair, Reason, RefusedError, is_same
-from rm_ray.data.reading import RowReading, sum_up
-from rm_ray.data.rows import parse_pair, read_pair
-from rm_ray.data.tokenization import PairTokenizer, load_tokenizer
+from rm_ray.config.train_config import DataConfig
+from rm_ray.data.cache.cache_rows import parse_row, tokenize_rows
+from rm_ray.data.rows.columns import NO_RULES, ColumnRules
+from rm_ray.data.rows.contract import Pair, Reason, RefusedError, is_same
+from rm_ray.data.rows.pairs import parse_pair, read_pair
+from rm_ray.data.rows.reading import RowReading, sum_up
+from rm_ray.data.tokens.tokenization import PairTokenizer, load_tokenizer
 
 Row = dict[str, Any]
 

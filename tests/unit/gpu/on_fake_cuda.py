@@ -28,14 +28,14 @@ from safetensors import safe_open  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
-from rm_ray.config import ClusterConfig, OptimizerConfig  # noqa: E402
-from rm_ray.data.collate import Collator, ReadyMicroBatch  # noqa: E402
-from rm_ray.data.loading import LoadedMicroBatch  # noqa: E402
-from rm_ray.data.plan import MicroBatch  # noqa: E402
+from rm_ray.batches.collate import Collator, ReadyMicroBatch  # noqa: E402
+from rm_ray.batches.loading import LoadedMicroBatch  # noqa: E402
+from rm_ray.batches.plan import MicroBatch  # noqa: E402
+from rm_ray.config.train_config import ClusterConfig, OptimizerConfig  # noqa: E402
+from rm_ray.evaluation.held_out import evaluate  # noqa: E402
 from rm_ray.scoring.scorer import Scorer  # noqa: E402
 from rm_ray.train import slices  # noqa: E402
 from rm_ray.train.engine import Engine  # noqa: E402
-from rm_ray.train.evaluate import evaluate  # noqa: E402
 from rm_ray.train.probes import Probes  # noqa: E402
 from rm_ray.train.slices import Slice, read_slices, write_slices  # noqa: E402
 from rm_ray.train.step import train_step  # noqa: E402

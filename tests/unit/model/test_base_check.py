@@ -19,8 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rm_ray.config import ModelConfig
-from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.config.train_config import ModelConfig
+from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.model.attention import PACKABLE
 from rm_ray.model.base_check import BaseModel

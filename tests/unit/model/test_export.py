@@ -7,10 +7,10 @@ import torch
 from tables import builtin_table, chosen_ids
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from rm_ray.config import ModelConfig
-from rm_ray.data.packing import pack_pairs
-from rm_ray.data.synthetic import generate_pairs
-from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.batches.packing import pack_pairs
+from rm_ray.config.train_config import ModelConfig
+from rm_ray.data.sources.synthetic import generate_pairs
+from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.model.export import check_export, export_model, export_skeleton, export_weights
 from rm_ray.model.reward_model import RewardModel, build_reward_model, build_without_weights

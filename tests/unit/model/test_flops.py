@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rm_ray.config import Layout
-from rm_ray.data import packing
-from rm_ray.data.pair_tokens import PairLengths, join_pairs
+from rm_ray.batches import packing
+from rm_ray.config.train_config import Layout
+from rm_ray.data.cache.pair_tokens import PairLengths, join_pairs
 from rm_ray.model import attention
 from rm_ray.model.flops import LayerFlops, ModelFlops, TrimmedFlops
 from rm_ray.model.last_layer import is_trimmable

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tables import builtin_table
 
-from rm_ray.config import ModelConfig
-from rm_ray.data.collate import Collator
-from rm_ray.data.loading import load_step
-from rm_ray.data.plan import Plan, PlanSettings
+from rm_ray.batches.collate import Collator
+from rm_ray.batches.loading import load_step
+from rm_ray.batches.plan import Plan, PlanSettings
+from rm_ray.config.train_config import ModelConfig
 from rm_ray.model.reward_model import apply_liger, build_reward_model
 
 GPU = torch.device("cuda")

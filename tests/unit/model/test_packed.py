@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig
 
-from rm_ray.config import ModelConfig
-from rm_ray.data import packing
-from rm_ray.data.collate import Collator
+from rm_ray.batches import packing
+from rm_ray.batches.collate import Collator
+from rm_ray.config.train_config import ModelConfig
 from rm_ray.model.attention import PACKABLE, choose_kernel, why_not_packed
 from rm_ray.model.last_layer import LIKE_LLAMA
 from rm_ray.model.reward_model import RewardModel, build_reward_model

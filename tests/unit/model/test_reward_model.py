@@ -14,10 +14,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rm_ray.config import ModelConfig
-from rm_ray.data.padding import PaddedPairs, pad_pairs
-from rm_ray.data.token_table import TokenTable
-from rm_ray.data.tokenization import load_tokenizer
+from rm_ray.batches.padding import PaddedPairs, pad_pairs
+from rm_ray.config.train_config import ModelConfig
+from rm_ray.data.cache.token_table import TokenTable
+from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.model.reward_model import (
     Float32Linear,

@@ -16,7 +16,7 @@ from torch.nn.attention import varlen
 from torch.utils._python_dispatch import TorchDispatchMode
 from varlen_operator import register_varlen_on_cpu
 
-from rm_ray.data.packing import VarlenQueries
+from rm_ray.batches.packing import VarlenQueries
 from rm_ray.model.attention import attend
 
 register_varlen_on_cpu()

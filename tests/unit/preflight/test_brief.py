@@ -3,7 +3,7 @@
 import pytest
 from ray.util.accelerators import accelerators
 
-from rm_ray.config import ClusterConfig, TrainConfig
+from rm_ray.config.train_config import ClusterConfig, TrainConfig
 from rm_ray.preflight import brief
 from rm_ray.preflight.brief import GPU_MEMORY_GB, smallest_gpu
 from rm_ray.preflight.machines import Facts, Machine, find_gpu_facts

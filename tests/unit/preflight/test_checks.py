@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from rm_ray.config import CheckpointConfig, ModelConfig
+from rm_ray.cluster.gpus import Gpu, explain_no_cuda, find_cuda, parse_gpu
+from rm_ray.config.train_config import CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
+from rm_ray.estimate.memory import MemoryEstimate, Moment
 from rm_ray.model.base_check import BaseModel
 from rm_ray.preflight import checks
-from rm_ray.preflight.gpus import Gpu, explain_no_cuda, find_cuda, parse_gpu
 from rm_ray.preflight.machines import Facts, Machine, Question, find_facts, find_software
-from rm_ray.preflight.memory import MemoryEstimate, Moment
 from rm_ray.storage import Storage
 
 H100 = Gpu(name="NVIDIA H100", memory=80 * 10**9, driver="570.86.15", capability=9.0)

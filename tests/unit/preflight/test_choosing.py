@@ -8,22 +8,22 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rm_ray.config import CHOSEN, TrainConfig, flatten
-from rm_ray.data.pair_tokens import PairLengths
-from rm_ray.data.plan import Plan, PlanSettings
+from rm_ray.batches.plan import Plan, PlanSettings
+from rm_ray.config.recipe import parse_config
+from rm_ray.config.train_config import CHOSEN, TrainConfig, flatten
+from rm_ray.data.cache.pair_tokens import PairLengths
 from rm_ray.errors import InputError
+from rm_ray.estimate.memory import estimate
+from rm_ray.estimate.network import Network
+from rm_ray.estimate.prediction import preferred
+from rm_ray.estimate.workload import look
 from rm_ray.preflight.checks import usable
 from rm_ray.preflight.choosing import Room, choose, find_room, predict_ways
 from rm_ray.preflight.machines import KIND, Machine
-from rm_ray.preflight.memory import estimate
-from rm_ray.preflight.network import Network
 from rm_ray.preflight.planning import architecture_of, memory_setting, row_of
-from rm_ray.preflight.prediction import preferred
-from rm_ray.preflight.workload import look
-from rm_ray.recipe import parse_config
+from rm_ray.preflight.prepare import keep_choices
+from rm_ray.runs.record import refuse_other_config
 from rm_ray.storage import Storage
-from rm_ray.train.prepare import keep_choices
-from rm_ray.train.record import refuse_other_config
 
 GIGABYTE = 10**9
 

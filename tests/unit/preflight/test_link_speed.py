@@ -1,10 +1,10 @@
 import pytest
 
-from rm_ray.config import ClusterConfig
+from rm_ray.cluster.exchange import LinkSpeed
+from rm_ray.config.train_config import ClusterConfig
 from rm_ray.errors import InputError
 from rm_ray.preflight.link_speed import measure_network, summarise
 from rm_ray.storage import Storage
-from rm_ray.train.exchange import LinkSpeed
 
 FAST = LinkSpeed(all_reduce=400e9, all_gather=300e9, latency_s=20e-6)
 SLOW = LinkSpeed(all_reduce=40e9, all_gather=45e9, latency_s=60e-6)

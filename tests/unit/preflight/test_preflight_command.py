@@ -2,7 +2,7 @@
 
 import pytest
 
-from rm_ray.preflight.command import main_preflight, parse_command
+from rm_ray.commands.preflight import main_preflight, parse_command
 
 
 def test_a_recipe_and_options_are_read(tmp_path):

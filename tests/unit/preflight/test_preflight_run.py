@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from rm_ray.config import TrainConfig
-from rm_ray.preflight.command import PreflightCommand
+from rm_ray.config.recipe import parse_config
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.estimate.network import Network
 from rm_ray.preflight.machines import Machine
-from rm_ray.preflight.network import Network
+from rm_ray.preflight.options import PreflightCommand
 from rm_ray.preflight.run import _kept, _room
-from rm_ray.recipe import parse_config
 from rm_ray.storage import Storage
 
 AUTO = {"zero_stage": "auto", "zero_secondary_partition": "auto"}

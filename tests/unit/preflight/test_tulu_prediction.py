@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rm_ray.data.pair_tokens import PairLengths
-from rm_ray.preflight.activations import Row
+from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.estimate.activations import Row
+from rm_ray.estimate.memory import estimate
+from rm_ray.estimate.prediction import Prediction, describe_prediction
 from rm_ray.preflight.checks import usable
-from rm_ray.preflight.memory import estimate
-from rm_ray.preflight.prediction import Prediction, describe_prediction
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "tests" / "benchmarks")]

@@ -8,11 +8,12 @@ from hub_server import ask_for
 from huggingface_hub import HfApi
 from made_run import MadeRun, make_run
 
+from rm_ray.commands import publish as command
+from rm_ray.commands.publish import describe
 from rm_ray.errors import InputError
-from rm_ray.publish import command, registration
 from rm_ray.publish import mirror as mirror_module
+from rm_ray.publish import registration
 from rm_ray.publish import run as run_module
-from rm_ray.publish.command import describe
 from rm_ray.publish.gate import ClientsError, GateResult
 from rm_ray.publish.hub import HubRepo
 from rm_ray.publish.mirror import Mirror, best_step
@@ -217,7 +218,7 @@ def test_a_broken_checkpoint_is_not_what_is_kept_of_a_published_run(endpoint, tm
 def test_the_end_of_a_run_has_a_limit_and_ctrl_c_leads_to_the_command_that_goes_on(
     endpoint, tmp_path, monkeypatch, caplog
 ):
-    caplog.set_level("INFO", "rm_ray.publish.command")
+    caplog.set_level("INFO", "rm_ray.commands.publish")
     made = make_run(tmp_path, last_step=10, patience_s=0.01)
     made.save(10)
     made.finish()

@@ -11,8 +11,8 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from made_run import make_run
 
+from rm_ray.commands.publish import describe
 from rm_ray.publish.card import IMAGE
-from rm_ray.publish.command import describe
 from rm_ray.publish.run import finish_publishing
 from rm_ray.scoring.scorer import Scorer
 

@@ -7,7 +7,7 @@ import pytest
 from made_run import MadeRun, make_run
 
 from rm_ray.publish.registration import register_models
-from rm_ray.publish.versions import Version, Versions
+from rm_ray.runs.versions import Version, Versions
 
 REPO = "someone/rewards"
 

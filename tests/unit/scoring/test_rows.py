@@ -1,6 +1,6 @@
 import pytest
 
-from rm_ray.data.contract import Reason, RefusedError
+from rm_ray.data.rows.contract import Reason, RefusedError
 from rm_ray.scoring.rows import parse_row
 
 QUESTION = {"role": "user", "content": "How many?"}

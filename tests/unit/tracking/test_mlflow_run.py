@@ -7,11 +7,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from rm_ray.errors import InputError
+from rm_ray.runs.history import Record
 from rm_ray.tracking import shipping
-from rm_ray.tracking.history import Record
 from rm_ray.tracking.mlflow_run import MlflowRun, ask_mlflow
-from rm_ray.tracking.shipping import EarlyQuestion, MetricShipper, MlflowAwayError
-from rm_ray.tracking.target import MlflowTarget, RunDescription
+from rm_ray.tracking.shipping import EarlyQuestion, MetricShipper
+from rm_ray.tracking.target import MlflowAwayError, MlflowTarget, RunDescription
 
 PATIENCE_S = 120.0
 """How long MLflow may take to make its tables on a busy machine."""

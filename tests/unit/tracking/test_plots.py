@@ -1,6 +1,6 @@
 from matplotlib.image import imread
 
-from rm_ray.tracking.history import Record
+from rm_ray.runs.history import Record
 from rm_ray.tracking.plots import plot_run
 
 NAMES = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "lr")

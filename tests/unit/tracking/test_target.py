@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from rm_ray.config import MlflowConfig
+from rm_ray.config.train_config import MlflowConfig
 from rm_ray.storage import Storage
 from rm_ray.tracking.target import MlflowTarget
 

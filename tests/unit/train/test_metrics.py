@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rm_ray.data.pair_tokens import TokenCounts
+from rm_ray.data.cache.pair_tokens import TokenCounts
 from rm_ray.train.metrics import PairMetrics
 
 

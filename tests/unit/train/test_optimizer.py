@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rm_ray.config import OptimizerConfig
+from rm_ray.config.train_config import OptimizerConfig
 from rm_ray.train.optimizer import build_optimizer, learning_rate_schedule
 
 TOTAL, WARMUP, PEAK = 50, 5, 2e-3

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tables import builtin_table
 
-from rm_ray.config import ClusterConfig, ModelConfig, OptimizerConfig
-from rm_ray.data.collate import Collator
+from rm_ray.batches.collate import Collator
+from rm_ray.config.train_config import ClusterConfig, ModelConfig, OptimizerConfig
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.engine import Engine
 from rm_ray.train.probes import NUM_PAIRS, choose_probes

@@ -6,12 +6,12 @@ import torch
 from tables import builtin_table, ready_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rm_ray.config import ClusterConfig, ModelConfig, OptimizerConfig
-from rm_ray.data.plan import Plan, PlanSettings
+from rm_ray.batches.plan import Plan, PlanSettings
+from rm_ray.config.train_config import ClusterConfig, ModelConfig, OptimizerConfig
+from rm_ray.evaluation.held_out import evaluate
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.determinism import KERNELS, ask_for_determinism, compute_deterministically
 from rm_ray.train.engine import Engine
-from rm_ray.train.evaluate import evaluate
 from rm_ray.train.step import NonFiniteLossError, train_step
 
 NUM_PAIRS = 12

@@ -15,11 +15,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rm_ray.config import Layout
-from rm_ray.data.collate import Collator
-from rm_ray.data.loading import LoadedMicroBatch
-from rm_ray.data.pair_tokens import TokenCounts, join_pairs
-from rm_ray.data.plan import MicroBatch
+from rm_ray.batches.collate import Collator
+from rm_ray.batches.loading import LoadedMicroBatch
+from rm_ray.batches.plan import MicroBatch
+from rm_ray.config.train_config import Layout
+from rm_ray.data.cache.pair_tokens import TokenCounts, join_pairs
 from rm_ray.model.flops import LayerFlops, ModelFlops
 from rm_ray.model.reward_model import RewardModel, attention_weight, count_parameters
 from rm_ray.train import throughput

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rm_ray.config import ClusterConfig, OptimizerConfig
+from rm_ray.config.train_config import ClusterConfig, OptimizerConfig
 from rm_ray.train.zero import BUCKET, LIVE, deepspeed_settings, find_secondary_size
 
 LAYER_OF_70B = 2 * 8_192**2 + 2 * 8_192 * 1_024 + 3 * 8_192 * 28_672

@@ -1,0 +1,92 @@
+"""Loaded micro-batches -> tensors in their layout, on the device that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rm_ray.batches.loading import LoadedMicroBatch
+from rm_ray.batches.packing import Kernel, PackedPairs, pack_pairs
+from rm_ray.batches.padding import PaddedPairs, pad_pairs
+from rm_ray.config.train_config import Layout
+from rm_ray.data.cache.pair_tokens import PairTokens, TokenCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyMicroBatch:
+    """A micro-batch as the model takes it, and what it was made from."""
+
+    loaded: LoadedMicroBatch
+    pairs: PaddedPairs | PackedPairs
+
+    @property
+    def tokens(self) -> TokenCounts:
+        """Tokens of the pairs that count; what is computed includes padding and repeated pairs."""
+        lengths, counts = self.loaded.pairs.lengths, self.loaded.plan.weights > 0
+        return TokenCounts(
+            both=int(((lengths.chosen + lengths.rejected) * counts).sum()),
+            distinct=int((lengths.distinct * counts).sum()),
+            computed=self.pairs.input_ids.numel(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Lays micro-batches out for a model on a device."""
+
+    layout: Layout
+    kernel: Kernel
+    pad_token_id: int
+    device: torch.device
+
+    def lay_out(self, micro_batches: Iterable[LoadedMicroBatch]) -> list[ReadyMicroBatch]:
+        """Make a step's tensors, in memory that the device copies from without waiting."""
+        return [self._lay_out(micro_batch) for micro_batch in micro_batches]
+
+    def _lay_out(self, loaded: LoadedMicroBatch) -> ReadyMicroBatch:
+        pairs = self.arrange(loaded.pairs, margins=loaded.margins, weights=loaded.plan.weights)
+        if self.device.type == "cuda":
+            pairs = _map_tensors(pairs, Tensor.pin_memory)
+        return ReadyMicroBatch(loaded=loaded, pairs=pairs)
+
+    def arrange(
+        self, pairs: PairTokens, *, margins: np.ndarray, weights: np.ndarray
+    ) -> PaddedPairs | PackedPairs:
+        """Lay P pairs out in this layout; ``margins`` and ``weights`` are ``[P]``."""
+        weighting = {"margins": margins, "weights": weights}
+        if self.layout == "packed":
+            return pack_pairs(pairs, kernel=self.kernel, **weighting)
+        return pad_pairs(pairs, pad_token_id=self.pad_token_id, **weighting)
+
+    def move(self, micro_batches: Iterable[ReadyMicroBatch]) -> list[ReadyMicroBatch]:
+        """Copy a whole step to the device, ahead of its first forward pass.
+
+        The copies are queued on the stream that computes, and read pinned memory, so that nothing
+        waits for them but the kernels behind them. 16,384 tokens are about a megabyte: a stream of
+        their own would save some 50 microseconds a micro-batch.
+        """
+        return [replace(ready, pairs=self.to_device(ready.pairs)) for ready in micro_batches]
+
+    def to_device(self, pairs: PaddedPairs | PackedPairs) -> PaddedPairs | PackedPairs:
+        """Copy a layout's tensors to the device."""
+        moved: PaddedPairs | PackedPairs = _map_tensors(
+            pairs, lambda tensor: tensor.to(self.device, non_blocking=True)
+        )
+        return moved
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    """Apply a function to every tensor inside dataclasses and tuples."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(_map_tensors(item, function) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = {f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **inside)
+    return value

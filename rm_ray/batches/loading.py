@@ -1,0 +1,38 @@
+"""A planned step -> its micro-batches with token ids, from a mapped table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rm_ray.batches.plan import MicroBatch, Plan
+from rm_ray.data.cache.pair_tokens import PairTokens
+
+if TYPE_CHECKING:  # the table reads Parquet, which a bare GPU machine may not have
+    from rm_ray.data.cache.token_table import TokenTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedMicroBatch:
+    """A planned micro-batch of P pairs with their token ids; ``margins`` and so on are ``[P]``."""
+
+    plan: MicroBatch
+    pairs: PairTokens
+    margins: np.ndarray
+    prompt_lengths: np.ndarray
+
+
+def load_step(
+    table: TokenTable, plan: Plan, step: int, *, rank: int, world_size: int
+) -> Iterator[LoadedMicroBatch]:
+    """Gather the token ids of a rank's micro-batches of a step."""
+    for micro_batch in plan.micro_batches(step, rank=rank, world_size=world_size):
+        yield LoadedMicroBatch(
+            plan=micro_batch,
+            pairs=table.gather(micro_batch.pairs),
+            margins=table.margin[micro_batch.pairs],
+            prompt_lengths=table.prompt_length[micro_batch.pairs],
+        )

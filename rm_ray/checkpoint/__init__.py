@@ -1,0 +1,1 @@
+"""The training state to the run's folder and back."""

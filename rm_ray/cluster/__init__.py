@@ -1,0 +1,1 @@
+"""The Ray cluster that a command uses, and how its processes meet."""

@@ -1,0 +1,223 @@
+"""The Ray cluster of a run: the one that is given, or a local one that is stopped again."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.job_config import JobConfig
+
+from rm_ray.cluster.ray_folder import choose_ray_folder
+from rm_ray.config.train_config import ClusterConfig
+from rm_ray.errors import InputError, LostError
+from rm_ray.importing import ROOT, share_package
+
+logger = logging.getLogger(__name__)
+
+RETRY_EVERY_S = 2.0
+
+
+@contextmanager
+def ray_cluster(
+    config: ClusterConfig, *, imports: Sequence[str] = (), again: bool = False
+) -> Iterator[ClusterConfig]:
+    """Use the running Ray, the one at RAY_ADDRESS (as inside a Ray job), or a local one.
+
+    The modules named in ``imports`` are imported while Ray starts. Gives the config back, with
+    the number of workers that a local one is made for.
+
+    Raises:
+        InputError: there is no Ray at the address.
+        LostError: there is none, and ``again`` says that there was.
+    """
+    if ray.is_initialized():
+        yield config
+        return
+    with ThreadPoolExecutor(thread_name_prefix="imports") as pool:
+        imported = pool.submit(lambda: [importlib.import_module(name) for name in imports])
+        config = _start(config, again=again)
+        imported.result()
+    _quiet_ray_data()
+    try:
+        yield config
+    finally:
+        ray.shutdown()
+
+
+def _start(config: ClusterConfig, *, again: bool) -> ClusterConfig:
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths stay what they are
+    on_term = signal.getsignal(signal.SIGTERM)  # for which ray.init sets a handler of its own
+    try:
+        return _init(config, again=again)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)
+
+
+class _PathOfOurs(JobConfig):  # type: ignore[misc]
+    """A job whose processes look for modules where this package is.
+
+    Ray would put the folder in which the command is given before everything else, unless the job
+    brings a folder of its own.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
+def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
+    address = os.environ.get("RAY_ADDRESS")
+    job = _PathOfOurs(_py_driver_sys_path=[ROOT])
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "job_config": job}
+    if address:
+        # So that the cluster's dashboard knows of runs of Ray Train: one actor more, on its head.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            if again:
+                raise LostError(
+                    f"Ray at '{address}' does not answer ({reason})", is_outage=True
+                ) from None
+            raise InputError(
+                f"there is no Ray cluster to use at RAY_ADDRESS '{address}' ({reason}); start one "
+                "with 'ray start --head', or unset RAY_ADDRESS to train on this machine alone"
+            ) from None
+        return config
+    cores = os.cpu_count() or 1
+    least, most = config.worker_bounds or (1, 1)
+    workers = max(least, min(most, cores // config.cpus_per_worker))
+    if workers * config.cpus_per_worker > cores:
+        raise InputError(
+            f"cluster.num_workers x cluster.cpus_per_worker is {workers} x "
+            f"{config.cpus_per_worker}, but this machine has {cores} CPU cores; ask for fewer"
+        )
+    share_package()
+    # Ray Data's short tasks share the cores with the workers instead of waiting for them.
+    _start_local(num_cpus=workers * config.cpus_per_worker + cores, **quiet)
+    return replace(config, num_workers=workers) if least < most else config
+
+
+def _start_local(*, num_cpus: int, **options: Any) -> None:
+    """Start a Ray of this machine alone.
+
+    Raises:
+        LostError: it did not come up in time, which another attempt may.
+    """
+    try:
+        ray.init(address="local", num_cpus=num_cpus, _temp_dir=choose_ray_folder(), **options)
+    except Exception as error:  # Ray has no class for a node that is late
+        if "timed out during startup" not in str(error):
+            raise
+        raise LostError("Ray did not start in time on this machine; is it busy?") from error
+
+
+def _quiet_ray_data() -> None:
+    import ray.data  # takes a second, which Ray's start has to spare
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray.train", "ray.util.placement_group"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConfig:
+    """Fill in the number of workers and the use of GPUs from what the cluster has.
+
+    A range begins with what other jobs leave free. Where it ``waits``, it does so for as long as
+    the cluster has too little, as after the loss of a machine.
+
+    Raises:
+        InputError: it has too few GPUs or CPUs.
+    """
+    told = False
+    while True:
+        try:
+            return _fit(config, _machines(), free=_machines(free=True))
+        except InputError as error:
+            if not waits:
+                raise
+            if not told:
+                logger.warning("%s. Waiting for a machine", error)
+                told = True
+            time.sleep(RETRY_EVERY_S)
+
+
+def count_fitting(config: ClusterConfig, *, held: int) -> int:
+    """Return how many workers the cluster would train with now; 0 where it has too little.
+
+    ``held`` is how many it trains with; beside them there is room where other jobs leave it free.
+
+    Raises:
+        ConnectionError: the cluster does not answer.
+    """
+    try:
+        fitted = _fit(config, _machines())
+        free = _count_places(fitted, _machines(free=True), use_gpu=bool(fitted.use_gpu))
+        return min(int(fitted.num_workers or 0), held + free)
+    except InputError:
+        return 0
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise ConnectionError(str(error)) from error
+
+
+def _machines(*, free: bool = False) -> list[dict[str, float]]:
+    """Return the resources of each machine that is there to stay, or what is free of them."""
+    # Ray tells of machines that are about to go nowhere else.
+    leaving = ray._private.state.state.get_draining_nodes()
+    there = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    found = ray._private.state.available_resources_per_node() if free else there
+    return [found.get(node, {}) for node in there if node not in leaving]
+
+
+def _count_places(
+    config: ClusterConfig, machines: Sequence[Mapping[str, float]], *, use_gpu: bool
+) -> int:
+    """Return for how many workers there is room, each on one machine."""
+    places = [int(machine.get("CPU", 0)) // config.cpus_per_worker for machine in machines]
+    if use_gpu:
+        gpus = [int(machine.get("GPU", 0)) for machine in machines]
+        places = [min(place, count) for place, count in zip(places, gpus, strict=True)]
+    return sum(places)
+
+
+def _fit(
+    config: ClusterConfig,
+    machines: Sequence[Mapping[str, float]],
+    *,
+    free: Sequence[Mapping[str, float]] | None = None,
+) -> ClusterConfig:
+    gpus = [int(machine.get("GPU", 0)) for machine in machines]
+    cpus = [int(machine.get("CPU", 0)) for machine in machines]
+    use_gpu = sum(gpus) > 0 if config.use_gpu is None else config.use_gpu
+    least, most = config.worker_bounds or (max(sum(gpus), 1) if use_gpu else 1,) * 2
+    has = f"the cluster has {sum(gpus)} GPUs and {sum(cpus)} CPUs"
+    if use_gpu and least > sum(gpus):
+        raise InputError(
+            f"cluster.num_workers is {least} with one GPU each, but {has}; ask for fewer "
+            "workers, or train on CPUs with --cluster.use_gpu False"
+        )
+    spare = sum(cpus) - 1  # Ray Data needs one
+    places = _count_places(config, machines, use_gpu=use_gpu)
+    fitting = min(places, spare // config.cpus_per_worker)
+    if least > fitting:
+        raise InputError(
+            f"cluster.num_workers x cluster.cpus_per_worker is {least} x "
+            f"{config.cpus_per_worker}, and Ray Data needs 1 CPU beside them: "
+            f"{least * config.cpus_per_worker + 1} CPUs, each worker's on one machine, but {has}; "
+            "ask for fewer"
+        )
+    if free is not None:
+        fitting = max(least, min(fitting, _count_places(config, free, use_gpu=use_gpu)))
+    return replace(config, num_workers=min(most, fitting), use_gpu=use_gpu)

@@ -1,0 +1,1 @@
+"""Settings: typed, validated, and read from recipes and command lines."""

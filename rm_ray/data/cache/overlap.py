@@ -1,0 +1,132 @@
+"""Pairs that are in the data twice: held-out prompts, duplicates and contradictions, by hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rm_ray.data.rows.contract import NO_CONTEXT, Message, Pair, without_notes
+
+KEY_BYTES = 16
+
+KEY = np.dtype(f"S{KEY_BYTES}")
+"""Of hashes as numpy sorts them; all are of full width, so zero bytes at their end count too."""
+
+_PAIR_KEY = np.dtype(f"S{2 * KEY_BYTES}")
+
+NO_KEYS = np.empty(0, KEY)
+
+
+def hash_pair(pair: Pair) -> dict[str, bytes]:
+    """Return a pair's 16-byte hashes: ``prompt_hash``, ``chosen_hash`` and ``rejected_hash``.
+
+    The prompt is compared by NFKC, casefold and collapsed whitespace; without one, a pair is known
+    by its two responses. The others are of a response, as it is, to that prompt.
+    """
+    chosen, rejected = (_write(c[-1], _as_it_is) for c in (pair.chosen, pair.rejected))
+    turns = [_write(message, _normalise) for message in pair.prompt]
+    prompt = _digest(b"\0".join(turns or sorted((_digest(chosen), _digest(rejected)))))
+    asked = prompt
+    if pair.context != NO_CONTEXT:
+        asked += _to_json([pair.context.tools, pair.context.documents])
+    return {
+        "prompt_hash": prompt,
+        "chosen_hash": _digest(asked + b"\0" + chosen),
+        "rejected_hash": _digest(asked + b"\0" + rejected),
+    }
+
+
+def _write(message: Message, view: Callable[[Any], Any]) -> bytes:
+    """Write a message for a hash; one of role and text alone, as most are, without JSON's care."""
+    message = without_notes(message)
+    content = message.get("content")
+    if len(message) == 2 and isinstance(content, str):
+        text = f"{message['role']}\0{view(content)}"
+        if text.count("\0") == 1:
+            return text.encode("utf-8", "surrogatepass")
+    return b"\0" + _to_json(view(message))
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _normalise(value: Any) -> Any:
+    """Return a value with its texts as they are compared."""
+    if isinstance(value, str):
+        return _normalise_text(value)
+    if isinstance(value, dict):
+        return {key: _normalise(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_normalise(item) for item in value]
+    return value
+
+
+@lru_cache(maxsize=1_024)  # pairs of one prompt often follow one another
+def _normalise_text(text: str) -> str:
+    if text.isascii():  # NFKC leaves it as it is
+        return " ".join(text.lower().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def _to_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
+
+
+def join_keys(arrays: Iterable[pa.FixedSizeBinaryArray]) -> np.ndarray:
+    """Return a column of hashes, read batch by batch, as ``[N]`` keys."""
+    keys = [
+        np.frombuffer(a.buffers()[1], KEY, count=len(a), offset=a.offset * KEY_BYTES)
+        for a in arrays
+        if len(a)
+    ]
+    return np.concatenate(keys) if keys else NO_KEYS
+
+
+def pair_up(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return ``[N]`` keys that are equal where both of two ``[N]`` columns are."""
+    columns = np.stack((left, right), axis=1)
+    return columns.view(_PAIR_KEY).reshape(-1)
+
+
+def find_overlap(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Tell which ``[N]`` keys are among the ``[M]`` others: ``[N]`` bool."""
+    ordered = np.sort(others)
+    if not len(ordered):
+        return np.zeros(len(keys), dtype=bool)
+    places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    found: np.ndarray = ordered[places] == keys
+    return found
+
+
+def count_duplicates(pair_keys: np.ndarray) -> int:
+    """Count the pairs that repeat one before them."""
+    ordered = np.sort(pair_keys)
+    return int((ordered[1:] == ordered[:-1]).sum())
+
+
+def count_contradictions(pair_keys: np.ndarray, swap_keys: np.ndarray) -> int:
+    """Count the pairs whose preference is turned around in another one."""
+    return int(find_overlap(swap_keys, pair_keys).sum())
+
+
+def count_overlap(
+    held_out: np.ndarray, sources: Iterable[str], trained_on: np.ndarray
+) -> dict[str, int]:
+    """Count, by source, the held-out pairs whose prompt is trained on too."""
+    is_seen = find_overlap(held_out, trained_on)
+    counts = Counter(name for name, seen in zip(sources, is_seen, strict=True) if seen)
+    return dict(sorted(counts.items()))

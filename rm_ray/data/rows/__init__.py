@@ -1,0 +1,1 @@
+"""A raw row to a pair, and how it was read."""

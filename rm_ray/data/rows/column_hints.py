@@ -1,0 +1,126 @@
+"""What to do about a source whose columns have other names, or that is no table of pairs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rm_ray.data.rows.columns import ALIASES, find_standing, plain_name
+
+_BETTER_AND_WORSE = (
+    ("chosen", "rejected"), ("preferred", "dispreferred"), ("preferred", "non_preferred"),
+    ("preferred", "unpreferred"), ("preferred", "rejected"), ("accepted", "rejected"),
+    ("better", "worse"), ("best", "worst"), ("winner", "loser"), ("winning", "losing"),
+    ("win", "lose"), ("positive", "negative"), ("pos", "neg"), ("good", "bad"),
+    ("response_j", "response_k"),
+)  # fmt: skip
+_NEITHER = (("a", "b"), ("0", "1"), ("1", "2"))
+"""Ends of names of two responses of which another column says which is better."""
+
+_REPLY = re.compile(
+    r"(?:.*_)?(?:responses?|answers?|completions?|conversations?|outputs?|texts?|reply|replies|"
+    r"generations?|candidates?|messages?|chat|dialog|dialogue|transcript|summary)"
+)
+"""Names, without what tells the two apart, of columns that hold replies."""
+
+
+def suggest_columns(row: Mapping[str, Any]) -> str:
+    """Return a sentence on how the pair in a row can be named or made."""
+    if is_written_by_column(row):
+        return (
+            "It looks like a pandas table written by column or with its index; write one object a "
+            "row: to_json(path, orient='records')"
+        )
+    by_plain_name = {plain_name(name): name for name in row}
+    if pair := _find_better_and_worse(by_plain_name):
+        return f"Name them: {_setting(row, *pair)}"
+    if "rejected_response" in by_plain_name and "messages" in by_plain_name:
+        return (
+            "'messages' seems to end with the chosen response: write that one to a column 'chosen'"
+        )
+    if pair := _find_two(row, by_plain_name):
+        return (
+            f"'{pair[0]}' and '{pair[1]}' seem to be two responses: where the first is the "
+            f"better one in every row, {_setting(row, *pair)}; where another column "
+            "says which is, write 'chosen' and 'rejected' by it first"
+        )
+    for name, value in row.items():
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(v, dict) for v in value):
+            text = next((key for key, inside in value[0].items() if isinstance(inside, str)), None)
+            if text and plain_name(name) not in ALIASES["messages"]:
+                paths = (f"{name}.0.{text}", f"{name}.1.{text}")
+                return f"Where '{name}' has the best response first, {_setting(row, *paths)}"
+    return "Where they have other names, say which with data.columns, as in chosen=COLUMN"
+
+
+def _find_better_and_worse(by_plain_name: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the columns of the two responses by names that say which is better."""
+    found: list[tuple[int, tuple[str, str]]] = []
+    for better, worse in _BETTER_AND_WORSE:
+        word = rf"(?<![a-z]){better}(?![a-z])"
+        for plain, name in by_plain_name.items():
+            other = by_plain_name.get(re.sub(word, worse, plain))
+            if other is not None and other != name:
+                found.append((_rank(re.sub(word, "", plain)), (name, other)))
+    return _first_of_best(found)
+
+
+def _find_two(row: Mapping[str, Any], by_plain_name: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the columns of two responses whose names are alike but for their ends."""
+    found: list[tuple[int, tuple[str, str]]] = []
+    for first, second in _NEITHER:
+        for plain, name in by_plain_name.items():
+            stem = plain[: -len(first)]
+            other = by_plain_name.get(stem + second)
+            if other and re.search(rf"[a-z]_?{first}$", plain) and _may_be_said(row, name, other):
+                found.append((_rank(stem), (name, other)))
+    return _first_of_best(found)
+
+
+_NO_REPLY = 100
+
+
+def _rank(stem: str) -> int:
+    """Return 0 for what two columns of replies are most likely called, more for less likely names.
+
+    ``stem`` is the name without what tells the two apart.
+    """
+    words = [word for word in stem.split("_") if word]
+    stem = "_".join(words)
+    if not words or _REPLY.fullmatch(stem):
+        return len(words)  # as in chosen_model_response, beside chosen_response
+    return _NO_REPLY - 1 if find_standing(stem) == "unknown" else _NO_REPLY
+
+
+def _first_of_best(found: Sequence[tuple[int, tuple[str, str]]]) -> tuple[str, str] | None:
+    rank, pair = min(found, key=lambda each: each[0], default=(_NO_REPLY, None))
+    return pair if rank < _NO_REPLY else None
+
+
+def is_written_by_column(row: Any) -> bool:
+    """Tell whether a row is a whole table as pandas writes it, by column, index or split."""
+    if not isinstance(row, dict):
+        return False
+    values = [*row.values()]
+    is_transposed = bool(values) and all(
+        isinstance(value, dict) and value and all(map(str.isdecimal, value)) for value in values
+    )
+    is_indexed = all(map(str.isdecimal, row)) and all(isinstance(v, dict) for v in values)
+    return bool(row) and (is_transposed or is_indexed or set(row) == {"columns", "index", "data"})
+
+
+def _may_be_said(row: Mapping[str, Any], *names: str) -> bool:
+    return all(isinstance(row[name], str | list | dict) for name in names)
+
+
+def _setting(row: Mapping[str, Any], chosen: str, rejected: str) -> str:
+    """Return the setting that names two columns, and one for the prompt where none is known."""
+    taken = {chosen, rejected}
+    known = {plain_name(name) for name in row if name not in taken}
+    prompt = next(
+        (name for name in row if name not in taken and find_standing(name) == "part"), None
+    )
+    is_known = known & {*ALIASES["prompt"], *ALIASES["messages"], *ALIASES["history"]}
+    more = f" prompt={prompt}" if prompt and not is_known else ""
+    return f"--data.columns chosen={chosen} rejected={rejected}{more}"

@@ -1,0 +1,234 @@
+"""How the rows of a source were read: which columns became what, and which were left."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+from rm_ray.data.rows.columns import ALIASES, find_path_standing, plain_name
+from rm_ray.errors import InputError
+
+MOST_NAMED = 24
+"""More columns than these are counted and not named in a line."""
+
+
+_TELLS_THE_BETTER = re.compile(
+    r"(?:.*_)?(?:winner(?:_.*)?|better_response_id|safer_response_id|overall_preference|preference|"
+    r"preference_strength|labels?|choice)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowReading:
+    """How one row was read."""
+
+    used: Mapping[str, str] = field(default_factory=dict)
+    """Part to column."""
+    left: tuple[str, ...] = ()
+    """Columns with something in them that were not used."""
+    lost: tuple[str, ...] = ()
+    """Those of them that usually hold part of a conversation, and hold what it has nowhere."""
+    unwritten: tuple[str, ...] = ()
+    """Keys of messages and tools whose values the chat template does not write."""
+
+    is_asked: bool = True
+    """Whether somebody says something before the responses."""
+
+    def to_json(self) -> str:
+        """Return what ``sum_up`` counts; most rows of a source have the same."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> str:
+        return json.dumps([self.used, self.left, self.lost, self.unwritten, self.is_asked])
+
+
+@lru_cache(maxsize=1_024)
+def read_alike(
+    used: tuple[tuple[str, str], ...],
+    left: tuple[str, ...] = (),
+    lost: tuple[str, ...] = (),
+    *,
+    is_asked: bool,
+) -> RowReading:
+    """Return the reading of a row, which all rows share that are read alike."""
+    return RowReading(used=dict(used), left=left, lost=lost, is_asked=is_asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the rows of a source were read; each count is one of rows."""
+
+    origin: str
+    rows: int = 0
+    used: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Part to column to rows."""
+    left: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    unwritten: dict[str, int] = field(default_factory=dict)
+    unasked: int = 0
+    """Rows in which nobody says anything before the responses."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``from_json`` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Reading:
+        """Return what ``to_json`` was asked of."""
+        return cls(**settings)
+
+    def describe(self) -> str:
+        """Return one line: parts with their columns, then what was not used."""
+        parts = [
+            f"{part} from {self._names(columns)}" for part, columns in sorted(self.used.items())
+        ]
+        by_standing: dict[str, dict[str, int]] = {"harmless": {}, "unknown": {}, "part": {}}
+        for name, rows in self.left.items():
+            by_standing["part" if name in self.lost else _standing(name)][name] = rows
+        clauses = [", ".join(parts) or "nothing read"]
+        for standing, what in (
+            ("harmless", "not used"),
+            ("unknown", "not used, and rm_ray does not know what they hold"),
+            ("part", "NOT USED, though they may hold part of the conversation"),
+        ):
+            if by_standing[standing]:
+                clauses.append(f"{what}: {self._names(by_standing[standing])}")
+        if self.unasked:
+            where = "" if self.unasked == self.rows else f" in {self.unasked:,} rows"
+            clauses.append(f"NO PROMPT{where}")
+        clauses += self._doubts()
+        if self.unwritten:
+            clauses.append(f"not written by the chat template: {self._names(self.unwritten)}")
+        return "; ".join(clauses)
+
+    def _doubts(self) -> list[str]:
+        """Say which column may tell, row by row, that the response taken for chosen is not."""
+        chosen = [name for name in self.used.get("chosen", ()) if not _is_named_chosen(name)]
+        tells = [name for name in self.left if _TELLS_THE_BETTER.fullmatch(plain_name(name))]
+        if not chosen or not tells:
+            return []
+        return [f"'{chosen[0]}' IS CHOSEN IN EVERY ROW, and '{tells[0]}' may say otherwise"]
+
+    def _names(self, counts: Mapping[str, int]) -> str:
+        named = [
+            f"'{name}'" + ("" if rows == self.rows else f" ({rows:,} of {self.rows:,} rows)")
+            for name, rows in list(counts.items())[:MOST_NAMED]
+        ]
+        more = len(counts) - len(named)
+        return ", ".join([*named, *([f"and {more} more"] if more else [])])
+
+
+_GUESSES = (
+    ("history", re.compile(r".*(?:history|turns|dialog|chat).*")),
+    ("system", re.compile(r".*(?:system|persona|preamble).*")),
+    ("tools", re.compile(r".*(?:tool|function).*")),
+    ("documents", re.compile(r".*(?:context|doc|passage|article|paragraph|knowledge|evidence).*")),
+)
+"""Parts by what columns are called that hold them beside a prompt."""
+
+
+def _guess_part(name: str, reading: Reading) -> str:
+    """Return the part that a column most likely holds; the prompt where none is read."""
+    plain = plain_name(name)
+    guess = next((part for part, names in _GUESSES if names.fullmatch(plain)), "prompt")
+    is_asked = "prompt" in reading.used
+    return guess if is_asked or guess in ("system", "tools") else "prompt"
+
+
+def _is_named_chosen(name: str) -> bool:
+    return re.search(r"chosen|prefer|accept|better|best|win|pos|good", name.lower()) is not None
+
+
+def _standing(name: str) -> str:
+    standing = find_path_standing(name)
+    return "harmless" if standing == "part" else standing
+
+
+def sum_up(origin: str, rows: Mapping[str, int]) -> Reading:
+    """Add up the rows' readings, given as JSON with the number of rows that have it."""
+    used: dict[str, Counter[str]] = {}
+    left: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    unwritten: Counter[str] = Counter()
+    total = unasked = 0
+    for text, count in sorted(rows.items()):
+        if not text:  # refused before it was read
+            continue
+        total += count
+        parts, *others, is_asked = json.loads(text)
+        unasked += 0 if is_asked else count
+        for part, column in parts.items():
+            used.setdefault(part, Counter())[column] += count
+        for counter, names in zip((left, lost, unwritten), others, strict=True):
+            counter.update(dict.fromkeys(names, count))
+    return Reading(
+        origin=origin,
+        rows=total,
+        used={part: dict(counts) for part, counts in used.items()},
+        left=dict(left),
+        lost=dict(lost),
+        unwritten=dict(unwritten),
+        unasked=unasked,
+    )
+
+
+def describe_all(readings: Sequence[Reading]) -> list[str]:
+    """Return a line for each way in which sources were read; files read alike share one."""
+    origins: dict[str, list[str]] = {}
+    for reading in readings:
+        if reading.rows:
+            origins.setdefault(reading.describe(), []).append(reading.origin)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {line}"
+        for line, names in origins.items()
+    ]
+
+
+def refuse_lost_columns(readings: Iterable[Reading], prefix: str = "data.") -> None:
+    """Stop where a column that usually holds part of the conversation is not used.
+
+    Raises:
+        InputError: naming source, columns and what to do.
+    """
+    for reading in readings:
+        lost = reading.lost
+        if reading.unasked < reading.rows:  # a row without a prompt says little of its source
+            lost = {n: rows for n, rows in lost.items() if plain_name(n) not in ALIASES["source"]}
+        if lost:
+            names = reading._names(lost)
+            first = next(iter(lost))
+            raise InputError(
+                f"{reading.origin}: {names} may hold part of the conversation, and would not be "
+                f"trained on or scored (read: {_parts(reading)}). Say what it is with "
+                f"{prefix}columns (as in '{_guess_part(first, reading)}={first}'; text alone "
+                f"is read), or leave it out with {prefix}ignore_columns {' '.join(lost)}"
+            )
+
+
+def refuse_missing_columns(
+    columns: Mapping[str, str], readings: Sequence[Reading], prefix: str = "data."
+) -> None:
+    """Refuse a mapped column that no row of any source has.
+
+    Raises:
+        InputError: naming the columns there are.
+    """
+    seen = {name for r in readings for counts in r.used.values() for name in counts}
+    seen = {name for names in seen for name in names.split("' and '")}
+    there = sorted(seen | {name for reading in readings for name in reading.left})
+    for part, column in columns.items():
+        if column not in seen and any(reading.rows for reading in readings):
+            raise InputError(
+                f"{prefix}columns reads {part} from '{column}', which no row has; the columns "
+                f"that hold something are: {', '.join(there) or 'none'}"
+            )
+
+
+def _parts(reading: Reading) -> str:
+    return ", ".join(f"{part} from {reading._names(cols)}" for part, cols in reading.used.items())

@@ -1,0 +1,1 @@
+"""Files, folders and datasets to raw rows."""

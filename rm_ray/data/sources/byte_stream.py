@@ -1,0 +1,164 @@
+"""The bytes of a file: decompressed, and refused where they are no data."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import BinaryIO, cast
+
+import fsspec
+import pyarrow as pa
+
+from rm_ray.data.sources.fragments import codec_of
+from rm_ray.errors import InputError
+
+BOM = b"\xef\xbb\xbf"
+
+_PEEKED = 256
+"""Bytes from the beginning of a file that tell what it is."""
+
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\0": "xz"}
+
+_WIDE_MARKS = {
+    b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}  # fmt: skip
+"""Byte-order marks; the longer ones first, since one begins with another."""
+
+
+def open_raw(path: str) -> BinaryIO:
+    """Open a file for reading as it lies; a local name is taken letter by letter.
+
+    Raises:
+        OSError: it is missing, a folder, or not readable.
+    """
+    if "://" in path:
+        return cast(BinaryIO, fsspec.open(path, "rb").open())
+    return open(path, "rb")
+
+
+@contextmanager
+def open_bytes(path: str) -> Iterator[io.BufferedReader]:
+    """Open a file decompressed, by its ending or, without one, by its first bytes.
+
+    Raises:
+        InputError: it cannot be read, is no whole compressed file, or stands for a file elsewhere.
+    """
+    codec = codec_of(path)
+    try:
+        with ExitStack() as stack:
+            raw = stack.enter_context(open_raw(path))
+            head = _peek(raw)
+            _refuse_stand_ins(path, head)
+            codec = codec or next((c for m, c in _MAGIC.items() if head.startswith(m)), None)
+            opened = cast(io.RawIOBase, stack.enter_context(_decompress(raw, codec)))
+            buffered: io.BufferedReader = io.BufferedReader(opened, buffer_size=1 << 20)
+            _refuse_stand_ins(path, buffered.peek(_PEEKED)[:_PEEKED])
+            yield buffered
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(_not_whole(path, codec, error)) from None
+    except OSError as error:
+        if codec and error.errno is None:  # the codec's own, not the system's
+            raise InputError(_not_whole(path, codec, error)) from None
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _peek(raw: BinaryIO) -> bytes:
+    head = raw.read(_PEEKED)
+    raw.seek(0)
+    return head
+
+
+def _decompress(raw: BinaryIO, codec: str | None) -> BinaryIO | _Unpacked:
+    if codec == "gzip":
+        return _Unpacked(gzip.GzipFile(fileobj=raw).read)
+    if codec == "bz2":
+        return _Unpacked(bz2.BZ2File(raw).read)
+    if codec == "xz":
+        return _Unpacked(lzma.LZMAFile(raw).read)
+    if codec == "zstd":
+        return _Unpacked(pa.CompressedInputStream(pa.PythonFile(raw), "zstd").read)
+    return raw
+
+
+class _Unpacked(io.RawIOBase):
+    """What a codec gives, from beginning to end alone."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer, which a codec may do by pieces; less only at the end."""
+        filled = 0
+        while filled < len(buffer) and (data := self._read(len(buffer) - filled)):
+            buffer[filled : filled + len(data)] = data
+            filled += len(data)
+        return filled
+
+
+def _not_whole(path: str, codec: str | None, error: Exception) -> str:
+    return f"{path} is not a whole {codec or 'compressed'} file: {error}; copy it again"
+
+
+def _refuse_stand_ins(path: str, head: bytes) -> None:
+    """Refuse what is found where data should be."""
+    text = head.removeprefix(BOM).lstrip()
+    if text.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise InputError(
+            f"{path} is a Git LFS pointer, which names the data and does not hold it; run "
+            "'git lfs pull' in its repository, or download the file itself"
+        )
+    if b"/annex/objects/" in text[:80]:
+        raise InputError(f"{path} is a git-annex pointer without data; run 'git annex get' there")
+    if text[:15].lower().startswith((b"<!doctype html", b"<html")):
+        raise InputError(f"{path} is a web page and no data; download the file itself")
+    if text.startswith(b"PK\x03\x04"):
+        raise InputError(
+            f"{path} is a zip archive (or a spreadsheet); unpack it, or save it as CSV"
+        )
+
+
+def find_encoding(head: bytes) -> str | None:
+    """Return the encoding that the beginning of a text shows; None for UTF-8 and unmarked ones."""
+    for mark, name in _WIDE_MARKS.items():
+        if head.startswith(mark):
+            return name
+    if b"\0" in head[:4]:
+        return "UTF-32" if head[:4].count(0) == 3 else "UTF-16"
+    return None
+
+
+def refuse_wide_text(path: str, stream: io.BufferedReader) -> None:
+    """Refuse text in UTF-16 or UTF-32, and pass over a byte-order mark of UTF-8.
+
+    Raises:
+        InputError: with the encoding and the command that converts it.
+    """
+    head = stream.peek(4)[:4]
+    if encoding := find_encoding(head):
+        raise InputError(
+            f"{path} is {encoding} text, and only UTF-8 is read; convert it with "
+            f"'iconv -f {encoding} -t UTF-8'"
+        )
+    if head.startswith(BOM):
+        stream.read(len(BOM))
+
+
+def explain_encoding(where: str, error: UnicodeDecodeError) -> str:
+    """Return the message for bytes that are not UTF-8."""
+    guess = "WINDOWS-1252"
+    with suppress(UnicodeDecodeError, AttributeError):
+        error.object.decode("gb18030")
+        guess = "GB18030 or WINDOWS-1252"
+    return (
+        f"{where}: not UTF-8 text ({error.reason}, byte 0x{error.object[error.start]:02x}); "
+        f"convert it with 'iconv -f ENCODING -t UTF-8', where the encoding is perhaps {guess}"
+    )

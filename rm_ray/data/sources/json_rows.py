@@ -1,0 +1,243 @@
+"""Rows of JSON files: a line each, or the elements of an array, with bounded memory."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from rm_ray.data.rows.columns import ALIASES, plain_name
+from rm_ray.data.sources.byte_stream import BOM, explain_encoding, open_bytes, refuse_wide_text
+from rm_ray.errors import InputError
+
+LARGEST_ELEMENT = 1 << 26
+"""Characters of one element of an array that are held in memory at most."""
+
+_CHUNK = 1 << 20
+_SPACE = " \t\r\n"
+_ARRAY_RULE = "it must be an array of objects, an object with one such array, or an object a line"
+
+Layout = Literal["lines", "array", "object", "row"]
+
+
+def read_json(path: str, *, ends_in_json: bool) -> Iterator[tuple[int, str]]:
+    """Yield ``(row, JSON text)`` of a file with an object a line, or with an array of objects.
+
+    Which of them it is shows in what it holds: many files of lines end in ``.json``, and some
+    arrays in ``.jsonl``. Under ``.json`` the array may be the only one of rows in an object, and an
+    object that has ``chosen`` is one row. A row is the line or the place in the array, from 0.
+
+    Raises:
+        InputError: it is neither; names the line or the row.
+    """
+    with open_bytes(path) as stream:
+        layout = _find_layout(path, stream, ends_in_json)
+        if layout == "lines":
+            for i, raw in _lines(stream):
+                yield i, _checked_json(raw, f"{path}, line {i + 1}")
+        else:
+            yield from _JsonText(path, stream).rows(layout)
+
+
+def count_json(path: str, *, ends_in_json: bool) -> int:
+    """Return the number of rows; what lines say is not looked at."""
+    with open_bytes(path) as stream:
+        if _find_layout(path, stream, ends_in_json) == "lines":
+            return sum(1 for _ in _lines(stream))
+    return sum(1 for _ in read_json(path, ends_in_json=ends_in_json))
+
+
+def _lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that are not blank; only a line feed ends one."""
+    for i, raw in enumerate(stream):
+        line = raw.removeprefix(BOM)  # also in the middle, where files were put together
+        if line.strip():
+            yield i, line
+
+
+def _find_layout(path: str, stream: io.BufferedReader, ends_in_json: bool) -> Layout:
+    refuse_wide_text(path, stream)
+    head = stream.peek(_CHUNK).lstrip()
+    if head[:1] == b"[" and head[1:].lstrip()[:1] in (b"{", b"]", b""):
+        return "array"
+    if head[:1] != b"{" or not ends_in_json:
+        return "lines"
+    line, _, rest = head.partition(b"\n")
+    row = _loaded(line)
+    if row is None:
+        return "row" if _is_pair(_loaded(head)) else "object"
+    holds_rows = not rest.strip() and not _is_pair(row) and len(_arrays(row)) == 1
+    return "object" if holds_rows else "lines"
+
+
+def _loaded(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _arrays(row: dict[str, Any]) -> list[str]:
+    """Return the keys that hold arrays of rows."""
+    return [k for k, v in row.items() if isinstance(v, list) and v and all(map(_may_be_row, v))]
+
+
+def _may_be_row(value: Any) -> bool:
+    """Tell whether an element of an array is an object, and a pair or at least no message."""
+    if not isinstance(value, dict):
+        return False
+    is_message = {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+    return _is_pair(value) or not is_message
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, dict) and any(plain_name(k) in ALIASES["chosen"] for k in value)
+
+
+class _KeyTwiceError(Exception):
+    """An object has a key twice, of which JSON readers keep the last without a word."""
+
+
+def _keep_all(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object whose keys all differ."""
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _KeyTwiceError(f"the key {twice!r} stands twice in one object; keep one of the two")
+    return built
+
+
+def _checked_json(raw: bytes, where: str) -> str:
+    try:
+        text = raw.decode()
+        json.loads(text, object_pairs_hook=_keep_all)
+    except _KeyTwiceError as error:
+        raise InputError(f"{where}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(explain_encoding(where, error)) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where}: not valid JSON ({_reason(error)}); each line must be one object with "
+            "'chosen' and 'rejected'"
+        ) from None
+    return text
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return str(error)
+
+
+class _JsonText:
+    """JSON text that is read value by value; no more of it is held than a value needs."""
+
+    def __init__(self, path: str, stream: io.BufferedReader) -> None:
+        self._path, self._stream = path, stream
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._decoder = json.JSONDecoder(object_pairs_hook=_keep_all)
+        self._text, self._at, self._ended = "", 0, False
+
+    def rows(self, layout: Layout) -> Iterator[tuple[int, str]]:
+        """Yield the elements of the array, or of the one array of the object, or the object."""
+        if layout == "array":
+            yield from self._elements()
+        elif layout == "row":
+            yield 0, self._value("row 0")
+        else:
+            yield from self._members()
+        if self._next_mark():
+            raise self._wrong("there is text after its end")
+
+    def _members(self) -> Iterator[tuple[int, str]]:
+        """Go through an object; yield the elements of its array of rows, told by the first one."""
+        self._take("{")
+        found: list[str] = []
+        has_empty = False
+        while self._next_mark() != "}":
+            name = str(json.loads(self._value("a key")))
+            self._take(":")
+            if self._next_mark() != "[":
+                self._value(f"'{name}'")
+            else:
+                elements = self._elements()
+                first = next(elements, None)
+                if first is None:
+                    has_empty = True
+                elif not _may_be_row(json.loads(first[1])):
+                    deque(elements, maxlen=0)
+                elif found:
+                    both = f"'{found[0]}' and '{name}'"
+                    raise self._wrong(f"it holds several arrays, {both}; write one of them alone")
+                else:
+                    found.append(name)
+                    yield first
+                    yield from elements
+            if self._next_mark() != "}":
+                self._take(",")
+        self._take("}")
+        if not found and not has_empty:
+            raise self._wrong("it is an object without an array of rows")
+
+    def _elements(self) -> Iterator[tuple[int, str]]:
+        self._take("[")
+        row = 0
+        while self._next_mark() != "]":
+            yield row, self._value(f"row {row}")
+            row += 1
+            if self._next_mark() != "]":
+                self._take(",")
+                if self._next_mark() == "]":
+                    raise self._wrong(f"there is a comma after the last row ({row - 1})")
+        self._take("]")
+
+    def _value(self, what: str) -> str:
+        self._next_mark()
+        while True:
+            try:
+                end = self._decoder.raw_decode(self._text, self._at)[1]
+                if end < len(self._text) or self._ended:
+                    break
+            except _KeyTwiceError as error:
+                raise self._wrong(f"{what}: {error}") from None
+            except (ValueError, RecursionError) as error:
+                if self._ended or len(self._text) - self._at > LARGEST_ELEMENT:
+                    reason = getattr(error, "msg", str(error))
+                    raise self._wrong(f"{what}: not valid JSON ({reason})") from None
+            self._read_more()
+        value, self._at = self._text[self._at : end], end
+        return value
+
+    def _next_mark(self) -> str:
+        """Pass over white space; return the character that follows, '' at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _SPACE:
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._ended:
+                return ""
+            self._read_more()
+
+    def _take(self, mark: str) -> None:
+        if (found := self._next_mark()) != mark:
+            raise self._wrong(
+                f"'{mark}' is missing where {found!r} stands" if found else "it is cut"
+            )
+        self._at += 1
+
+    def _read_more(self) -> None:
+        kept = self._text[self._at :]
+        raw = self._stream.read(max(_CHUNK, len(kept)))  # doubles: a long value is not tried often
+        self._ended = not raw
+        try:
+            self._text, self._at = kept + self._utf8.decode(raw, final=self._ended), 0
+        except UnicodeDecodeError as error:
+            raise InputError(explain_encoding(self._path, error)) from None
+
+    def _wrong(self, reason: str) -> InputError:
+        return InputError(f"{self._path} is not valid JSON for rows: {reason}; {_ARRAY_RULE}")

@@ -1,0 +1,81 @@
+"""A fragment -> its rows as JSON text, one small reader for each format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rm_ray.data.sources import synthetic
+from rm_ray.data.sources.byte_stream import BOM, open_bytes
+from rm_ray.data.sources.fragments import Fragment, Kind
+from rm_ray.data.sources.json_rows import count_json, read_json
+from rm_ray.data.sources.raw_json import to_json
+from rm_ray.data.sources.stored_datasets import load_dataset, read_dataset
+from rm_ray.data.sources.table_rows import (
+    count_arrow,
+    open_parquet,
+    read_arrow,
+    read_csv,
+    read_parquet,
+)
+
+
+def read_rows(fragment: Fragment) -> Iterator[tuple[int, str]]:
+    """Yield ``(row, JSON text)`` in order; ``row`` counts from 0 and is the line in JSON Lines.
+
+    What has no JSON form is marked (``raw_json``).
+
+    Raises:
+        InputError: the file is broken; names the line.
+    """
+    if fragment.kind in ("jsonl", "json"):
+        yield from read_json(fragment.location, ends_in_json=fragment.kind == "json")
+        return
+    for i, row in enumerate(_read_objects(fragment)):
+        yield i, to_json(row)
+
+
+def _read_objects(fragment: Fragment) -> Iterator[dict[str, Any]]:
+    kind, location = fragment.kind, fragment.location
+    if kind == "builtin":
+        return synthetic.generate_pairs(fragment.split or "train")
+    if kind in ("csv", "tsv"):
+        return read_csv(location, "\t" if kind == "tsv" else ",")
+    if kind == "parquet":
+        return read_parquet(location)
+    if kind == "arrow":
+        return read_arrow(location)
+    return read_dataset(fragment)
+
+
+def count_rows(fragment: Fragment) -> int:
+    """Return the number of rows, read as cheaply as the format allows."""
+    kind, location = fragment.kind, fragment.location
+    if kind == "builtin":
+        return synthetic.SPLITS[fragment.split or "train"]
+    if kind in ("jsonl", "json"):
+        return count_json(location, ends_in_json=kind == "json")
+    if kind == "parquet":
+        with open_parquet(location) as file:
+            return int(file.metadata.num_rows)
+    if kind == "arrow":
+        return count_arrow(location)
+    if kind in ("csv", "tsv"):
+        return sum(1 for _ in _read_objects(fragment))
+    return len(load_dataset(fragment))
+
+
+_BEGINNINGS: dict[bytes, Kind] = {
+    b"PAR1": "parquet", b"ARROW1": "arrow", b"{": "json", b"[": "json"
+}  # fmt: skip
+
+
+def sniff_kind(path: str) -> Kind | None:
+    """Return the format that a file's first bytes show; None where they do not.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with open_bytes(path) as stream:
+        head = stream.peek(64)[:64].removeprefix(BOM).lstrip()
+    return next((kind for start, kind in _BEGINNINGS.items() if head.startswith(start)), None)

@@ -1,0 +1,189 @@
+"""Rows of tables in files: CSV and TSV, Parquet, and Arrow's IPC files and streams."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, repeat
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rm_ray.data.rows.columns import ALIASES, plain_name
+from rm_ray.data.sources.byte_stream import explain_encoding, open_bytes, refuse_wide_text
+from rm_ray.data.sources.raw_json import arrow_rows
+from rm_ray.errors import InputError
+
+ROWS_PER_BATCH = 1_024
+
+_DELIMITERS = ",\t;|"
+
+_SEPARATOR_LINE = re.compile(r'"?sep=([^\w"\r\n ])"?\s*', re.IGNORECASE)
+"""Excel's line before the header, which says what the delimiter is."""
+
+_QUOTED = re.compile(r'(?<![^,;\t| ])"(?:[^"]|"")*(?:"|$)')
+
+_MISSING = frozenset(("", "nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"))
+"""How pandas and others write a cell that is missing, and read it back."""
+
+_LONGEST_CELL = 2**31 - 1
+"""Characters; Python's own limit is shorter than some conversations."""
+
+
+def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | float | None]]:
+    """Yield the rows of a table with a header; a cell is text, and None where it is missing.
+
+    Where the header has one column under ``delimiter`` and several under another one, that one
+    counts: what ``.csv`` means differs between countries. Excel's line ``sep=;`` goes before it. A
+    margin is a number where its text is one, since these files have no types.
+
+    Raises:
+        InputError: it is no such table; names the line.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    with open_bytes(path) as stream:
+        refuse_wide_text(path, stream)
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        reader: Any = None
+        try:
+            before, first = _first_line(text)
+            if separator := _SEPARATOR_LINE.fullmatch(first):
+                more, first = _first_line(text)
+                before += 1 + more
+            outside = _QUOTED.sub("", first)
+            delimiter = separator[1] if separator else _find_delimiter(outside, delimiter)
+            is_spaced = f"{delimiter} " in outside
+            lines = chain(repeat("\n", before), (first,), text)  # so that lines keep their numbers
+            reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=is_spaced, strict=True)
+            yield from _cells(path, reader)
+        except UnicodeDecodeError as error:
+            line = reader.line_num + 1 if reader else 1
+            raise InputError(explain_encoding(f"{path}, line {line} or after", error)) from None
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {reader.line_num}: not a CSV row ({error}); a cell with commas, "
+                "quotes or line ends must stand in double quotes, and a quote in it twice"
+            ) from None
+
+
+def _first_line(text: io.TextIOWrapper) -> tuple[int, str]:
+    """Return the number of blank lines, and the line that follows them."""
+    return next(((i, line) for i, line in enumerate(text) if line.strip()), (0, ""))
+
+
+def _find_delimiter(header: str, usual: str) -> str:
+    if usual in header:
+        return usual
+    return max(_DELIMITERS, key=header.count) if any(d in header for d in _DELIMITERS) else usual
+
+
+def _cells(path: str, reader: Any) -> Iterator[dict[str, str | float | None]]:
+    header = [name.strip() for name in next(filter(None, reader), [])]
+    names = [name or f"column {i + 1}" for i, name in enumerate(header)]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise InputError(f"{path}: the header names the column '{twice[0]}' twice; rename one")
+    margins = [i for i, name in enumerate(names) if plain_name(name) in ALIASES["margin"]]
+    for cells in reader:
+        if len(cells) > len(names):
+            raise InputError(
+                f"{path}, line {reader.line_num}: {len(cells)} cells under a header of "
+                f"{len(names)}; a cell with commas or line ends must stand in double quotes"
+            )
+        if cells:
+            values: list[str | float | None] = [
+                *(None if cell in _MISSING else cell for cell in cells),
+                *[None] * (len(names) - len(cells)),
+            ]
+            for i in margins:
+                values[i] = _read_margin(values[i])
+            yield dict(zip(names, values, strict=True))
+
+
+def _read_margin(cell: str | float | None) -> str | float | None:
+    """Return the number in a cell; the cell itself, for the row to be refused, where it has none.
+
+    A blank one is missing.
+    """
+    if cell is None or not str(cell).strip():
+        return None
+    try:
+        number = float(cell)
+    except ValueError:
+        return cell
+    return number if math.isfinite(number) else cell
+
+
+@contextmanager
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file.
+
+    Raises:
+        InputError: it is none, or a damaged one.
+    """
+    with _open_whole(path) as file:
+        try:
+            yield pq.ParquetFile(file)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{path} is not a Parquet file, or a damaged one: {_first_line_of(error)}"
+            ) from None
+
+
+def read_parquet(path: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file."""
+    with open_parquet(path) as file:
+        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
+            yield from arrow_rows(batch)
+
+
+def read_arrow(path: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an Arrow IPC file or stream."""
+    for batch in _arrow_batches(path):
+        for start in range(0, len(batch), ROWS_PER_BATCH):
+            yield from arrow_rows(batch.slice(start, ROWS_PER_BATCH))
+
+
+def count_arrow(path: str) -> int:
+    """Return the number of rows of an Arrow IPC file or stream."""
+    return sum(map(len, _arrow_batches(path)))
+
+
+def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
+    with _open_whole(path) as file:
+        try:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            if is_file:
+                whole = pa.ipc.open_file(file)
+                yield from map(whole.get_batch, range(whole.num_record_batches))
+            else:
+                yield from pa.ipc.open_stream(file)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{path} is not an Arrow IPC file or stream, or a damaged one: "
+                f"{_first_line_of(error)}"
+            ) from None
+
+
+@contextmanager
+def _open_whole(path: str) -> Iterator[IO[bytes]]:
+    """Open a file that is read from more than one place; a compressed one is unpacked to disk."""
+    with open_bytes(path) as stream:
+        if stream.seekable():
+            yield stream
+            return
+        with tempfile.TemporaryFile() as unpacked:
+            shutil.copyfileobj(stream, unpacked, 1 << 20)
+            unpacked.seek(0)
+            yield unpacked
+
+
+def _first_line_of(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

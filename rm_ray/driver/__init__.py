@@ -1,0 +1,1 @@
+"""One attempt at a run, in a process of its own."""

@@ -1,0 +1,91 @@
+"""A model -> the sizes that its memory depends on; its weights are not needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from rm_ray.config.train_config import Layout
+from rm_ray.model.attention import head_size
+from rm_ray.model.last_layer import is_trimmable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Sizes of a decoder with a scalar head."""
+
+    family: str
+    """What transformers calls its kind, as in 'llama'."""
+
+    num_layers: int
+
+    hidden: int
+    """Numbers of a position between layers."""
+
+    intermediate: int
+    """Numbers of a position inside the feed-forward."""
+
+    num_heads: int
+
+    query_width: int
+    """Heads times their size."""
+
+    key_width: int
+    """Heads of keys (or of values) times their size."""
+
+    parameters: tuple[int, ...]
+    """Numbers of each parameter tensor, in the order of their modules, the embedding first."""
+
+    layer_parameters: int
+    """Numbers of one layer, all its tensors together."""
+
+    largest_in_layer: int
+    """Numbers of the largest tensor of a layer."""
+
+    is_trimmable: bool
+    """Whether, of packed pairs, the last layer is computed only where a reward is read."""
+
+    parallel_residual: bool = False
+    """Whether attention and feed-forward read the same input."""
+
+    @classmethod
+    def of(cls, classifier: PreTrainedModel, *, vocab_size: int = 0) -> Architecture:
+        """Read the sizes of a classifier, with room for at least so many tokens."""
+        config = classifier.config.get_text_config()
+        settings = config.to_dict()
+        head = head_size(config)
+        layers = next(m for m in classifier.base_model.modules() if isinstance(m, nn.ModuleList))
+        of_layer = [parameter.numel() for parameter in layers[0].parameters()]
+        embedding = classifier.get_input_embeddings()
+        missing = max(0, vocab_size - embedding.num_embeddings) * embedding.embedding_dim
+        sizes = [parameter.numel() for parameter in classifier.parameters()]
+        return cls(
+            family=config.model_type,
+            num_layers=len(layers),
+            hidden=config.hidden_size,
+            intermediate=settings.get("intermediate_size") or 4 * config.hidden_size,
+            num_heads=config.num_attention_heads,
+            query_width=config.num_attention_heads * head,
+            key_width=(settings.get("num_key_value_heads") or config.num_attention_heads) * head,
+            parameters=(sizes[0] + missing, *sizes[1:]),
+            layer_parameters=sum(of_layer),
+            largest_in_layer=max(of_layer),
+            is_trimmable=is_trimmable(classifier.base_model),
+            parallel_residual=bool(settings.get("use_parallel_residual")),
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers of all weights."""
+        return sum(self.parameters)
+
+    @property
+    def num_in_linears(self) -> int:
+        """Numbers of the weights that take part in matrix products of every position."""
+        return self.num_layers * self.layer_parameters
+
+    def trims(self, layout: Layout) -> bool:
+        """Tell whether the last layer is left out but for what rewards are read from."""
+        return layout == "packed" and self.is_trimmable

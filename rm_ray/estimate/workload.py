@@ -1,0 +1,89 @@
+"""A plan -> how much its steps compute, and their largest forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rm_ray.batches.plan import Plan
+from rm_ray.config.train_config import Layout
+from rm_ray.data.cache.pair_tokens import PairLengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a run computes in one layout, judged by some of its steps."""
+
+    layout: Layout
+
+    num_sampled: int
+    """Steps that were looked at; ``is_exact`` where those are all of an epoch."""
+
+    is_exact: bool
+
+    distinct: int
+    """Tokens of all pairs of the run, each shared prefix counted once."""
+
+    computed: int
+    """Positions of all forward passes of the run, padding and repeated pairs included."""
+
+    largest: PairLengths
+    """The pairs of the forward pass with the most positions."""
+
+    most_positions: int
+    """Its positions."""
+
+    most_micro_batches: int
+    """Most forward passes of a worker in one step."""
+
+
+def look(plan: Plan, *, world_size: int, most_steps: int) -> Workload:
+    """Look at so many steps of the first epoch, and at the one with the largest pair."""
+    layout, lengths = plan.settings.layout, plan.lengths
+    num_steps = min(plan.steps.per_epoch, plan.steps.total)
+    evenly = np.linspace(0, num_steps - 1, min(most_steps, num_steps)).round().astype(int)
+    sampled = {*evenly.tolist(), _step_of_largest(plan, num_steps)}
+    distinct = computed = most_positions = most_micro_batches = 0
+    largest = np.empty(0, dtype=np.int64)
+    for step in sorted(sampled):
+        pairs = plan.pairs_of_step(step)
+        distinct += int(lengths[pairs].distinct.sum())
+        ranks = plan.spread(pairs, world_size)
+        most_micro_batches = max(most_micro_batches, len(ranks[0]))
+        for members, _ in (micro_batch for rank in ranks for micro_batch in rank):
+            positions = count_positions(lengths[pairs[members]], layout)
+            computed += positions
+            if positions > most_positions:
+                most_positions, largest = positions, pairs[members]
+    passes = plan.steps.num_episodes / len(lengths)
+    whole = round(int(lengths.distinct.sum()) * passes)
+    return Workload(
+        layout=layout,
+        num_sampled=len(sampled),
+        is_exact=len(sampled) == plan.steps.per_epoch,
+        distinct=whole,
+        computed=round(whole * computed / distinct),
+        largest=lengths[largest],
+        most_positions=most_positions,
+        most_micro_batches=most_micro_batches,
+    )
+
+
+def in_layout(plan: Plan, layout: Layout) -> Plan:
+    """Return the same steps in another layout."""
+    return replace(plan, settings=replace(plan.settings, layout=layout))
+
+
+def count_positions(lengths: PairLengths, layout: Layout) -> int:
+    """Return the positions that pairs take in one forward pass."""
+    if layout == "padded":
+        return 2 * len(lengths) * int(lengths.longest.max())
+    return int(lengths.distinct.sum())
+
+
+def _step_of_largest(plan: Plan, num_steps: int) -> int:
+    """Return the step of the first epoch with the largest pair, if the run has it at all."""
+    sizes = plan.lengths.longest if plan.settings.layout == "padded" else plan.lengths.distinct
+    place = int(np.flatnonzero(plan.order(0) == int(np.argmax(sizes)))[0])
+    return min(place // plan.settings.global_batch_size, num_steps - 1)

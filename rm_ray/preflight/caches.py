@@ -1,0 +1,99 @@
+"""The token caches of a run: training and held-out pairs, and what both have."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from transformers import PreTrainedTokenizerBase
+
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.data.cache.overlap import count_overlap, join_keys
+from rm_ray.data.cache.token_cache import TokenCache, build_token_cache
+from rm_ray.data.rows.reading import describe_all, refuse_lost_columns, refuse_missing_columns
+from rm_ray.errors import InputError
+from rm_ray.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+def build_caches(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, storage: Storage
+) -> tuple[TokenCache, TokenCache | None]:
+    """Tokenise training and held-out pairs, and log what became of the rows.
+
+    Raises:
+        InputError: something given cannot be trained on.
+    """
+    held_out = _cache(config, "eval", tokenizer, storage) if config.data.held_out else None
+    without = held_out if config.data.drop_overlap else None
+    train = _cache(config, "train", tokenizer, storage, without)
+    if config.data.eval is None and held_out is None:
+        logger.info(
+            "no evaluation: data.eval names no held-out pairs; give some with --data.eval SOURCE"
+        )
+    readings = [*train.readings, *(held_out.readings if held_out else ())]
+    refuse_missing_columns(config.data.rules.columns, readings)
+    return train, held_out
+
+
+def find_held_out_trained_on(train: TokenCache, held_out: TokenCache | None) -> dict[str, int]:
+    """Count, by source, the held-out pairs whose prompt is trained on too, and warn of them."""
+    if held_out is None:
+        return {}
+    batches = list(held_out.parts.scan(("prompt_hash", "source"), refused=False))
+    keys = join_keys(batch["prompt_hash"] for batch in batches)
+    sources: Iterator[str] = (name for batch in batches for name in batch["source"].to_pylist())
+    overlap = count_overlap(keys, sources, train.prompt_keys)
+    if overlap:
+        logger.warning(
+            "%s of %s held-out pairs have a prompt that is trained on too (%s), so accuracy on "
+            "them says little of new prompts; data.drop_overlap leaves such training pairs out",
+            f"{sum(overlap.values()):,}",
+            f"{held_out.num_pairs:,}",
+            ", ".join(f"{name}: {count:,}" for name, count in overlap.items()),
+        )
+    return overlap
+
+
+def _cache(
+    config: TrainConfig,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    storage: Storage,
+    without: TokenCache | None = None,
+) -> TokenCache:
+    specs = config.data.train if name == "train" else config.data.held_out
+    cache = build_token_cache(
+        specs, config.data, tokenizer, seed=config.run.seed, storage=storage, without=without
+    )
+    rows = cache.num_pairs + cache.num_refused
+    logger.info("%s pairs: %s of %s rows", name, f"{cache.num_pairs:,}", f"{rows:,}")
+    for line in describe_all(cache.readings):
+        logger.info("  %s", line)
+    refuse_lost_columns(cache.readings)
+    for reason, count in cache.refused.items():
+        logger.info("  refused %6d  %s", count, reason)
+    if cache.refused:
+        logger.info("  refused rows are in %s", cache.quarantine)
+    if cache.duplicates or cache.contradictions:
+        logger.warning(
+            "  of the %s pairs, %s repeat another one (same prompt and responses) and %s "
+            "contradict one (the preference turned around)",
+            name,
+            f"{cache.duplicates:,}",
+            f"{cache.contradictions:,}",
+        )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in cache.refused.items())
+    if cache.num_pairs == 0:
+        raise InputError(
+            f"data.{name}: nothing is left to train on; all {rows} rows were refused ({reasons}). "
+            f"See {cache.quarantine}"
+        )
+    if cache.num_refused > config.data.max_refused_fraction * rows:
+        raise InputError(
+            f"data.{name}: {cache.num_refused} of {rows} rows were refused ({reasons}), more than "
+            f"data.max_refused_fraction {config.data.max_refused_fraction} allows. See "
+            f"{cache.quarantine}; mend the data, or raise the fraction"
+        )
+    return cache

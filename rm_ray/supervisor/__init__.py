@@ -1,0 +1,1 @@
+"""Attempt after attempt, until the run is finished or cannot be."""

@@ -1,0 +1,1 @@
+"""What runs in every worker of Ray Train."""

@@ -1,0 +1,193 @@
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+import pytest
+
+from rm_ray.checkpoint.staging import STAGED, rescue_staged, staging_folder
+from rm_ray.errors import InputError
+from rm_ray.storage import Storage
+
+KEY = "7f3a"
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the machine's own disk."""
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture(params=["folder", "fsspec URI"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    uris = {"folder": str(tmp_path / "storage"), "fsspec URI": f"memory://{uuid.uuid4().hex}"}
+    return Storage.open(uris[request.param]).folder("reward-model")
+
+
+def stage(rank: int, name: str, *, is_marked: bool, key: str = KEY) -> Path:
+    """Write what a rank stages of a checkpoint, and the mark once every rank has done so."""
+    folder = staging_folder(key) / f"rank-{rank}" / name
+    (folder / "data").mkdir(parents=True)
+    (folder / f"slices-{rank:05d}.safetensors").write_bytes(bytes([rank, 255, 0]))
+    (folder / "data" / f"of-{rank}.txt").write_text(name)
+    if is_marked:
+        folder.with_suffix(STAGED).touch()
+    return folder
+
+
+def files(storage: Storage, name: str = "") -> list[str]:
+    """Return the paths of all files below a folder."""
+    found = []
+    for info in storage.list(name):
+        path = f"{name}/{info.base_name}".lstrip("/")
+        found += [path] if info.is_file else files(storage, path)
+    return found
+
+
+def test_what_every_rank_has_staged_is_brought_to_the_run(run: Storage):
+    for rank in (0, 3):
+        stage(rank, "checkpoint_00000010_0001", is_marked=True)
+
+    rescue_staged(run, KEY)
+
+    assert files(run) == [
+        "checkpoint_00000010_0001/data/of-0.txt",
+        "checkpoint_00000010_0001/data/of-3.txt",
+        "checkpoint_00000010_0001/slices-00000.safetensors",
+        "checkpoint_00000010_0001/slices-00003.safetensors",
+    ]
+    assert run.read_text("checkpoint_00000010_0001/data/of-3.txt") == "checkpoint_00000010_0001"
+    with run.filesystem.open_input_stream(
+        run.join("checkpoint_00000010_0001/slices-00003.safetensors")
+    ) as stream:
+        assert stream.read() == bytes([3, 255, 0])
+
+
+def test_what_was_still_being_staged_is_dropped(run: Storage):
+    stage(0, "checkpoint_00000010_0001", is_marked=True)
+    stage(0, "checkpoint_00000020_0001", is_marked=False)
+    stage(1, "checkpoint_00000020_0001", is_marked=False)
+
+    rescue_staged(run, KEY)
+
+    assert {file.split("/")[0] for file in files(run)} == {"checkpoint_00000010_0001"}
+
+
+def test_a_mark_without_a_folder_brings_nothing(run: Storage):
+    folder = stage(0, "checkpoint_00000010_0001", is_marked=True)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+    rescue_staged(run, KEY)
+
+    assert files(run) == []
+
+
+def test_every_user_of_a_machine_has_a_folder(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    assert staging_folder(KEY) == machine / f"rm_ray-{os.getuid()}" / "staging" / KEY
+
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    with pytest.raises(InputError, match="rm_ray-4711 belongs to another user"):
+        staging_folder(KEY)  # we made it, and are now somebody else
+
+
+def test_a_folder_that_others_may_write_to_is_refused(machine: Path):
+    home = machine / f"rm_ray-{os.getuid()}"
+    home.mkdir(parents=True)
+    home.chmod(0o777)
+    with pytest.raises(InputError, match="others may write to it; remove it, or set TMPDIR"):
+        staging_folder(KEY)
+
+
+def test_a_link_in_place_of_the_folder_is_refused(machine: Path, tmp_path: Path):
+    (machine / f"rm_ray-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="belongs to another user"):
+        staging_folder(KEY)
+
+
+def test_a_folder_that_vanishes_meanwhile_is_of_no_concern(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+):
+    gone = stage(0, "checkpoint_00000010_0001", is_marked=True)
+    stage(0, "checkpoint_00000020_0001", is_marked=True)
+    upload = Storage.upload
+
+    def upload_late(run: Storage, folder: Path, name: str) -> None:
+        shutil.rmtree(gone, ignore_errors=True)  # by another machine that shares the folder
+        upload(run, folder, name)
+
+    monkeypatch.setattr(Storage, "upload", upload_late)
+
+    rescue_staged(run, KEY)
+
+    assert {file.split("/")[0] for file in files(run)} == {"checkpoint_00000020_0001"}
+    assert not staging_folder(KEY).exists()
+
+
+def test_nothing_is_left_on_the_machine(run: Storage):
+    stage(0, "checkpoint_00000010_0001", is_marked=True)
+    stage(1, "checkpoint_00000010_0001", is_marked=True)
+    stage(0, "checkpoint_00000020_0001", is_marked=False)
+
+    rescue_staged(run, KEY)
+
+    assert not staging_folder(KEY).exists()
+
+
+def test_a_second_call_does_nothing(run: Storage):
+    stage(0, "checkpoint_00000010_0001", is_marked=True)
+    rescue_staged(run, KEY)
+    run.write_text("checkpoint_00000010_0001/data/of-0.txt", "written since")
+
+    rescue_staged(run, KEY)
+
+    assert run.read_text("checkpoint_00000010_0001/data/of-0.txt") == "written since"
+
+
+def test_a_machine_without_anything_staged_does_nothing(run: Storage):
+    rescue_staged(run, KEY)
+
+    assert files(run) == []
+
+
+def test_what_another_run_has_staged_stays(run: Storage):
+    stage(0, "checkpoint_00000010_0001", is_marked=True, key="another")
+
+    rescue_staged(run, KEY)
+
+    assert files(run) == []
+    assert staging_folder("another").exists()
+
+
+def test_a_part_that_had_arrived_before_is_completed(run: Storage):
+    name = "checkpoint_00000010_0001"
+    stage(0, name, is_marked=True)
+    run.write_text(f"{name}/data/of-0.txt", "torn")
+    run.write_text(f"{name}/slices-00007.safetensors", "of another machine")
+
+    rescue_staged(run, KEY)
+
+    assert run.read_text(f"{name}/data/of-0.txt") == name
+    assert run.read_text(f"{name}/slices-00007.safetensors") == "of another machine"
+    assert run.exists(f"{name}/slices-00000.safetensors")
+
+
+def test_what_cannot_be_brought_stays_staged(tmp_path: Path):
+    name = "checkpoint_00000010_0001"
+    folder = stage(0, name, is_marked=True)
+    (tmp_path / "storage").write_text("in the way")
+    run = Storage.open(str(tmp_path / "storage")).folder("reward-model")
+
+    with pytest.raises(OSError, match="storage"):
+        rescue_staged(run, KEY)
+    assert (folder / "slices-00000.safetensors").exists()
+
+    (tmp_path / "storage").unlink()
+    rescue_staged(run, KEY)
+    assert run.read_text(f"{name}/data/of-0.txt") == name
+    assert not staging_folder(KEY).exists()

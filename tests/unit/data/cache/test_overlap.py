@@ -1,0 +1,126 @@
+"""Held-out prompts, duplicates and contradictions are found by hashes, as by comparing texts."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_ray.config.train_config import DataConfig
+from rm_ray.data.cache.cache_rows import tokenize_block, tokenize_rows
+from rm_ray.data.cache.overlap import (
+    KEY,
+    NO_KEYS,
+    count_contradictions,
+    count_duplicates,
+    count_overlap,
+    find_overlap,
+    hash_pair,
+    join_keys,
+    pair_up,
+)
+from rm_ray.data.rows.contract import Context, Pair
+from rm_ray.data.tokens.tokenization import PairTokenizer, load_tokenizer
+
+KEYS = st.lists(
+    st.sampled_from([bytes(16), b"\1" + bytes(15), bytes(15) + b"\1", b"\xff" * 16]), max_size=9
+)
+PAIRS = st.lists(st.tuples(*[st.sampled_from("abc")] * 3).filter(lambda p: p[1] != p[2]))
+
+
+def keys_of(values: list[bytes]) -> np.ndarray:
+    return np.array(values, dtype=KEY)
+
+
+def pair_of(prompt: str, chosen: str, rejected: str, **more: object) -> Pair:
+    turns = [{"role": "user", "content": prompt}] if prompt else []
+    answers = ([*turns, {"role": "assistant", "content": c}] for c in (chosen, rejected))
+    return Pair(**dict(zip(("chosen", "rejected"), answers, strict=True)), **more)
+
+
+@given(KEYS, KEYS)
+def test_overlap_is_membership_of_whole_keys(keys, others):
+    found = find_overlap(keys_of(keys), keys_of(others))
+    assert found.tolist() == [key in others for key in keys]
+
+
+@given(PAIRS)
+def test_repeats_are_counted_as_by_comparing_texts(pairs):
+    hashes = [hash_pair(pair_of(*pair)) for pair in pairs]
+    chosen, rejected = (keys_of([h[f"{s}_hash"] for h in hashes]) for s in ("chosen", "rejected"))
+    keys, swaps = pair_up(chosen, rejected), pair_up(rejected, chosen)
+    assert count_duplicates(keys) == len(pairs) - len(set(pairs))
+    assert count_contradictions(keys, swaps) == sum((p, r, c) in pairs for p, c, r in pairs)
+
+
+@given(KEYS, KEYS)
+def test_keys_are_read_from_columns_and_from_parts_of_them(first, second):
+    columns = [pa.array([bytes(16), *part], pa.binary(16)).slice(1) for part in (first, second)]
+    assert join_keys(columns).tolist() == keys_of([*first, *second]).tolist()
+
+
+def test_a_prompt_is_the_same_in_other_case_width_and_whitespace():
+    prompt_hash = hash_pair(pair_of("Is \ufb01re hot?", "yes", "no"))["prompt_hash"]
+    assert hash_pair(pair_of(" is  FIRE\nhot? ", "a", "b"))["prompt_hash"] == prompt_hash
+    assert hash_pair(pair_of("Is fire cold?", "yes", "no"))["prompt_hash"] != prompt_hash
+
+
+def test_role_and_tool_calls_are_part_of_a_prompt_and_notes_are_not():
+    def prompt_hash(**more: object) -> bytes:
+        turn = {"role": "user", "content": "q", **more}
+        conversations = [[turn, {"role": "assistant", "content": c}] for c in "ab"]
+        return hash_pair(Pair(chosen=conversations[0], rejected=conversations[1]))["prompt_hash"]
+
+    assert prompt_hash(id="7") == prompt_hash()
+    assert prompt_hash(role="system") != prompt_hash()
+    assert prompt_hash(tool_calls=[{"name": "f"}]) != prompt_hash()
+
+
+def test_where_turns_begin_and_end_is_part_of_a_prompt():
+    def prompt_hash(*contents: str) -> bytes:
+        turns = [{"role": "user", "content": content} for content in contents]
+        conversations = [[*turns, {"role": "assistant", "content": c}] for c in "ab"]
+        return hash_pair(Pair(chosen=conversations[0], rejected=conversations[1]))["prompt_hash"]
+
+    assert prompt_hash("a", "b") != prompt_hash("a\0user\0b")
+    assert prompt_hash("a\0user\0b") == prompt_hash("A\0user\0b")
+
+
+def test_pairs_without_a_prompt_share_one_only_where_they_share_responses():
+    first, second, turned = (pair_of("", *pair) for pair in ("ab", "ac", "ba"))
+    assert hash_pair(first)["prompt_hash"] != hash_pair(second)["prompt_hash"]
+    assert hash_pair(first)["prompt_hash"] == hash_pair(turned)["prompt_hash"]
+    assert hash_pair(first)["chosen_hash"] == hash_pair(turned)["rejected_hash"]
+
+
+def test_pairs_with_other_tools_are_no_duplicates():
+    tools = Context(tools=[{"name": "f"}])
+    plain, with_tools = pair_of("q", "a", "b"), pair_of("q", "a", "b", context=tools)
+    assert hash_pair(plain)["chosen_hash"] != hash_pair(with_tools)["chosen_hash"]
+
+
+def test_held_out_pairs_are_counted_by_their_source():
+    held_out, trained_on = keys_of([b"a" * 16, b"b" * 16, b"a" * 16]), keys_of([b"a" * 16])
+    assert count_overlap(held_out, ["x", "x", "y"], trained_on) == {"x": 1, "y": 1}
+    assert count_overlap(held_out, ["x", "x", "y"], NO_KEYS) == {}
+
+
+def test_training_rows_with_a_held_out_prompt_are_refused_with_their_text():
+    tokenizer = PairTokenizer(load_tokenizer("builtin"), DataConfig())
+    texts = [
+        json.dumps({"prompt": prompt, "chosen": "yes", "rejected": "no"})
+        for prompt in ("Is it so?", "Is it  SO?", "Why?")
+    ]
+    texts.append("[]")
+    held_out = tokenize_rows(tokenizer, texts[:1], ["eval"])
+    keys = keys_of([held_out[0]["prompt_hash"]])
+    batch = {"fragment": np.zeros(4, int), "row": np.arange(4), "json": np.array(texts)}
+    rows = tokenize_block(batch, tokenizer, ["train"], keys).to_pylist()
+    refused = "prompt is held out too"
+    assert [row["reason"] for row in rows] == [refused, refused, "", "not messages"]
+    assert [row["raw"] for row in rows] == [texts[0], texts[1], None, "[]"]
+    assert rows[0]["chosen_ids"] is None and rows[0]["prompt_hash"] is None
+    kept = tokenize_block(batch, tokenizer, ["train"]).to_pylist()
+    assert Counter(row["reason"] for row in kept) == {"": 3, "not messages": 1}

@@ -1,0 +1,350 @@
+import os
+import random
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tables import chosen_ids, rejected_ids
+
+from rm_ray.data.cache.token_table import (
+    ROWS_PER_BATCH,
+    SCHEMA,
+    TABLE_COLUMNS,
+    TokenParts,
+    TokenTable,
+    local_home,
+    map_table,
+    open_table,
+    write_table,
+)
+from rm_ray.storage import Storage
+
+Row = dict[str, Any]
+
+REFUSED: Row = {"reason": "empty", "detail": "no turns", "raw": "{}"}
+
+
+@pytest.fixture(autouse=True)
+def tables_under_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
+
+
+def cache_row(
+    fragment: int,
+    row: int,
+    chosen: Sequence[int],
+    rejected: Sequence[int],
+    *,
+    prefix_length: int = 0,
+    prompt_length: int = 0,
+    margin: float = 0.0,
+    source: str = "somewhere",
+) -> Row:
+    return {
+        "fragment": fragment,
+        "row": row,
+        "source": source,
+        "margin": margin,
+        "prefix_length": prefix_length,
+        "prompt_length": prompt_length,
+        "chosen_ids": list(chosen),
+        "rejected_ids": list(rejected),
+        "reason": "",
+    }
+
+
+def make_parts(
+    folder: Path, *files: Sequence[Row], origins: Sequence[str] = ("a", "b", "c")
+) -> TokenParts:
+    """Write a token cache as Ray Data does: Parquet files of rows in any order."""
+    folder.mkdir(parents=True)
+    for i, rows in enumerate(files):
+        columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
+        pq.write_table(pa.table(columns, schema=SCHEMA), folder / f"part-{i}.parquet")
+    return TokenParts(key=uuid.uuid4().hex, parts=Storage.open(str(folder)), origins=tuple(origins))
+
+
+def batches(*groups: Sequence[Row]) -> list[pa.RecordBatch]:
+    schema = pa.schema([SCHEMA.field(name) for name in TABLE_COLUMNS])
+    return [
+        pa.record_batch({name: [row[name] for row in rows] for name in TABLE_COLUMNS}, schema)
+        for rows in groups
+    ]
+
+
+def read_back(table: TokenTable) -> list[Row]:
+    return [
+        cache_row(
+            int(table.fragment[pair]),
+            int(table.row[pair]),
+            chosen_ids(table, pair).tolist(),
+            rejected_ids(table, pair).tolist(),
+            prefix_length=int(table.prefix_length[pair]),
+            prompt_length=int(table.prompt_length[pair]),
+            margin=float(table.margin[pair]),
+            source=table.sources[table.source[pair]],
+        )
+        for pair in range(len(table))
+    ]
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (row["fragment"], row["row"]))
+
+
+def random_rows(count: int, seed: int) -> list[Row]:
+    """Rows of three fragments, shuffled, with prefixes of any length that leaves a token."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(count):
+        prefix = [rng.randrange(50_000) for _ in range(rng.randrange(20))]
+        chosen, rejected = (
+            [*prefix, side, *(rng.randrange(50_000) for _ in range(rng.randrange(9)))]
+            for side in (1, 2)
+        )
+        rows.append(
+            cache_row(
+                rng.randrange(3),
+                i,
+                chosen,
+                rejected,
+                prefix_length=len(prefix),
+                prompt_length=rng.randrange(len(prefix) + 1),
+                margin=rng.randrange(8) / 4,
+                source=rng.choice(["hh", "pandalm", "ü"]),
+            )
+        )
+    rng.shuffle(rows)
+    return rows
+
+
+def test_every_pair_comes_back_exactly_and_in_order(tmp_path: Path):
+    rows = random_rows(200, seed=0)
+    parts = make_parts(tmp_path / "parts", rows[:70], rows[70:71], rows[71:])
+
+    assert read_back(open_table(parts)) == in_order(rows)
+
+
+def test_more_rows_than_a_batch_holds_come_back_too(tmp_path: Path):
+    rows = random_rows(2 * ROWS_PER_BATCH + 10, seed=1)
+
+    table = open_table(make_parts(tmp_path / "parts", rows))
+
+    assert read_back(table) == in_order(rows)
+
+
+def test_pairs_are_ordered_by_fragment_and_then_by_row(tmp_path: Path):
+    places = [(1, 0), (0, 10), (2, 1), (0, 9), (1, 1), (0, 0)]
+    rows = [cache_row(*place, [1, 2], [1, 3], prefix_length=1) for place in places]
+
+    table = open_table(make_parts(tmp_path / "parts", rows[:3], rows[3:]))
+
+    assert list(zip(table.fragment.tolist(), table.row.tolist(), strict=True)) == sorted(places)
+
+
+def test_the_order_of_files_and_batches_does_not_matter(tmp_path: Path):
+    rows = random_rows(30, seed=2)
+    one = make_parts(tmp_path / "one", rows)
+    other = make_parts(tmp_path / "other", rows[20:], rows[:20][::-1])
+
+    assert read_back(open_table(one)) == read_back(open_table(other))
+
+
+def test_refused_rows_are_not_in_the_table_but_in_the_scan(tmp_path: Path):
+    kept = cache_row(0, 1, [1, 2], [1, 3], prefix_length=1)
+    refused = [{"fragment": 0, "row": 0, **REFUSED}, {"fragment": 1, "row": 5, **REFUSED}]
+    parts = make_parts(tmp_path / "parts", [refused[0], kept], [refused[1]])
+
+    assert read_back(open_table(parts)) == [kept]
+    scanned = [row for b in parts.scan(("row", "reason"), refused=True) for row in b.to_pylist()]
+    assert scanned == [{"row": 0, "reason": "empty"}, {"row": 5, "reason": "empty"}]
+
+
+def test_each_distinct_token_is_stored_once(tmp_path: Path):
+    rows = [
+        cache_row(0, 0, [7, 8, 1, 2], [7, 8, 3], prefix_length=2),
+        cache_row(0, 1, [9], [10, 11], prefix_length=0),
+    ]
+
+    table = open_table(make_parts(tmp_path / "parts", rows))
+
+    assert np.asarray(table.tokens).tolist() == [7, 8, 1, 2, 3, 9, 10, 11]
+    (file,) = (local_home() / "tables").glob("*/tokens.bin")
+    assert file.stat().st_size == 8 * 4
+
+
+ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
+pairs = st.tuples(st.lists(st.integers(0, 2**31 - 1), max_size=5), ids, ids)
+
+
+@settings(max_examples=25)
+@given(st.lists(pairs, min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_any_ids_come_back(pairs: list[tuple[list[int], list[int], list[int]]], rng: random.Random):
+    rows = [
+        cache_row(0, i, prefix + chosen, prefix + rejected, prefix_length=len(prefix))
+        for i, (prefix, chosen, rejected) in enumerate(pairs)
+    ]
+    shuffled = rng.sample(rows, len(rows))
+    cut = rng.randrange(len(rows) + 1)
+    parts = Path(tempfile.gettempdir()) / uuid.uuid4().hex
+
+    table = open_table(make_parts(parts, shuffled[:cut], shuffled[cut:]))
+
+    assert read_back(table) == rows
+
+
+def test_lengths_are_those_of_the_longer_conversation(tmp_path: Path):
+    rows = [
+        cache_row(0, 0, [1, 2, 3], [1, 4], prefix_length=1),
+        cache_row(0, 1, [1, 2], [1, 4, 5, 6], prefix_length=1),
+        cache_row(0, 2, [1, 2], [1, 4], prefix_length=1),
+    ]
+
+    table = open_table(make_parts(tmp_path / "parts", rows))
+
+    assert table.lengths.longest.tolist() == [3, 4, 2]
+    assert table.lengths.distinct.tolist() == [4, 5, 3]
+    assert table.chosen_length.tolist() == [3, 2, 2]
+    assert table.rejected_length.tolist() == [2, 4, 2]
+
+
+def test_ids_and_columns_have_their_types(tmp_path: Path):
+    table = open_table(make_parts(tmp_path / "parts", [cache_row(0, 0, [1, 2], [3])]))
+
+    assert chosen_ids(table, 0).dtype == rejected_ids(table, 0).dtype == np.int32
+    assert table.margin.dtype == np.float32
+    assert table.row.dtype == table.start.dtype == np.int64
+
+
+def test_a_pair_is_called_after_its_origin_and_row(tmp_path: Path):
+    rows = [cache_row(1, 17, [1], [2]), cache_row(0, 3, [1], [2])]
+
+    table = open_table(make_parts(tmp_path / "parts", rows, origins=("x.jsonl", "org/y:train")))
+
+    assert [table.pair_id(pair) for pair in range(2)] == ["x.jsonl:3", "org/y:train:17"]
+    assert table.origins == ("x.jsonl", "org/y:train")
+
+
+def test_an_empty_cache_is_a_table_without_pairs(tmp_path: Path):
+    only_refused = make_parts(tmp_path / "refused", [{"fragment": 0, "row": 0, **REFUSED}])
+    no_rows = make_parts(tmp_path / "no_rows", [])
+    no_files = make_parts(tmp_path / "no_files")
+
+    for parts in (only_refused, no_rows, no_files):
+        table = open_table(parts)
+        assert len(table) == 0
+        assert len(table.lengths) == 0
+        assert table.tokens.tolist() == []
+
+
+def test_a_second_opening_reads_the_copy_of_this_machine(tmp_path: Path):
+    rows = random_rows(5, seed=3)
+    parts = make_parts(tmp_path / "parts", rows)
+    open_table(parts)
+    shutil.rmtree(tmp_path / "parts")
+
+    assert read_back(open_table(parts)) == in_order(rows)
+
+
+@pytest.mark.parametrize("file", ["row.npy", "tokens.bin", "names.json"])
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_copy_that_a_cleaner_or_a_full_disk_has_damaged_is_made_again(
+    file: str, is_gone: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    rows = random_rows(5, seed=3)
+    parts = make_parts(tmp_path / "parts", rows)
+    open_table(parts)
+    path = local_home() / "tables" / parts.key / file
+    if is_gone:
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size - 4)
+    map_table.cache_clear()  # as in another process
+
+    assert read_back(open_table(parts)) == in_order(rows)
+    assert "is damaged, and made again" in caplog.text
+
+
+def test_caches_with_other_keys_do_not_meet(tmp_path: Path):
+    first = make_parts(tmp_path / "first", [cache_row(0, 0, [1], [2])])
+    second = make_parts(tmp_path / "second", [cache_row(0, 0, [3], [4])])
+
+    tables = [open_table(parts) for parts in (first, second)]
+
+    assert [chosen_ids(table, 0).tolist() for table in tables] == [[1], [3]]
+
+
+def test_tables_are_kept_in_the_temporary_folder(tmp_path: Path):
+    parts = make_parts(tmp_path / "parts", [cache_row(0, 0, [1], [2])])
+
+    open_table(parts)
+
+    assert local_home().parent == tmp_path / "machine"
+    assert [folder.name for folder in (local_home() / "tables").iterdir()] == [parts.key]
+
+
+def test_the_folder_appears_only_when_it_is_whole(tmp_path: Path):
+    folder = tmp_path / "tables" / "key"
+    seen = []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        for batch in batches(random_rows(3, seed=4), random_rows(3, seed=5)):
+            yield batch
+            seen.append(folder.exists())
+
+    write_table(watched(), ("a", "b", "c"), folder)
+
+    assert seen == [False, False]
+    assert [path.name for path in folder.parent.iterdir()] == ["key"]
+
+
+def test_a_table_whose_making_fails_leaves_nothing_behind(tmp_path: Path):
+    folder = tmp_path / "tables" / "key"
+
+    def broken() -> Iterator[pa.RecordBatch]:
+        yield from batches(random_rows(3, seed=6))
+        raise OSError("the file is gone")
+
+    with pytest.raises(OSError, match="the file is gone"):
+        write_table(broken(), ("a", "b", "c"), folder)
+
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_of_two_processes_that_make_the_same_table_the_first_wins(tmp_path: Path):
+    folder = tmp_path / "tables" / "key"
+    mine, theirs = batches([cache_row(0, 0, [1], [2])]), batches([cache_row(0, 0, [3], [4])])
+
+    def overtaken() -> Iterator[pa.RecordBatch]:
+        yield from mine
+        write_table(theirs, ("a",), folder)
+
+    write_table(overtaken(), ("a",), folder)
+
+    assert np.fromfile(folder / "tokens.bin", dtype=np.int32).tolist() == [3, 4]
+    assert [path.name for path in folder.parent.iterdir()] == ["key"]
+
+
+def test_pairs_are_gathered_in_the_order_asked_for_each_distinct_token_once(tmp_path: Path):
+    rows = [
+        cache_row(0, 0, [1, 2, 3], [1, 2, 4, 5], prefix_length=2),
+        cache_row(0, 1, [6], [7, 8], prefix_length=0),
+        cache_row(0, 2, [9, 10], [9, 11], prefix_length=1),
+    ]
+    table = open_table(make_parts(tmp_path / "parts", rows))
+
+    pairs = table.gather(np.array([2, 0]))
+
+    assert pairs.tokens.tolist() == [9, 10, 11, 1, 2, 3, 4, 5]
+    assert pairs.starts.tolist() == [0, 3]
+    assert [pairs.chosen(i).tolist() for i in range(2)] == [[9, 10], [1, 2, 3]]
+    assert [pairs.rejected(i).tolist() for i in range(2)] == [[9, 11], [1, 2, 4, 5]]

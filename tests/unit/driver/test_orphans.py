@@ -1,0 +1,101 @@
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from rm_ray.driver.orphans import adopting, end_orphans
+
+SECONDS = 30
+"""How long a process may take on a busy machine before it is held to be stuck."""
+
+Start = Callable[..., subprocess.Popen[str]]
+"""Starts a shell with a script."""
+
+STUBBORN = 'trap "" TERM HUP INT; echo $$; exec sleep 60'
+"""Ignores what it can, and says who it is."""
+
+
+@pytest.fixture
+def others() -> list[psutil.Process]:
+    """The children of this process before a test starts its own."""
+    return psutil.Process().children()
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("session", ["", "setsid "])
+def test_a_grandchild_that_ignores_signals_is_ended(
+    start: Start, others: list[psutil.Process], session: str
+):
+    parent = start(f"{session}sh -c '{STUBBORN}' & wait")
+    grandchild = int(parent.stdout.readline())
+    assert psutil.Process(grandchild).ppid() == parent.pid
+
+    with adopting():
+        end_orphans(others)
+
+    assert not is_running(grandchild)
+    assert not is_running(parent.pid)
+    assert psutil.Process().children() == others
+
+
+def test_processes_that_were_there_before_are_left_alone_with_their_children(
+    start: Start, others: list[psutil.Process]
+):
+    before = start(STUBBORN)
+    parent = start(f"sh -c '{STUBBORN}' & wait")
+    there = [int(process.stdout.readline()) for process in (before, parent)]
+    others = [*others, psutil.Process(before.pid), psutil.Process(parent.pid)]
+    mine = int(start(STUBBORN).stdout.readline())
+
+    end_orphans(others)
+
+    assert [is_running(pid) for pid in [*there, parent.pid, mine]] == [True, True, True, False]
+    os.kill(there[1], signal.SIGKILL)
+
+
+def test_a_process_that_is_stopped_is_ended_too(start: Start, others: list[psutil.Process]):
+    process = start(STUBBORN)
+    pid = int(process.stdout.readline())
+    os.kill(pid, signal.SIGSTOP)
+
+    end_orphans(others)
+
+    assert not is_running(pid)
+
+
+def test_a_process_that_has_ended_is_cleared_away(start: Start, others: list[psutil.Process]):
+    process = start("exit 0")
+    process.stdout.read()
+
+    end_orphans(others)
+
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_a_process_whose_parent_died_is_found_and_ended(start: Start, others: list[psutil.Process]):
+    with adopting():
+        parent = start(f"sh -c '{STUBBORN}' & read go")
+        orphan = int(parent.stdout.readline())
+        parent.stdin.write("go\n")
+        parent.stdin.flush()
+        parent.wait(SECONDS)
+        assert psutil.Process(orphan).ppid() == os.getpid()
+
+        end_orphans(others)
+
+    assert not is_running(orphan)
+
+
+def test_where_nothing_is_left_there_is_nothing_to_wait_for(others: list[psutil.Process]):
+    began = time.monotonic()
+
+    end_orphans(others)
+
+    assert time.monotonic() - began < SECONDS

@@ -1,0 +1,135 @@
+"""The bytes that are predicted beside those that autograd saves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from shapes import Vocabulary, classifier_of, lengths_of, write_config
+from torch import Tensor
+
+from rm_ray.batches.collate import Collator, _map_tensors
+from rm_ray.config.train_config import Layout
+from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
+from rm_ray.estimate.activations import FAMILIES, Activations, Arithmetic, Attention, Row, saved
+from rm_ray.estimate.architecture import Architecture
+from rm_ray.model.attention import PACKABLE
+from rm_ray.model.reward_model import build_reward_model
+
+VOCABULARY, LAYERS = 500, 3
+
+ARITHMETIC = {
+    "float32": Arithmetic(stream=4, product=4),
+    "bfloat16": Arithmetic(stream=2, product=2),
+    "autocast": Arithmetic(stream=4, product=2),
+}
+
+UNEVEN = lengths_of((90, 61, 30), (90, 90, 30), (75, 90, 0), (41, 44, 40), (90, 50, 49))
+EVEN = lengths_of(*[(80, 80, 30)] * 4)
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "olmo3": {"layer_types": ["full_attention"] * LAYERS},
+    "gpt_neox": {"num_key_value_heads": None, "head_dim": None},
+}
+
+
+def fields(family: str) -> dict[str, Any]:
+    sizes = {
+        "model_type": family, "vocab_size": VOCABULARY, "hidden_size": 128,
+        "intermediate_size": 320, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 32, "eos_token_id": 1, "bos_token_id": 1,
+    }  # fmt: skip
+    known = sizes | FIELDS.get(family, {})
+    return {name: value for name, value in known.items() if value is not None or name in FIELDS}
+
+
+@contextmanager
+def counting(known: set[int]) -> Iterator[list[int]]:
+    """Count the bytes of the storages that autograd saves, each once, beside those known."""
+    total, kept = [0], {}
+
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known | kept.keys():
+            kept[storage.data_ptr()] = storage  # alive, so that its place is not taken
+            total[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        yield total
+
+
+def measure(
+    folder: Path, family: str, lengths: PairLengths, arithmetic: str, layout: Layout, **options: Any
+) -> int:
+    """Return the bytes that a forward pass saves beside weights and the batch itself."""
+    vocabulary: Any = Vocabulary(VOCABULARY)
+    config = write_config(folder / "model.json", fields(family))
+    model = build_reward_model(config, vocabulary, seed=0, layout=layout).train()
+    if options:
+        model.classifier.set_attn_implementation(options["attention"])
+    if arithmetic == "bfloat16":
+        model.to(torch.bfloat16)
+    tokens = PairTokens(tokens=np.ones(lengths.distinct.sum(), dtype=np.int32), lengths=lengths)
+    collator = Collator(layout=layout, kernel="grouped", pad_token_id=0, device=torch.device("cpu"))
+    weight = np.ones(len(lengths), dtype=np.float32)
+    batch = collator.arrange(tokens, margins=weight, weights=weight)
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    _map_tensors(batch, lambda tensor: known.add(tensor.untyped_storage().data_ptr()))
+    with counting(known) as total:
+        is_cast = arithmetic == "autocast"
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_cast):
+            rewards = model(batch)
+        rewards.sum()
+    return total[0]
+
+
+def predict(
+    folder: Path,
+    family: str,
+    lengths: PairLengths,
+    arithmetic: str,
+    layout: Layout,
+    attention: Attention,
+) -> tuple[Architecture, Activations]:
+    architecture = Architecture.of(classifier_of(folder / "model.json", fields(family)))
+    row = Row.of(lengths, layout=layout, attention=attention)
+    size = ARITHMETIC[arithmetic]
+    return architecture, saved(architecture, row, size, layout=layout, attention=attention)
+
+
+def weight_copies(architecture: Architecture, arithmetic: str) -> int:
+    """Under autocast the graph holds the weights' bfloat16 copies."""
+    return 2 * architecture.num_in_linears if arithmetic == "autocast" else 0
+
+
+def test_every_family_that_can_be_packed_is_known():
+    assert FAMILIES.keys() == PACKABLE
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_pairs_save_what_is_predicted(tmp_path, family, arithmetic):
+    architecture, predicted = predict(tmp_path, family, UNEVEN, arithmetic, "packed", "grouped")
+    expected = predicted.held(checkpointing=False) + weight_copies(architecture, arithmetic)
+    measured = measure(tmp_path, family, UNEVEN, arithmetic, "packed")
+    assert expected == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"olmo3"}))
+def test_even_padded_pairs_save_what_is_predicted(tmp_path, family):
+    _, predicted = predict(tmp_path, family, EVEN, "float32", "padded", "sdpa")
+    measured = measure(tmp_path, family, EVEN, "float32", "padded")
+    assert predicted.held(checkpointing=False) == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+def test_uneven_padded_pairs_save_their_mask(tmp_path, attention, arithmetic):
+    _, predicted = predict(tmp_path, "llama", UNEVEN, arithmetic, "padded", attention)
+    measured = measure(tmp_path, "llama", UNEVEN, arithmetic, "padded", attention=attention)
+    assert predicted.held(checkpointing=False) == pytest.approx(measured, rel=0.02)
