@@ -9,12 +9,12 @@ from typing import Any
 from rm_ray.batches.plan import Plan
 from rm_ray.estimate.activations import Row
 from rm_ray.estimate.architecture import Architecture
+from rm_ray.estimate.device import usable
 from rm_ray.estimate.memory import MemoryEstimate, MemorySetting, alternatives, estimate
 from rm_ray.estimate.network import Network
 from rm_ray.estimate.timing import Compute, Load, StepTime, predict, sizes_around
 from rm_ray.estimate.workload import look
 from rm_ray.model.flops import ModelFlops
-from rm_ray.preflight.checks import usable
 
 STEPS = 40
 """How many steps are looked at for each number of GPUs."""

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 from rm_ray.config.train_config import TrainConfig
+from rm_ray.estimate.device import GIGABYTE
 from rm_ray.estimate.memory import PARTS, MemoryEstimate
 from rm_ray.estimate.workload import Workload, look
 from rm_ray.preflight.checks import (
-    GIGABYTE,
     Verdict,
     check_compiler,
     check_disk,

@@ -13,6 +13,7 @@ from uuid import uuid4
 from rm_ray.cluster.gpus import INSTALL_CUDA, find_needed_driver
 from rm_ray.config.train_config import BUILTIN, CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
+from rm_ray.estimate.device import GIGABYTE, usable
 from rm_ray.estimate.memory import MemoryEstimate
 from rm_ray.model.base_check import BaseModel
 from rm_ray.model.compiler import INSTALL
@@ -22,21 +23,8 @@ from rm_ray.storage import Storage
 
 Outcome = Literal["ok", "warning", "failed"]
 
-GIGABYTE = 10**9
-
 AMPERE = 8.0
 """Compute capability from which bfloat16 and flash attention are there."""
-
-OUTSIDE = 2 * GIGABYTE
-"""GPU memory beside PyTorch's tensors: the CUDA context, some 0.5 GB, and NCCL's buffers, from 0.5
-to 1.6 GB for a communicator (github.com/NVIDIA/nccl, issues 864 and 964). Not measured here."""
-
-FRAGMENTS = 0.05
-"""Share of the rest that PyTorch's caching allocator may not be able to use. Not measured here."""
-
-TOO_LOW = 0.08
-"""Share by which an estimate may be too low; measured peaks on CPUs were up to 7.5% above it
-(tests/README.md)."""
 
 AT_ONCE = 2
 """Checkpoints beside those that are kept: one that is copied, one that is about to be deleted."""
@@ -312,11 +300,6 @@ def check_gpu_memory(estimated: MemoryEstimate, gpu_memory: int | None, *, advic
     if estimated.device > room:
         return fail("GPU memory", found, advice)
     return passed("GPU memory", found)
-
-
-def usable(gpu_memory: int) -> int:
-    """Return the bytes of a GPU that are left for tensors."""
-    return int((gpu_memory - OUTSIDE) * (1 - FRAGMENTS) * (1 - TOO_LOW))
 
 
 def check_machine_memory(

@@ -10,6 +10,7 @@ from typing import cast
 from rm_ray.config.train_config import CHOSEN, TrainConfig, ZeroStage, flatten
 from rm_ray.errors import InputError
 from rm_ray.estimate.activations import Row
+from rm_ray.estimate.device import GIGABYTE
 from rm_ray.estimate.memory import MemorySetting, alternatives, estimate
 from rm_ray.estimate.network import GPUS_PER_NODE, Network
 from rm_ray.estimate.prediction import EQUAL, Choice, choices_of, preferred
@@ -17,7 +18,6 @@ from rm_ray.estimate.timing import COMPUTE_SHARE, GPU_PEAK, Compute
 from rm_ray.estimate.workload import look
 from rm_ray.model.flops import ModelFlops
 from rm_ray.preflight.brief import smallest_gpu
-from rm_ray.preflight.checks import GIGABYTE
 from rm_ray.preflight.machines import Machine, ask_gpus
 from rm_ray.preflight.planning import architecture_of, memory_setting, why_not_estimated
 from rm_ray.preflight.prepare import Prepared

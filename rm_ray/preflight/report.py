@@ -10,11 +10,12 @@ import numpy as np
 
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.estimate.device import GIGABYTE, usable
 from rm_ray.estimate.memory import PARTS, MemoryEstimate, MemorySetting
 from rm_ray.estimate.prediction import Prediction, describe_prediction
 from rm_ray.estimate.prediction import to_json as prediction_to_json
 from rm_ray.estimate.workload import Workload
-from rm_ray.preflight.checks import GIGABYTE, Verdict, count, usable
+from rm_ray.preflight.checks import Verdict, count
 
 MARKS = {"ok": "ok", "warning": "WARNING", "failed": "FAILED"}
 

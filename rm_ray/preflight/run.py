@@ -14,11 +14,12 @@ import torch
 from rm_ray.cluster.session import fit_to_cluster, ray_cluster
 from rm_ray.config.train_config import BUILTIN, ClusterConfig, TrainConfig
 from rm_ray.errors import InputError
+from rm_ray.estimate.device import GIGABYTE
 from rm_ray.estimate.memory import FLOAT32
 from rm_ray.estimate.network import Network
 from rm_ray.estimate.prediction import Choice, preferred
 from rm_ray.preflight import checks
-from rm_ray.preflight.checks import GIGABYTE, Verdict
+from rm_ray.preflight.checks import Verdict
 from rm_ray.preflight.choosing import (
     Room,
     choose,

@@ -27,8 +27,8 @@ LAYERS = (
 HOMES = {
     "ray": (
         "cluster", "data.cache.token_cache", "data.sources.selection", "batches.stream",
-        "tracking.board", "tracking.gauges", "tracking.heartbeat", "scoring.batch", "checkpoint", "publish.actor",
-        "preflight", "worker", "driver",
+        "tracking.board", "tracking.gauges", "tracking.heartbeat", "scoring.batch", "checkpoint",
+        "publish.actor", "preflight", "worker", "driver",
     ),
     "mlflow": ("tracking",),
     "huggingface_hub": ("publish", "data", "model"),

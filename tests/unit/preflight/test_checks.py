@@ -7,6 +7,7 @@ import pytest
 from rm_ray.cluster.gpus import Gpu, explain_no_cuda, find_cuda, parse_gpu
 from rm_ray.config.train_config import CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
+from rm_ray.estimate.device import usable
 from rm_ray.estimate.memory import MemoryEstimate, Moment
 from rm_ray.model.base_check import BaseModel
 from rm_ray.preflight import checks
@@ -183,7 +184,7 @@ def test_the_cuda_of_pytorch_is_known_without_importing_it():
 
 def test_a_gpu_must_have_room_beside_what_cuda_takes():
     size = 80 * 10**9
-    assert checks.usable(size) == pytest.approx(0.95 * 0.92 * 78e9)
+    assert usable(size) == pytest.approx(0.95 * 0.92 * 78e9)
     assert checks.check_gpu_memory(estimate_of(68 * 10**9), size, advice="").outcome == "ok"
     too_large = checks.check_gpu_memory(estimate_of(69 * 10**9), size, advice="less")
     assert (too_large.outcome, too_large.remedy) == ("failed", "less")

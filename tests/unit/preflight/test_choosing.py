@@ -13,11 +13,11 @@ from rm_ray.config.recipe import parse_config
 from rm_ray.config.train_config import CHOSEN, TrainConfig, flatten
 from rm_ray.data.cache.pair_tokens import PairLengths
 from rm_ray.errors import InputError
+from rm_ray.estimate.device import usable
 from rm_ray.estimate.memory import estimate
 from rm_ray.estimate.network import Network
 from rm_ray.estimate.prediction import preferred
 from rm_ray.estimate.workload import look
-from rm_ray.preflight.checks import usable
 from rm_ray.preflight.choosing import Room, choose, find_room, predict_ways
 from rm_ray.preflight.machines import KIND, Machine
 from rm_ray.preflight.planning import architecture_of, memory_setting, row_of
