@@ -12,7 +12,7 @@ from tables import builtin_table
 
 from rm_ray.batches.collate import Collator
 from rm_ray.config.train_config import ClusterConfig, HubConfig, OptimizerConfig, TrainConfig
-from rm_ray.evaluation.accuracy import ScoredPairs, describe
+from rm_ray.evaluation.pairwise import ScoredPairs, pairwise_report
 from rm_ray.model.export import export_model, export_skeleton
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.runs.attempts import checkpoint_name
@@ -20,8 +20,8 @@ from rm_ray.runs.history import History, Record
 from rm_ray.runs.manifest import MANIFEST, Manifest, describe_file
 from rm_ray.storage import Storage
 from rm_ray.train.engine import Engine
-from rm_ray.train.probes import choose_probes
 from rm_ray.train.progress import Progress
+from rm_ray.train.reference_rewards import choose_reference_pairs
 from rm_ray.train.slices import list_extents, write_slices
 
 
@@ -43,7 +43,7 @@ class MadeRun:
             pad_token_id=self.tokenizer.pad_token_id,
             device=torch.device("cpu"),
         )
-        self.probes = choose_probes(table, self.tokenizer)
+        self.probes = choose_reference_pairs(table, self.tokenizer)
         self.history = History()
         skeleton = folder / "skeleton"
         export_skeleton(self.model, self.tokenizer, skeleton, dtype=torch.float32)
@@ -78,7 +78,7 @@ class MadeRun:
         self.history.add(
             Record(step=step, kind="train", episode=8 * step, hours=step / 60, metrics=metrics)
         )
-        report = describe(_scored(step), ["colours"] * 6 + ["numbers"] * 2, [])
+        report = pairwise_report(_scored(step), ["colours"] * 6 + ["numbers"] * 2, [])
         self.run.write_json(f"evaluations/step-{step:08d}.json", {"step": step, **report})
         return metrics
 

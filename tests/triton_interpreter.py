@@ -39,7 +39,7 @@ def mend_interpreter() -> None:
     """Mend what Liger's kernels need, and count launches from here on."""
     from liger_kernel.ops import geglu, rms_norm
 
-    convert, run = interpreter._implicit_cvt, interpreter.InterpretedFunction.run
+    convert, run_folder = interpreter._implicit_cvt, interpreter.InterpretedFunction.run
 
     def convert_floats_too(argument: Any) -> Any:
         if isinstance(argument, float):
@@ -49,7 +49,7 @@ def mend_interpreter() -> None:
 
     def count(function: Any, *arguments: Any, **options: Any) -> Any:
         launched[function.__name__] += 1
-        return run(function, *arguments, **options)
+        return run_folder(function, *arguments, **options)
 
     interpreter._implicit_cvt = convert_floats_too
     interpreter.InterpretedFunction.run = count

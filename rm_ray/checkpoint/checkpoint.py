@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from rm_ray.checkpoint.ledger import Ledger
 from rm_ray.checkpoint.staging import STAGED, staging_folder
-from rm_ray.cluster.limits import UPLOAD_S
+from rm_ray.cluster.timeouts import UPLOAD_S
 from rm_ray.config.train_config import CheckpointConfig
 from rm_ray.errors import TrainingError
 from rm_ray.runs.attempts import attempt_of, checkpoint_name, list_checkpoints
@@ -39,9 +39,9 @@ from rm_ray.runs.manifest import (
     read_manifest,
 )
 from rm_ray.storage import Storage, keep_trying
+from rm_ray.train.collectives import gather_objects
 from rm_ray.train.engine import Engine
 from rm_ray.train.progress import Progress
-from rm_ray.train.ranks import gather_objects
 from rm_ray.train.slices import list_extents, read_slices, write_slices
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class TrainingState:
 class Checkpointer:
     """Saves and loads the state of one rank's engine together with the other ranks."""
 
-    run: Storage
+    run_folder: Storage
     run_key: str
     engine: Engine
     config: CheckpointConfig
@@ -181,7 +181,7 @@ class Checkpointer:
     @property
     def last(self) -> str | None:
         """The newest checkpoint in the run's folder."""
-        return self.run.join(max(f.name for f in self._whole)) if self._whole else None
+        return self.run_folder.join(max(f.name for f in self._whole)) if self._whole else None
 
     @property
     def last_step(self) -> int:
@@ -193,7 +193,7 @@ class Checkpointer:
         """The best checkpoint in the run's folder by the metric; the newest where there is none."""
         if self.config.keep_best_by is None or not self._whole:
             return self.last
-        return self.run.join(rank_by(self._whole, self.config.keep_best_by)[0].name)
+        return self.run_folder.join(rank_by(self._whole, self.config.keep_best_by)[0].name)
 
     def _stage(
         self, folder: Path, state: TrainingState, identity: RunIdentity
@@ -250,19 +250,22 @@ class Checkpointer:
         patience = self.config.storage_patience_s
         try:
             keep_trying(
-                lambda: self.run.upload(local, name),
-                what=f"copying {name} to {self.run.path}",
+                lambda: self.run_folder.upload(local, name),
+                what=f"copying {name} to {self.run_folder.path}",
                 patience_s=patience,
             )
         except OSError as error:
             raise TrainingError(
-                f"checkpoint {name} could not be copied to {self.run.path} for {patience:.0f} s "
+                f"checkpoint {name} could not be copied to {self.run_folder.path} for "
+                f"{patience:.0f} s "
                 f"({error}). It is kept in {local}; once the storage works, the same command goes "
                 "on from it"
             ) from None
         local.with_suffix(STAGED).unlink()
         done.set()
-        return ray.train.Checkpoint(self.run.join(name), filesystem=self.run.filesystem)
+        return ray.train.Checkpoint(
+            self.run_folder.join(name), filesystem=self.run_folder.filesystem
+        )
 
     def _prune(self) -> None:
         """Delete what is not to be kept, whole or not; the newest whole one always stays.
@@ -275,39 +278,41 @@ class Checkpointer:
         config = self.config
         newest = max(self._whole, key=lambda found: found.name)
         try:
-            if fault := find_fault(self.run, newest.name, newest.manifest, shares=0):
+            if fault := find_fault(self.run_folder, newest.name, newest.manifest, shares=0):
                 raise TrainingError(
-                    f"every worker has copied {newest.name} to {self.run.path}, but {fault}: "
+                    f"every worker has copied {newest.name} to {self.run_folder.path}, but "
+                    f"{fault}: "
                     "run.storage_path is not the same folder on all machines. The checkpoints "
                     "before it are kept"
                 )
             chosen = choose_kept(self._whole, keep=config.keep, best_by=config.keep_best_by)
             kept = {found.name for found in chosen} | self.find_held(self._whole)
             self._whole = [found for found in self._whole if found.name in kept]
-            for name in list_checkpoints(self.run):
+            for name in list_checkpoints(self.run_folder):
                 if name not in kept and attempt_of(name) <= self.attempt:
-                    self.run.delete(name)
+                    self.run_folder.delete(name)
         except OSError as error:
             logger.warning("old checkpoints stay for now: %s", error)
 
     def _list_whole(self, newest: FoundCheckpoint) -> list[FoundCheckpoint]:
         """Return the checkpoint that was found and the older ones that are whole too."""
-        older = [name for name in list_checkpoints(self.run) if name < newest.name]
-        manifests = {name: read_manifest(self.run, name) for name in older}
+        older = [name for name in list_checkpoints(self.run_folder) if name < newest.name]
+        manifests = {name: read_manifest(self.run_folder, name) for name in older}
         return [newest] + [
             FoundCheckpoint(name=name, manifest=manifest)
             for name, manifest in manifests.items()
-            if manifest is not None and find_fault(self.run, name, manifest, shares=0) is None
+            if manifest is not None
+            and find_fault(self.run_folder, name, manifest, shares=0) is None
         ]
 
     def _opened(self, found: FoundCheckpoint, files: Iterable[str]) -> Iterator[Path]:
         """Give one file after another, so that no more than one copy lies on this machine."""
         for file in files:
-            with self.run.local_copy(f"{found.name}/{file}") as path:
+            with self.run_folder.local_copy(f"{found.name}/{file}") as path:
                 yield path
 
     def _open(self, stack: ExitStack, found: FoundCheckpoint, file: str) -> Path:
-        return stack.enter_context(self.run.local_copy(f"{found.name}/{file}"))
+        return stack.enter_context(self.run_folder.local_copy(f"{found.name}/{file}"))
 
 
 def _needs(mine: dict[str, tuple[int, int]], entry: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ def staging_folder(run_key: str) -> Path:
     return local_home() / "staging" / run_key
 
 
-def rescue_staged(run: Storage, run_key: str) -> None:
+def rescue_staged(run_folder: Storage, run_key: str) -> None:
     """Bring what an interrupted attempt staged on this machine to the run's folder.
 
     One process of each machine calls it, before any looks for a checkpoint.
@@ -25,7 +25,7 @@ def rescue_staged(run: Storage, run_key: str) -> None:
     for mark in sorted(staging.glob(f"rank-*/*{STAGED}")):
         folder = mark.with_suffix("")
         try:
-            run.upload(folder, mark.stem)
+            run_folder.upload(folder, mark.stem)
         except FileNotFoundError:
             if folder.exists():
                 raise  # it is the run's folder that is missing

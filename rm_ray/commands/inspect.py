@@ -74,7 +74,7 @@ def _show(command: InspectCommand) -> None:
     from rm_ray.data.rows.reading import refuse_missing_columns  # slow imports; --help needs none
     from rm_ray.data.tokens.tokenization import PairTokenizer
     from rm_ray.preflight.inspection import inspect_source, refuse_lost
-    from rm_ray.preflight.prepare import read_tokenizer
+    from rm_ray.preflight.resolve import read_tokenizer
 
     config = command.config
     tokenizer = PairTokenizer(read_tokenizer(config), config.data)

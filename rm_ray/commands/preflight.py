@@ -35,7 +35,9 @@ def main_preflight(arguments: Sequence[str]) -> int:
             (handler,) = logging.getLogger("rm_ray").handlers
             assert isinstance(handler, logging.StreamHandler)
             handler.setStream(sys.stderr)
-        from rm_ray.preflight.run import run_preflight  # imports Ray, which --help does without
+        from rm_ray.preflight.preflight import (
+            run_preflight,  # imports Ray, which --help does without
+        )
 
         findings = run_preflight(command)
     except (InputError, OSError) as error:

@@ -18,7 +18,7 @@ from rm_ray.runs.layout import read_record
 from rm_ray.storage import Storage, below
 
 if TYPE_CHECKING:  # imports torch, which --help does without
-    from rm_ray.publish.run import Published
+    from rm_ray.publish.finish import PublishReport
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ def main_publish(arguments: Sequence[str]) -> int:
     options = tyro.cli(PublishCommand, prog=PROGRAM, args=list(arguments), use_underscores=True)
     try:
         hub = _choose_hub(options)
+        from rm_ray.publish.finish import finish_publishing
         from rm_ray.publish.registration import register_models
-        from rm_ray.publish.run import finish_publishing
 
         published = finish_publishing(options.run, hub, retries_refused=True)
         is_registered = register_models(options.run, hub.repo_id)
@@ -69,7 +69,7 @@ def main_publish(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         logger.info("interrupted; the same command goes on")
         return INTERRUPTED
-    logger.info("%s", describe(published, options.run, hub))
+    logger.info("%s", publish_summary(published, options.run, hub))
     is_done = published.is_whole and not published.tags("refused") and is_registered
     return 0 if is_done else 1
 
@@ -83,10 +83,10 @@ def publish_end(config: TrainConfig) -> int:
     again = "the same command again" if hub.repo_id is None else _again(folder, hub)
     try:
         if hub.repo_id is not None:
-            from rm_ray.publish.run import finish_publishing
+            from rm_ray.publish.finish import finish_publishing
 
             published = finish_publishing(folder, hub, limit_s=hub.patience_s)
-            logger.info("%s", describe(published, folder, hub))
+            logger.info("%s", publish_summary(published, folder, hub))
         if config.mlflow.registered_model is not None:
             from rm_ray.publish.registration import register_models
 
@@ -100,7 +100,7 @@ def publish_end(config: TrainConfig) -> int:
     return 0
 
 
-def describe(published: Published, folder: str, hub: HubConfig) -> str:
+def publish_summary(published: PublishReport, folder: str, hub: HubConfig) -> str:
     """Return what is on the Hub, what is not, and the command that goes on."""
     done, waiting, refused = (published.tags(s) for s in ("published", "waiting", "refused"))
     lines = [f"  published         {', '.join(done) or 'nothing'} on {published.repo_id}"]

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
+from rm_ray.config.scoring import Rows, ScoringModel, Workers
 from rm_ray.config.train_config import ClusterConfig
 from rm_ray.data.rows.reading import describe_all
 from rm_ray.errors import INTERRUPTED, InputError
 from rm_ray.logs import log_to_stdout
-from rm_ray.scoring.options import Rows, ScoringModel, Workers
 
 if TYPE_CHECKING:  # imports Ray and torch, which --help does without
-    from rm_ray.scoring.batch import Scored
+    from rm_ray.scoring.batch import ScoredRows
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ def _run(
     return 0
 
 
-def _score_rows(command: ScoreCommand | EvaluateCommand) -> Scored:
-    from rm_ray.cluster.session import ray_cluster
+def _score_rows(command: ScoreCommand | EvaluateCommand) -> ScoredRows:
+    from rm_ray.cluster.ray_cluster import ray_cluster
 
     workers = command.workers
     cluster = ClusterConfig(
@@ -124,17 +124,17 @@ def _score(command: ScoreCommand) -> None:
 
 
 def _evaluate(command: EvaluateCommand) -> None:
-    from rm_ray.evaluation.evaluation import evaluate, judge
-    from rm_ray.evaluation.report import plot, tabulate
+    from rm_ray.evaluation.evaluate_rows import evaluate_rows, judge
+    from rm_ray.evaluation.report import plot, report_table
 
     scored = _score_rows(command)
-    judged = judge(scored)
-    report: dict[str, Any] = evaluate(judged, scored)
+    preferences = judge(scored)
+    report: dict[str, Any] = evaluate_rows(preferences, scored)
     scored.folder.write_json(REPORT, report)
     with tempfile.TemporaryDirectory(prefix="rm_ray-plots-") as folder:
-        plot(judged.pairs, report, command.model.model, Path(folder) / "evaluation.png")
+        plot(preferences.pairs, report, command.model.model, Path(folder) / "evaluation.png")
         scored.folder.upload(Path(folder), PLOTS)
-    logger.info("\n%s\n", tabulate(report))
+    logger.info("\n%s\n", report_table(report))
     for worst in report["worst"][:3]:
         logger.info("among the worst: %s", json.dumps(worst, ensure_ascii=False)[:300])
     logger.info("report  %s", scored.folder.join(REPORT))

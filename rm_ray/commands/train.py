@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command = parse_command(arguments)
         if command.dry_run:
-            from rm_ray.driver.run import dry_run  # imports Ray, which --help does without
+            from rm_ray.driver.drive import dry_run  # imports Ray, which --help does without
 
             logger.info("%s", yaml.safe_dump(dry_run(command.config), sort_keys=False).rstrip())
             return 0
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         logger.info("interrupted before anything began")
         return EXIT_STATUS["interrupted"]
-    logger.info("%s", summarise(result))
+    logger.info("%s", run_summary(result))
     return publish_end(command.config)
 
 
@@ -98,7 +98,7 @@ def log_to_mlflow(arguments: Sequence[str]) -> int:
     parser.add_argument("--tracking-uri", help="an MLflow server or database; the run's own")
     options = parser.parse_args(arguments)
     log_to_stdout()
-    from rm_ray.tracking.replay import replay
+    from rm_ray.tracking.backfill import replay
 
     try:
         replay(options.run, options.tracking_uri)
@@ -111,7 +111,7 @@ def log_to_mlflow(arguments: Sequence[str]) -> int:
     return 0
 
 
-def summarise(result: dict[str, Any]) -> str:
+def run_summary(result: dict[str, Any]) -> str:
     """Return the closing page of a run: metrics, speed, where everything is."""
     metrics: dict[str, float] = result["metrics"]
     names = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "ties")

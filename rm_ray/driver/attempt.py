@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from rm_ray.config.recipe import parse_config
-from rm_ray.driver.going import Going
+from rm_ray.driver.attempt_handle import AttemptHandle
+from rm_ray.driver.drive import drive
 from rm_ray.driver.orphans import end_orphans
-from rm_ray.driver.run import train
 from rm_ray.errors import InputError, LostError, StoppedError, TrainingError, is_refusal
 from rm_ray.logs import log_to_stdout
 from rm_ray.runs.attempts import Attempt, Ending
@@ -49,24 +49,24 @@ def main() -> int:
             tell({"ending": ending, "cause": cause})
             os._exit(0)  # Ray may still be waiting for a place for its workers
 
-        going = Going(
+        attempt_handle = AttemptHandle(
             end=end,
             startup=Startup(began=task["began"]),
             number=task["number"],
             earlier=[Attempt(**entry) for entry in task["earlier"]],
             tell=tell,
         )
-        threading.Thread(target=_obey, args=(sys.stdin, going), daemon=True).start()
+        threading.Thread(target=_obey, args=(sys.stdin, attempt_handle), daemon=True).start()
         threading.Thread(target=_live, args=(tell,), daemon=True).start()
-        tell(_run(task, going))
+        tell(_run(task, attempt_handle))
     return 0
 
 
-def _obey(orders: TextIO, going: Going) -> None:
+def _obey(orders: TextIO, attempt_handle: AttemptHandle) -> None:
     """Stop when told to; end at once when there is no one left to tell."""
     for line in orders:
-        if not going.stop(line.strip()):
-            going.end("stopped", line.strip())
+        if not attempt_handle.stop(line.strip()):
+            attempt_handle.end("stopped", line.strip())
     end_orphans(())  # agents of Ray would look for it for a minute
     os._exit(1)
 
@@ -78,10 +78,10 @@ def _live(tell: Callable[[dict[str, Any]], None]) -> None:
         tell({"lives": True})
 
 
-def _run(task: dict[str, Any], going: Going) -> dict[str, Any]:
+def _run(task: dict[str, Any], attempt_handle: AttemptHandle) -> dict[str, Any]:
     """Return how the attempt ended."""
     try:
-        result = train(parse_config(task["config"]), going)
+        result = drive(parse_config(task["config"]), attempt_handle)
         return {"ending": "finished", "cause": "", "result": result}
     except StoppedError as stopped:
         saved = {"step": stopped.step, "saved_step": stopped.saved_step}

@@ -10,48 +10,50 @@ from pathlib import Path
 from typing import Any
 
 from rm_ray.data.cache.token_table import open_table
-from rm_ray.driver.going import Going
-from rm_ray.driver.trainer import Fitted
+from rm_ray.driver.attempt_handle import AttemptHandle
+from rm_ray.driver.fit import TrainingOutcome
 from rm_ray.errors import LostError, TrainingError
-from rm_ray.preflight.prepare import Prepared
+from rm_ray.preflight.resolve import ResolvedRun
 from rm_ray.runs.attempts import Attempt, account, describe_ending
 from rm_ray.runs.history import History
 from rm_ray.runs.layout import HISTORY, PLOTS, RESULT, RUN
 from rm_ray.tracking.mlflow_run import MlflowRun
 from rm_ray.tracking.plots import plot_run
-from rm_ray.tracking.shipping import MetricShipper
+from rm_ray.tracking.sender import MetricSender
 from rm_ray.tracking.target import MlflowAwayError
 
 logger = logging.getLogger(__name__)
 
 
-def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:
+def finish(
+    resolved: ResolvedRun, fitted: TrainingOutcome, attempt_handle: AttemptHandle
+) -> dict[str, Any]:
     """Write history, plots and ``result.json``, and complete the MLflow run.
 
     Raises:
         TrainingError: the loss was not finite; names the pairs.
         LostError: it was, and the step may be left out.
     """
-    config, run = prepared.config, prepared.run
+    config, run_folder = resolved.config, resolved.run_folder
     outcome = fitted.outcome
     if "not_finite" in outcome:
         found = outcome["not_finite"]
-        cause = _describe_not_finite(prepared, found)
-        if len(going.skipped) < config.optimizer.max_skipped_steps:
-            fitted.shipper.close()
+        cause = _describe_not_finite(resolved, found)
+        if len(attempt_handle.skipped) < config.optimizer.max_skipped_steps:
+            fitted.sender.close()
             raise LostError(f"{cause}; the step is left out", skips=found["step"])
-        _close(prepared, fitted.shipper, lambda run: run.end("FAILED"))
+        _close(resolved, fitted.sender, lambda mlflow_run: mlflow_run.end("FAILED"))
         raise TrainingError(f"{cause}. {_REMEDY}")
     this = Attempt(
-        number=going.number,
-        began=going.startup.began,
+        number=attempt_handle.number,
+        began=attempt_handle.startup.began,
         updated=time.time(),
         ending="finished",
         num_workers=int(config.cluster.num_workers or 1),
         step=outcome["steps"],
         **outcome.pop("attempt"),
     )
-    attempts = [*going.earlier, this]
+    attempts = [*attempt_handle.earlier, this]
     timeline = {
         "attempts": [describe_ending(attempt) for attempt in attempts],
         "time": account(attempts, outcome.pop("spent")),
@@ -59,47 +61,47 @@ def finish(prepared: Prepared, fitted: Fitted, going: Going) -> dict[str, Any]:
     history = History.from_json_lines(outcome.pop("history").splitlines())
     with tempfile.TemporaryDirectory(prefix="rm_ray-plots-") as folder:
         figures = plot_run(history.records, config.run.name, Path(folder))
-        run.upload(Path(folder), PLOTS)
+        run_folder.upload(Path(folder), PLOTS)
         for record in history.records:  # those that MLflow has are not sent again
-            fitted.shipper.send(record)
-        fitted.shipper.send_table("refused_rows.json", prepared.row_counts)
+            fitted.sender.send(record)
+        fitted.sender.send_table("refused_rows.json", resolved.row_counts)
         documents = {"config.yaml": config.to_json(), "attempts.json": timeline}
         run_id, unsent = _close(
-            prepared, fitted.shipper, lambda run: run.finish(documents, figures)
+            resolved, fitted.sender, lambda mlflow_run: mlflow_run.finish(documents, figures)
         )
-    run.write_text(HISTORY, history.to_json_lines())
+    run_folder.write_text(HISTORY, history.to_json_lines())
     result = {
         "name": config.run.name,
         **outcome,
-        "train_pairs": prepared.train.num_pairs,
-        "eval_pairs": prepared.held_out.num_pairs if prepared.held_out else 0,
-        "refused": prepared.refused,
+        "train_pairs": resolved.train.num_pairs,
+        "eval_pairs": resolved.held_out.num_pairs if resolved.held_out else 0,
+        "refused": resolved.refused,
         "workers": config.cluster.num_workers,
         "mlflow_run_id": run_id,
         "mlflow_unsent": unsent,
-        "mlflow_tracking_uri": prepared.mlflow.tracking_uri,
-        "mlflow_view": prepared.mlflow.view_command,
+        "mlflow_tracking_uri": resolved.mlflow.tracking_uri,
+        "mlflow_view": resolved.mlflow.view_command,
         **timeline,
-        "plots": run.join(PLOTS),
-        "folder": run.path,
+        "plots": run_folder.join(PLOTS),
+        "folder": run_folder.path,
     }
-    run.write_json(RESULT, result)
+    run_folder.write_json(RESULT, result)
     return result
 
 
 def _close(
-    prepared: Prepared, shipper: MetricShipper, last: Callable[[MlflowRun], None]
+    resolved: ResolvedRun, sender: MetricSender, last: Callable[[MlflowRun], None]
 ) -> tuple[str | None, int]:
     """Send what is left and do the last thing; return the run's id and how much was not sent.
 
     The id is None where MLflow was never there.
     """
-    unsent, opened = shipper.close(), shipper.run
+    unsent, opened = sender.close(), sender.mlflow_run
     try:
         if opened is None or unsent:
             logger.warning(
                 "MLflow at %s did not take %d items in time; history.jsonl has every metric",
-                prepared.mlflow.tracking_uri,
+                resolved.mlflow.tracking_uri,
                 unsent,
             )
         else:
@@ -109,13 +111,13 @@ def _close(
         unsent += 1
     if opened is None:
         return None, unsent
-    record = prepared.run.read_json(RUN)
-    prepared.run.write_json(RUN, {**record, "mlflow_run_id": opened.run_id})
+    record = resolved.run_folder.read_json(RUN)
+    resolved.run_folder.write_json(RUN, {**record, "mlflow_run_id": opened.run_id})
     return opened.run_id, unsent
 
 
-def _describe_not_finite(prepared: Prepared, found: dict[str, Any]) -> str:
-    table = open_table(prepared.train.parts)
+def _describe_not_finite(resolved: ResolvedRun, found: dict[str, Any]) -> str:
+    table = open_table(resolved.train.parts)
     ids = [table.pair_id(pair) for pair in found["pairs"]]
     shown = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
     return (

@@ -74,7 +74,7 @@ class Arithmetic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ForwardPass:
     """What one forward pass on one worker computes.
 
     Attention counts the queries and keys that it is called with: a prefix is the key of two
@@ -94,7 +94,7 @@ class Row:
     """All query-key products of a head."""
 
     @classmethod
-    def of(cls, lengths: PairLengths, *, layout: Layout, attention: Attention) -> Row:
+    def of(cls, lengths: PairLengths, *, layout: Layout, attention: Attention) -> ForwardPass:
         """Return what pairs of these lengths make together."""
         if layout == "padded":
             size, longest = 2 * len(lengths), int(lengths.longest.max())
@@ -180,7 +180,7 @@ class Activations:
 
 def saved(
     architecture: Architecture,
-    row: Row,
+    row: ForwardPass,
     arithmetic: Arithmetic,
     *,
     layout: Layout,
@@ -269,7 +269,7 @@ def _head_norm(family: Family, size: Arithmetic, *, liger: bool) -> int:
 
 
 def _attention(
-    architecture: Architecture, row: Row, size: Arithmetic, *, attention: Attention
+    architecture: Architecture, row: ForwardPass, size: Arithmetic, *, attention: Attention
 ) -> int:
     """Return what attention saves: queries, keys, values, its result and the sums of exponentials.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rm_ray.config.train_config import Layout
-from rm_ray.estimate.activations import Activations, Arithmetic, Attention, Row, saved
+from rm_ray.estimate.activations import Activations, Arithmetic, Attention, ForwardPass, saved
 from rm_ray.estimate.architecture import Architecture
 from rm_ray.train.zero import BUCKET, LIVE
 
@@ -140,7 +140,9 @@ class MemoryEstimate:
         return most
 
 
-def estimate(architecture: Architecture, row: Row, setting: MemorySetting) -> MemoryEstimate:
+def estimate(
+    architecture: Architecture, row: ForwardPass, setting: MemorySetting
+) -> MemoryEstimate:
     """Return the memory of a worker whose largest forward pass is over this row."""
     activations = saved(
         architecture,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rm_ray.estimate.device import GIGABYTE
+from rm_ray.estimate.gpu_memory import GIGABYTE
 
 GPUS_PER_NODE = 8
 """Of the machines that train large models, where nothing else is said."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rm_ray.batches.plan import Plan
-from rm_ray.estimate.activations import Row
+from rm_ray.estimate.activations import ForwardPass
 from rm_ray.estimate.architecture import Architecture
-from rm_ray.estimate.device import usable
+from rm_ray.estimate.gpu_memory import usable
 from rm_ray.estimate.memory import MemoryEstimate, MemorySetting, alternatives, estimate
 from rm_ray.estimate.network import Network
 from rm_ray.estimate.timing import Compute, Load, StepTime, predict, sizes_around
-from rm_ray.estimate.workload import look
+from rm_ray.estimate.workload import measure_workload
 from rm_ray.model.flops import ModelFlops
 
 STEPS = 40
@@ -99,10 +99,10 @@ def choices_of(
         most_steps=STEPS,
         counts_padding=not compute.is_measured,
     )
-    workload = look(plan, world_size=workers, most_steps=STEPS)
+    workload = measure_workload(plan, world_size=workers, most_steps=STEPS)
     accumulates = workload.most_micro_batches > 1
     there = replace(setting, accumulates=accumulates, secondary_over=0)
-    row = Row.of(workload.largest, layout=there.layout, attention=there.attention)
+    row = ForwardPass.of(workload.largest, layout=there.layout, attention=there.attention)
     choices = []
     for option in ways(there, network):
         estimated = estimate(architecture, row, option)
@@ -213,7 +213,7 @@ def _cells(choice: Choice, num_steps: int) -> str:
     )
 
 
-def to_json(prediction: Prediction) -> dict[str, Any]:
+def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
     """Return the same as plain values: seconds, hours, bytes and FLOPs per second."""
 
     def of(choice: Choice | None) -> dict[str, Any] | None:

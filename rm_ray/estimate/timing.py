@@ -17,7 +17,7 @@ from rm_ray.data.cache.pair_tokens import PairLengths
 from rm_ray.estimate.architecture import Architecture
 from rm_ray.estimate.memory import FLOAT32, MemorySetting
 from rm_ray.estimate.network import Network
-from rm_ray.estimate.traffic import Exchange, traffic_of
+from rm_ray.estimate.traffic import Collective, traffic_of
 from rm_ray.estimate.workload import count_positions
 from rm_ray.model.flops import BACKWARD, ModelFlops
 from rm_ray.train.zero import BUCKET
@@ -193,7 +193,7 @@ def update_seconds(numbers: int, setting: MemorySetting) -> float:
     return numbers * moved / MEMORY_BANDWIDTH
 
 
-def _seconds(exchange: Exchange, setting: MemorySetting, network: Network) -> float:
+def _seconds(exchange: Collective, setting: MemorySetting, network: Network) -> float:
     """Return how long an exchange takes, each collective with the latency of its own ring.
 
     ``Exchange.seconds`` lets each go round all ranks once. An all-reduce goes round twice, and

@@ -22,7 +22,7 @@ DDP_BUCKET = 25 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange:
+class Collective:
     """Bytes of the tensors that some collectives take in or give out, on each rank."""
 
     reduced: int = 0
@@ -39,9 +39,9 @@ class Exchange:
 
     collectives: int = 0
 
-    def __add__(self, other: Exchange) -> Exchange:
+    def __add__(self, other: Collective) -> Collective:
         """Return both together."""
-        return Exchange(**{name: n + getattr(other, name) for name, n in vars(self).items()})
+        return Collective(**{name: n + getattr(other, name) for name, n in vars(self).items()})
 
     def seconds(self, network: Network, ranks: int) -> float:
         """Return how long it takes in rings, where a rank sends (W - 1) / W of each tensor.
@@ -56,28 +56,28 @@ class Exchange:
         ) + network.seconds(within, ranks=near, collectives=0)
 
 
-NOTHING = Exchange()
+NOTHING = Collective()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
     """What is exchanged in a step, by what is computed meanwhile."""
 
-    forward: tuple[Exchange, ...]
+    forward: tuple[Collective, ...]
     """Beside the forward pass of each micro-batch."""
 
-    backward: tuple[Exchange, ...]
+    backward: tuple[Collective, ...]
     """Beside the backward pass of each micro-batch."""
 
-    update: Exchange
+    update: Collective
     """With nothing beside it: after the last backward pass, and after the update."""
 
-    def __iter__(self) -> Iterator[Exchange]:
+    def __iter__(self) -> Iterator[Collective]:
         """Go through all of them."""
         yield from (*self.forward, *self.backward, self.update)
 
     @property
-    def total(self) -> Exchange:
+    def total(self) -> Collective:
         """All of a step together."""
         return sum(self, NOTHING)
 
@@ -103,12 +103,12 @@ def traffic_of(
     numbers, size = architecture.num_parameters, 2 if setting.is_bf16 else FLOAT32
     if setting.zero_stage == 0:
         count = -(-FLOAT32 * numbers // DDP_BUCKET)
-        last = Exchange(reduced=FLOAT32 * numbers, collectives=count)
+        last = Collective(reduced=FLOAT32 * numbers, collectives=count)
         return Traffic(forward=idle, backward=(*idle[1:], last), update=NOTHING)
     if setting.zero_stage == 3:
         return _sharded(architecture, setting, size, passes, live)
-    gradients = Exchange(reduced=size * numbers, collectives=-(-numbers // BUCKET))
-    weights = Exchange(gathered=size * numbers, collectives=1)
+    gradients = Collective(reduced=size * numbers, collectives=-(-numbers // BUCKET))
+    weights = Collective(gathered=size * numbers, collectives=1)
     if setting.zero_stage == 1:
         return Traffic(forward=idle, backward=idle, update=gradients + weights)
     return Traffic(forward=idle, backward=(gradients,) * passes, update=weights)
@@ -130,18 +130,18 @@ def _sharded(
     small = architecture.num_parameters - sum(large)
     kept = min(sum(large), live // (3 if setting.checkpointing else 2))
     again = sum(large) - kept
-    first = Exchange(gathered=size * sum(large), collectives=len(large))
+    first = Collective(gathered=size * sum(large), collectives=len(large))
     near = setting.secondary_over > 0
     repeated = round(len(large) * again / max(sum(large), 1))
     if near:
-        later = Exchange(gathered_near=size * sum(large), collectives=len(large))
-        back = Exchange(gathered_near=size * again, collectives=repeated)
+        later = Collective(gathered_near=size * sum(large), collectives=len(large))
+        back = Collective(gathered_near=size * again, collectives=repeated)
     else:
-        later, back = first, Exchange(gathered=size * again, collectives=repeated)
+        later, back = first, Collective(gathered=size * again, collectives=repeated)
     buckets = -(-architecture.num_parameters // BUCKET)
-    back += Exchange(scattered=size * architecture.num_parameters, collectives=buckets)
+    back += Collective(scattered=size * architecture.num_parameters, collectives=buckets)
     return Traffic(
         forward=(first, *(later,) * (passes - 1)),
         backward=(back,) * passes,
-        update=Exchange(gathered=size * small, collectives=1 if small else 0),
+        update=Collective(gathered=size * small, collectives=1 if small else 0),
     )

@@ -38,7 +38,7 @@ class Workload:
     """Most forward passes of a worker in one step."""
 
 
-def look(plan: Plan, *, world_size: int, most_steps: int) -> Workload:
+def measure_workload(plan: Plan, *, world_size: int, most_steps: int) -> Workload:
     """Look at so many steps of the first epoch, and at the one with the largest pair."""
     layout, lengths = plan.settings.layout, plan.lengths
     num_steps = min(plan.steps.per_epoch, plan.steps.total)

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rm_ray.batches.collate import ReadyMicroBatch
-from rm_ray.evaluation.accuracy import ScoredPairs
+from rm_ray.evaluation.pairwise import ScoredPairs
 from rm_ray.train.engine import Engine
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.metrics import PairMetrics
@@ -29,7 +29,7 @@ class Evaluation:
     pairs: ScoredPairs
 
 
-def evaluate(
+def evaluate_held_out(
     engine: Engine,
     steps: Iterable[Sequence[ReadyMicroBatch]],
     tokenizer: PreTrainedTokenizerBase,

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rm_ray.evaluation.accuracy import ScoredPairs
+from rm_ray.evaluation.pairwise import ScoredPairs
 
 
-def tabulate(report: Mapping[str, Any]) -> str:
+def report_table(report: Mapping[str, Any]) -> str:
     """Return the figures by source and subset as a page of text."""
     header = ("", "pairs", "accuracy", "95% interval", "ties", "loss", "margin")
     rows = [("all", report["overall"])]

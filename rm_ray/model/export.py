@@ -84,7 +84,7 @@ _PROBES = (
 )
 
 
-def check_export(architecture: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_exportable(architecture: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that clients would read otherwise beside this model.
 
     For some families transformers' ``AutoTokenizer`` rebuilds the tokenizer by the model's type.

@@ -13,12 +13,12 @@ from uuid import uuid4
 from rm_ray.cluster.gpus import INSTALL_CUDA, find_needed_driver
 from rm_ray.config.train_config import BUILTIN, CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
-from rm_ray.estimate.device import GIGABYTE, usable
+from rm_ray.estimate.gpu_memory import GIGABYTE, usable
 from rm_ray.estimate.memory import MemoryEstimate
 from rm_ray.model.base_check import BaseModel
 from rm_ray.model.compiler import INSTALL
 from rm_ray.model.weight_files import list_some
-from rm_ray.preflight.machines import Facts, Machine
+from rm_ray.preflight.machines import Machine, MachineReport
 from rm_ray.storage import Storage
 
 Outcome = Literal["ok", "warning", "failed"]
@@ -96,22 +96,22 @@ def check_cluster(
     return fail("cluster", refusal, "see 'ray status'; or say what a GPU has with --gpu_memory_gb")
 
 
-def check_answers(facts: Sequence[Facts]) -> Verdict:
+def check_answers(reports: Sequence[MachineReport]) -> Verdict:
     """Tell whether a task could run on every machine."""
-    silent = [f"{f.name}: {f.error}" for f in facts if f.error]
+    silent = [f"{f.name}: {f.error}" for f in reports if f.error]
     if any("No module named 'rm_ray'" in told for told in silent):
         remedy = "start it in the project's folder, or with 'ray job submit --working-dir .'"
         return fail("machines", _list(silent), remedy)
     if silent:
         return fail("machines", _list(silent), "look at the machine, or take it out of the cluster")
-    return passed("machines", f"{count(len(facts), 'machine')} answered")
+    return passed("machines", f"{count(len(reports), 'machine')} answered")
 
 
-def check_software(facts: Sequence[Facts], here: Mapping[str, str]) -> Verdict:
+def check_software(reports: Sequence[MachineReport], here: Mapping[str, str]) -> Verdict:
     """Tell whether every machine has the same packages as this one."""
     other = [
         f"{f.name} has {name} {f.software.get(name, 'missing')} instead of {known}"
-        for f in facts
+        for f in reports
         for name, known in here.items()
         if f.software.get(name) != known
     ]
@@ -120,11 +120,11 @@ def check_software(facts: Sequence[Facts], here: Mapping[str, str]) -> Verdict:
     return passed("software", ", ".join(f"{name} {known}" for name, known in here.items()))
 
 
-def check_gpus(facts: Sequence[Facts], *, use_gpu: bool, dtype: str) -> Verdict:
+def check_gpus(reports: Sequence[MachineReport], *, use_gpu: bool, dtype: str) -> Verdict:
     """Tell whether the GPUs are alike, and their driver new enough for PyTorch."""
     if not use_gpu:
         return passed("GPUs", "none are used: workers train on CPUs")
-    with_gpus = [f for f in facts if f.gpus or f.gpu_error]
+    with_gpus = [f for f in reports if f.gpus or f.gpu_error]
     broken = [f"{f.name}: {f.gpu_error}" for f in with_gpus if f.gpu_error]
     if broken:
         return fail("GPUs", _list(broken), "mend the driver on these machines")
@@ -156,10 +156,12 @@ def _memory(size: int | None) -> str:
     return "memory unknown" if size is None else f"{size / GIGABYTE:.0f} GB"
 
 
-def check_compiler(facts: Sequence[Facts], *, use_gpu: bool, liger: str) -> Verdict | None:
+def check_compiler(
+    reports: Sequence[MachineReport], *, use_gpu: bool, liger: str
+) -> Verdict | None:
     """Tell whether Triton can compile Liger's kernels where GPUs are; none where it need not."""
-    without = [f"{f.name} lacks {f.missing_compiler}" for f in facts if f.missing_compiler]
-    if not use_gpu or liger == "off" or not any(f.gpus or f.gpu_error for f in facts):
+    without = [f"{f.name} lacks {f.missing_compiler}" for f in reports if f.missing_compiler]
+    if not use_gpu or liger == "off" or not any(f.gpus or f.gpu_error for f in reports):
         return None
     if not without:
         return passed("compiler", "a C compiler and Python's headers for Liger's kernels")
@@ -183,20 +185,22 @@ def left_by_driver(storage: Storage) -> Iterator[str]:
         storage.delete(token)
 
 
-def check_storage(facts: Sequence[Facts], written: Collection[str], storage: Storage) -> Verdict:
+def check_storage(
+    reports: Sequence[MachineReport], written: Collection[str], storage: Storage
+) -> Verdict:
     """Tell whether every machine read what the driver wrote, and the driver what each wrote.
 
     ``written`` are the files of machines that the driver found.
     """
-    wrong = [f"{f.name}: {f.storage_error}" for f in facts if f.storage_error]
+    wrong = [f"{f.name}: {f.storage_error}" for f in reports if f.storage_error]
     if wrong:
         remedy = "run.storage_path must be one folder or URI that every machine may write"
         return fail("storage", _list(wrong), remedy)
-    if len(written) < len(facts):
-        found = f"the driver sees the files of {len(written)} of {len(facts)} machines"
+    if len(written) < len(reports):
+        found = f"the driver sees the files of {len(written)} of {len(reports)} machines"
         return fail("storage", found, "run.storage_path must be the same folder on every machine")
     where = f"{storage.path}, written and read back"
-    return passed("storage", f"{where} on {count(len(facts), 'machine')}")
+    return passed("storage", f"{where} on {count(len(reports), 'machine')}")
 
 
 def check_disk(
@@ -234,20 +238,20 @@ def _nearest(path: Path) -> Path:
     return path
 
 
-def check_staging(facts: Sequence[Facts], *, num_parameters: int) -> Verdict:
+def check_staging(reports: Sequence[MachineReport], *, num_parameters: int) -> Verdict:
     """Tell whether machines have room for the checkpoint that they write before it is copied.
 
     ``facts`` are those of machines that workers may get. How many each gets is not known, so it
     needs room for all of one.
     """
-    wrong = [f"{f.name}: {f.staging_error}" for f in facts if f.staging_error]
+    wrong = [f"{f.name}: {f.staging_error}" for f in reports if f.staging_error]
     if wrong:
         return fail("staging", _list(wrong), "set TMPDIR to a folder of this user's")
     needed = (CHECKPOINT + 4) * num_parameters
     what = f"a checkpoint and the model take up to {_gigabytes(needed)}"
     small = [
         f"{f.name} has {_gigabytes(f.staging_free)} free in {f.staging}"
-        for f in facts
+        for f in reports
         if f.staging_free < needed
     ]
     if small:
@@ -255,13 +259,13 @@ def check_staging(facts: Sequence[Facts], *, num_parameters: int) -> Verdict:
             "free space, or set TMPDIR to a larger disk; where it is full there is no checkpoint"
         )
         return warn("staging", f"{what}: {_list(small)}", remedy)
-    least = min(f.staging_free for f in facts)
+    least = min(f.staging_free for f in reports)
     return passed("staging", f"{what}; {_gigabytes(least)} or more are free where workers may be")
 
 
-def check_paths(facts: Sequence[Facts]) -> Verdict | None:
+def check_paths(reports: Sequence[MachineReport]) -> Verdict | None:
     """Tell whether every machine has the files that the settings name; none where it is so."""
-    missing = [f"{f.name} has no {_list(f.missing_paths)}" for f in facts if f.missing_paths]
+    missing = [f"{f.name} has no {_list(f.missing_paths)}" for f in reports if f.missing_paths]
     if not missing:
         return None
     return fail("files", _list(missing), "put them on a storage that every machine reaches")

@@ -16,8 +16,8 @@ from rm_ray.data.cache.cache_rows import tokenize_rows
 from rm_ray.data.cache.pair_tokens import common_prefix
 from rm_ray.data.rows.pairs import parse_pair
 from rm_ray.data.rows.reading import Reading, describe_all, refuse_lost_columns, sum_up
-from rm_ray.data.sources import selection as sources
-from rm_ray.data.sources.places import locate
+from rm_ray.data.sources import mixture
+from rm_ray.data.sources.discovery import locate
 from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.data.tokens.tokenization import PairTokenizer
 from rm_ray.preflight.report import histogram
@@ -82,10 +82,10 @@ def inspect_source(
     """
     spec = SourceSpec.parse(text)
     finding = SourceFinding(source=text, read_as=locate(spec).read_as)
-    for selection in sources.select([spec], seed, rules=data.rules):
+    for selection in mixture.select([spec], seed, rules=data.rules):
         origin = selection.fragment.origin
         counts: Counter[str] = Counter()
-        for block in _blocks(sources.read_selected(selection)):
+        for block in _blocks(mixture.read_selected(selection)):
             texts = [text for _, text in block]
             tokenized = tokenize_rows(tokenizer, texts, [origin] * len(texts))
             for (number, raw), row in zip(block, tokenized, strict=True):

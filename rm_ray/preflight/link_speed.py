@@ -10,7 +10,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from rm_ray.cluster.exchange import (
+from rm_ray.cluster.connectivity import (
     LinkSpeed,
     connect,
     measure_links,
@@ -18,10 +18,10 @@ from rm_ray.cluster.exchange import (
     ranks_across_machines,
     ranks_by_machine,
 )
-from rm_ray.cluster.limits import COMPANY_S, EXCHANGE_S
-from rm_ray.cluster.rendezvous import RayInterface, describe_host
+from rm_ray.cluster.process_group import ProcessGroupConfig, describe_host
+from rm_ray.cluster.timeouts import COMPANY_S, EXCHANGE_S
 from rm_ray.config.train_config import ClusterConfig
-from rm_ray.driver.trainer import explain
+from rm_ray.driver.fit import explain
 from rm_ray.errors import InputError, LostError, TrainingError
 from rm_ray.estimate.network import Network
 from rm_ray.storage import Storage
@@ -43,7 +43,7 @@ def measure_network(cluster: ClusterConfig, storage: Storage) -> tuple[Network, 
     name = f".preflight-{uuid4().hex}"
     trainer = TorchTrainer(
         _measure,
-        torch_config=RayInterface(timeout_s=int(EXCHANGE_S)),
+        torch_config=ProcessGroupConfig(timeout_s=int(EXCHANGE_S)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=int(cluster.num_workers or 1),
             use_gpu=bool(cluster.use_gpu),
@@ -65,7 +65,7 @@ def measure_network(cluster: ClusterConfig, storage: Storage) -> tuple[Network, 
         raise InputError(str(cause).splitlines()[0]) from None
     finally:
         storage.delete(name)
-    return summarise(found["hosts"], found["within"], found["across"], found["all"])
+    return summarise_links(found["hosts"], found["within"], found["across"], found["all"])
 
 
 def _measure() -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _measure() -> dict[str, Any]:
     }
 
 
-def summarise(
+def summarise_links(
     hosts: Sequence[str], within: LinkSpeed | None, across: LinkSpeed | None, everyone: LinkSpeed
 ) -> tuple[Network, str]:
     """Return the network that a time model takes, and a line for people.

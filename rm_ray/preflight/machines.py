@@ -77,7 +77,7 @@ def list_machines() -> list[Machine]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class MachineProbe:
     """What is to be found out on every machine."""
 
     storage: Storage
@@ -90,7 +90,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class MachineReport:
     """What a machine has, as a task on it found."""
 
     name: str = ""
@@ -112,9 +112,9 @@ class Facts:
     """What Triton misses on a machine with GPUs."""
 
 
-def ask_all(machines: Sequence[Machine], question: Question) -> list[Facts]:
+def probe_machines(machines: Sequence[Machine], question: MachineProbe) -> list[MachineReport]:
     """Return what a task on each machine finds; it claims no CPU and no GPU."""
-    task = ray.remote(num_cpus=0, max_retries=0)(find_facts)
+    task = ray.remote(num_cpus=0, max_retries=0)(make_report)
     answers = [
         task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
@@ -125,12 +125,12 @@ def ask_all(machines: Sequence[Machine], question: Question) -> list[Facts]:
     return [_collect(answer, machine) for answer, machine in zip(answers, machines, strict=True)]
 
 
-def ask_gpus(machines: Sequence[Machine]) -> list[Facts]:
+def ask_gpus(machines: Sequence[Machine]) -> list[MachineReport]:
     """Return what a task on each machine finds of its GPUs; those that do not answer are left out.
 
     Training begins right after, so a machine that is slow is not waited for long.
     """
-    task = ray.remote(num_cpus=0, max_retries=0)(find_gpu_facts)
+    task = ray.remote(num_cpus=0, max_retries=0)(report_gpus)
     answers = [
         task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
@@ -141,13 +141,13 @@ def ask_gpus(machines: Sequence[Machine]) -> list[Facts]:
         return []
     ray.wait(answers, num_returns=len(answers), timeout=SHORT_ANSWER_S)
     found = [_collect(answer, machine) for answer, machine in zip(answers, machines, strict=True)]
-    return [facts for facts in found if not facts.error]
+    return [reports for reports in found if not reports.error]
 
 
-def find_gpu_facts() -> Facts:
+def report_gpus() -> MachineReport:
     """Look at this machine's GPUs, and at what compiles for them."""
     gpus, gpu_error = find_gpus()
-    return Facts(
+    return MachineReport(
         name=socket.gethostname(),
         cuda=find_cuda(),
         gpus=gpus,
@@ -156,8 +156,8 @@ def find_gpu_facts() -> Facts:
     )
 
 
-def _on(question: Question, machine: Machine) -> Question:
-    return Question(
+def _on(question: MachineProbe, machine: Machine) -> MachineProbe:
+    return MachineProbe(
         storage=question.storage,
         token=question.token,
         node_id=machine.node_id,
@@ -166,18 +166,18 @@ def _on(question: Question, machine: Machine) -> Question:
     )
 
 
-def _collect(answer: ray.ObjectRef, machine: Machine) -> Facts:
+def _collect(answer: ray.ObjectRef, machine: Machine) -> MachineReport:
     try:
-        facts: Facts = ray.get(answer, timeout=0)
-        return facts
+        reports: MachineReport = ray.get(answer, timeout=0)
+        return reports
     except ray.exceptions.GetTimeoutError:
-        return Facts(name=machine.name, error=f"no answer in {ANSWER_S:.0f} s")
+        return MachineReport(name=machine.name, error=f"no answer in {ANSWER_S:.0f} s")
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        return Facts(name=machine.name, error=reason[-1])
+        return MachineReport(name=machine.name, error=reason[-1])
 
 
-def find_facts(question: Question) -> Facts:
+def make_report(question: MachineProbe) -> MachineReport:
     """Look around on this machine."""
     staging, staging_free, staging_error = "", 0, ""
     try:
@@ -186,7 +186,7 @@ def find_facts(question: Question) -> Facts:
     except (InputError, OSError) as error:
         staging_error = str(error)
     gpus, gpu_error = find_gpus() if question.has_gpus else ((), "")
-    return Facts(
+    return MachineReport(
         name=socket.gethostname(),
         storage_error=_try_storage(question),
         staging=staging,
@@ -201,7 +201,7 @@ def find_facts(question: Question) -> Facts:
     )
 
 
-def _try_storage(question: Question) -> str:
+def _try_storage(question: MachineProbe) -> str:
     """Read what the driver wrote, and leave a file for it; return what went wrong."""
     folder = question.storage.folder(question.token)
     try:

@@ -11,7 +11,7 @@ import tyro
 
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.errors import InputError
-from rm_ray.estimate.device import GIGABYTE
+from rm_ray.estimate.gpu_memory import GIGABYTE
 from rm_ray.estimate.network import GPUS_PER_NODE, Network
 from rm_ray.estimate.timing import COMPUTE_SHARE, GPU_PEAK, TERA, Compute
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.cache.pair_tokens import PairLengths
-from rm_ray.estimate.device import GIGABYTE, usable
+from rm_ray.estimate.gpu_memory import GIGABYTE, usable
 from rm_ray.estimate.memory import PARTS, MemoryEstimate, MemorySetting
-from rm_ray.estimate.prediction import Prediction, describe_prediction
-from rm_ray.estimate.prediction import to_json as prediction_to_json
+from rm_ray.estimate.prediction import Prediction, describe_prediction, prediction_to_json
 from rm_ray.estimate.workload import Workload
 from rm_ray.preflight.checks import Verdict, count
 
@@ -49,7 +48,7 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class RunEstimate:
     """What a run would compute and need."""
 
     config: TrainConfig
@@ -88,7 +87,7 @@ def describe_verdicts(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def describe_plan(planned: Planned) -> str:
+def describe_plan(planned: RunEstimate) -> str:
     """Return pairs, steps, memory and time."""
     parts = [_pairs(planned), _steps(planned), _memory(planned), _time(planned)]
     if planned.prediction is not None:
@@ -96,7 +95,7 @@ def describe_plan(planned: Planned) -> str:
     return "\n\n".join(parts)
 
 
-def _pairs(planned: Planned) -> str:
+def _pairs(planned: RunEstimate) -> str:
     lengths, distinct = planned.lengths, planned.lengths.distinct
     both = lengths.chosen.astype(np.int64) + lengths.rejected
     middle, large, most = (np.quantile(distinct, share) for share in (0.5, 0.95, 1.0))
@@ -126,7 +125,7 @@ def histogram(values: np.ndarray, *, most_rows: int = 10) -> list[str]:
     ]
 
 
-def _steps(planned: Planned) -> str:
+def _steps(planned: RunEstimate) -> str:
     batch, optimizer = planned.config.batch, planned.config.optimizer
     lines = [
         f"steps: {planned.num_steps:,} of up to {batch.global_batch_size} pairs; "
@@ -134,17 +133,17 @@ def _steps(planned: Planned) -> str:
         f"{count(planned.num_workers, 'worker')}"
     ]
     for i, workload in enumerate(planned.workloads):
-        judged = "" if workload.is_exact else f" (by {workload.num_sampled} steps)"
+        sampled = "" if workload.is_exact else f" (by {workload.num_sampled} steps)"
         lines.append(
             f"  {workload.layout}: {workload.computed:,} tokens computed, "
-            f"{workload.computed / workload.distinct:.2f} for each distinct one{judged}; up to "
+            f"{workload.computed / workload.distinct:.2f} for each distinct one{sampled}; up to "
             f"{count(workload.most_micro_batches, 'forward pass', 'es')} a step on a worker, of up "
             f"to {workload.most_positions:,} tokens{'' if i else '  <- these settings'}"
         )
     return "\n".join(lines)
 
 
-def _memory(planned: Planned) -> str:
+def _memory(planned: RunEstimate) -> str:
     model = (
         f"{planned.num_parameters / 1e6:,.1f} million parameters in {planned.config.model.dtype}"
     )
@@ -200,7 +199,7 @@ def _notes(option: Alternative, gpu_memory: int | None) -> str:
     return ", ".join(notes)
 
 
-def _recommendation(planned: Planned) -> list[str]:
+def _recommendation(planned: RunEstimate) -> list[str]:
     if not planned.alternatives[0].setting.on_gpu:
         return []
     if planned.gpu_memory is None:
@@ -226,7 +225,7 @@ def describe_setting(setting: MemorySetting) -> str:
     )
 
 
-def _time(planned: Planned) -> str:
+def _time(planned: RunEstimate) -> str:
     if planned.speed is None or planned.hours is None:
         return "time: give --pairs_per_second, or --measure 3 on a machine like those that train"
     hours, gpus = planned.hours, planned.hours * planned.num_workers
@@ -237,7 +236,7 @@ def _time(planned: Planned) -> str:
     )
 
 
-def to_json(verdicts: Sequence[Verdict], planned: Planned | None) -> dict[str, Any]:
+def preflight_to_json(verdicts: Sequence[Verdict], planned: RunEstimate | None) -> dict[str, Any]:
     """Return all of it as plain values; bytes, tokens and hours."""
     document: dict[str, Any] = {"checks": [asdict(verdict) for verdict in verdicts]}
     if planned is None:

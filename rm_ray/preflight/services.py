@@ -7,7 +7,7 @@ from rm_ray.data.tokens.tokenization import ends_assistant_turn
 from rm_ray.errors import InputError
 from rm_ray.preflight import checks
 from rm_ray.preflight.checks import Verdict
-from rm_ray.preflight.prepare import read_tokenizer
+from rm_ray.preflight.resolve import read_tokenizer
 from rm_ray.publish.access import find_access
 from rm_ray.publish.base_model import find_base
 from rm_ray.publish.hub import HubAwayError

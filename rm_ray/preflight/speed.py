@@ -19,14 +19,14 @@ from rm_ray.data.cache.token_table import open_table
 from rm_ray.errors import InputError
 from rm_ray.model.attention import choose_kernel, head_size
 from rm_ray.model.reward_model import apply_liger, build_reward_model, has_weights
-from rm_ray.preflight.prepare import Prepared
+from rm_ray.preflight.resolve import ResolvedRun
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.throughput import GIGABYTE, synchronize
 
 logger = logging.getLogger(__name__)
 
 
-def measure_speed(prepared: Prepared, *, num_steps: int, world_size: int, needed: int) -> float:
+def measure_speed(resolved: ResolvedRun, *, num_steps: int, world_size: int, needed: int) -> float:
     """Return the pairs per second of one worker, the median of some steps after a warm-up.
 
     It computes what the first worker would, with random weights, which are as fast as the real
@@ -36,17 +36,17 @@ def measure_speed(prepared: Prepared, *, num_steps: int, world_size: int, needed
     Raises:
         InputError: the model does not fit into this machine.
     """
-    config = prepared.config
+    config = resolved.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _refuse_too_large(needed)
     if device.type == "cpu":
         torch.set_num_threads(config.cluster.cpus_per_worker)
     dtype = getattr(torch, config.model.dtype)
-    layout = prepared.plan.settings.layout
+    layout = resolved.plan.settings.layout
     with tempfile.TemporaryDirectory(prefix="rm_ray-speed-") as folder:
         model = build_reward_model(
-            _without_weights(config.model, prepared, Path(folder)),
-            prepared.tokenizer,
+            _without_weights(config.model, resolved, Path(folder)),
+            resolved.tokenizer,
             seed=config.run.seed,
             layout=layout,
         )
@@ -60,10 +60,10 @@ def measure_speed(prepared: Prepared, *, num_steps: int, world_size: int, needed
     collator = Collator(
         layout=layout,
         kernel=choose_kernel(device, dtype, head_size=head_size(model.classifier.config)),
-        pad_token_id=int(prepared.tokenizer.pad_token_id),
+        pad_token_id=int(resolved.tokenizer.pad_token_id),
         device=device,
     )
-    table, plan = open_table(prepared.train.parts), prepared.plan
+    table, plan = open_table(resolved.train.parts), resolved.plan
     speeds: list[float] = []
     for step in range(min(num_steps + 1, plan.steps.total)):
         loaded = load_step(table, plan, step, rank=0, world_size=world_size)
@@ -97,10 +97,10 @@ def _refuse_too_large(needed: int) -> None:
         )
 
 
-def _without_weights(config: ModelConfig, prepared: Prepared, folder: Path) -> ModelConfig:
+def _without_weights(config: ModelConfig, resolved: ResolvedRun, folder: Path) -> ModelConfig:
     """Return the same model from its config alone."""
     if not has_weights(config):
         return config
     path = folder / "model.json"
-    prepared.classifier.config.to_json_file(str(path), use_diff=False)
+    resolved.classifier.config.to_json_file(str(path), use_diff=False)
     return replace(config, name_or_path=str(path))

@@ -46,7 +46,7 @@ def _read_weights(config: ModelConfig) -> dict[str, Tensor] | None:
     return read_hub_headers(name, revision=config.revision)
 
 
-def say_what_base_holds(config: ModelConfig) -> None:
+def log_base_weights(config: ModelConfig) -> None:
     """Check the base model, and say what becomes of its head and of what is not used.
 
     Raises:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rm_ray.config.train_config import BUILTIN, DataConfig, flatten
 from rm_ray.data.tokens.rendering import TEMPLATE_FAILURES
-from rm_ray.publish.gate import GateResult
+from rm_ray.publish.export_gate import GateResult
 from rm_ray.runs.history import History
 from rm_ray.tracking.plots import plot_run
 

@@ -25,7 +25,7 @@ from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.model.export import PREFIX, export_weights
 from rm_ray.publish.card import CARD, CardFacts, write_card
-from rm_ray.publish.gate import GateResult, check_export
+from rm_ray.publish.export_gate import GateResult, run_export_gate
 from rm_ray.publish.hub import HubContentsError, HubRepo
 from rm_ray.runs.attempts import list_checkpoints, step_of
 from rm_ray.runs.history import History
@@ -45,7 +45,7 @@ Result = dict[str, Any]
 class Mirror:
     """Publishes the versions of one run."""
 
-    run: Storage
+    run_folder: Storage
     config: TrainConfig
     """The run's, with the ``hub`` to publish on."""
     last_step: int
@@ -57,25 +57,25 @@ class Mirror:
     def versions(self) -> Versions:
         """The records."""
         assert self.config.hub.repo_id is not None
-        return Versions(run=self.run, repo_id=self.config.hub.repo_id)
+        return Versions(run_folder=self.run_folder, repo_id=self.config.hub.repo_id)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The run's tokenizer, with the template and the pad token of training."""
-        with local_copy(self.run.folder(SKELETON)) as skeleton:
+        with local_copy(self.run_folder.folder(SKELETON)) as skeleton:
             return load_tokenizer(str(skeleton))
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """The run's ``run.json``."""
-        return dict(self.run.read_json(RUN))
+        return dict(self.run_folder.read_json(RUN))
 
     def find_wanted(self) -> list[FoundCheckpoint]:
         """Return the checkpoints that are to become versions, the oldest first."""
-        names = list_checkpoints(self.run)
+        names = list_checkpoints(self.run_folder)
         self._manifests = {name: f for name, f in self._manifests.items() if name in names}
         for name in names:
-            manifest = None if name in self._manifests else read_manifest(self.run, name)
+            manifest = None if name in self._manifests else read_manifest(self.run_folder, name)
             if manifest is not None:
                 self._manifests[name] = FoundCheckpoint(name=name, manifest=manifest)
         return find_wanted(
@@ -103,13 +103,13 @@ class Mirror:
         keep, best_by = self.config.checkpoint.keep, self.config.checkpoint.keep_best_by
         kept = choose_kept(self._find_whole(), keep=keep, best_by=best_by)
         for name in self._manifests.keys() - wanted - {found.name for found in kept}:
-            self.run.delete(name)
+            self.run_folder.delete(name)
 
     def _find_whole(self) -> list[FoundCheckpoint]:
         return [
             found
             for found in self._manifests.values()
-            if find_fault(self.run, found.name, found.manifest, shares=0) is None
+            if find_fault(self.run_folder, found.name, found.manifest, shares=0) is None
         ]
 
     def retry_refused(self) -> None:
@@ -142,22 +142,22 @@ class Mirror:
         """
         step = found.manifest.step
         size = sum(entry["size"] for entry in found.manifest.files.values())
-        free = self.run.free_bytes()
+        free = self.run_folder.free_bytes()
         if free is not None and free < SPARE * size:
-            raise OSError(f"{self.run.path} is nearly full, and checkpoints need the room")
-        fault = find_fault(self.run, found.name, found.manifest)
+            raise OSError(f"{self.run_folder.path} is nearly full, and checkpoints need the room")
+        fault = find_fault(self.run_folder, found.name, found.manifest)
         if fault is not None:
             logger.debug("%s is not published now: %s", found.name, fault)
             return None
-        with self._workplace() as folder:
+        with self._scratch_folder() as folder:
             try:
                 self._export(found, folder)
                 probes = self._read_json(found, PROBES)
-                history = self.run.read_text(f"{found.name}/{HISTORY}")
+                history = self.run_folder.read_text(f"{found.name}/{HISTORY}")
                 mlflow_run_id = self._read_json(found, STATE)["mlflow_run_id"]
             except FileNotFoundError:
                 return None  # deleted in the meantime
-            gate = check_export(folder, probes, self.config.model.dtype)
+            gate = run_export_gate(folder, probes, self.config.model.dtype)
             version = self._new_version(step, found.manifest.metrics, gate)
             if version.state == "waiting":
                 write_card(self._facts(version, history, mlflow_run_id, result), folder)
@@ -170,18 +170,19 @@ class Mirror:
             InputError: the run has no rewards to compare with.
             ClientsError: the clients did not answer.
         """
-        probes = self.run.read_json(PROBES)
+        probes = self.run_folder.read_json(PROBES)
         if probes is None:
             raise InputError(
-                f"the run in {self.run.path} has no {PROBES}, so nobody can tell whether clients "
+                f"the run in {self.run_folder.path} has no {PROBES}, so nobody can tell whether "
+                f"clients "
                 "score as training did; it was made by an older version of this project"
             )
-        with local_copy(self.run.folder(EXPORT)) as folder:
-            gate = check_export(folder, probes, self.config.model.dtype)
+        with local_copy(self.run_folder.folder(EXPORT)) as folder:
+            gate = run_export_gate(folder, probes, self.config.model.dtype)
         version = self._new_version(result["steps"], result["metrics"], gate)
-        with self._workplace() as folder:
+        with self._scratch_folder() as folder:
             if version.state == "waiting":
-                history = self.run.read_text(HISTORY)
+                history = self.run_folder.read_text(HISTORY)
                 write_card(self._facts(version, history, result["mlflow_run_id"], result), folder)
             return self._keep(version, folder)
 
@@ -196,9 +197,9 @@ class Mirror:
         return version
 
     @contextmanager
-    def _workplace(self) -> Iterator[Path]:
+    def _scratch_folder(self) -> Iterator[Path]:
         """Give a folder of this machine; what kills leave of them, the run's next mirror clears."""
-        home = workplace(self.record["key"])
+        home = scratch_folder(self.record["key"])
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home) as name:
             yield Path(name)
@@ -228,7 +229,10 @@ class Mirror:
             if version.step != self.last_step:
                 yield kept
                 return
-            with local_copy(self.run.folder(EXPORT)) as export, self._workplace() as folder:
+            with (
+                local_copy(self.run_folder.folder(EXPORT)) as export,
+                self._scratch_folder() as folder,
+            ):
                 for path in [*export.iterdir(), *kept.iterdir()]:
                     (folder / path.name).unlink(missing_ok=True)
                     (folder / path.name).symlink_to(path)
@@ -240,8 +244,8 @@ class Mirror:
         Raises:
             HubRefusedError, HubAwayError: the Hub does not take it now.
         """
-        history = self.run.read_text(HISTORY)
-        with self._workplace() as folder:
+        history = self.run_folder.read_text(HISTORY)
+        with self._scratch_folder() as folder:
             write_card(self._facts(version, history, result["mlflow_run_id"], result), folder)
             message = f"{version.tag} of {self.config.run.name}"
             repo.promote(version.tag, message=message, instead=folder)
@@ -279,16 +283,16 @@ class Mirror:
             return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
 
         disable_progress_bar()  # of writing, which would run into ours
-        with local_copy(self.run.folder(SKELETON)) as skeleton:
+        with local_copy(self.run_folder.folder(SKELETON)) as skeleton:
             export_weights(read, skeleton, folder)
 
     def _opened(self, found: FoundCheckpoint, files: list[str]) -> Iterator[Path]:
         for file in files:
-            with self.run.local_copy(f"{found.name}/{file}") as path:
+            with self.run_folder.local_copy(f"{found.name}/{file}") as path:
                 yield path
 
     def _read_json(self, found: FoundCheckpoint, file: str) -> dict[str, Any]:
-        read: dict[str, Any] = json.loads(self.run.read_text(f"{found.name}/{file}"))
+        read: dict[str, Any] = json.loads(self.run_folder.read_text(f"{found.name}/{file}"))
         return read
 
     def _facts(
@@ -302,7 +306,7 @@ class Mirror:
             total_steps=None if result is None else result["steps"],
             is_best=result is not None and step == best_step(self.config, result),
             metrics=version.metrics,
-            evaluation=self.run.read_json(evaluation),
+            evaluation=self.run_folder.read_json(evaluation),
             history=History.from_json_lines(history.splitlines()),
             gate=GateResult(
                 differences=version.differences, num_conversations=version.num_conversations
@@ -313,7 +317,7 @@ class Mirror:
         )
 
 
-def workplace(run_key: str) -> Path:
+def scratch_folder(run_key: str) -> Path:
     """Return where this machine makes a run's versions ready."""
     return local_home() / "publishing" / run_key
 

@@ -23,20 +23,20 @@ def register_models(folder: str, repo_id: str | None) -> bool:
 
     ``folder`` is the run's, as a path or a URI. A model on the Hub is referred to there.
     """
-    run = Storage.open(folder)
-    record, result = run.read_json(RUN), run.read_json(RESULT)
+    run_folder = Storage.open(folder)
+    record, result = run_folder.read_json(RUN), run_folder.read_json(RESULT)
     if record is None or result is None:
         return True  # it is registered once the run is finished
     config = MlflowConfig(**record["config"]["mlflow"])
     if config.registered_model is None:
         return True
-    storage = Storage(run.filesystem, run.path.rstrip("/").rpartition("/")[0])
+    storage = Storage(run_folder.filesystem, run_folder.path.rstrip("/").rpartition("/")[0])
     target = MlflowTarget.of(config, storage)
     if result["mlflow_run_id"] is None:
         logger.warning("the model is not registered: the run is not in MLflow yet")
         return False
-    place = folder if "://" in folder else run.path  # without a ~, for MLflow's clients
-    models = choose_models(place, record, result, _published(run, repo_id), repo_id)
+    place = folder if "://" in folder else run_folder.path  # without a ~, for MLflow's clients
+    models = choose_models(place, record, result, _published(run_folder, repo_id), repo_id)
     is_local = any("://" not in model.source for model in models.values())
     if is_local and target.tracking_uri.startswith("http"):
         logger.warning(
@@ -88,8 +88,8 @@ def choose_models(
     return models
 
 
-def _published(run: Storage, repo_id: str | None) -> dict[int, Version]:
+def _published(run_folder: Storage, repo_id: str | None) -> dict[int, Version]:
     if repo_id is None:
         return {}
-    versions = Versions(run=run, repo_id=repo_id).read()
+    versions = Versions(run_folder=run_folder, repo_id=repo_id).read()
     return {step: version for step, version in versions.items() if version.state == "published"}

@@ -62,12 +62,12 @@ class Attempt:
         return max(self.updated - self.began, 0.0)  # clocks may be set back
 
 
-def read_attempts(run: Storage) -> list[Attempt]:
+def read_attempts(run_folder: Storage) -> list[Attempt]:
     """Return the attempts so far; one whose command was lost with it ended when last heard of."""
     try:
-        attempts = [Attempt(**entry) for entry in run.read_json(ATTEMPTS) or []]
+        attempts = [Attempt(**entry) for entry in run_folder.read_json(ATTEMPTS) or []]
     except (ValueError, TypeError) as error:
-        logger.warning("%s is unreadable, and begun anew: %s", run.join(ATTEMPTS), error)
+        logger.warning("%s is unreadable, and begun anew: %s", run_folder.join(ATTEMPTS), error)
         return []
     for attempt in attempts:
         if attempt.ending == "running":
@@ -75,9 +75,9 @@ def read_attempts(run: Storage) -> list[Attempt]:
     return attempts
 
 
-def write_attempts(run: Storage, attempts: Sequence[Attempt]) -> None:
+def write_attempts(run_folder: Storage, attempts: Sequence[Attempt]) -> None:
     """Write all attempts at once."""
-    run.write_json(ATTEMPTS, [asdict(attempt) for attempt in attempts])
+    run_folder.write_json(ATTEMPTS, [asdict(attempt) for attempt in attempts])
 
 
 def checkpoint_name(step: int, attempt: int) -> str:
@@ -97,12 +97,12 @@ def attempt_of(name: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def list_checkpoints(run: Storage) -> list[str]:
+def list_checkpoints(run_folder: Storage) -> list[str]:
     """Return the names of all checkpoint folders, whole or not, newest first.
 
     A folder of another name, such as a copy that someone made, is left alone.
     """
-    folders = (info for info in run.list() if info.type == pafs.FileType.Directory)
+    folders = (info for info in run_folder.list() if info.type == pafs.FileType.Directory)
     names = (info.base_name for info in folders)
     return sorted((name for name in names if _CHECKPOINT.fullmatch(name)), reverse=True)
 

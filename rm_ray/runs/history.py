@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-Kind = Literal["train", "eval"]
+RecordKind = Literal["train", "eval"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Record:
     """Metrics of one kind at one step; ``timestamp`` in milliseconds since 1970."""
 
     step: int
-    kind: Kind
+    kind: RecordKind
     episode: int
     """Pairs trained on until then."""
     hours: float
@@ -35,7 +35,7 @@ class History:
         """Append a record."""
         self.records.append(record)
 
-    def last(self, kind: Kind) -> dict[str, float]:
+    def last(self, kind: RecordKind) -> dict[str, float]:
         """Return the newest metrics of a kind; empty where there are none."""
         return next((r.metrics for r in reversed(self.records) if r.kind == kind), {})
 

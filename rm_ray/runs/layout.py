@@ -25,16 +25,16 @@ STATE, LEDGER = "state.json", "data/trained_pairs.npz"
 """In a checkpoint."""
 
 
-def read_record(run: Storage) -> dict[str, Any]:
+def read_record(run_folder: Storage) -> dict[str, Any]:
     """Return a run's ``run.json``.
 
     Raises:
         InputError: there is none, or it is not what a run writes.
     """
-    record = run.read_json(RUN)
+    record = run_folder.read_json(RUN)
     if record is None:
-        raise InputError(f"'{run.path}' holds no run: there is no {RUN} in it")
+        raise InputError(f"'{run_folder.path}' holds no run: there is no {RUN} in it")
     config = record.get("config") if isinstance(record, dict) else None
     if not isinstance(config, dict) or not {"run", "mlflow", "hub"} <= config.keys():
-        raise InputError(f"{run.join(RUN)} is not what a run writes: it has no settings")
+        raise InputError(f"{run_folder.join(RUN)} is not what a run writes: it has no settings")
     return dict(record)

@@ -20,7 +20,7 @@ from pyarrow import fs as pafs
 from rm_ray.errors import InputError
 from rm_ray.runs.attempts import list_checkpoints
 from rm_ray.storage import Storage
-from rm_ray.train.ranks import gather_objects
+from rm_ray.train.collectives import gather_objects
 
 logger = logging.getLogger(__name__)
 
@@ -74,20 +74,20 @@ def describe_file(path: Path) -> dict[str, Any]:
         return {"size": path.stat().st_size, "sha256": _sha256(file)}
 
 
-def read_manifest(run: Storage, name: str) -> Manifest | None:
+def read_manifest(run_folder: Storage, name: str) -> Manifest | None:
     """Return a checkpoint's manifest; None where it is missing or not one.
 
     Raises:
         OSError: the storage does not answer, which says nothing of the checkpoint.
     """
     try:
-        return Manifest.from_json(run.read_text(f"{name}/{MANIFEST}"))
+        return Manifest.from_json(run_folder.read_text(f"{name}/{MANIFEST}"))
     except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError):
         return None
 
 
 def find_fault(
-    run: Storage, name: str, manifest: Manifest | None, *, share: int = 0, shares: int = 1
+    run_folder: Storage, name: str, manifest: Manifest | None, *, share: int = 0, shares: int = 1
 ) -> str | None:
     """Return what is wrong with a checkpoint, or None.
 
@@ -96,8 +96,8 @@ def find_fault(
     """
     if manifest is None:
         return f"{MANIFEST} is missing or unreadable"
-    paths = [run.join(f"{name}/{file}") for file in manifest.files]
-    found = run.filesystem.get_file_info(paths)
+    paths = [run_folder.join(f"{name}/{file}") for file in manifest.files]
+    found = run_folder.filesystem.get_file_info(paths)
     for (file, entry), info in zip(manifest.files.items(), found, strict=True):
         if info.type != pafs.FileType.File:
             return f"{file} is missing"
@@ -107,10 +107,10 @@ def find_fault(
         return None
     for path, (file, entry) in list(zip(paths, manifest.files.items(), strict=True))[share::shares]:
         try:
-            with run.filesystem.open_input_stream(path) as stream:
+            with run_folder.filesystem.open_input_stream(path) as stream:
                 checksum = _sha256(stream)
         except OSError as error:
-            run.probe()  # otherwise this says nothing of the checkpoint
+            run_folder.probe()  # otherwise this says nothing of the checkpoint
             return f"{file} cannot be read ({error})"
         if checksum != entry["sha256"]:
             return f"{file} does not have the checksum of its manifest"
@@ -118,7 +118,7 @@ def find_fault(
 
 
 def find_checkpoint(
-    run: Storage, plan_fingerprint: str, *, rank: int = 0, world_size: int = 1
+    run_folder: Storage, plan_fingerprint: str, *, rank: int = 0, world_size: int = 1
 ) -> FoundCheckpoint | None:
     """Return the newest checkpoint of the run that is whole; None where there is none.
 
@@ -129,12 +129,12 @@ def find_checkpoint(
         OSError: the storage does not answer.
     """
     gather_objects(None)  # no machine is still bringing what it had staged
-    for name in gather_objects(list_checkpoints(run) if rank == 0 else [])[0]:
-        manifest = read_manifest(run, name)
-        fault = find_fault(run, name, manifest, share=rank, shares=world_size)
+    for name in gather_objects(list_checkpoints(run_folder) if rank == 0 else [])[0]:
+        manifest = read_manifest(run_folder, name)
+        fault = find_fault(run_folder, name, manifest, share=rank, shares=world_size)
         faults = [fault for fault in gather_objects(fault) if fault is not None]
         if faults or manifest is None:
-            logger.warning("checkpoint %s is not used: %s", run.join(name), faults[0])
+            logger.warning("checkpoint %s is not used: %s", run_folder.join(name), faults[0])
             continue
         if manifest.plan_fingerprint != plan_fingerprint:
             raise InputError(

@@ -18,7 +18,7 @@ from rm_ray.runs.layout import RESULT, RUN
 from rm_ray.storage import Storage
 
 if TYPE_CHECKING:  # takes seconds to import, which looking at a finished run does not need
-    from rm_ray.preflight.prepare import Prepared
+    from rm_ray.preflight.resolve import ResolvedRun
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _MAY_CHANGE = (
 """Fields that a resumed run may change: what trains and where, not what is trained."""
 
 
-def look_up(config: TrainConfig, *, again: bool = False) -> tuple[Storage, dict[str, Any] | None]:
+def open_run(config: TrainConfig, *, again: bool = False) -> tuple[Storage, dict[str, Any] | None]:
     """Return the run's folder, and its ``result.json`` if the run is finished.
 
     Raises:
@@ -56,22 +56,22 @@ def look_up(config: TrainConfig, *, again: bool = False) -> tuple[Storage, dict[
     storage = Storage.open(config.run.storage_path)
     if not again:
         storage.check_writable()
-    run = storage.folder(config.run.name)
-    refuse_other_config(run, config)
-    result = run.read_json(RESULT)
+    run_folder = storage.folder(config.run.name)
+    refuse_other_config(run_folder, config)
+    result = run_folder.read_json(RESULT)
     if result is not None:
-        _keep_changes(run, config)
+        _keep_changes(run_folder, config)
         logger.info("run '%s' is finished; give another --run.name to train anew", config.run.name)
-    return run, result
+    return run_folder, result
 
 
-def refuse_other_config(run: Storage, config: TrainConfig) -> None:
+def refuse_other_config(run_folder: Storage, config: TrainConfig) -> None:
     """Compare with what the run of this name began with.
 
     Raises:
         InputError: naming each field that differs, with both values.
     """
-    started = run.read_json(RUN)
+    started = run_folder.read_json(RUN)
     if started is None:
         return
     # What the run began without, as a setting that there was not yet, it had by default.
@@ -86,40 +86,40 @@ def refuse_other_config(run: Storage, config: TrainConfig) -> None:
     ]
     if differing:
         raise InputError(
-            f"run '{config.run.name}' in {run.path} began with another configuration: "
+            f"run '{config.run.name}' in {run_folder.path} began with another configuration: "
             f"{'; '.join(differing)}. Resume it with the same one, or choose another --run.name"
         )
 
 
-def open_record(prepared: Prepared, data: dict[str, Any]) -> dict[str, Any]:
+def open_record(resolved: ResolvedRun, data: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of the run since its beginning, which may be now.
 
     Its settings are those of the newest command, which may change some of them.
     """
-    record = prepared.run.read_json(RUN)
+    record = resolved.run_folder.read_json(RUN)
     if record is None:
         record = {
             "key": uuid.uuid4().hex,
-            "config": prepared.config.to_json(),
-            "identity": prepared.identity,
+            "config": resolved.config.to_json(),
+            "identity": resolved.identity,
             "data": data,
-            "template_date": prepared.template_date.isoformat(),
-            "steps": prepared.plan.steps.total,
+            "template_date": resolved.template_date.isoformat(),
+            "steps": resolved.plan.steps.total,
             "versions": versions(),
         }
-        prepared.run.write_json(RUN, record)
-    elif record["config"] != prepared.config.to_json():  # what a resumed run may change
-        record["config"] = prepared.config.to_json()
-        prepared.run.write_json(RUN, record)
+        resolved.run_folder.write_json(RUN, record)
+    elif record["config"] != resolved.config.to_json():  # what a resumed run may change
+        record["config"] = resolved.config.to_json()
+        resolved.run_folder.write_json(RUN, record)
     return dict(record)
 
 
-def _keep_changes(run: Storage, config: TrainConfig) -> None:
+def _keep_changes(run_folder: Storage, config: TrainConfig) -> None:
     """Note what this command has changed for a finished run: how it is published and registered.
 
     What it was trained on stays.
     """
-    record, now = run.read_json(RUN), config.to_json()
+    record, now = run_folder.read_json(RUN), config.to_json()
     if record is None:  # only its result was kept: nothing goes on from here
         return
     changed = copy.deepcopy(record)
@@ -127,20 +127,20 @@ def _keep_changes(run: Storage, config: TrainConfig) -> None:
         if section not in ("cluster", "model", "run"):
             changed["config"][section][name] = now[section][name]
     if changed != record:
-        run.write_json(RUN, changed)
+        run_folder.write_json(RUN, changed)
 
 
-def refuse_other_data(prepared: Prepared, record: dict[str, Any]) -> None:
+def refuse_other_data(resolved: ResolvedRun, record: dict[str, Any]) -> None:
     """Compare pairs and tokens with those that the run of this name began with.
 
     Raises:
         InputError: saying what differs.
     """
-    then, now = record["identity"], prepared.identity
+    then, now = record["identity"], resolved.identity
     differing = [name for name in now if then.get(name) != now[name]]
     if differing:
         raise InputError(
-            f"run '{prepared.config.run.name}' began with other pairs, tokenizer or chat template "
+            f"run '{resolved.config.run.name}' began with other pairs, tokenizer or chat template "
             f"than those of now (differing: {', '.join(differing)}), though its configuration is "
             "the same; restore them, or choose another --run.name"
         )

@@ -53,19 +53,19 @@ class RunStatus:
     """Why the latest attempt ended."""
 
 
-def read_status(run: Storage, *, now: float | None = None) -> RunStatus | None:
+def read_status(run_folder: Storage, *, now: float | None = None) -> RunStatus | None:
     """Return how a run is doing; None where the folder holds none."""
-    name = run.path.rstrip("/").rpartition("/")[2]
+    name = run_folder.path.rstrip("/").rpartition("/")[2]
     try:
-        return _read_status(run, name, time.time() if now is None else now)
+        return _read_status(run_folder, name, time.time() if now is None else now)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         # of another version of this project, or written by something else
         return RunStatus(name=name, state="unreadable", cause=f"{type(error).__name__}: {error}")
 
 
-def _read_status(run: Storage, name: str, now: float) -> RunStatus | None:
-    record, result = run.read_json(RUN), run.read_json(RESULT)
-    attempts = [Attempt(**entry) for entry in run.read_json(ATTEMPTS) or []]
+def _read_status(run_folder: Storage, name: str, now: float) -> RunStatus | None:
+    record, result = run_folder.read_json(RUN), run_folder.read_json(RESULT)
+    attempts = [Attempt(**entry) for entry in run_folder.read_json(ATTEMPTS) or []]
     if record is None and not attempts:
         return None
     record = record or {}
@@ -81,7 +81,7 @@ def _read_status(run: Storage, name: str, now: float) -> RunStatus | None:
         speed = pace * batch if pace else None
         left = (total - step) / pace if pace and total and latest.ending == "running" else None
     # By the storage's clock: that of the command's machine may be another.
-    updated = (run.modified(ATTEMPTS) or latest.updated) if latest else None
+    updated = (run_folder.modified(ATTEMPTS) or latest.updated) if latest else None
     state = _describe_state(latest, result, now - (updated or now))
     return RunStatus(
         name=name,
@@ -91,11 +91,11 @@ def _read_status(run: Storage, name: str, now: float) -> RunStatus | None:
         pairs_per_second=speed,
         seconds_left=left if state == "running" else None,
         updated=updated,
-        checkpoint_step=_newest_checkpoint(run),
+        checkpoint_step=_newest_checkpoint(run_folder),
         num_attempts=len(attempts),
         num_workers=latest.num_workers if latest else 0,
         goodput=result["time"]["goodput"] if result else None,
-        mirror=_describe_mirror(run, record),
+        mirror=_describe_mirror(run_folder, record),
         mlflow_unsent=(result or {}).get("mlflow_unsent", latest.mlflow_unsent if latest else 0),
         cause=latest.cause.splitlines()[0] if latest and latest.cause else "",
     )
@@ -122,18 +122,20 @@ def _steps_per_second(attempt: Attempt) -> float | None:
     return steps / seconds if seconds > 0 and steps > 0 else None
 
 
-def _newest_checkpoint(run: Storage) -> int | None:
-    for name in list_checkpoints(run):
-        if read_manifest(run, name) is not None:
+def _newest_checkpoint(run_folder: Storage) -> int | None:
+    for name in list_checkpoints(run_folder):
+        if read_manifest(run_folder, name) is not None:
             return step_of(name)
     return None
 
 
-def _describe_mirror(run: Storage, record: Mapping[str, Any]) -> str:
+def _describe_mirror(run_folder: Storage, record: Mapping[str, Any]) -> str:
     repo_id = record.get("config", {}).get("hub", {}).get("repo_id")
     if repo_id is None:
         return ""
-    versions: Sequence[Version] = list(Versions(run=run, repo_id=repo_id).read().values())
+    versions: Sequence[Version] = list(
+        Versions(run_folder=run_folder, repo_id=repo_id).read().values()
+    )
     counts = {
         state: sum(version.state == state for version in versions)
         for state in ("published", "waiting", "refused")
@@ -148,7 +150,7 @@ def list_runs(storage: Storage) -> list[RunStatus]:
     return sorted((s for s in found if s is not None), key=lambda s: -(s.updated or 0.0))
 
 
-def tabulate(runs: Sequence[RunStatus], *, now: float | None = None) -> str:
+def status_table(runs: Sequence[RunStatus], *, now: float | None = None) -> str:
     """Return the runs as people read them, a line each."""
     now = time.time() if now is None else now
     header = ("run", "state", "step", "pairs/s", "left", "heard", "checkpoint", "attempts",
@@ -227,7 +229,7 @@ def _show(storage: Storage, as_json: bool, watch: float | None) -> int:
             for run in runs:
                 logger.info("%s", json.dumps(asdict(run)))
         elif runs:
-            logger.info("%s", tabulate(runs))
+            logger.info("%s", status_table(runs))
         else:
             logger.info("there are no runs in %s", storage.path)
         if watch is None:

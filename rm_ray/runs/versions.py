@@ -57,13 +57,13 @@ def version_name(step: int) -> str:
 class Versions:
     """A run's records of its versions in one repository of the Hub."""
 
-    run: Storage
+    run_folder: Storage
     repo_id: str
 
     @property
     def folder(self) -> Storage:
         """Where they are kept."""
-        return self.run.folder(f"hub/{self.repo_id.replace('/', '--')}")
+        return self.run_folder.folder(f"hub/{self.repo_id.replace('/', '--')}")
 
     def read(self, known: Mapping[int, Version] | None = None) -> dict[int, Version]:
         """Return all versions by their steps; of those ``known`` already, as they were then."""

@@ -23,18 +23,18 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
-from rm_ray.cluster.session import fit_to_cluster
+from rm_ray.cluster.ray_cluster import fit_to_cluster
+from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.config.train_config import ClusterConfig
 from rm_ray.data.rows.columns import ColumnRules
 from rm_ray.data.rows.reading import Reading, refuse_missing_columns, sum_up
-from rm_ray.data.sources import selection as sources
+from rm_ray.data.sources import mixture
+from rm_ray.data.sources.mixture import Selection
 from rm_ray.data.sources.readers import count_rows
-from rm_ray.data.sources.selection import Selection
 from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.errors import InputError, find_final_error
 from rm_ray.scoring.chunks import PARTS, READINGS, REFUSED, ChunkScorer, file_name
-from rm_ray.scoring.options import Rows, ScoringModel
-from rm_ray.scoring.rows import PARTS as PARTS_OF_ROWS
+from rm_ray.scoring.conversations import PARTS as PARTS_OF_ROWS
 from rm_ray.scoring.scorer import load_architecture
 from rm_ray.storage import Storage
 
@@ -50,7 +50,7 @@ TOLD_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoredRows:
     """A folder of scored rows."""
 
     folder: Storage
@@ -71,7 +71,9 @@ class Scored:
                 yield origin, json.loads(line)
 
 
-def score(model: ScoringModel, rows: Rows, output: str | None, cluster: ClusterConfig) -> Scored:
+def score(
+    model: ScoringModel, rows: Rows, output: str | None, cluster: ClusterConfig
+) -> ScoredRows:
     """Score every row of the sources that is not scored yet.
 
     Without ``output`` the folder is one below ``EVALUATIONS`` that model and rows decide.
@@ -84,7 +86,7 @@ def score(model: ScoringModel, rows: Rows, output: str | None, cluster: ClusterC
         positions = architecture.get_text_config().to_dict().get("max_position_embeddings")
         model = replace(model, max_length=positions or 2**31)
     specs = [SourceSpec.parse(text) for text in rows.data]
-    selections = sources.select(specs, rows.seed, any_of=PARTS_OF_ROWS, rules=rows.rules)
+    selections = mixture.select(specs, rows.seed, any_of=PARTS_OF_ROWS, rules=rows.rules)
     origins = tuple(selection.fragment.origin for selection in selections)
     folder, day = _claim(output, model, rows, selections)
     finished = set(_files(folder, PARTS))
@@ -105,7 +107,7 @@ def score(model: ScoringModel, rows: Rows, output: str | None, cluster: ClusterC
     return scored
 
 
-def fingerprint(model: ScoringModel) -> str:
+def scoring_fingerprint(model: ScoringModel) -> str:
     """Hash what decides the rewards; a folder by its files' names, sizes and times."""
     path = Path(model.model).expanduser()
     version: object
@@ -125,11 +127,11 @@ def _claim(
     With it comes the day that a chat template is told which asks for the date: that of the
     beginning.
     """
-    content = sources.fingerprint(selections)
+    content = mixture.mixture_fingerprint(selections)
     if rows.rules.are_set:
         read = json.dumps([content, sorted(rows.columns), sorted(rows.ignore_columns)])
         content = hashlib.sha256(read.encode()).hexdigest()
-    hashes = {"model": fingerprint(model), "rows": content}
+    hashes = {"model": scoring_fingerprint(model), "rows": content}
     name = "-".join(value[:8] for value in hashes.values())
     folder = Storage.open(output or f"{EVALUATIONS}/{name}")
     folder.check_writable("output")
@@ -225,7 +227,7 @@ def _chunks(
     number: int, selection: Selection, finished: set[str]
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield a fragment's chunks that have no file yet, each as one row of a block."""
-    rows = sources.read_selected(selection)
+    rows = mixture.read_selected(selection)
     chunk = 0
     while block := list(islice(rows, ROWS_PER_CHUNK)):
         if file_name(number, chunk) not in finished:
@@ -252,7 +254,7 @@ def _read_lines(folder: Storage, name: str) -> list[str]:
     return folder.read_text(name).split("\n")[:-1]
 
 
-def _sum_up(folder: Storage, origins: tuple[str, ...], rules: ColumnRules) -> Scored:
+def _sum_up(folder: Storage, origins: tuple[str, ...], rules: ColumnRules) -> ScoredRows:
     """Bring the refused rows together and count."""
     refused: Counter[str] = Counter()
 
@@ -267,7 +269,7 @@ def _sum_up(folder: Storage, origins: tuple[str, ...], rules: ColumnRules) -> Sc
     for name in _files(folder, READINGS):
         readings[int(name.split("-")[1])].update(json.loads(folder.read_text(f"{READINGS}/{name}")))
     num_scored = sum(len(_read_lines(folder, f"{PARTS}/{name}")) for name in _files(folder, PARTS))
-    return Scored(
+    return ScoredRows(
         folder=folder,
         origins=origins,
         num_scored=num_scored,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rm_ray.config.scoring import ScoringModel
 from rm_ray.config.train_config import ClusterConfig
 from rm_ray.data.rows.columns import ColumnRules
 from rm_ray.data.rows.contract import Reason, RefusedError
@@ -21,8 +22,7 @@ from rm_ray.data.rows.reading import refuse_lost_columns, sum_up
 from rm_ray.data.tokens.conversation_tokens import ConversationTokenizer
 from rm_ray.data.tokens.template_date import pin_date
 from rm_ray.errors import InputError
-from rm_ray.scoring.options import ScoringModel
-from rm_ray.scoring.rows import Conversations, parse_row
+from rm_ray.scoring.conversations import Conversations, parse_conversations
 from rm_ray.scoring.scorer import Ids, Scorer
 from rm_ray.storage import Storage
 
@@ -152,7 +152,7 @@ def _read(row: Any, origin: str, rules: ColumnRules) -> Conversations | RefusedE
     if not isinstance(row, dict):
         return RefusedError(Reason.NOT_MESSAGES, f"the row is a {type(row).__name__}")
     try:
-        return parse_row(row, origin, rules)
+        return parse_conversations(row, origin, rules)
     except RefusedError as refusal:
         return refusal
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from rm_ray.batches.collate import Collator
 from rm_ray.batches.spread import spread_packed, spread_padded
+from rm_ray.config.scoring import Dtype
 from rm_ray.config.train_config import Layout
 from rm_ray.data.cache.pair_tokens import join_pairs
 from rm_ray.data.tokens.tokenization import load_tokenizer
@@ -31,7 +32,6 @@ from rm_ray.model.attention import (
     why_not_packed,
 )
 from rm_ray.model.reward_model import Float32Linear, RewardModel
-from rm_ray.scoring.options import Dtype
 
 logger = logging.getLogger(__name__)
 

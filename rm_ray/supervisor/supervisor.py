@@ -32,7 +32,7 @@ from rm_ray.runs.attempts import (
     read_attempts,
     write_attempts,
 )
-from rm_ray.runs.record import look_up
+from rm_ray.runs.record import open_run
 from rm_ray.runs.startup import Startup
 from rm_ray.storage import Storage
 from rm_ray.supervisor.signals import INTERRUPTED, TERMINATED, Signals
@@ -65,19 +65,19 @@ def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
         StoppedError: a signal asked to stop, and a checkpoint was taken.
     """
     share_package()
-    run, result = look_up(config)
+    run_folder, result = open_run(config)
     if result is not None:
         return result
-    _refuse_company(run)
-    run.delete_drafts()
-    attempts = read_attempts(run)
+    _refuse_company(run_folder)
+    run_folder.delete_drafts()
+    attempts = read_attempts(run_folder)
     first = len(attempts)
     began, command = startup.began, uuid.uuid4().hex
     with adopting(), Signals() as signals:
         while True:
-            number = _next_number(run, attempts)
+            number = _next_number(run_folder, attempts)
             attempts.append(Attempt(number=number, command=command, began=began, updated=began))
-            result = _attempt(config, run, attempts, signals)
+            result = _attempt(config, run_folder, attempts, signals)
             latest = attempts[-1]
             if result is not None:
                 return result
@@ -93,16 +93,16 @@ def supervise(config: TrainConfig, startup: Startup) -> dict[str, Any]:
             began = time.time()
 
 
-def _next_number(run: Storage, attempts: Sequence[Attempt]) -> int:
+def _next_number(run_folder: Storage, attempts: Sequence[Attempt]) -> int:
     """Return a number that no attempt had, also one of which only its checkpoints are known."""
     try:
-        marked = [attempt_of(name) for name in list_checkpoints(run)]
+        marked = [attempt_of(name) for name in list_checkpoints(run_folder)]
     except OSError:
         marked = []  # the storage fails for a while, and with it the attempt, if it goes on
     return 1 + max([*marked, *(attempt.number for attempt in attempts)], default=0)
 
 
-def _refuse_company(run: Storage) -> None:
+def _refuse_company(run_folder: Storage) -> None:
     """See that no other command is at work on the run.
 
     Raises:
@@ -111,7 +111,7 @@ def _refuse_company(run: Storage) -> None:
 
     def heard_of() -> float | None:
         """Return when the other command last wrote, if it left an attempt under way."""
-        latest = read_attempts(run)[-1:]
+        latest = read_attempts(run_folder)[-1:]
         return latest[0].updated if latest and latest[0].cause == LOST_COMMAND else None
 
     before = heard_of()
@@ -120,15 +120,16 @@ def _refuse_company(run: Storage) -> None:
     logger.info("a command was at work on this run a moment ago; seeing whether it still is")
     time.sleep(3 * WRITE_EVERY_S)
     if heard_of() not in (None, before):
-        raise _CompanyError(run)
+        raise _CompanyError(run_folder)
 
 
 class _CompanyError(InputError):
     """Another command is at work on the run."""
 
-    def __init__(self, run: Storage) -> None:
+    def __init__(self, run_folder: Storage) -> None:
         super().__init__(
-            f"another command is at work on the run in {run.path}; wait for it, stop it, or give "
+            f"another command is at work on the run in {run_folder.path}; wait for it, stop it, "
+            f"or give "
             "this one another --run.name"
         )
 
@@ -217,11 +218,11 @@ def _lost_at_its_step(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 
 def _attempt(
-    config: TrainConfig, run: Storage, attempts: list[Attempt], signals: Signals
+    config: TrainConfig, run_folder: Storage, attempts: list[Attempt], signals: Signals
 ) -> dict[str, Any] | None:
     """Run the last of the attempts to its end; return its result if it has one."""
     attempt = attempts[-1]
-    _write(run, attempts, claims=all(a.command != attempt.command for a in attempts[:-1]))
+    _write(run_folder, attempts, claims=all(a.command != attempt.command for a in attempts[:-1]))
     reading, writing = os.pipe()
     others = psutil.Process().children()
     process = subprocess.Popen(
@@ -248,7 +249,7 @@ def _attempt(
             for name in changed.keys() - {"result", "lives"}:
                 setattr(attempt, name, changed[name])
             if attempt.updated - written > WRITE_EVERY_S:
-                _write(run, attempts)
+                _write(run_folder, attempts)
                 written = attempt.updated
     except _CompanyError:
         process.kill()
@@ -261,13 +262,13 @@ def _attempt(
         attempt.ending = "lost"
         attempt.cause = f"its driver ended with {_describe_exit(process.returncode)}"
     attempt.updated = time.time()
-    _write(run, attempts)
+    _write(run_folder, attempts)
     return told.get("result")
 
 
 def _told(process: subprocess.Popen[str], reading: int) -> Iterator[dict[str, Any]]:
     """Yield what an attempt tells, until it ends or hangs; now and then nothing."""
-    has_trained, heard, felt, unread = False, time.monotonic(), time.monotonic(), b""
+    has_trained, heard, heartbeats, unread = False, time.monotonic(), time.monotonic(), b""
     while True:
         ready, _, _ = select.select([reading], [], [], WRITE_EVERY_S)
         if ready:
@@ -280,10 +281,10 @@ def _told(process: subprocess.Popen[str], reading: int) -> Iterator[dict[str, An
                 changed = json.loads(line)
                 if "lives" not in changed:
                     has_trained = "step" in changed and "ending" not in changed
-                    felt = heard
+                    heartbeats = heard
                 yield changed
         now = time.monotonic()
-        if now - heard > QUIET_FOR_S or (has_trained and now - felt > QUIET_FOR_S):
+        if now - heard > QUIET_FOR_S or (has_trained and now - heartbeats > QUIET_FOR_S):
             logger.warning("the attempt has said nothing for %.0f s and is ended", QUIET_FOR_S)
             process.kill()
         if not ready:
@@ -292,17 +293,17 @@ def _told(process: subprocess.Popen[str], reading: int) -> Iterator[dict[str, An
     process.communicate()
 
 
-def _write(run: Storage, attempts: Sequence[Attempt], *, claims: bool = False) -> None:
+def _write(run_folder: Storage, attempts: Sequence[Attempt], *, claims: bool = False) -> None:
     """Keep what is known of the attempts, if the storage lets us.
 
     Raises:
         InputError: another command, begun at the same moment, has claimed the run after this one.
     """
     try:
-        latest = [] if claims else read_attempts(run)[-1:]
+        latest = [] if claims else read_attempts(run_folder)[-1:]
         if latest and latest[0].command != attempts[-1].command:
-            raise _CompanyError(run)
-        write_attempts(run, attempts)
+            raise _CompanyError(run_folder)
+        write_attempts(run_folder, attempts)
     except OSError as error:
         logger.warning("attempts.json cannot be written now: %s", error)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import ray
 
-PULSE_EVERY_S = 1.0
+BEAT_EVERY_S = 1.0
 
 RESIZED = "resized"
 """Reason to stop: the cluster has room for more workers."""
@@ -23,7 +23,7 @@ Phase = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pulse:
+class Beat:
     """What a rank does."""
 
     rank: int
@@ -44,20 +44,20 @@ class Pulse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Felt:
+class HeartbeatReading:
     """A rank's last pulse, when it came, and when the first with as many beats came."""
 
-    pulse: Pulse
-    felt: float
+    beat: Beat
+    received: float
     moved: float
 
 
-class Heart(threading.Thread):
+class Heartbeat(threading.Thread):
     """Sends the pulse of the thread that makes it, and learns when to stop."""
 
-    def __init__(self, board: Any, rank: int) -> None:
+    def __init__(self, channel: Any, rank: int) -> None:
         super().__init__(name="pulse", daemon=True)
-        self._board, self._rank = board, rank
+        self._channel, self._rank = channel, rank
         self._thread_id = threading.get_ident()
         self._node_id = ray.get_runtime_context().get_node_id()
         self._ended = threading.Event()
@@ -69,7 +69,7 @@ class Heart(threading.Thread):
         self.reason_to_stop: str | None = None
         """Why this attempt is to end after the step at hand, if it is."""
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> Heartbeat:
         """Begin."""
         self.start()
         return self
@@ -90,13 +90,13 @@ class Heart(threading.Thread):
 
     def run(self) -> None:
         """Send pulses until the training ends, or the driver has."""
-        while not self._ended.wait(PULSE_EVERY_S) and self._send():
+        while not self._ended.wait(BEAT_EVERY_S) and self._send():
             pass
 
     def _send(self, patience_s: float | None = None) -> bool:
         """Send a pulse; tell whether it arrived."""
         frame = sys._current_frames().get(self._thread_id)
-        pulse = Pulse(
+        beat = Beat(
             rank=self._rank,
             pid=os.getpid(),
             node_id=self._node_id,
@@ -109,7 +109,7 @@ class Heart(threading.Thread):
             spent=self.spent,
         )
         try:
-            reason = ray.get(self._board.pulse.remote(pulse), timeout=patience_s)
+            reason = ray.get(self._channel.beat.remote(beat), timeout=patience_s)
         except ray.exceptions.RayError:
             return False
         self.reason_to_stop = more_pressing(self.reason_to_stop, reason)

@@ -15,13 +15,13 @@ import mlflow
 from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunTag
 
 from rm_ray.errors import InputError
-from rm_ray.runs.history import Kind, Record
+from rm_ray.runs.history import Record, RecordKind
 from rm_ray.tracking.target import MlflowAwayError, MlflowTarget, RunDescription
 
 RUN_TAG = "rm_ray.run"
 """Tag that tells a run of ours, by the key that it was given at its beginning."""
 
-_MARKERS: dict[Kind, str] = {"train": "episode", "eval": "eval/rm/loss"}
+_MARKERS: dict[RecordKind, str] = {"train": "episode", "eval": "eval/rm/loss"}
 """A metric that every record of a kind has, to ask MLflow what it has got."""
 
 
@@ -39,7 +39,7 @@ class MlflowRun:
         Raises:
             InputError: its experiment is deleted.
         """
-        with telling_who_is_away(target.tracking_uri):
+        with naming_the_server(target.tracking_uri):
             client = open_client(target.tracking_uri)
             experiment_id = _experiment(client, target)
             found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{description.key}'")
@@ -56,9 +56,9 @@ class MlflowRun:
             )
             return cls(client=client, run_id=str(run.info.run_id))
 
-    def logged_steps(self) -> dict[Kind, set[int]]:
+    def logged_steps(self) -> dict[RecordKind, set[int]]:
         """Return the steps of each kind that MLflow has."""
-        with telling_who_is_away(self.client.tracking_uri):
+        with naming_the_server(self.client.tracking_uri):
             points = {
                 kind: self.client.get_metric_history(self.run_id, name)
                 for kind, name in _MARKERS.items()
@@ -72,13 +72,13 @@ class MlflowRun:
             for record in records
             for name, value in record.metrics.items()
         ]
-        with telling_who_is_away(self.client.tracking_uri):
+        with naming_the_server(self.client.tracking_uri):
             self.client.log_batch(self.run_id, metrics=metrics)
 
     def log_table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Log rows as a table artifact, once: a second call with the same name does nothing."""
         folder, _, _ = name.rpartition("/")
-        with telling_who_is_away(self.client.tracking_uri):
+        with naming_the_server(self.client.tracking_uri):
             logged = {a.path for a in self.client.list_artifacts(self.run_id, folder or None)}
             if rows and name not in logged:
                 columns = {key: [row[key] for row in rows] for key in rows[0]}
@@ -86,7 +86,7 @@ class MlflowRun:
 
     def finish(self, documents: dict[str, dict[str, Any]], figures: Sequence[Path]) -> None:
         """Add documents (.yaml, .json) and figures, and mark the run finished."""
-        with telling_who_is_away(self.client.tracking_uri):
+        with naming_the_server(self.client.tracking_uri):
             for name, document in documents.items():
                 self.client.log_dict(self.run_id, document, name)
             for figure in figures:
@@ -95,7 +95,7 @@ class MlflowRun:
 
     def end(self, status: Literal["FAILED", "KILLED"]) -> None:
         """Mark the run as failed, or as stopped by a signal; opened again, it is running again."""
-        with telling_who_is_away(self.client.tracking_uri):
+        with naming_the_server(self.client.tracking_uri):
             self.client.set_terminated(self.run_id, status)
 
 
@@ -106,7 +106,7 @@ def ask_mlflow(target: MlflowTarget, *, registry: bool = False) -> str:
         InputError: the experiment is deleted.
         MlflowAwayError: it does not answer.
     """
-    with telling_who_is_away(target.tracking_uri):
+    with naming_the_server(target.tracking_uri):
         client = open_client(target.tracking_uri)
         experiment = _find_experiment(client, target)
         if registry:
@@ -161,7 +161,7 @@ def _params(params: dict[str, Any]) -> list[Param]:
 
 
 @contextmanager
-def telling_who_is_away(tracking_uri: str) -> Iterator[None]:
+def naming_the_server(tracking_uri: str) -> Iterator[None]:
     """Raise MlflowAwayError for whatever MLflow raises."""
     try:
         yield

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException, RestException
 
-from rm_ray.tracking.mlflow_run import open_client, telling_who_is_away
+from rm_ray.tracking.mlflow_run import naming_the_server, open_client
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def register(tracking_uri: str, name: str, models: Mapping[str, RegisteredModel]
     Raises:
         MlflowAwayError: MLflow does not answer, or refuses.
     """
-    with telling_who_is_away(tracking_uri):
+    with naming_the_server(tracking_uri):
         client = open_client(tracking_uri)
         try:
             client.create_registered_model(name)

@@ -20,8 +20,8 @@ from rm_ray.batches.packing import PackedPairs
 from rm_ray.batches.padding import PaddedPairs
 from rm_ray.config.train_config import ClusterConfig, OptimizerConfig
 from rm_ray.model.reward_model import RewardModel
+from rm_ray.train.collectives import gather_objects
 from rm_ray.train.optimizer import build_optimizer
-from rm_ray.train.ranks import gather_objects
 from rm_ray.train.slices import Slice
 from rm_ray.train.zero import deepspeed_settings, find_secondary_size
 

@@ -67,7 +67,7 @@ class Progress:
         return self.timed_computed_tokens / max(self.timed_distinct_tokens, 1)
 
 
-def describe(progress: Progress, num_steps: int, metrics: dict[str, float]) -> str:
+def progress_line(progress: Progress, num_steps: int, metrics: dict[str, float]) -> str:
     """Return the live line of a run."""
     speed = metrics["perf/pairs_per_second"]
     steps_left = num_steps - progress.step

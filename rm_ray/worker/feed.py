@@ -8,13 +8,13 @@ from typing import Literal
 from rm_ray.batches.collate import Collator, ReadyMicroBatch
 from rm_ray.batches.loading import LoadedMicroBatch
 from rm_ray.batches.read_ahead import read_ahead
-from rm_ray.tracking.heartbeat import Heart
+from rm_ray.tracking.heartbeat import Heartbeat
 
 
 def ready_steps(
     steps: Iterable[list[LoadedMicroBatch]],
     collator: Collator,
-    heart: Heart,
+    heartbeat: Heartbeat,
     phase: Literal["training", "evaluating"],
     count_step: Callable[[], int],
 ) -> Iterator[list[ReadyMicroBatch]]:
@@ -23,9 +23,9 @@ def ready_steps(
     The heart is in ``phase``, at the step that ``count_step`` gives, while the reader computes, and
     "waiting" until the next step is there: the first one may take minutes, as its pipeline starts.
     """
-    heart.enter("waiting", count_step())
+    heartbeat.enter("waiting", count_step())
     for micro_batches in map(collator.move, read_ahead(map(collator.lay_out, steps))):
-        heart.enter(phase, count_step())
+        heartbeat.enter(phase, count_step())
         yield micro_batches
-        heart.enter("waiting", count_step())
-    heart.enter(phase, count_step())
+        heartbeat.enter("waiting", count_step())
+    heartbeat.enter(phase, count_step())

@@ -13,8 +13,8 @@ from rm_ray.storage import Storage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rm_ray.evaluation.accuracy import Labels
-    from rm_ray.train.probes import Probes
+    from rm_ray.evaluation.pairwise import Labels
+    from rm_ray.train.reference_rewards import ReferencePairs
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -23,21 +23,21 @@ class TrainJob:
 
     config: TrainConfig
     tokenizer: PreTrainedTokenizerBase
-    run: Storage
+    run_folder: Storage
     steps: Steps
     eval_steps: Steps | None
     use_gpu: bool
     plan_fingerprint: str
     layout: Layout
     startup: Startup
-    board: Any
+    channel: Any
     run_key: str
     """What tells this run from every other."""
     attempt: int
     """Which attempt at the run this is, counted from 1."""
     skipped: frozenset[int]
     """Steps, counted from 0, that are left out."""
-    probes: Probes
+    probes: ReferencePairs
     """Pairs whose rewards are kept with every checkpoint."""
     eval_labels: Labels | None
     """What the held-out pairs are counted under."""

@@ -18,21 +18,27 @@ from rm_ray.batches.stream import RankStream
 from rm_ray.checkpoint.checkpoint import RunIdentity, TrainingState
 from rm_ray.checkpoint.ledger import Ledger
 from rm_ray.checkpoint.staging import staging_folder
-from rm_ray.evaluation.accuracy import describe as describe_pairs
-from rm_ray.evaluation.held_out import evaluate
+from rm_ray.evaluation.held_out import evaluate_held_out
+from rm_ray.evaluation.pairwise import pairwise_report
 from rm_ray.model.export import export_model
-from rm_ray.runs.history import Kind, Record
+from rm_ray.runs.history import Record, RecordKind
 from rm_ray.runs.layout import EVALUATIONS, EXPORT, PROBES, SAMPLES
 from rm_ray.runs.manifest import FoundCheckpoint
 from rm_ray.runs.startup import describe_startup
 from rm_ray.storage import keep_trying
-from rm_ray.tracking.board import BoardWriter
-from rm_ray.tracking.heartbeat import Heart
-from rm_ray.train.progress import describe
+from rm_ray.tracking.channel import ChannelWriter
+from rm_ray.tracking.heartbeat import Heartbeat
+from rm_ray.train.progress import progress_line
 from rm_ray.train.step import NonFiniteLossError, train_step
 from rm_ray.worker.feed import ready_steps
 from rm_ray.worker.job import TrainJob
-from rm_ray.worker.state import EVAL_SAMPLES, WorkerState, build_state, restore, score_probes
+from rm_ray.worker.state import (
+    EVAL_SAMPLES,
+    WorkerState,
+    build_state,
+    restore,
+    score_reference_pairs,
+)
 from rm_ray.worker.stopping import (
     decides_to_stop,
     gives_up_evaluation,
@@ -44,21 +50,21 @@ from rm_ray.worker.stopping import (
 logger = logging.getLogger(__name__)
 
 
-def train(
+def train_worker(
     job: TrainJob,
     found: FoundCheckpoint | None,
     steps: Iterable[list[LoadedMicroBatch]],
-    heart: Heart,
-    board: BoardWriter | None,
+    heartbeat: Heartbeat,
+    channel: ChannelWriter | None,
 ) -> dict[str, Any]:
     """Train on the steps that are left, evaluate, checkpoint, export; return what came of it.
 
     Rank 0 has the ``board``.
     """
-    state = build_state(job, heart, board)
+    state = build_state(job, heartbeat, channel)
     try:
         restore(state, found)
-        heart.first_step = state.progress.step
+        heartbeat.first_step = state.progress.step
         job.startup.end("model")
         state.clock = time.monotonic()
         evaluate_late(state)
@@ -75,7 +81,7 @@ def train(
                 save(state)
             if state.is_stopping and (stopped := stop(state)):
                 return stopped
-        return summarise(state, export(state))
+        return worker_result(state, export(state))
     except NonFiniteLossError as error:
         # Every rank is here, and would be again: end the run instead of retrying.
         state.checkpointer.finish()
@@ -88,7 +94,7 @@ def train_stream(
     """Yield this rank's micro-batches, step by step, and note how long each was waited for."""
     started = time.monotonic()
     for micro_batches in ready_steps(
-        steps, state.collator, state.heart, "training", lambda: state.progress.step + 1
+        steps, state.collator, state.heartbeat, "training", lambda: state.progress.step + 1
     ):
         state.waited = time.monotonic() - started
         if state.steps_here == 0:
@@ -128,7 +134,7 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
         learning_rate=learning_rate,
         flops=state.throughput.count(micro_batches),
         votes=(wants_to_stop(state), is_to_ask(state)),
-        on_micro_batch=state.heart.beat,
+        on_micro_batch=state.heartbeat.beat,
     )
     state.is_stopping = decides_to_stop(state, *measured.votes)
     for micro_batch in micro_batches:
@@ -140,8 +146,8 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
         progress.add_timed(pairs.count, pairs.tokens, pairs.flops, seconds)
     else:
         state.job.startup.end("first step")
-        state.heart.startup = state.job.startup.seconds
-        logger.info(describe_startup(state.heart.startup))
+        state.heartbeat.startup = state.job.startup.seconds
+        logger.info(describe_startup(state.heartbeat.startup))
     state.steps_here += 1
     progress.step += 1
     progress.episode += measured.pairs.count
@@ -160,8 +166,8 @@ def take_step(state: WorkerState, micro_batches: list[ReadyMicroBatch]) -> None:
         "perf/steps_since_checkpoint": progress.step - state.checkpointer.last_step,
     }
     add_record(state, "train", metrics)
-    if state.board is not None:
-        state.board.status(describe(progress, steps.total, metrics))
+    if state.channel is not None:
+        state.channel.status(progress_line(progress, steps.total, metrics))
 
 
 def skip_step(state: WorkerState) -> None:
@@ -173,7 +179,10 @@ def skip_step(state: WorkerState) -> None:
 def spend(state: WorkerState, what: str, seconds: float) -> None:
     """Count seconds for what they went into, in the run and in this attempt."""
     state.progress.spend(what, seconds)
-    state.heart.spent = {**state.heart.spent, what: state.heart.spent.get(what, 0.0) + seconds}
+    state.heartbeat.spent = {
+        **state.heartbeat.spent,
+        what: state.heartbeat.spent.get(what, 0.0) + seconds,
+    }
 
 
 def run_evaluation(state: WorkerState) -> None:
@@ -182,20 +191,20 @@ def run_evaluation(state: WorkerState) -> None:
     if job.eval_steps is None or state.evaluated_at == step:
         return
     started = time.monotonic()
-    state.heart.enter("waiting", step)  # for every other rank to ask for its shard too
+    state.heartbeat.enter("waiting", step)  # for every other rank to ask for its shard too
     stream: RankStream = ray.train.get_dataset_shard("eval")
-    result = evaluate(
+    result = evaluate_held_out(
         state.engine,
         ready_steps(
             stream.steps(0, job.eval_steps.total),
             state.collator,
-            state.heart,
+            state.heartbeat,
             "evaluating",
             lambda: step,
         ),
         job.tokenizer,
         sample_rows=job.config.evaluation.sample_rows,
-        on_micro_batch=state.heart.beat,
+        on_micro_batch=state.heartbeat.beat,
         gives_up=lambda: gives_up_evaluation(state),
     )
     spend(state, "evaluation", time.monotonic() - started)
@@ -208,10 +217,10 @@ def run_evaluation(state: WorkerState) -> None:
     if state.engine.rank == 0 and result.samples:
         name = f"step-{step:06d}.json"
         write(state, f"{SAMPLES}/{name}", result.samples)
-        if state.board is not None:
-            state.board.table(f"{EVAL_SAMPLES}/{name}", result.samples)
+        if state.channel is not None:
+            state.channel.table(f"{EVAL_SAMPLES}/{name}", result.samples)
     if state.engine.rank == 0 and job.eval_labels is not None:
-        report = describe_pairs(result.pairs, job.eval_labels.of(result.order), [])
+        report = pairwise_report(result.pairs, job.eval_labels.of(result.order), [])
         write(state, f"{EVALUATIONS}/step-{step:08d}.json", {"step": step, **report})
     logger.info(
         "evaluation at step %d: accuracy %.4f, loss %.4f, margin %+.3f over %d pairs",
@@ -238,14 +247,14 @@ def evaluate_late(state: WorkerState) -> None:
 def write(state: WorkerState, name: str, value: Any) -> None:
     """Write JSON to the run's folder, which may fail for a while."""
     keep_trying(
-        lambda: state.job.run.write_json(name, value),
+        lambda: state.job.run_folder.write_json(name, value),
         what=f"writing {name}",
         patience_s=state.job.config.checkpoint.storage_patience_s,
-        on_wait=state.heart.beat,
+        on_wait=state.heartbeat.beat,
     )
 
 
-def add_record(state: WorkerState, kind: Kind, metrics: dict[str, float]) -> None:
+def add_record(state: WorkerState, kind: RecordKind, metrics: dict[str, float]) -> None:
     """Add metrics to the history and put them up for MLflow."""
     now = time.monotonic()
     state.progress.seconds += now - state.clock
@@ -258,26 +267,26 @@ def add_record(state: WorkerState, kind: Kind, metrics: dict[str, float]) -> Non
         metrics=metrics,
     )
     state.history.add(record)
-    if state.board is not None:
-        state.board.record(record)
+    if state.channel is not None:
+        state.channel.record(record)
 
 
 def save(state: WorkerState) -> None:
     """Checkpoint the whole training state, with the metrics that say how good it is."""
     job = state.job
     started = time.monotonic()
-    state.heart.enter("saving", state.progress.step)
+    state.heartbeat.enter("saving", state.progress.step)
     identity = RunIdentity(
         config=job.config.to_dict(),
         plan_fingerprint=job.plan_fingerprint,
-        mlflow_run_id=state.board.mlflow_run_id() if state.board else None,
+        mlflow_run_id=state.channel.mlflow_run_id() if state.channel else None,
     )
     training = TrainingState(
         progress=state.progress,
         history=state.history,
         ledger=state.ledger,
         skipped=state.skipped,
-        probes=score_probes(state),
+        probes=score_reference_pairs(state),
     )
     is_measured = state.evaluated_at == state.progress.step
     metrics = {
@@ -291,11 +300,11 @@ def save(state: WorkerState) -> None:
 def export(state: WorkerState) -> str:
     """Write the model for every Hugging Face client into the run's folder; return its path."""
     job = state.job
-    state.heart.enter("exporting", state.progress.step)
+    state.heartbeat.enter("exporting", state.progress.step)
     started = time.monotonic()
     state.checkpointer.finish()
     spend(state, "checkpoints", time.monotonic() - started)
-    probes = score_probes(state)
+    probes = score_reference_pairs(state)
     weights = state.engine.weights()
     if state.engine.rank == 0:
         staging = staging_folder(job.run_key)  # which the next attempt clears, if need be
@@ -304,16 +313,16 @@ def export(state: WorkerState) -> str:
             dtype = getattr(torch, job.config.model.dtype)
             export_model(state.engine.module, weights, job.tokenizer, Path(name), dtype=dtype)
             keep_trying(
-                lambda: job.run.upload(Path(name), EXPORT),
+                lambda: job.run_folder.upload(Path(name), EXPORT),
                 what="copying the model",
                 patience_s=job.config.checkpoint.storage_patience_s,
-                on_wait=state.heart.beat,
+                on_wait=state.heartbeat.beat,
             )
         write(state, PROBES, probes)
-    return job.run.join(EXPORT)
+    return job.run_folder.join(EXPORT)
 
 
-def summarise(state: WorkerState, exported: str) -> dict[str, Any]:
+def worker_result(state: WorkerState, exported: str) -> dict[str, Any]:
     """Return the run's figures for ``result.json``, and its history."""
     progress, history = state.progress, state.history
     ledger = Ledger(counts=state.engine.sum_counts(state.ledger.counts))
@@ -327,14 +336,14 @@ def summarise(state: WorkerState, exported: str) -> dict[str, Any]:
         "computed_over_distinct_tokens": progress.computed_over_distinct_tokens,
         "layout": state.job.layout,
         "matrix_peak_ratio": state.throughput.peak_ratio(progress.flops_per_second),
-        "startup": state.heart.startup,
+        "startup": state.heartbeat.startup,
         "seconds": progress.seconds,
         "spent": progress.spent,
         "skipped_steps": sorted(state.skipped),
         "attempt": {
-            "first_step": state.heart.first_step,
-            "startup": state.heart.startup,
-            "spent": state.heart.spent,
+            "first_step": state.heartbeat.first_step,
+            "startup": state.heartbeat.startup,
+            "spent": state.heartbeat.spent,
         },
         "times_each_pair_was_trained_on": ledger.bounds,
         "checkpoints_not_taken": state.checkpointer.num_failed,

@@ -24,13 +24,13 @@ from rm_ray.runs.history import History
 from rm_ray.runs.layout import SAMPLES
 from rm_ray.runs.manifest import FoundCheckpoint
 from rm_ray.runs.versions import Version, Versions, choose_held, find_wanted
-from rm_ray.tracking.board import BoardWriter
-from rm_ray.tracking.heartbeat import Heart
+from rm_ray.tracking.channel import ChannelWriter
+from rm_ray.tracking.heartbeat import Heartbeat
+from rm_ray.train.collectives import gather_objects
 from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.engine import Engine
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.progress import Progress
-from rm_ray.train.ranks import gather_objects
 from rm_ray.train.throughput import Throughput, forget_peak_memory, measure_matrix_peak
 from rm_ray.worker.job import TrainJob
 
@@ -51,8 +51,8 @@ class WorkerState:
     throughput: Throughput
     progress: Progress = field(default_factory=Progress)
     history: History = field(default_factory=History)
-    board: BoardWriter | None
-    heart: Heart
+    channel: ChannelWriter | None
+    heartbeat: Heartbeat
     checkpointer: Checkpointer
     ledger: Ledger
     """Pairs that this rank trained on; on rank 0 also those before it resumed."""
@@ -75,7 +75,7 @@ class WorkerState:
     """When ``progress.seconds`` was last brought up to date."""
 
 
-def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> WorkerState:
+def build_state(job: TrainJob, heartbeat: Heartbeat, channel: ChannelWriter | None) -> WorkerState:
     """Build the model and spread it over the ranks."""
     config = job.config
     if config.run.deterministic:
@@ -119,19 +119,19 @@ def build_state(job: TrainJob, heart: Heart, board: BoardWriter | None) -> Worke
     gc.freeze()  # what is there stays: collections need not look at it again and again
     return WorkerState(
         job=job,
-        heart=heart,
-        board=board,
+        heartbeat=heartbeat,
+        channel=channel,
         engine=engine,
         ledger=Ledger.empty(job.steps.num_pairs),
         skipped=job.skipped,
         checkpointer=Checkpointer(
-            run=job.run,
+            run_folder=job.run_folder,
             run_key=job.run_key,
             engine=engine,
             config=config.checkpoint,
             attempt=job.attempt,
-            on_wait=heart.beat,
-            find_held=finding_held(job),
+            on_wait=heartbeat.beat,
+            find_held=held_checkpoints_finder(job),
         ),
         learning_rate=learning_rate_schedule(config.optimizer, job.steps.total),
         collator=collator,
@@ -162,7 +162,7 @@ def choose_liger(choice: str, *, on_gpu: bool) -> str:
     return "off"
 
 
-def finding_held(job: TrainJob) -> Callable[[Sequence[FoundCheckpoint]], set[str]]:
+def held_checkpoints_finder(job: TrainJob) -> Callable[[Sequence[FoundCheckpoint]], set[str]]:
     """Return what names the checkpoints that are yet to be made ready for the Hub."""
     hub, best_by = job.config.hub, job.config.checkpoint.keep_best_by
     known: dict[int, Version] = {}
@@ -170,14 +170,14 @@ def finding_held(job: TrainJob) -> Callable[[Sequence[FoundCheckpoint]], set[str
     def find_held(whole: Sequence[FoundCheckpoint]) -> set[str]:
         if hub.repo_id is None:
             return set()
-        known.update(Versions(run=job.run, repo_id=hub.repo_id).read(known))
+        known.update(Versions(run_folder=job.run_folder, repo_id=hub.repo_id).read(known))
         wanted = find_wanted(whole, known, hub, best_by=best_by, last_step=job.steps.total)
-        held = choose_held(wanted, job.run.free_bytes())
+        held = choose_held(wanted, job.run_folder.free_bytes())
         if len(held) < len(wanted):
             logger.warning(
                 "%d checkpoints may go before they are published: %s is nearly full",
                 len(wanted),
-                job.run.path,
+                job.run_folder.path,
             )
         return held
 
@@ -188,7 +188,7 @@ def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
     """Go on from the checkpoint that was found, if one was."""
     if found is None:
         return
-    run = state.job.run
+    run_folder = state.job.run_folder
     restored = state.checkpointer.load(found)
     state.progress, state.history = restored.progress, restored.history
     state.skipped |= restored.skipped
@@ -199,14 +199,14 @@ def restore(state: WorkerState, found: FoundCheckpoint | None) -> None:
     logger.info("resumed from the checkpoint of step %d", state.progress.step)
     if state.job.config.run.deterministic and state.engine.rank == 0:
         warn_of_other_workers(found, state.engine.world_size)
-    if state.board is None:
+    if state.channel is None:
         return
-    state.board.record(*state.history.records)  # MLflow may have missed some
-    for info in run.list(SAMPLES):
+    state.channel.record(*state.history.records)  # MLflow may have missed some
+    for info in run_folder.list(SAMPLES):
         if not info.base_name.endswith(".json"):
             continue  # a kill may leave a draft
-        rows = run.read_json(f"{SAMPLES}/{info.base_name}")
-        state.board.table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
+        rows = run_folder.read_json(f"{SAMPLES}/{info.base_name}")
+        state.channel.table(f"{EVAL_SAMPLES}/{info.base_name}", rows)
 
 
 def warn_of_other_workers(found: FoundCheckpoint, world_size: int) -> None:
@@ -222,7 +222,7 @@ def warn_of_other_workers(found: FoundCheckpoint, world_size: int) -> None:
         )
 
 
-def score_probes(state: WorkerState) -> dict[str, Any]:
+def score_reference_pairs(state: WorkerState) -> dict[str, Any]:
     """Score the pairs that clients of the model are compared by."""
     return state.job.probes.score(
         state.engine,

@@ -26,7 +26,7 @@ ASK_EVERY_S = 5.0
 
 def wants_to_stop(state: WorkerState) -> bool:
     """Tell whether this rank knows of a reason to end this attempt."""
-    reason = state.heart.reason_to_stop
+    reason = state.heartbeat.reason_to_stop
     if reason == RESIZED:
         return time.monotonic() > state.goes_on_until
     return reason is not None
@@ -45,7 +45,7 @@ def decides_to_stop(state: WorkerState, wants: bool, asks: bool) -> bool:
     if asks:
         state.asked_at = time.monotonic()
         if ray.train.get_preemption_info() is not None:
-            state.heart.reason_to_stop = PREEMPTED
+            state.heartbeat.reason_to_stop = PREEMPTED
             return True
     return wants
 
@@ -66,7 +66,7 @@ def stop(state: WorkerState) -> dict[str, Any] | None:
         return None
     state.checkpointer.finish()
     reasons = state.engine.gather_objects(
-        (state.heart.reason_to_stop, state.checkpointer.last_step)
+        (state.heartbeat.reason_to_stop, state.checkpointer.last_step)
     )
     reason = functools.reduce(more_pressing, (reason for reason, _ in reasons))
     _, saved = reasons[0]

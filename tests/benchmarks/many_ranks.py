@@ -47,9 +47,9 @@ from rm_ray.config.train_config import DataConfig  # noqa: E402
 from rm_ray.data.cache.token_cache import build_token_cache  # noqa: E402
 from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
 from rm_ray.storage import Storage  # noqa: E402
-from rm_ray.tracking.board import start_board  # noqa: E402
-from rm_ray.tracking.heartbeat import Heart  # noqa: E402
-from rm_ray.worker.shards import PerRankStreams  # noqa: E402
+from rm_ray.tracking.channel import open_channel  # noqa: E402
+from rm_ray.tracking.heartbeat import Heartbeat  # noqa: E402
+from rm_ray.worker.data_config import PerRankStreams  # noqa: E402
 
 NODES, SLOTS = 8, 8
 
@@ -151,12 +151,12 @@ def measure(folder: Path, ranks: int, steps: int, pairs: int) -> dict[str, Any]:
     answers, begun = folder / f"answers-{ranks}", folder / f"begun-{ranks}"
     answers.mkdir()
     begun.mkdir()
-    board = start_board(f"board-{ranks}")
+    channel = open_channel(f"board-{ranks}")
     began = time.time()
     trainer = DataParallelTrainer(
         read_in_step,
         train_loop_config={
-            "steps": total, "answers": str(answers), "begun": str(begun), "board": board,
+            "steps": total, "answers": str(answers), "begun": str(begun), "board": channel,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=ranks, resources_per_worker={"slot": 1, "CPU": 0}
@@ -167,7 +167,7 @@ def measure(folder: Path, ranks: int, steps: int, pairs: int) -> dict[str, Any]:
     )  # fmt: skip
     with PeakMemory() as memory:
         trainer.fit()
-    ray.kill(board)
+    ray.kill(channel)
     told = [np.load(path) for path in sorted(answers.iterdir())]
     assert len(told) == ranks, f"{len(told)} of {ranks} ranks have answered"
     counts = np.bincount(np.concatenate([one["pairs"] for one in told]), minlength=cache.num_pairs)
@@ -199,7 +199,7 @@ def read_in_step(settings: dict[str, Any]) -> None:
 
     # A rank's second task of Ray Data would hold another 0.14 GB, of which 64 do not fit.
     rm_ray.batches.stream.TASKS_AT_ONCE = 1
-    rank, board = ray.train.get_context().get_world_rank(), settings["board"]
+    rank, channel = ray.train.get_context().get_world_rank(), settings["board"]
     stream = ray.train.get_dataset_shard("train")
     pairs, told = [], defaultdict(list)
     first_step_at = 0.0
@@ -213,13 +213,13 @@ def read_in_step(settings: dict[str, Any]) -> None:
     begun = Path(settings["begun"])
     while len(list(begun.iterdir())) <= rank - AT_ONCE:
         time.sleep(0.5)
-    with Heart(board, rank) as heart:
+    with Heartbeat(channel, rank) as heartbeat:
         steps = stream.steps(0, settings["steps"])
         for step in range(settings["steps"]):
             before = time.process_time()
             micro_batches = timed("read_s", lambda: next(steps))
             told["cpu_s"].append(time.process_time() - before)
-            heart.enter("training", step)
+            heartbeat.enter("training", step)
             if step == 0:
                 (begun / f"{rank}").touch()
             told["num_micro_batches"].append(len(micro_batches))
@@ -229,7 +229,7 @@ def read_in_step(settings: dict[str, Any]) -> None:
             if (step + 1) % REPORT_EVERY == 0:
                 timed("report_s", lambda: ray.train.report({"step": step}))  # noqa: B023
         for _ in range(PULSES):
-            timed("pulse_s", heart._send)
+            timed("pulse_s", heartbeat._send)
         barrier()
     np.savez(
         Path(settings["answers"]) / f"{rank:03d}.npz",

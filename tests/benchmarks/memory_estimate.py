@@ -41,10 +41,10 @@ from rm_ray.batches.collate import Collator  # noqa: E402
 from rm_ray.batches.loading import load_step  # noqa: E402
 from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
 from rm_ray.config.train_config import ClusterConfig, Layout, ModelConfig, OptimizerConfig  # noqa: E402
-from rm_ray.estimate.activations import Attention, Row  # noqa: E402
+from rm_ray.estimate.activations import Attention, ForwardPass  # noqa: E402
 from rm_ray.estimate.architecture import Architecture  # noqa: E402
 from rm_ray.estimate.memory import MemoryEstimate, MemorySetting, estimate  # noqa: E402
-from rm_ray.estimate.workload import look  # noqa: E402
+from rm_ray.estimate.workload import measure_workload  # noqa: E402
 from rm_ray.model.reward_model import (  # noqa: E402
     apply_liger,
     build_reward_model,
@@ -154,10 +154,10 @@ def expect(case: Case, model: str, pairs: PairSet) -> MemoryEstimate:
     attention: Attention = case.kernel if case.layout == "packed" else "sdpa"
     if case.on_gpu and attention == "grouped":
         attention = "repeated"  # keys, which heads share
-    workload = look(plan_of(case, pairs), world_size=case.ranks, most_steps=case.steps)
+    workload = measure_workload(plan_of(case, pairs), world_size=case.ranks, most_steps=case.steps)
     return estimate(
         Architecture.of(classifier, vocab_size=len(pairs.vocabulary)),
-        Row.of(workload.largest, layout=case.layout, attention=attention),
+        ForwardPass.of(workload.largest, layout=case.layout, attention=attention),
         MemorySetting(
             dtype=case.dtype,
             zero_stage=case.zero_stage,

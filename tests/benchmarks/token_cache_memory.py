@@ -71,7 +71,7 @@ def build(source: Path) -> dict[str, float]:
     """Build one cache and return what it took."""
     import ray
 
-    from rm_ray.cluster.session import ray_cluster
+    from rm_ray.cluster.ray_cluster import ray_cluster
     from rm_ray.config.train_config import ClusterConfig, DataConfig
     from rm_ray.data.cache.token_cache import build_token_cache
     from rm_ray.data.tokens.tokenization import load_tokenizer

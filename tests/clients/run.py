@@ -33,7 +33,7 @@ from rm_ray.config.train_config import ModelConfig  # noqa: E402
 from rm_ray.data.sources.synthetic import generate_pairs  # noqa: E402
 from rm_ray.data.tokens.conversation_tokens import ConversationTokenizer  # noqa: E402
 from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
-from rm_ray.model.export import check_export, export_model  # noqa: E402
+from rm_ray.model.export import check_exportable, export_model  # noqa: E402
 from rm_ray.model.reward_model import build_reward_model  # noqa: E402
 from rm_ray.scoring.scorer import Scorer  # noqa: E402
 
@@ -179,7 +179,7 @@ def make(name: str, model: Model, pairs: list[Pair]) -> Subject:
     reward_model = build_reward_model(ModelConfig(name_or_path=str(config)), tokenizer, seed=0)
     place = folder / "model"
     export_model(reward_model, reward_model.state_dict(), tokenizer, place, dtype=model.dtype)
-    check_export(AutoConfig.from_pretrained(place), tokenizer)
+    check_exportable(AutoConfig.from_pretrained(place), tokenizer)
 
     conversations = [row[side] for row in pairs for side in SIDES]
     (folder / "conversations.json").write_text(json.dumps(conversations))

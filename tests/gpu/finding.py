@@ -70,12 +70,12 @@ def render(findings: Sequence[Finding]) -> str:
 
 def _table(rows: Sequence[Finding]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
-    judged = any(row.ok is not None for row in rows)
+    preferences = any(row.ok is not None for row in rows)
     lines = (
-        [cell(row.values.get(name, "")) for name in columns] + [VERDICTS[row.ok]] * judged
+        [cell(row.values.get(name, "")) for name in columns] + [VERDICTS[row.ok]] * preferences
         for row in rows
     )
-    return markdown_table([*columns, *["goal"] * judged], lines)
+    return markdown_table([*columns, *["goal"] * preferences], lines)
 
 
 def cell(value: Any) -> str:

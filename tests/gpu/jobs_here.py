@@ -18,7 +18,7 @@ import psutil
 from gpu.bench import Bench
 from gpu.finding import Values, describe_error
 from jobs import Job, result, running
-from rm_ray.publish.gate import check_export
+from rm_ray.publish.export_gate import run_export_gate
 from rm_ray.runs.layout import EXPORT, PROBES
 
 CORES_A_JOB = 3
@@ -141,7 +141,7 @@ def describe_run(asked: Asked) -> Values:
     Raises:
         AssertionError: plain transformers' rewards on its export are not those of training.
     """
-    gate = check_export(
+    gate = run_export_gate(
         asked.folder / EXPORT,
         json.loads((asked.folder / PROBES).read_text()),
         asked.settings["model"]["dtype"],

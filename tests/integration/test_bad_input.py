@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rm_ray.commands.train import main, parse_command
-from rm_ray.driver.run import train
+from rm_ray.driver.drive import drive
 from rm_ray.errors import InputError
 
 GOOD = {"prompt": "q", "chosen": "yes", "rejected": "no"}
@@ -31,7 +31,7 @@ def run(storage: Path, capsys: pytest.CaptureFixture, *options: str) -> str:
     recipe = storage / "bad.yaml"
     recipe.write_text(json.dumps(small_run(storage, "bad")))
     with pytest.raises(InputError) as refusal:
-        train(parse_command(["--recipe", str(recipe), *options]).config)
+        drive(parse_command(["--recipe", str(recipe), *options]).config)
     assert "\n" not in str(refusal.value)
     assert not list((storage / "bad").glob("checkpoint_*"))
     return str(refusal.value)

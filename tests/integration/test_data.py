@@ -23,7 +23,7 @@ from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.preflight.caches import build_caches, find_held_out_trained_on
 from rm_ray.storage import Storage
-from rm_ray.worker.shards import PerRankStreams
+from rm_ray.worker.data_config import PerRankStreams
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,7 +132,7 @@ def test_an_interrupted_build_never_passes_for_a_finished_one(tmp_path):
         "from rm_ray.data.cache.token_cache import build_token_cache\n"
         "from rm_ray.data.tokens.tokenization import load_tokenizer\n"
         "from rm_ray.storage import Storage\n"
-        "from rm_ray.cluster.session import ray_cluster\n"
+        "from rm_ray.cluster.ray_cluster import ray_cluster\n"
         "with ray_cluster(ClusterConfig()):\n"
         "    cache = build_token_cache(['builtin:train'], DataConfig(),\n"
         "        load_tokenizer('builtin'), seed=0, storage=Storage.open(sys.argv[2]))\n"

@@ -13,9 +13,9 @@ from servers import MlflowServer
 
 from rm_ray.commands.preflight import main_preflight
 from rm_ray.config.recipe import parse_config
-from rm_ray.preflight import brief
-from rm_ray.preflight.choosing import Room, choose
-from rm_ray.preflight.prepare import prepare
+from rm_ray.preflight import summary
+from rm_ray.preflight.auto_settings import Room, choose
+from rm_ray.preflight.resolve import resolve_run
 
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
@@ -154,10 +154,10 @@ def test_a_deleted_experiment_fails(cluster, storage, capfd, tmp_path):
 def test_every_training_begins_with_the_same_in_short(cluster, storage, monkeypatch):
     said: list[str] = []
     settings: dict[str, Any] = small_run(storage, "in-short")
-    prepared = choose(prepare(parse_config(settings)), Room(), num_workers=2)
-    monkeypatch.setattr(brief.logger, "info", lambda form, *values: said.append(form % values))
-    monkeypatch.setattr(brief.logger, "warning", said.append)
-    brief.say_in_short(prepared)
+    resolved = choose(resolve_run(parse_config(settings)), Room(), num_workers=2)
+    monkeypatch.setattr(summary.logger, "info", lambda form, *values: said.append(form % values))
+    monkeypatch.setattr(summary.logger, "warning", said.append)
+    summary.log_summary(resolved)
     steps, memory = said
     assert steps.startswith("20 steps over 153 pairs of ")
     assert "packed computes" in steps

@@ -25,10 +25,10 @@ from rm_ray.batches.plan import PlanSettings, Steps
 from rm_ray.checkpoint.ledger import Ledger
 from rm_ray.commands.train import main
 from rm_ray.config.recipe import parse_config
-from rm_ray.data.sources.selection import select
+from rm_ray.data.sources.mixture import select
 from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.data.sources.synthetic import generate_pairs
-from rm_ray.driver.run import dry_run, train
+from rm_ray.driver.drive import drive, dry_run
 from rm_ray.errors import InputError
 from rm_ray.runs.attempts import list_checkpoints
 from rm_ray.runs.manifest import find_fault, read_manifest
@@ -154,8 +154,8 @@ def test_the_best_and_the_newest_checkpoints_stay_whole(finished: FinishedRun) -
     steps = Steps(num_pairs=153, settings=PlanSettings(global_batch_size=16,
                   tokens_per_micro_batch=700, epochs=2))  # fmt: skip
     for folder, state in zip(kept, states, strict=True):
-        name, run = folder.name, Storage.open(str(finished.folder))
-        assert find_fault(run, name, read_manifest(run, name)) is None
+        name, run_folder = folder.name, Storage.open(str(finished.folder))
+        assert find_fault(run_folder, name, read_manifest(run_folder, name)) is None
         assert state["world_size"] == 2
         assert state["progress"]["episode"] == steps.episodes_before(state["progress"]["step"])
         parts = [f"{part}-{rank:05d}.safetensors" for part in ("rng", "slices") for rank in (0, 1)]
@@ -167,7 +167,7 @@ def test_the_best_and_the_newest_checkpoints_stay_whole(finished: FinishedRun) -
 
 def test_the_same_command_again_says_it_is_finished(finished: FinishedRun) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.is_file()}
-    assert train(parse_config(finished.settings)) == finished.result
+    assert drive(parse_config(finished.settings)) == finished.result
     after = {p: p.stat().st_mtime_ns for p in finished.folder.rglob("*") if p.is_file()}
     assert before == after
 
@@ -177,7 +177,7 @@ def test_a_changed_configuration_under_an_old_name_is_refused(finished: Finished
     settings["optimizer"]["learning_rate"] = 2e-3
     settings["batch"]["global_batch_size"] = 8
     with pytest.raises(InputError) as refusal:
-        train(parse_config(settings))
+        drive(parse_config(settings))
     assert "optimizer.learning_rate was 0.001 and is 0.002" in str(refusal.value)
     assert "batch.global_batch_size was 16 and is 8" in str(refusal.value)
 
@@ -256,9 +256,13 @@ def test_no_secret_is_written_down(finished: FinishedRun, storage: Path) -> None
 
 def whole_checkpoints(folder: Path) -> list[str]:
     """Those that a run would go on from, the newest first."""
-    run = Storage.open(str(folder))
-    names = list_checkpoints(run)
-    return [name for name in names if find_fault(run, name, read_manifest(run, name)) is None]
+    run_folder = Storage.open(str(folder))
+    names = list_checkpoints(run_folder)
+    return [
+        name
+        for name in names
+        if find_fault(run_folder, name, read_manifest(run_folder, name)) is None
+    ]
 
 
 def test_a_killed_worker_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(

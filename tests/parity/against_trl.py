@@ -27,16 +27,16 @@ from tables import SHARED_DATA  # noqa: E402
 from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: E402
 from trl import RewardConfig, RewardTrainer  # noqa: E402
 
-from rm_ray.cluster.session import ray_cluster  # noqa: E402
+from rm_ray.cluster.ray_cluster import ray_cluster  # noqa: E402
 from rm_ray.config.recipe import parse_config  # noqa: E402
 from rm_ray.config.train_config import ModelConfig, TrainConfig  # noqa: E402
 from rm_ray.data.cache.token_table import open_table  # noqa: E402
 from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
-from rm_ray.driver.run import train  # noqa: E402
+from rm_ray.driver.drive import drive  # noqa: E402
 from rm_ray.logs import log_to_stdout  # noqa: E402
 from rm_ray.model.export import export_model  # noqa: E402
 from rm_ray.model.reward_model import build_reward_model  # noqa: E402
-from rm_ray.preflight.prepare import prepare  # noqa: E402
+from rm_ray.preflight.resolve import resolve_run  # noqa: E402
 
 MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "vocab_size": 4098,
@@ -63,13 +63,13 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     (folder / "model.json").write_text(json.dumps(MODEL))
     config = parse_config(settings(options, folder))
     started = time.monotonic()
-    ours = train(config)
+    ours = drive(config)
     ours_seconds = time.monotonic() - started
     with ray_cluster(config.cluster):
-        prepared = prepare(config)
-    table = open_table(prepared.train.parts)
+        resolved = resolve_run(config)
+    table = open_table(resolved.train.parts)
     rows = read_rows("train.jsonl.gz")
-    order = [table.row[pair] for e in range(options.epochs) for pair in prepared.plan.order(e)]
+    order = [table.row[pair] for e in range(options.epochs) for pair in resolved.plan.order(e)]
     started = time.monotonic()
     losses = train_with_trl(options, folder, config, [rows[row] for row in order])
     trl_seconds = time.monotonic() - started
@@ -82,7 +82,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     sets = {"train": [rows[row] for row in table.row], "held out": read_rows("eval.jsonl")}
     print(f"\n{commit()}; {platform.processor() or platform.machine()}, torch {torch.__version__}")
     print(f"{len(table)} pairs, {len(our_losses)} steps of {options.batch}; "
-          f"refused: {prepared.refused}")  # fmt: skip
+          f"refused: {resolved.refused}")  # fmt: skip
     print(f"wall: ours {ours_seconds:.0f} s (with Ray and tokenisation), TRL {trl_seconds:.0f} s")
     print("\n| | ours | TRL | difference |\n|---|---|---|---|")
     tail = max(1, len(our_losses) // 10)

@@ -10,7 +10,7 @@ from rm_ray.batches.plan import Plan, PlanSettings
 from rm_ray.config.train_config import ClusterConfig, ModelConfig, OptimizerConfig
 from rm_ray.data.sources.synthetic import generate_pairs
 from rm_ray.data.tokens.tokenization import load_tokenizer
-from rm_ray.evaluation.held_out import evaluate
+from rm_ray.evaluation.held_out import evaluate_held_out
 from rm_ray.model.export import export_model
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.engine import Engine
@@ -27,7 +27,7 @@ def test_accuracy_and_loss_equal_those_of_trl(tmp_path):
     settings = PlanSettings(global_batch_size=10, tokens_per_micro_batch=300, shuffle=False)
     plan = Plan(lengths=table.lengths, settings=settings)
     steps = (ready_step(table, plan, step, tokenizer) for step in range(plan.steps.total))
-    ours = evaluate(engine, steps, tokenizer, sample_rows=0).metrics
+    ours = evaluate_held_out(engine, steps, tokenizer, sample_rows=0).metrics
     export_model(model, engine.weights(), tokenizer, tmp_path / "export", dtype=torch.float32)
     trainer = RewardTrainer(
         model=str(tmp_path / "export"),

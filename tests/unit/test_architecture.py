@@ -26,9 +26,9 @@ LAYERS = (
 
 HOMES = {
     "ray": (
-        "cluster", "data.cache.token_cache", "data.sources.selection", "batches.stream",
-        "tracking.board", "tracking.gauges", "tracking.heartbeat", "scoring.batch", "checkpoint",
-        "publish.actor", "preflight", "worker", "driver",
+        "cluster", "data.cache.token_cache", "data.sources.mixture", "batches.stream",
+        "tracking.channel", "tracking.prometheus", "tracking.heartbeat", "scoring.batch",
+        "checkpoint", "publish.mirror_actor", "preflight", "worker", "driver",
     ),
     "mlflow": ("tracking",),
     "huggingface_hub": ("publish", "data", "model"),

@@ -19,7 +19,7 @@ import pytest
 import ray.autoscaler
 import yaml
 
-from rm_ray.cluster.session import _fit
+from rm_ray.cluster.ray_cluster import _fit
 from rm_ray.config.recipe import parse_config, read_recipe
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.sources.synthetic import CHAT_TEMPLATE

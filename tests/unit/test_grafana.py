@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from rm_ray.tracking.gauges import TAG, gauge_name
+from rm_ray.tracking.prometheus import TAG, gauge_name
 from rm_ray.train.metrics import PairMetrics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -44,7 +44,9 @@ def tokenize_rows(
     Pairs whose prompt is among the ``held_out`` keys are refused.
     """
     rules = pair_tokenizer.config.rules
-    parsed = [parse_row(text, origin, rules) for text, origin in zip(texts, origins, strict=True)]
+    parsed = [
+        parse_pair_row(text, origin, rules) for text, origin in zip(texts, origins, strict=True)
+    ]
     tokenized = iter(pair_tokenizer.tokenize([p for p, _ in parsed if isinstance(p, Pair)]))
     rows: list[dict[str, Any]] = []
     for text, (pair, reading) in zip(texts, parsed, strict=True):
@@ -85,7 +87,7 @@ def _refuse_held_out(
     ]
 
 
-def parse_row(
+def parse_pair_row(
     text: str, origin: str, rules: ColumnRules
 ) -> tuple[Pair | RefusedError, RowReading | None]:
     """Return the pair of a raw JSON row and how it was read, or why it is refused."""

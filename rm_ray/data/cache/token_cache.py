@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from transformers import PreTrainedTokenizerBase
 
 from rm_ray.config.train_config import DataConfig
-from rm_ray.data.cache.cache_rows import parse_row, tokenize_block
+from rm_ray.data.cache.cache_rows import parse_pair_row, tokenize_block
 from rm_ray.data.cache.overlap import (
     NO_KEYS,
     count_contradictions,
@@ -36,12 +36,11 @@ from rm_ray.data.cache.overlap import (
 from rm_ray.data.cache.token_table import ROWS_PER_BATCH, TokenParts
 from rm_ray.data.rows.columns import ColumnRules
 from rm_ray.data.rows.reading import Reading, refuse_lost_columns, sum_up
-from rm_ray.data.sources import selection as sources
-from rm_ray.data.sources.selection import Selection
+from rm_ray.data.sources import mixture
+from rm_ray.data.sources.mixture import Selection
 from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.data.sources.stored_datasets import find_revision
-from rm_ray.data.tokens.tokenization import PairTokenizer
-from rm_ray.data.tokens.tokenization import fingerprint as tokenizer_fingerprint
+from rm_ray.data.tokens.tokenization import PairTokenizer, tokenizer_fingerprint
 from rm_ray.errors import InputError, find_final_error
 from rm_ray.storage import Storage
 
@@ -115,10 +114,10 @@ def build_token_cache(
     Raises:
         InputError: a source cannot be read.
     """
-    selections = sources.select(
+    selections = mixture.select(
         [SourceSpec.parse(text) for text in specs], seed, rules=config.rules
     )
-    data_hash = sources.fingerprint(selections)
+    data_hash = mixture.mixture_fingerprint(selections)
     origins = tuple(selection.fragment.origin for selection in selections)
     settings = (_limits(config), _rules(config), *([without.identity] if without else []))
     identity = _hash(data_hash, tokenizer_fingerprint(tokenizer), *settings)
@@ -167,8 +166,8 @@ def _try_first_rows(selections: Sequence[Selection], rules: ColumnRules) -> None
     """
     for selection in selections:
         origin = selection.fragment.origin
-        rows = (text for _, text in islice(sources.read_selected(selection), FIRST_ROWS))
-        parsed = (parse_row(text, origin, rules)[1] for text in rows)
+        rows = (text for _, text in islice(mixture.read_selected(selection), FIRST_ROWS))
+        parsed = (parse_pair_row(text, origin, rules)[1] for text in rows)
         counts = Counter(reading.to_json() for reading in parsed if reading is not None)
         refuse_lost_columns([sum_up(origin, counts)])
 
@@ -249,7 +248,7 @@ def _write_parts(
     filesystem.create_dir(path, recursive=True)
     shared = _SharedTokenizer(ray.put((pair_tokenizer, held_out)))
     try:
-        sources.to_ray_dataset(selections).map_batches(
+        mixture.to_ray_dataset(selections).map_batches(
             _tokenize_batch,
             fn_kwargs={"shared": shared, "origins": parts.origins},
             batch_size=ROWS_PER_BATCH,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "hub", "saved", "builtin"]
+FileKind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "hub", "saved", "builtin"]
 
-FORMATS: dict[str, Kind] = {
+FORMATS: dict[str, FileKind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
@@ -30,7 +30,7 @@ ENDINGS = (
 class Fragment:
     """One piece that is read in order: a file, or a split of a dataset."""
 
-    kind: Kind
+    kind: FileKind
     location: str
     split: str | None = None
     config: str | None = None
@@ -42,7 +42,7 @@ class Fragment:
         return ":".join(part for part in (self.location, self.config, self.split) if part)
 
 
-def kind_of(path: str) -> Kind | None:
+def kind_of(path: str) -> FileKind | None:
     """Return the format of a file by the end of its name; None for an unknown one."""
     name = path.lower()
     for codec in CODECS:

@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 _SPACE = " \t\r\n"
 _ARRAY_RULE = "it must be an array of objects, an object with one such array, or an object a line"
 
-Layout = Literal["lines", "array", "object", "row"]
+JsonLayout = Literal["lines", "array", "object", "row"]
 
 
 def read_json(path: str, *, ends_in_json: bool) -> Iterator[tuple[int, str]]:
@@ -58,7 +58,7 @@ def _lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
             yield i, line
 
 
-def _find_layout(path: str, stream: io.BufferedReader, ends_in_json: bool) -> Layout:
+def _find_layout(path: str, stream: io.BufferedReader, ends_in_json: bool) -> JsonLayout:
     refuse_wide_text(path, stream)
     head = stream.peek(_CHUNK).lstrip()
     if head[:1] == b"[" and head[1:].lstrip()[:1] in (b"{", b"]", b""):
@@ -142,7 +142,7 @@ class _JsonText:
         self._decoder = json.JSONDecoder(object_pairs_hook=_keep_all)
         self._text, self._at, self._ended = "", 0, False
 
-    def rows(self, layout: Layout) -> Iterator[tuple[int, str]]:
+    def rows(self, layout: JsonLayout) -> Iterator[tuple[int, str]]:
         """Yield the elements of the array, or of the one array of the object, or the object."""
         if layout == "array":
             yield from self._elements()

@@ -25,7 +25,7 @@ _FILE = "image, audio or other file"
 Mend = Callable[[Any], Any]
 
 
-def to_json(row: Any) -> str:
+def encode_row(row: Any) -> str:
     """Write a row as JSON text; NaN stays ``NaN``, which Python's ``json`` reads."""
     try:
         return json.dumps(row, ensure_ascii=False, default=_replace)

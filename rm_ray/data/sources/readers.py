@@ -7,9 +7,9 @@ from typing import Any
 
 from rm_ray.data.sources import synthetic
 from rm_ray.data.sources.byte_stream import BOM, open_bytes
-from rm_ray.data.sources.fragments import Fragment, Kind
+from rm_ray.data.sources.fragments import FileKind, Fragment
 from rm_ray.data.sources.json_rows import count_json, read_json
-from rm_ray.data.sources.raw_json import to_json
+from rm_ray.data.sources.raw_json import encode_row
 from rm_ray.data.sources.stored_datasets import load_dataset, read_dataset
 from rm_ray.data.sources.table_rows import (
     count_arrow,
@@ -32,7 +32,7 @@ def read_rows(fragment: Fragment) -> Iterator[tuple[int, str]]:
         yield from read_json(fragment.location, ends_in_json=fragment.kind == "json")
         return
     for i, row in enumerate(_read_objects(fragment)):
-        yield i, to_json(row)
+        yield i, encode_row(row)
 
 
 def _read_objects(fragment: Fragment) -> Iterator[dict[str, Any]]:
@@ -65,12 +65,12 @@ def count_rows(fragment: Fragment) -> int:
     return len(load_dataset(fragment))
 
 
-_BEGINNINGS: dict[bytes, Kind] = {
+_BEGINNINGS: dict[bytes, FileKind] = {
     b"PAR1": "parquet", b"ARROW1": "arrow", b"{": "json", b"[": "json"
 }  # fmt: skip
 
 
-def sniff_kind(path: str) -> Kind | None:
+def sniff_kind(path: str) -> FileKind | None:
     """Return the format that a file's first bytes show; None where they do not.
 
     Raises:

@@ -106,7 +106,7 @@ def _give_own_pad_token(tokenizer: PreTrainedTokenizerBase, written: set[int]) -
         add_pad_token(tokenizer, PAD_TOKEN)
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash everything about the tokenizer that decides which ids a text becomes."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["padding"] = backend["truncation"] = None

@@ -23,7 +23,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(params=["folder", "fsspec URI"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     uris = {"folder": str(tmp_path / "storage"), "fsspec URI": f"memory://{uuid.uuid4().hex}"}
     return Storage.open(uris[request.param]).folder("reward-model")
 
@@ -48,44 +48,46 @@ def files(storage: Storage, name: str = "") -> list[str]:
     return found
 
 
-def test_what_every_rank_has_staged_is_brought_to_the_run(run: Storage):
+def test_what_every_rank_has_staged_is_brought_to_the_run(run_folder: Storage):
     for rank in (0, 3):
         stage(rank, "checkpoint_00000010_0001", is_marked=True)
 
-    rescue_staged(run, KEY)
+    rescue_staged(run_folder, KEY)
 
-    assert files(run) == [
+    assert files(run_folder) == [
         "checkpoint_00000010_0001/data/of-0.txt",
         "checkpoint_00000010_0001/data/of-3.txt",
         "checkpoint_00000010_0001/slices-00000.safetensors",
         "checkpoint_00000010_0001/slices-00003.safetensors",
     ]
-    assert run.read_text("checkpoint_00000010_0001/data/of-3.txt") == "checkpoint_00000010_0001"
-    with run.filesystem.open_input_stream(
-        run.join("checkpoint_00000010_0001/slices-00003.safetensors")
+    assert (
+        run_folder.read_text("checkpoint_00000010_0001/data/of-3.txt") == "checkpoint_00000010_0001"
+    )
+    with run_folder.filesystem.open_input_stream(
+        run_folder.join("checkpoint_00000010_0001/slices-00003.safetensors")
     ) as stream:
         assert stream.read() == bytes([3, 255, 0])
 
 
-def test_what_was_still_being_staged_is_dropped(run: Storage):
+def test_what_was_still_being_staged_is_dropped(run_folder: Storage):
     stage(0, "checkpoint_00000010_0001", is_marked=True)
     stage(0, "checkpoint_00000020_0001", is_marked=False)
     stage(1, "checkpoint_00000020_0001", is_marked=False)
 
-    rescue_staged(run, KEY)
+    rescue_staged(run_folder, KEY)
 
-    assert {file.split("/")[0] for file in files(run)} == {"checkpoint_00000010_0001"}
+    assert {file.split("/")[0] for file in files(run_folder)} == {"checkpoint_00000010_0001"}
 
 
-def test_a_mark_without_a_folder_brings_nothing(run: Storage):
+def test_a_mark_without_a_folder_brings_nothing(run_folder: Storage):
     folder = stage(0, "checkpoint_00000010_0001", is_marked=True)
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     folder.rmdir()
 
-    rescue_staged(run, KEY)
+    rescue_staged(run_folder, KEY)
 
-    assert files(run) == []
+    assert files(run_folder) == []
 
 
 def test_every_user_of_a_machine_has_a_folder(machine: Path, monkeypatch: pytest.MonkeyPatch):
@@ -111,83 +113,83 @@ def test_a_link_in_place_of_the_folder_is_refused(machine: Path, tmp_path: Path)
 
 
 def test_a_folder_that_vanishes_meanwhile_is_of_no_concern(
-    run: Storage, monkeypatch: pytest.MonkeyPatch
+    run_folder: Storage, monkeypatch: pytest.MonkeyPatch
 ):
     gone = stage(0, "checkpoint_00000010_0001", is_marked=True)
     stage(0, "checkpoint_00000020_0001", is_marked=True)
     upload = Storage.upload
 
-    def upload_late(run: Storage, folder: Path, name: str) -> None:
+    def upload_late(run_folder: Storage, folder: Path, name: str) -> None:
         shutil.rmtree(gone, ignore_errors=True)  # by another machine that shares the folder
-        upload(run, folder, name)
+        upload(run_folder, folder, name)
 
     monkeypatch.setattr(Storage, "upload", upload_late)
 
-    rescue_staged(run, KEY)
+    rescue_staged(run_folder, KEY)
 
-    assert {file.split("/")[0] for file in files(run)} == {"checkpoint_00000020_0001"}
+    assert {file.split("/")[0] for file in files(run_folder)} == {"checkpoint_00000020_0001"}
     assert not staging_folder(KEY).exists()
 
 
-def test_nothing_is_left_on_the_machine(run: Storage):
+def test_nothing_is_left_on_the_machine(run_folder: Storage):
     stage(0, "checkpoint_00000010_0001", is_marked=True)
     stage(1, "checkpoint_00000010_0001", is_marked=True)
     stage(0, "checkpoint_00000020_0001", is_marked=False)
 
-    rescue_staged(run, KEY)
+    rescue_staged(run_folder, KEY)
 
     assert not staging_folder(KEY).exists()
 
 
-def test_a_second_call_does_nothing(run: Storage):
+def test_a_second_call_does_nothing(run_folder: Storage):
     stage(0, "checkpoint_00000010_0001", is_marked=True)
-    rescue_staged(run, KEY)
-    run.write_text("checkpoint_00000010_0001/data/of-0.txt", "written since")
+    rescue_staged(run_folder, KEY)
+    run_folder.write_text("checkpoint_00000010_0001/data/of-0.txt", "written since")
 
-    rescue_staged(run, KEY)
+    rescue_staged(run_folder, KEY)
 
-    assert run.read_text("checkpoint_00000010_0001/data/of-0.txt") == "written since"
-
-
-def test_a_machine_without_anything_staged_does_nothing(run: Storage):
-    rescue_staged(run, KEY)
-
-    assert files(run) == []
+    assert run_folder.read_text("checkpoint_00000010_0001/data/of-0.txt") == "written since"
 
 
-def test_what_another_run_has_staged_stays(run: Storage):
+def test_a_machine_without_anything_staged_does_nothing(run_folder: Storage):
+    rescue_staged(run_folder, KEY)
+
+    assert files(run_folder) == []
+
+
+def test_what_another_run_has_staged_stays(run_folder: Storage):
     stage(0, "checkpoint_00000010_0001", is_marked=True, key="another")
 
-    rescue_staged(run, KEY)
+    rescue_staged(run_folder, KEY)
 
-    assert files(run) == []
+    assert files(run_folder) == []
     assert staging_folder("another").exists()
 
 
-def test_a_part_that_had_arrived_before_is_completed(run: Storage):
+def test_a_part_that_had_arrived_before_is_completed(run_folder: Storage):
     name = "checkpoint_00000010_0001"
     stage(0, name, is_marked=True)
-    run.write_text(f"{name}/data/of-0.txt", "torn")
-    run.write_text(f"{name}/slices-00007.safetensors", "of another machine")
+    run_folder.write_text(f"{name}/data/of-0.txt", "torn")
+    run_folder.write_text(f"{name}/slices-00007.safetensors", "of another machine")
 
-    rescue_staged(run, KEY)
+    rescue_staged(run_folder, KEY)
 
-    assert run.read_text(f"{name}/data/of-0.txt") == name
-    assert run.read_text(f"{name}/slices-00007.safetensors") == "of another machine"
-    assert run.exists(f"{name}/slices-00000.safetensors")
+    assert run_folder.read_text(f"{name}/data/of-0.txt") == name
+    assert run_folder.read_text(f"{name}/slices-00007.safetensors") == "of another machine"
+    assert run_folder.exists(f"{name}/slices-00000.safetensors")
 
 
 def test_what_cannot_be_brought_stays_staged(tmp_path: Path):
     name = "checkpoint_00000010_0001"
     folder = stage(0, name, is_marked=True)
     (tmp_path / "storage").write_text("in the way")
-    run = Storage.open(str(tmp_path / "storage")).folder("reward-model")
+    run_folder = Storage.open(str(tmp_path / "storage")).folder("reward-model")
 
     with pytest.raises(OSError, match="storage"):
-        rescue_staged(run, KEY)
+        rescue_staged(run_folder, KEY)
     assert (folder / "slices-00000.safetensors").exists()
 
     (tmp_path / "storage").unlink()
-    rescue_staged(run, KEY)
-    assert run.read_text(f"{name}/data/of-0.txt") == name
+    rescue_staged(run_folder, KEY)
+    assert run_folder.read_text(f"{name}/data/of-0.txt") == name
     assert not staging_folder(KEY).exists()

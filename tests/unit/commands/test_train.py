@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rm_ray.commands.train import summarise
+from rm_ray.commands.train import run_summary
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -23,7 +23,7 @@ RESULT = {
 
 
 def test_the_summary_shows_metrics_speed_and_places() -> None:
-    page = summarise(RESULT)
+    page = run_summary(RESULT)
     lines = [line.split() for line in page.splitlines()]
     assert ["accuracy", "0.7500", "-"] in lines
     assert ["loss", "0.5000", "-"] in lines

@@ -15,7 +15,7 @@ from rm_ray.config.train_config import DataConfig
 from rm_ray.data.rows.contract import Pair, RefusedError
 from rm_ray.data.rows.pairs import read_pair
 from rm_ray.data.rows.reading import refuse_lost_columns, sum_up
-from rm_ray.data.sources.selection import SourceSpec, read_selected, select
+from rm_ray.data.sources.mixture import SourceSpec, read_selected, select
 from rm_ray.data.tokens.tokenization import PairTokenizer, load_tokenizer
 from rm_ray.errors import InputError
 

@@ -12,7 +12,7 @@ from rm_ray.data.rows.columns import ColumnRules
 from rm_ray.data.rows.contract import Message, Reason, RefusedError
 from rm_ray.data.rows.pairs import parse_pair, read_pair
 from rm_ray.data.rows.reading import refuse_lost_columns, sum_up
-from rm_ray.data.sources.selection import SourceSpec, select
+from rm_ray.data.sources.mixture import SourceSpec, select
 from rm_ray.data.sources.table_rows import read_csv
 from rm_ray.errors import InputError
 

@@ -21,7 +21,7 @@ from rm_ray.data.rows.reading import (
 )
 from rm_ray.data.tokens.tokenization import PairTokenizer, TokenizedPair, load_tokenizer
 from rm_ray.errors import InputError
-from rm_ray.scoring.rows import parse_row
+from rm_ray.scoring.conversations import parse_conversations
 
 Row = dict[str, Any]
 
@@ -284,7 +284,7 @@ def test_columns_are_mapped_by_name_and_by_path():
     assert (pair.chosen, pair.rejected) == ([SYSTEM, ASKED, SO], [SYSTEM, ASKED, NO])
     assert pair.margin == 0.5
     assert reading.left == ("question.id", "completions.2")
-    assert parse_row(row, "", rules).messages == [pair.chosen, pair.rejected]
+    assert parse_conversations(row, "", rules).messages == [pair.chosen, pair.rejected]
     missing = {"prompt": "nowhere"}
     with pytest.raises(
         InputError, match=r"data\.columns reads prompt from 'nowhere', which no row"
@@ -295,10 +295,18 @@ def test_columns_are_mapped_by_name_and_by_path():
 def test_scoring_reads_the_prompt_as_training_does():
     row = {"system": "Be brief.", "question": "Why is it so?"}
 
-    assert parse_row({**row, "response": "So."}).messages == [[SYSTEM, ASKED, SO]]
-    assert parse_row({**row, "responses": ["So.", "No."]}).messages[1] == [SYSTEM, ASKED, NO]
-    assert parse_row({**row, **REPLIES}).messages[0] == parse_pair({**row, **REPLIES}).chosen
-    assert parse_row({**row, "response": "So.", "images": ["a.png"]}).reading.lost == ("images",)
+    assert parse_conversations({**row, "response": "So."}).messages == [[SYSTEM, ASKED, SO]]
+    assert parse_conversations({**row, "responses": ["So.", "No."]}).messages[1] == [
+        SYSTEM,
+        ASKED,
+        NO,
+    ]
+    assert (
+        parse_conversations({**row, **REPLIES}).messages[0] == parse_pair({**row, **REPLIES}).chosen
+    )
+    assert parse_conversations({**row, "response": "So.", "images": ["a.png"]}).reading.lost == (
+        "images",
+    )
 
 
 def test_what_people_call_their_columns_is_known():

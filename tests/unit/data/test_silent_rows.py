@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rm_ray.config.train_config import DataConfig
-from rm_ray.data.cache.cache_rows import parse_row, tokenize_rows
+from rm_ray.data.cache.cache_rows import parse_pair_row, tokenize_rows
 from rm_ray.data.rows.columns import NO_RULES, ColumnRules
 from rm_ray.data.rows.contract import Pair, Reason, RefusedError, is_same
 from rm_ray.data.rows.pairs import parse_pair, read_pair
@@ -194,7 +194,7 @@ def test_true_is_not_1():
 
 def test_values_nested_too_deeply_are_refused():
     text = json.dumps({"prompt": "q", **TEXTS})[:-1] + f', "x": {"[" * 900}{"]" * 900}}}'
-    refused, _ = parse_row(text, "here", NO_RULES)
+    refused, _ = parse_pair_row(text, "here", NO_RULES)
     assert isinstance(refused, RefusedError)
     assert refused.reason == Reason.NOT_MESSAGES
 

@@ -14,7 +14,14 @@ from torch import Tensor
 from rm_ray.batches.collate import Collator, _map_tensors
 from rm_ray.config.train_config import Layout
 from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
-from rm_ray.estimate.activations import FAMILIES, Activations, Arithmetic, Attention, Row, saved
+from rm_ray.estimate.activations import (
+    FAMILIES,
+    Activations,
+    Arithmetic,
+    Attention,
+    ForwardPass,
+    saved,
+)
 from rm_ray.estimate.architecture import Architecture
 from rm_ray.model.attention import PACKABLE
 from rm_ray.model.reward_model import build_reward_model
@@ -97,7 +104,7 @@ def predict(
     attention: Attention,
 ) -> tuple[Architecture, Activations]:
     architecture = Architecture.of(classifier_of(folder / "model.json", fields(family)))
-    row = Row.of(lengths, layout=layout, attention=attention)
+    row = ForwardPass.of(lengths, layout=layout, attention=attention)
     size = ARITHMETIC[arithmetic]
     return architecture, saved(architecture, row, size, layout=layout, attention=attention)
 

@@ -10,10 +10,10 @@ from shapes import LLAMA_8B, classifier_of
 
 from rm_ray.config.train_config import ClusterConfig
 from rm_ray.estimate import memory
-from rm_ray.estimate.activations import Row
+from rm_ray.estimate.activations import ForwardPass
 from rm_ray.estimate.architecture import Architecture
 from rm_ray.estimate.memory import MemorySetting, alternatives, estimate
-from rm_ray.preflight.planning import secondary_over
+from rm_ray.preflight.run_estimate import secondary_over
 from rm_ray.train.zero import find_secondary_size
 
 EMBEDDING = 128_256 * 4_096
@@ -21,7 +21,7 @@ LAYER = 2 * 4_096**2 + 2 * 4_096 * 1_024 + 3 * 4_096 * 14_336 + 2 * 4_096
 N = EMBEDDING + 32 * LAYER + 4_096 + 4_096
 """Numbers of an 8B Llama with a scalar head: 7.5 billion, since it has no output embedding."""
 
-ROW = Row(positions=16_384, queries=16_384, keys=20_000, masked=0, products=0)
+ROW = ForwardPass(positions=16_384, queries=16_384, keys=20_000, masked=0, products=0)
 
 ON_64_GPUS = MemorySetting(
     dtype="bfloat16", zero_stage=3, checkpointing=True, world_size=64, on_gpu=True,
@@ -178,7 +178,7 @@ settings = st.builds(
 )
 
 rows = st.integers(10, 20_000).map(
-    lambda size: Row(positions=size, queries=size, keys=size, masked=0, products=0)
+    lambda size: ForwardPass(positions=size, queries=size, keys=size, masked=0, products=0)
 )
 
 
@@ -226,7 +226,7 @@ def test_recomputing_needs_no_more(architecture, row, setting):
 
 @given(architectures(), rows, settings)
 def test_more_tokens_need_no_less(architecture, row, setting):
-    double = Row(
+    double = ForwardPass(
         positions=2 * row.positions, queries=2 * row.queries, keys=2 * row.keys, masked=0,
         products=0,
     )  # fmt: skip

@@ -20,13 +20,13 @@ from rm_ray.estimate.prediction import (
     choices_of,
     describe_prediction,
     predict_run,
+    prediction_to_json,
     preferred,
-    to_json,
     ways,
 )
 from rm_ray.estimate.timing import Compute, Load, StepTime, predict, sizes_around, update_seconds
 from rm_ray.estimate.traffic import DDP_BUCKET, traffic_of
-from rm_ray.estimate.workload import look
+from rm_ray.estimate.workload import measure_workload
 from rm_ray.model.flops import ModelFlops
 from rm_ray.train.zero import BUCKET
 
@@ -214,7 +214,7 @@ def test_padding_takes_time_where_the_speed_is_assumed_and_is_no_progress():
     assert passes(of(packed)) == pytest.approx(of(packed).total)
     assert of(padded).total == pytest.approx(of(packed).total)
     assert passes(of(padded, counts_padding=False)) == pytest.approx(of(packed).total)
-    workload = look(padded, world_size=1, most_steps=100)
+    workload = measure_workload(padded, world_size=1, most_steps=100)
     waste = workload.computed / workload.distinct
     assert waste > 1.05
     assert passes(of(padded)) / of(padded).total == pytest.approx(waste, rel=0.01)
@@ -287,7 +287,7 @@ def test_more_gpus_are_faster_and_less_used_and_what_does_not_fit_is_not_taken()
     lines = describe_prediction(prediction)
     assert "predicted, not measured" in lines[0]
     assert sum("recommended" in line for line in lines[2:12]) == 1
-    document = to_json(prediction)
+    document = prediction_to_json(prediction)
     assert document["is_predicted"] and document["best"]["seconds"] == prediction.best.time.seconds
 
 

@@ -8,8 +8,8 @@ from shapes import lengths_of
 
 from rm_ray.batches.plan import Plan, PlanSettings
 from rm_ray.data.cache.pair_tokens import PairLengths
-from rm_ray.estimate.activations import Row
-from rm_ray.estimate.workload import count_positions, in_layout, look
+from rm_ray.estimate.activations import ForwardPass
+from rm_ray.estimate.workload import count_positions, in_layout, measure_workload
 from rm_ray.preflight.report import histogram
 
 SETTINGS = PlanSettings(global_batch_size=2, tokens_per_micro_batch=100, epochs=2, shuffle=False)
@@ -26,7 +26,7 @@ def some_pairs(count: int, seed: int = 0) -> PairLengths:
 
 
 def test_packed_pairs_compute_each_distinct_token_once():
-    workload = look(Plan(lengths=FOUR, settings=SETTINGS), world_size=1, most_steps=9)
+    workload = measure_workload(Plan(lengths=FOUR, settings=SETTINGS), world_size=1, most_steps=9)
     assert workload.is_exact
     assert (workload.distinct, workload.computed) == (2 * 186, 2 * 186)
     # 90 and 11 do not fit into 100 together.
@@ -36,7 +36,7 @@ def test_packed_pairs_compute_each_distinct_token_once():
 
 def test_padded_pairs_compute_the_longest_conversation_of_their_batch_for_all():
     plan = in_layout(Plan(lengths=FOUR, settings=SETTINGS), "padded")
-    workload = look(plan, world_size=1, most_steps=9)
+    workload = measure_workload(plan, world_size=1, most_steps=9)
     # Of 100 positions a batch: 30 a side and 25 a side; 60 a side; 10 a side.
     assert workload.computed == 2 * (2 * 30 + 2 * 25 + 2 * 60 + 2 * 10)
     assert workload.most_positions == 120
@@ -46,7 +46,9 @@ def test_padded_pairs_compute_the_longest_conversation_of_their_batch_for_all():
 def test_some_steps_stand_for_all_and_the_largest_pair_is_among_them():
     lengths = some_pairs(4_000)
     plan = Plan(lengths=lengths, settings=replace(SETTINGS, global_batch_size=40, shuffle=True))
-    few, all_of_them = (look(plan, world_size=2, most_steps=steps) for steps in (10, 100))
+    few, all_of_them = (
+        measure_workload(plan, world_size=2, most_steps=steps) for steps in (10, 100)
+    )
     assert (few.is_exact, all_of_them.is_exact) == (False, True)
     assert few.num_sampled in (10, 11)
     assert few.computed == pytest.approx(all_of_them.computed, rel=0.05)
@@ -56,18 +58,20 @@ def test_some_steps_stand_for_all_and_the_largest_pair_is_among_them():
 def test_a_short_run_is_judged_by_the_steps_that_it_has():
     lengths = some_pairs(400)
     settings = replace(SETTINGS, epochs=1, max_episodes=20)
-    workload = look(Plan(lengths=lengths, settings=settings), world_size=1, most_steps=100)
+    workload = measure_workload(
+        Plan(lengths=lengths, settings=settings), world_size=1, most_steps=100
+    )
     assert workload.num_sampled == 10
     assert workload.distinct == round(lengths.distinct.sum() * 20 / 400)
 
 
 def test_a_row_counts_the_keys_of_both_branches():
-    row = Row.of(FOUR, layout="packed", attention="varlen")
+    row = ForwardPass.of(FOUR, layout="packed", attention="varlen")
     assert (row.positions, row.queries, row.keys) == (186, 186, 230)
-    grouped = Row.of(FOUR, layout="packed", attention="grouped")
+    grouped = ForwardPass.of(FOUR, layout="packed", attention="grouped")
     assert grouped.positions == 186
     assert grouped.keys >= 230
-    padded = Row.of(FOUR, layout="padded", attention="sdpa")
+    padded = ForwardPass.of(FOUR, layout="padded", attention="sdpa")
     assert (padded.positions, padded.masked) == (8 * 60, 8 * 60**2)
 
 

@@ -32,11 +32,11 @@ from rm_ray.batches.collate import Collator, ReadyMicroBatch  # noqa: E402
 from rm_ray.batches.loading import LoadedMicroBatch  # noqa: E402
 from rm_ray.batches.plan import MicroBatch  # noqa: E402
 from rm_ray.config.train_config import ClusterConfig, OptimizerConfig  # noqa: E402
-from rm_ray.evaluation.held_out import evaluate  # noqa: E402
+from rm_ray.evaluation.held_out import evaluate_held_out  # noqa: E402
 from rm_ray.scoring.scorer import Scorer  # noqa: E402
 from rm_ray.train import slices  # noqa: E402
 from rm_ray.train.engine import Engine  # noqa: E402
-from rm_ray.train.probes import Probes  # noqa: E402
+from rm_ray.train.reference_rewards import ReferencePairs  # noqa: E402
 from rm_ray.train.slices import Slice, read_slices, write_slices  # noqa: E402
 from rm_ray.train.step import train_step  # noqa: E402
 
@@ -177,7 +177,7 @@ def score_held_out(trial: Trial) -> dict[str, Any]:
     """Evaluate one step."""
     with trial.on_gpu():
         steps = [trial.micro_batches()]
-        evaluation = evaluate(trial.engine(), steps, Tokenizer(), sample_rows=2)  # type: ignore[arg-type]
+        evaluation = evaluate_held_out(trial.engine(), steps, Tokenizer(), sample_rows=2)  # type: ignore[arg-type]
     assert evaluation is not None
     return {"samples": len(evaluation.samples), "scored": len(evaluation.order)}
 
@@ -255,7 +255,7 @@ class RealSlice:
 
 def probe(trial: Trial) -> dict[str, Any]:
     """Score the pairs that a checkpoint keeps."""
-    probes = Probes(pairs=some_pairs(2), conversations=())
+    probes = ReferencePairs(pairs=some_pairs(2), conversations=())
     with trial.on_gpu():
         scored = probes.score(trial.engine(), trial.collator, tokens_per_pass=1_000)
     return {"scored": len(scored["pairs"])}

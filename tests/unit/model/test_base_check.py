@@ -26,7 +26,7 @@ from rm_ray.model.attention import PACKABLE
 from rm_ray.model.base_check import BaseModel
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.preflight import checks
-from rm_ray.publish.base_model import find_base, say_what_base_holds
+from rm_ray.publish.base_model import find_base, log_base_weights
 from rm_ray.publish.hub import HubAwayError
 
 SIZES = {
@@ -150,7 +150,7 @@ def test_weights_without_a_place_are_named(llama, caplog):
     assert len(base.unused) == 9
     assert base.unused[0] == "model.layers.1.input_layernorm.weight"
     caplog.set_level("INFO", "rm_ray")
-    say_what_base_holds(ModelConfig(name_or_path=str(llama)))
+    log_base_weights(ModelConfig(name_or_path=str(llama)))
     assert "no place for 9 weights" in caplog.text
     verdict = checks.check_model(ModelConfig(name_or_path=str(llama)), lambda: base)
     assert verdict.outcome == "warning"
@@ -159,9 +159,9 @@ def test_weights_without_a_place_are_named(llama, caplog):
 def test_what_becomes_of_a_head_is_said(tmp_path, llama, caplog):
     make(tmp_path / "scored", "llama", "SequenceClassification")
     caplog.set_level("INFO", "rm_ray")
-    say_what_base_holds(ModelConfig(name_or_path=str(llama)))
-    say_what_base_holds(ModelConfig(name_or_path=str(tmp_path / "scored")))
-    say_what_base_holds(ModelConfig())
+    log_base_weights(ModelConfig(name_or_path=str(llama)))
+    log_base_weights(ModelConfig(name_or_path=str(tmp_path / "scored")))
+    log_base_weights(ModelConfig())
     assert caplog.messages == [
         "head: drawn anew",
         f"head: drawn anew; the one that '{tmp_path / 'scored'}' has is not used",

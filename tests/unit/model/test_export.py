@@ -12,7 +12,7 @@ from rm_ray.config.train_config import ModelConfig
 from rm_ray.data.sources.synthetic import generate_pairs
 from rm_ray.data.tokens.tokenization import load_tokenizer
 from rm_ray.errors import InputError
-from rm_ray.model.export import check_export, export_model, export_skeleton, export_weights
+from rm_ray.model.export import check_exportable, export_model, export_skeleton, export_weights
 from rm_ray.model.reward_model import RewardModel, build_reward_model, build_without_weights
 
 FAMILIES = {
@@ -64,7 +64,7 @@ def test_transformers_gives_the_rewards_of_training(tmp_path, family, batch_size
 def test_clients_read_the_tokens_of_training(tmp_path, family):
     build(tmp_path, family)
     table, tokenizer = builtin_table(tmp_path / "again", 7)
-    check_export(AutoConfig.from_pretrained(tmp_path / "export"), tokenizer)
+    check_exportable(AutoConfig.from_pretrained(tmp_path / "export"), tokenizer)
     reader = AutoTokenizer.from_pretrained(tmp_path / "export")
     for pair, row in enumerate(generate_pairs("train", 7)):
         ids = reader.apply_chat_template(row["chosen"])["input_ids"]
@@ -75,7 +75,7 @@ def test_a_tokenizer_that_clients_would_read_otherwise_is_refused(tmp_path):
     build(tmp_path, "qwen2")
     architecture = AutoConfig.from_pretrained(tmp_path / "export")
     with pytest.raises(InputError, match="reads this tokenizer as Qwen2Tokenizer"):
-        check_export(architecture, load_tokenizer("builtin"))
+        check_exportable(architecture, load_tokenizer("builtin"))
 
 
 def test_the_pipeline_returns_the_reward_itself(tmp_path):

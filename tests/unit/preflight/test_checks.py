@@ -7,15 +7,21 @@ import pytest
 from rm_ray.cluster.gpus import Gpu, explain_no_cuda, find_cuda, parse_gpu
 from rm_ray.config.train_config import CheckpointConfig, ModelConfig
 from rm_ray.errors import InputError
-from rm_ray.estimate.device import usable
+from rm_ray.estimate.gpu_memory import usable
 from rm_ray.estimate.memory import MemoryEstimate, Moment
 from rm_ray.model.base_check import BaseModel
 from rm_ray.preflight import checks
-from rm_ray.preflight.machines import Facts, Machine, Question, find_facts, find_software
+from rm_ray.preflight.machines import (
+    Machine,
+    MachineProbe,
+    MachineReport,
+    find_software,
+    make_report,
+)
 from rm_ray.storage import Storage
 
 H100 = Gpu(name="NVIDIA H100", memory=80 * 10**9, driver="570.86.15", capability=9.0)
-NODE = Facts(name="one", staging="/tmp", staging_free=10**12, cuda="12.8", gpus=(H100,))
+NODE = MachineReport(name="one", staging="/tmp", staging_free=10**12, cuda="12.8", gpus=(H100,))
 
 
 def estimate_of(size: int) -> MemoryEstimate:
@@ -25,24 +31,25 @@ def estimate_of(size: int) -> MemoryEstimate:
 def test_a_storage_that_all_reach_is_read_back(tmp_path):
     storage = Storage.open(str(tmp_path))
     with checks.left_by_driver(storage) as token:
-        facts = [
-            find_facts(Question(storage=storage, token=token, node_id=node)) for node in ("a", "b")
+        reports = [
+            make_report(MachineProbe(storage=storage, token=token, node_id=node))
+            for node in ("a", "b")
         ]
         written = {info.base_name for info in storage.list(token)} - {"driver"}
     assert written == {"a", "b"}
-    assert checks.check_storage(facts, written, storage).outcome == "ok"
+    assert checks.check_storage(reports, written, storage).outcome == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_storage_that_is_another_folder_elsewhere_fails(tmp_path):
     here, there = (Storage.open(str(tmp_path / name)) for name in ("here", "there"))
     with checks.left_by_driver(here) as token:
-        facts = [find_facts(Question(storage=there, token=token, node_id="a"))]
-    verdict = checks.check_storage(facts, [], here)
+        reports = [make_report(MachineProbe(storage=there, token=token, node_id="a"))]
+    verdict = checks.check_storage(reports, [], here)
     assert verdict.outcome == "failed"
     assert "it is not the same folder" in verdict.found
     # What the machine wrote does not reach the driver.
-    alone = [replace(facts[0], storage_error="")]
+    alone = [replace(reports[0], storage_error="")]
     assert "0 of 1 machines" in checks.check_storage(alone, [], here).found
 
 
@@ -103,10 +110,10 @@ def test_software_that_differs_is_named():
 
 
 def test_a_machine_that_does_not_answer_fails():
-    verdict = checks.check_answers([NODE, Facts(name="two", error="no answer in 120 s")])
+    verdict = checks.check_answers([NODE, MachineReport(name="two", error="no answer in 120 s")])
     assert verdict.outcome == "failed"
     assert "two: no answer" in verdict.found
-    without_us = Facts(name="two", error="ModuleNotFoundError: No module named 'rm_ray'")
+    without_us = MachineReport(name="two", error="ModuleNotFoundError: No module named 'rm_ray'")
     assert "--working-dir" in checks.check_answers([without_us]).remedy
 
 
@@ -205,11 +212,11 @@ def test_a_machine_must_hold_the_models_of_all_its_workers():
 
 def test_a_cluster_without_the_workers_fails_unless_it_is_not_the_one():
     machine = Machine(node_id="1", name="one", resources={"CPU": 8})
-    judged = [
+    preferences = [
         checks.check_cluster([machine], "64 workers", refusal, is_elsewhere=elsewhere).outcome
         for refusal, elsewhere in ((None, False), ("too few GPUs", False), ("too few GPUs", True))
     ]
-    assert judged == ["ok", "failed", "warning"]
+    assert preferences == ["ok", "failed", "warning"]
 
 
 def test_a_missing_path_is_named():

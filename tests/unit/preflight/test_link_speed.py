@@ -1,9 +1,9 @@
 import pytest
 
-from rm_ray.cluster.exchange import LinkSpeed
+from rm_ray.cluster.connectivity import LinkSpeed
 from rm_ray.config.train_config import ClusterConfig
 from rm_ray.errors import InputError
-from rm_ray.preflight.link_speed import measure_network, summarise
+from rm_ray.preflight.link_speed import measure_network, summarise_links
 from rm_ray.storage import Storage
 
 FAST = LinkSpeed(all_reduce=400e9, all_gather=300e9, latency_s=20e-6)
@@ -11,7 +11,7 @@ SLOW = LinkSpeed(all_reduce=40e9, all_gather=45e9, latency_s=60e-6)
 
 
 def test_each_kind_of_link_has_the_bandwidth_of_its_slower_collective():
-    network, line = summarise(["a", "a", "b", "b"], FAST, SLOW, SLOW)
+    network, line = summarise_links(["a", "a", "b", "b"], FAST, SLOW, SLOW)
     assert (network.within_node, network.between_nodes) == (300e9, 40e9)
     assert (network.gpus_per_node, network.latency) == (2, 60e-6)
     assert line == (
@@ -21,10 +21,10 @@ def test_each_kind_of_link_has_the_bandwidth_of_its_slower_collective():
 
 
 def test_links_that_are_not_there_are_taken_for_those_that_are():
-    alone, line = summarise(["a", "a"], FAST, None, FAST)
+    alone, line = summarise_links(["a", "a"], FAST, None, FAST)
     assert (alone.within_node, alone.between_nodes) == (300e9, 300e9)
     assert line.startswith("2 workers on 1 machine: 300 GB/s within a machine; 20 ")
-    apart, line = summarise(["a", "b", "c"], None, SLOW, SLOW)
+    apart, line = summarise_links(["a", "b", "c"], None, SLOW, SLOW)
     assert (apart.within_node, apart.between_nodes, apart.gpus_per_node) == (40e9, 40e9, 1)
     assert "within a machine" not in line
 

@@ -11,7 +11,7 @@ from rm_ray.config.train_config import TrainConfig
 from rm_ray.estimate.network import Network
 from rm_ray.preflight.machines import Machine
 from rm_ray.preflight.options import PreflightCommand
-from rm_ray.preflight.run import _kept, _room
+from rm_ray.preflight.preflight import _kept, _room
 from rm_ray.storage import Storage
 
 AUTO = {"zero_stage": "auto", "zero_secondary_partition": "auto"}

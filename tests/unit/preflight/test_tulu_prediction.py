@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rm_ray.data.cache.pair_tokens import PairLengths
-from rm_ray.estimate.activations import Row
+from rm_ray.estimate.activations import ForwardPass
 from rm_ray.estimate.memory import estimate
 from rm_ray.estimate.prediction import Prediction, describe_prediction
 from rm_ray.preflight.checks import usable
@@ -44,7 +44,7 @@ def test_the_recipe_takes_the_preferred_way_and_its_longest_pair_fits(prediction
     longest = np.array([recipe["data"]["max_length"]])
     assert recipe["batch"]["tokens_per_micro_batch"] == 2 * longest[0]
     pair = PairLengths(chosen=longest, rejected=longest, prefix=np.array([0]))
-    row = Row.of(pair, layout="packed", attention="varlen")
+    row = ForwardPass.of(pair, layout="packed", attention="varlen")
     needed = estimate(predict.architecture(), row, best.setting).device
     room = usable(predict.GPU_MEMORY)
     text = predict.RECIPE.read_text()

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from made_run import make_run
 
 from rm_ray.publish.card import CardFacts, write_card
-from rm_ray.publish.gate import GateResult
+from rm_ray.publish.export_gate import GateResult
 
 
 @pytest.fixture

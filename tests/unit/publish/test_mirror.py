@@ -9,15 +9,14 @@ from huggingface_hub import HfApi
 from made_run import MadeRun, make_run
 
 from rm_ray.commands import publish as command
-from rm_ray.commands.publish import describe
+from rm_ray.commands.publish import publish_summary
 from rm_ray.errors import InputError
+from rm_ray.publish import finish, registration
 from rm_ray.publish import mirror as mirror_module
-from rm_ray.publish import registration
-from rm_ray.publish import run as run_module
-from rm_ray.publish.gate import ClientsError, GateResult
+from rm_ray.publish.export_gate import ClientsError, GateResult
+from rm_ray.publish.finish import finish_publishing
 from rm_ray.publish.hub import HubRepo
 from rm_ray.publish.mirror import Mirror, best_step
-from rm_ray.publish.run import finish_publishing
 
 REPO = "someone/rewards"
 
@@ -31,11 +30,11 @@ def _quick_gate(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (probes["pairs"], dtype) == (probes["pairs"][:8], "float32")
         return GateResult(differences={"alone": 1e-7}, num_conversations=16)
 
-    monkeypatch.setattr(mirror_module, "check_export", passes)
+    monkeypatch.setattr(mirror_module, "run_export_gate", passes)
 
 
 def mirror_of(made: MadeRun) -> Mirror:
-    return Mirror(run=made.run, config=made.config, last_step=made.last_step)
+    return Mirror(run_folder=made.run, config=made.config, last_step=made.last_step)
 
 
 def tags(endpoint: str) -> dict[str, str]:
@@ -79,7 +78,7 @@ def test_a_model_that_clients_score_otherwise_is_never_published(endpoint, tmp_p
     made.save(10)
     made.finish()
     fails = GateResult(differences={"pipeline": 0.5}, num_conversations=16, problem="pipeline: no")
-    monkeypatch.setattr(mirror_module, "check_export", lambda *_: fails)
+    monkeypatch.setattr(mirror_module, "run_export_gate", lambda *_: fails)
     published = finish_publishing(made.folder)
     assert published.tags("refused") == ["step-00000010"]
     assert published.main is None
@@ -92,7 +91,7 @@ def test_what_was_refused_is_tried_again_when_asked_to(endpoint, tmp_path, monke
     made.finish()
     fails = GateResult(differences={"pipeline": 0.5}, num_conversations=16, problem="pipeline: no")
     with monkeypatch.context() as patch:
-        patch.setattr(mirror_module, "check_export", lambda *_: fails)
+        patch.setattr(mirror_module, "run_export_gate", lambda *_: fails)
         finish_publishing(made.folder)
     assert finish_publishing(made.folder).tags("refused") == ["step-00000010"]
     assert finish_publishing(made.folder, retries_refused=True).main == "step-00000010"
@@ -107,7 +106,7 @@ def test_clients_that_do_not_answer_leave_it_to_be_done(endpoint, tmp_path, monk
         raise ClientsError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirror_module, "check_export", fails)
+        patch.setattr(mirror_module, "run_export_gate", fails)
         published = finish_publishing(made.folder)
     assert (published.versions, published.problem, published.is_whole) == ([], "killed", False)
     assert finish_publishing(made.folder).main == "step-00000010"
@@ -162,7 +161,7 @@ def test_a_hub_that_stays_away_is_told_with_the_command_that_goes_on(endpoint, t
     ask_for(endpoint, {"match": "/branch/", "kind": "hang", "seconds": 0.6, "count": 99})
     published = finish_publishing(made.folder)
     assert not published.is_whole
-    shown = describe(published, made.folder, made.config.hub)
+    shown = publish_summary(published, made.folder, made.config.hub)
     assert "not published     step-00000010" in shown
     assert f"python jobs/publish.py {made.folder} --repo_id {REPO} --private True" in shown
     ask_for(endpoint)
@@ -200,7 +199,7 @@ def test_a_run_in_an_object_store_is_published_too(endpoint, contents, tmp_path)
     made.save(10)
     made.finish()
     there = f"memory://{tmp_path.name}/run"
-    run_module.Storage.open(there.rpartition("/")[0]).upload(Path(made.folder), "run")
+    finish.Storage.open(there.rpartition("/")[0]).upload(Path(made.folder), "run")
     assert finish_publishing(there).main == "step-00000010"
     assert "model.safetensors" in contents(REPO, "main")
 
@@ -231,7 +230,7 @@ def test_the_end_of_a_run_has_a_limit_and_ctrl_c_leads_to_the_command_that_goes_
         raise KeyboardInterrupt
 
     caplog.clear()
-    monkeypatch.setattr(run_module, "finish_publishing", interrupted)
+    monkeypatch.setattr(finish, "finish_publishing", interrupted)
     assert command.publish_end(made.config) == command.INTERRUPTED
     assert again in caplog.text
 
@@ -256,7 +255,7 @@ def test_what_was_refused_is_published_from_its_files_where_its_checkpoint_is_go
     made.run.delete(checkpoint.name)
 
     elsewhere = replace(made.config, hub=replace(made.config.hub, revision_prefix="b-"))
-    again = Mirror(run=made.run, config=elsewhere, last_step=made.last_step)
+    again = Mirror(run_folder=made.run, config=elsewhere, last_step=made.last_step)
     again.retry_refused()
     assert Path(weights).read_bytes() == kept
     again.publish(again.find_waiting()[0], hub)
@@ -271,7 +270,7 @@ def test_what_clients_refused_stays_refused_where_its_checkpoint_is_gone(
     made = make_run(tmp_path, every="checkpoint")
     checkpoint = made.save(10)
     wrong = GateResult(differences={"alone": 9.0}, num_conversations=16, problem="alone")
-    monkeypatch.setattr(mirror_module, "check_export", lambda *_: wrong)
+    monkeypatch.setattr(mirror_module, "run_export_gate", lambda *_: wrong)
     mirror = mirror_of(made)
     mirror.make_ready(mirror.find_wanted()[0])
     made.run.delete(checkpoint.name)
@@ -295,7 +294,7 @@ def test_a_checkpoint_that_clients_do_not_answer_for_keeps_no_other_from_the_hub
     made = make_run(tmp_path, every="checkpoint")
     for step in (10, 20):
         made.save(step)
-    answers, calls = mirror_module.check_export, []
+    answers, calls = mirror_module.run_export_gate, []
 
     def killed_once(*about):
         calls.append(about)
@@ -303,11 +302,11 @@ def test_a_checkpoint_that_clients_do_not_answer_for_keeps_no_other_from_the_hub
             raise ClientsError("the clients were killed for memory")
         return answers(*about)
 
-    monkeypatch.setattr(mirror_module, "check_export", killed_once)
+    monkeypatch.setattr(mirror_module, "run_export_gate", killed_once)
     published = finish_publishing(made.folder)
     assert set(tags(endpoint)) == {"step-00000020"}
     assert published.problem == "the clients were killed for memory"
-    shown = describe(published, made.folder, made.config.hub)
+    shown = publish_summary(published, made.folder, made.config.hub)
     assert "the run           is not finished; hub.every is 'checkpoint'" in shown
     assert finish_publishing(made.folder).problem == ""
     assert set(tags(endpoint)) == {"step-00000010", "step-00000020"}

@@ -11,9 +11,9 @@ import torch
 from huggingface_hub import HfApi, ModelCard
 from made_run import make_run
 
-from rm_ray.commands.publish import describe
+from rm_ray.commands.publish import publish_summary
 from rm_ray.publish.card import IMAGE
-from rm_ray.publish.run import finish_publishing
+from rm_ray.publish.finish import finish_publishing
 from rm_ray.scoring.scorer import Scorer
 
 REPO = "someone/rewards"
@@ -30,7 +30,9 @@ def test_a_finished_run_is_published_with_its_best_on_main(endpoint, contents, t
     assert published.main == "step-00000020"
     tags = {ref.name for ref in HfApi(endpoint=endpoint).list_repo_refs(REPO).tags}
     assert tags == {"step-00000020", "step-00000030"}
-    assert "main              step-00000020" in describe(published, made.folder, made.config.hub)
+    assert "main              step-00000020" in publish_summary(
+        published, made.folder, made.config.hub
+    )
     main, last = contents(REPO, "main"), contents(REPO, "step-00000030")
     export = {path.name: path.read_bytes() for path in (Path(made.folder) / "export").iterdir()}
     assert last == export | {name: last[name] for name in ("README.md", IMAGE)}

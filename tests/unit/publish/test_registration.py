@@ -35,7 +35,7 @@ def uri_of(made: MadeRun) -> str:
 def publish(made: MadeRun, step: int) -> None:
     tag = f"step-{step:08d}"
     version = Version(step=step, tag=tag, state="published", commit="c" * 40)
-    Versions(run=made.run, repo_id=REPO).write(version)
+    Versions(run_folder=made.run, repo_id=REPO).write(version)
 
 
 def test_published_models_are_registered_once_and_refer_to_their_tags(made):

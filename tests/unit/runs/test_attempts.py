@@ -26,7 +26,7 @@ ENDINGS = get_args(Ending)
 
 
 @pytest.fixture(params=["folder", "fsspec URI"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     uris = {"folder": str(tmp_path), "fsspec URI": f"memory://{uuid.uuid4().hex}"}
     return Storage.open(uris[request.param]).folder("reward-model")
 
@@ -154,27 +154,27 @@ attempts_of_a_run = st.lists(
 
 @given(attempts_of_a_run)
 def test_attempts_are_read_as_they_were_written(attempts: list[Attempt]):
-    run = Storage.open(f"memory://{uuid.uuid4().hex}")
+    run_folder = Storage.open(f"memory://{uuid.uuid4().hex}")
 
-    write_attempts(run, attempts)
+    write_attempts(run_folder, attempts)
 
-    assert read_attempts(run) == attempts
+    assert read_attempts(run_folder) == attempts
 
 
-def test_all_attempts_are_written_each_time(run: Storage):
+def test_all_attempts_are_written_each_time(run_folder: Storage):
     first = attempt(1, ending="lost", cause="rank 1 died", spent={"steps": 1.5})
     second = attempt(2, ending="finished", num_workers=4, first_step=10, step=20)
 
-    write_attempts(run, [first])
-    write_attempts(run, [first, second])
+    write_attempts(run_folder, [first])
+    write_attempts(run_folder, [first, second])
 
-    assert read_attempts(run) == [first, second]
-    assert run.read_json(ATTEMPTS) == json.loads(json.dumps([asdict(first), asdict(second)]))
-    assert [info.base_name for info in run.list()] == [ATTEMPTS]
+    assert read_attempts(run_folder) == [first, second]
+    assert run_folder.read_json(ATTEMPTS) == json.loads(json.dumps([asdict(first), asdict(second)]))
+    assert [info.base_name for info in run_folder.list()] == [ATTEMPTS]
 
 
-def test_a_run_that_has_not_begun_has_no_attempts(run: Storage):
-    assert read_attempts(run) == []
+def test_a_run_that_has_not_begun_has_no_attempts(run_folder: Storage):
+    assert read_attempts(run_folder) == []
 
 
 @pytest.mark.parametrize(
@@ -191,15 +191,15 @@ def test_a_run_that_has_not_begun_has_no_attempts(run: Storage):
     ],
 )
 def test_attempts_that_are_damaged_are_warned_of_and_begun_anew(
-    run: Storage, caplog: pytest.LogCaptureFixture, content: str
+    run_folder: Storage, caplog: pytest.LogCaptureFixture, content: str
 ):
-    run.write_text(ATTEMPTS, content)
+    run_folder.write_text(ATTEMPTS, content)
 
-    assert read_attempts(run) == []
+    assert read_attempts(run_folder) == []
 
-    assert f"{run.join(ATTEMPTS)} is unreadable" in caplog.text
-    write_attempts(run, [attempt(ending="finished")])
-    assert read_attempts(run) == [attempt(ending="finished")]
+    assert f"{run_folder.join(ATTEMPTS)} is unreadable" in caplog.text
+    write_attempts(run_folder, [attempt(ending="finished")])
+    assert read_attempts(run_folder) == [attempt(ending="finished")]
 
 
 def test_attempts_of_an_unknown_alphabet_are_damaged_too(tmp_path: Path):
@@ -208,12 +208,12 @@ def test_attempts_of_an_unknown_alphabet_are_damaged_too(tmp_path: Path):
     assert read_attempts(Storage.open(str(tmp_path))) == []
 
 
-def test_an_attempt_found_running_was_lost_when_last_heard_of(run: Storage):
+def test_an_attempt_found_running_was_lost_when_last_heard_of(run_folder: Storage):
     running = attempt(2, lasted=33, num_workers=2, first_step=5, step=9, spent={"steps": 3.0})
     before = attempt(1, ending="stopped", cause="preempted")
-    write_attempts(run, [before, running])
+    write_attempts(run_folder, [before, running])
 
-    first, second = read_attempts(run)
+    first, second = read_attempts(run_folder)
 
     assert first == before
     assert (second.ending, second.signature) == ("lost", "")
@@ -223,11 +223,11 @@ def test_an_attempt_found_running_was_lost_when_last_heard_of(run: Storage):
 
 
 @pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending != "running"])
-def test_an_attempt_that_ended_stays_what_it_was(run: Storage, ending: Ending):
+def test_an_attempt_that_ended_stays_what_it_was(run_folder: Storage, ending: Ending):
     ended = attempt(ending=ending, cause="its cause", signature="its signature")
-    write_attempts(run, [ended])
+    write_attempts(run_folder, [ended])
 
-    assert read_attempts(run) == [ended]
+    assert read_attempts(run_folder) == [ended]
 
 
 def test_an_attempt_lasts_until_it_was_last_heard_of():
@@ -276,9 +276,9 @@ def test_a_row_of_the_timeline_says_how_an_attempt_went():
 
 
 def test_only_folders_of_a_checkpoints_own_name_are_checkpoints(tmp_path):
-    run = Storage.open(str(tmp_path))
+    run_folder = Storage.open(str(tmp_path))
     for name in ("checkpoint_00000100_0001", "checkpoint_00000200_0002", "checkpoint_before",
                  "checkpoint_00000300_0001.old", "export"):  # fmt: skip
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint_00000400_0001").write_text("a file")
-    assert list_checkpoints(run) == ["checkpoint_00000200_0002", "checkpoint_00000100_0001"]
+    assert list_checkpoints(run_folder) == ["checkpoint_00000200_0002", "checkpoint_00000100_0001"]

@@ -10,7 +10,7 @@ import pytest
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.runs import record as record_module
-from rm_ray.runs.record import look_up, open_record, versions
+from rm_ray.runs.record import open_record, open_run, versions
 from rm_ray.storage import Storage
 
 
@@ -20,12 +20,12 @@ def config(tmp_path) -> TrainConfig:
     return replace(config, run=replace(config.run, name="one", storage_path=str(tmp_path)))
 
 
-def prepared(config: TrainConfig) -> SimpleNamespace:
+def resolved(config: TrainConfig) -> SimpleNamespace:
     """What of a prepared run its record is made of."""
-    run = Storage.open(config.run.storage_path).folder(config.run.name)
+    run_folder = Storage.open(config.run.storage_path).folder(config.run.name)
     plan = SimpleNamespace(steps=SimpleNamespace(total=10))
     return SimpleNamespace(
-        run=run,
+        run_folder=run_folder,
         config=config,
         identity={"plan": "p"},
         plan=plan,
@@ -45,19 +45,19 @@ def changed(config: TrainConfig) -> TrainConfig:
 
 
 def test_a_resumed_run_has_the_settings_of_its_newest_command(config):
-    first = open_record(prepared(config), {})
-    again = open_record(prepared(changed(config)), {})
+    first = open_record(resolved(config), {})
+    again = open_record(resolved(changed(config)), {})
     assert again["key"] == first["key"]
     assert again["config"] == changed(config).to_json()
-    assert prepared(config).run.read_json("run.json") == again
+    assert resolved(config).run_folder.read_json("run.json") == again
 
 
 def test_a_finished_run_is_published_and_registered_as_its_newest_command_says(config):
-    open_record(prepared(config), {})
-    run = prepared(config).run
-    run.write_json("result.json", {"steps": 10})
-    assert look_up(changed(config))[1] == {"steps": 10}
-    settings = run.read_json("run.json")["config"]
+    open_record(resolved(config), {})
+    run_folder = resolved(config).run_folder
+    run_folder.write_json("result.json", {"steps": 10})
+    assert open_run(changed(config))[1] == {"steps": 10}
+    settings = run_folder.read_json("run.json")["config"]
     assert settings["checkpoint"]["keep"] == 5
     assert settings["hub"]["repo_id"] == "me/model"
     assert settings["mlflow"]["registered_model"] == "rewards"
@@ -66,40 +66,40 @@ def test_a_finished_run_is_published_and_registered_as_its_newest_command_says(c
 
 
 def test_what_is_trained_may_not_change(config):
-    open_record(prepared(config), {})
+    open_record(resolved(config), {})
     other = replace(config, optimizer=replace(config.optimizer, learning_rate=0.5))
     with pytest.raises(InputError, match=r"optimizer\.learning_rate was"):
-        look_up(other)
+        open_run(other)
 
 
 def test_a_run_from_before_a_setting_had_its_default(config):
-    record = open_record(prepared(config), {})
+    record = open_record(resolved(config), {})
     del record["config"]["run"]["deterministic"], record["config"]["data"]["drop_overlap"]
-    prepared(config).run.write_json("run.json", record)
-    look_up(config)
+    resolved(config).run_folder.write_json("run.json", record)
+    open_run(config)
     with pytest.raises(InputError, match="drop_overlap was False and is True"):
-        look_up(replace(config, data=replace(config.data, drop_overlap=True)))
+        open_run(replace(config, data=replace(config.data, drop_overlap=True)))
 
 
 def test_a_storage_may_be_moved_or_reached_by_another_path(config, tmp_path):
-    open_record(prepared(config), {})
+    open_record(resolved(config), {})
     link = tmp_path.parent / f"{tmp_path.name}-link"
     link.symlink_to(tmp_path)
     linked = replace(config, run=replace(config.run, storage_path=str(link)))
-    run, _ = look_up(linked)
-    assert run.path == f"{tmp_path}/one"
+    run_folder, _ = open_run(linked)
+    assert run_folder.path == f"{tmp_path}/one"
     tmp_path.rename(tmp_path.parent / "moved")
     moved = replace(config, run=replace(config.run, storage_path=f"{tmp_path.parent}/moved"))
-    look_up(moved)
-    record = open_record(prepared(moved), {})
+    open_run(moved)
+    record = open_record(resolved(moved), {})
     assert record["config"]["run"]["storage_path"] == f"{tmp_path.parent}/moved"
 
 
 def test_a_record_that_is_cut_short_is_named(config):
-    run = prepared(config).run
-    run.write_text("run.json", "{")
+    run_folder = resolved(config).run_folder
+    run_folder.write_text("run.json", "{")
     with pytest.raises(InputError, match=r"one/run.json is not whole"):
-        look_up(config)
+        open_run(config)
 
 
 @pytest.mark.parametrize(("told", "commit"), [("0123456789ab", "0123456789ab"), ("", None)])

@@ -8,7 +8,7 @@ import pytest
 
 from rm_ray.runs.attempts import Attempt, write_attempts
 from rm_ray.runs.manifest import Manifest
-from rm_ray.runs.status import list_runs, main_status, read_status, tabulate
+from rm_ray.runs.status import list_runs, main_status, read_status, status_table
 from rm_ray.runs.versions import Version, Versions
 from rm_ray.storage import Storage
 
@@ -17,15 +17,15 @@ BEGAN = 1_000_000.0
 
 def make_run(folder: Path, **attempt: object) -> Storage:
     """A run of 200 steps of 64 pairs, 60 s under way: steps 10 to 50 took 20 s."""
-    run = Storage.open(str(folder))
+    run_folder = Storage.open(str(folder))
     config = {"batch": {"global_batch_size": 64}, "hub": {"repo_id": None}}
-    run.write_json("run.json", {"steps": 200, "config": config})
+    run_folder.write_json("run.json", {"steps": 200, "config": config})
     about = {"updated": BEGAN + 60, "first_step": 10, "step": 50, "num_workers": 2}
     about["spent"] = {"steps": 15, "data wait": 5}
     under_way = Attempt(number=1, began=BEGAN, **{**about, **attempt})
-    write_attempts(run, [under_way])
+    write_attempts(run_folder, [under_way])
     os.utime(folder / "attempts.json", (under_way.updated, under_way.updated))
-    return run
+    return run_folder
 
 
 def test_a_run_under_way_tells_speed_and_time_left(tmp_path: Path):
@@ -68,7 +68,7 @@ def test_checkpoints_and_versions_and_mlflow_are_counted(tmp_path: Path):
     manifest = Manifest(step=40, plan_fingerprint="plan", metrics={}, files={})
     run.write_text("checkpoint_00000040_0001/manifest.json", manifest.to_json())
     run.write_text("checkpoint_00000050_0001/state.json", "{}")  # still being copied
-    versions = Versions(run=run, repo_id="me/model")
+    versions = Versions(run_folder=run, repo_id="me/model")
     for step, state in ((20, "published"), (30, "published"), (40, "waiting")):
         versions.write(Version(step=step, tag=f"step-{step}", state=state))
     status = read_status(run, now=BEGAN + 61)
@@ -86,7 +86,7 @@ def test_runs_are_listed_and_other_folders_are_not(tmp_path: Path, capsys):
     (tmp_path / "mlflow.db").write_text("")
     runs = list_runs(Storage.open(str(tmp_path)))
     assert [(run.name, run.state) for run in runs] == [("newer", "finished"), ("older", "silent")]
-    header, newer, older = tabulate(runs, now=BEGAN + 560).splitlines()
+    header, newer, older = status_table(runs, now=BEGAN + 560).splitlines()
     assert header.split()[:4] == ["run", "state", "step", "pairs/s"]
     assert newer.split()[:4] == ["newer", "finished", "200/200", "99.5"]
     assert "1:00 ago" in newer
@@ -123,7 +123,7 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, file, text
     runs = {run.name: run for run in list_runs(Storage.open(str(tmp_path)))}
     assert runs["good"].step == 50
     assert runs["odd"].state == "unreadable"
-    assert "odd: " in tabulate(list(runs.values()))
+    assert "odd: " in status_table(list(runs.values()))
 
 
 def test_a_finished_run_says_what_mlflow_did_not_get(tmp_path: Path):

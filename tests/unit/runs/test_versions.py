@@ -101,7 +101,7 @@ def test_a_checkpoint_of_older_code_cannot_be_compared_and_is_not_wanted():
 
 
 def test_a_record_that_is_unreadable_is_left_out(tmp_path: Path, caplog):
-    versions = Versions(run=Storage.open(str(tmp_path)), repo_id="me/model")
+    versions = Versions(run_folder=Storage.open(str(tmp_path)), repo_id="me/model")
     versions.write(version(20))
     versions.folder.write_text("step-00000010.json", "")
     versions.folder.write_text("step-00000030.json", '{"step": 30, "of": "newer code"}')
@@ -110,7 +110,7 @@ def test_a_record_that_is_unreadable_is_left_out(tmp_path: Path, caplog):
 
 
 def test_records_are_read_again(tmp_path: Path):
-    versions = Versions(run=Storage.open(str(tmp_path)), repo_id="me/model")
+    versions = Versions(run_folder=Storage.open(str(tmp_path)), repo_id="me/model")
     assert versions.read() == {}
     assert versions.main is None
     for each in (version(10, state="waiting"), version(20)):
@@ -125,5 +125,5 @@ def test_records_are_read_again(tmp_path: Path):
     versions.delete_files(10)
     versions.delete_files(20)
     assert not versions.folder.exists("step-00000010")
-    other = Versions(run=Storage.open(str(tmp_path)), repo_id="me/other")
+    other = Versions(run_folder=Storage.open(str(tmp_path)), repo_id="me/other")
     assert other.read() == {}

@@ -391,7 +391,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 @pytest.fixture
-def run(config: TrainConfig) -> Storage:
+def run_folder(config: TrainConfig) -> Storage:
     return Storage.open(config.run.storage_path).folder(config.run.name)
 
 
@@ -417,7 +417,7 @@ def attempts_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
 
 
 def test_a_run_goes_on_until_it_is_finished(
-    config: TrainConfig, run: Storage, attempts_do: Program
+    config: TrainConfig, run_folder: Storage, attempts_do: Program
 ):
     attempts_do("""
         number = task["number"]
@@ -435,7 +435,7 @@ def test_a_run_goes_on_until_it_is_finished(
 
     result = supervise(config, Startup(began=1000.0))
 
-    attempts = read_attempts(run)
+    attempts = read_attempts(run_folder)
     assert [(a.number, a.ending, a.cause, a.first_step, a.step) for a in attempts] == [
         (1, "lost", "its driver ended with SIGKILL", 0, 10),
         (2, "lost", "rank 1 died", 10, 20),
@@ -467,14 +467,14 @@ def test_an_attempt_is_told_what_to_do(config: TrainConfig, attempts_do: Program
 
 
 def test_another_command_counts_attempts_on_but_not_their_losses(
-    config: TrainConfig, run: Storage, attempts_do: Program
+    config: TrainConfig, run_folder: Storage, attempts_do: Program
 ):
     earlier = [
         Attempt(number=n, began=0, updated=1, ending="lost", cause="rank 1 died", step=7)
         for n in range(1, DEATHS_WITHOUT_PROGRESS)
     ]
     killed = Attempt(number=DEATHS_WITHOUT_PROGRESS, began=1, updated=9, step=7)
-    write_attempts(run, [*earlier, killed])
+    write_attempts(run_folder, [*earlier, killed])
     attempts_do(f"""
         tell(step=7)
         if task["number"] == {DEATHS_WITHOUT_PROGRESS + 1}:
@@ -488,50 +488,52 @@ def test_another_command_counts_attempts_on_but_not_their_losses(
     num_earlier = DEATHS_WITHOUT_PROGRESS + 1
     assert result["number"] == num_earlier + 1
     assert [attempt["ending"] for attempt in result["earlier"]] == ["lost"] * num_earlier
-    assert len(read_attempts(run)) == num_earlier + 1
+    assert len(read_attempts(run_folder)) == num_earlier + 1
 
 
-def make_checkpoint(run: Storage, *, step: int, attempt: int) -> None:
-    run.write_text(f"{checkpoint_name(step, attempt)}/state.json", "{}")
+def make_checkpoint(run_folder: Storage, *, step: int, attempt: int) -> None:
+    run_folder.write_text(f"{checkpoint_name(step, attempt)}/state.json", "{}")
 
 
-def test_the_first_attempt_has_number_1(run: Storage):
-    assert _next_number(run, []) == 1
+def test_the_first_attempt_has_number_1(run_folder: Storage):
+    assert _next_number(run_folder, []) == 1
 
 
-def test_a_number_follows_the_highest_of_the_attempts(run: Storage):
+def test_a_number_follows_the_highest_of_the_attempts(run_folder: Storage):
     attempts = [replace(lost(7), number=number) for number in (3, 12, 5)]
 
-    assert _next_number(run, attempts) == 13
+    assert _next_number(run_folder, attempts) == 13
 
 
-def test_a_number_follows_that_of_checkpoints_whose_attempts_are_unknown(run: Storage):
+def test_a_number_follows_that_of_checkpoints_whose_attempts_are_unknown(run_folder: Storage):
     for step, attempt in [(40, 2), (30, 11), (90, 9)]:
-        make_checkpoint(run, step=step, attempt=attempt)
+        make_checkpoint(run_folder, step=step, attempt=attempt)
 
-    assert _next_number(run, []) == 12
-    assert _next_number(run, [replace(lost(7), number=4)]) == 12
-    assert _next_number(run, [replace(lost(7), number=20)]) == 21
+    assert _next_number(run_folder, []) == 12
+    assert _next_number(run_folder, [replace(lost(7), number=4)]) == 12
+    assert _next_number(run_folder, [replace(lost(7), number=20)]) == 21
 
 
 @pytest.mark.parametrize("content", ["", "{", '[{"number": 1}]', '[{"of": "another version"}]'])
 def test_a_damaged_list_of_attempts_does_not_end_the_run(
-    config: TrainConfig, run: Storage, attempts_do: Program, content: str
+    config: TrainConfig, run_folder: Storage, attempts_do: Program, content: str
 ):
-    make_checkpoint(run, step=40, attempt=6)
-    run.write_text(ATTEMPTS, content)
+    make_checkpoint(run_folder, step=40, attempt=6)
+    run_folder.write_text(ATTEMPTS, content)
     attempts_do("tell(ending='finished', result={'number': task['number']})")
 
     assert supervise(config, Startup()) == {"number": 7}
-    assert [attempt.number for attempt in read_attempts(run)] == [7]
+    assert [attempt.number for attempt in read_attempts(run_folder)] == [7]
 
 
-def test_a_finished_run_is_not_begun_again(config: TrainConfig, run: Storage, attempts_do: Program):
-    run.write_json("result.json", {"steps": 40})
+def test_a_finished_run_is_not_begun_again(
+    config: TrainConfig, run_folder: Storage, attempts_do: Program
+):
+    run_folder.write_json("result.json", {"steps": 40})
     attempts_do("die()")
 
     assert supervise(config, Startup()) == {"steps": 40}
-    assert read_attempts(run) == []
+    assert read_attempts(run_folder) == []
 
 
 def running(*, heard_of: float) -> Attempt:
@@ -539,68 +541,68 @@ def running(*, heard_of: float) -> Attempt:
 
 
 @pytest.mark.parametrize("ago_s", [2 * LONG_AGO_S, -2 * LONG_AGO_S])
-def test_a_command_that_was_heard_of_long_ago_is_not_waited_for(run: Storage, ago_s: float):
-    write_attempts(run, [running(heard_of=time.time() - ago_s)])
+def test_a_command_that_was_heard_of_long_ago_is_not_waited_for(run_folder: Storage, ago_s: float):
+    write_attempts(run_folder, [running(heard_of=time.time() - ago_s)])
 
     started = time.monotonic()
-    _refuse_company(run)
+    _refuse_company(run_folder)
 
     assert time.monotonic() - started < 3 * WRITE_EVERY_S
 
 
-def test_a_command_that_ended_a_moment_ago_is_not_waited_for(run: Storage):
-    _refuse_company(run)
-    write_attempts(run, [replace(running(heard_of=time.time()), ending="stopped")])
+def test_a_command_that_ended_a_moment_ago_is_not_waited_for(run_folder: Storage):
+    _refuse_company(run_folder)
+    write_attempts(run_folder, [replace(running(heard_of=time.time()), ending="stopped")])
 
     started = time.monotonic()
-    _refuse_company(run)
+    _refuse_company(run_folder)
 
     assert time.monotonic() - started < 3 * WRITE_EVERY_S
 
 
 def test_a_command_that_was_killed_a_moment_ago_is_followed(
-    run: Storage, monkeypatch: pytest.MonkeyPatch
+    run_folder: Storage, monkeypatch: pytest.MonkeyPatch
 ):
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    write_attempts(run, [running(heard_of=time.time())])
+    write_attempts(run_folder, [running(heard_of=time.time())])
 
-    _refuse_company(run)
+    _refuse_company(run_folder)
 
     assert waited == [3 * WRITE_EVERY_S]
 
 
 def test_a_second_command_on_a_run_that_is_under_way_is_refused(
-    run: Storage, monkeypatch: pytest.MonkeyPatch
+    run_folder: Storage, monkeypatch: pytest.MonkeyPatch
 ):
     now = time.time()
-    write_attempts(run, [running(heard_of=now - 1)])
+    write_attempts(run_folder, [running(heard_of=now - 1)])
 
     def let_the_other_write(_: float) -> None:
-        write_attempts(run, [running(heard_of=now)])
+        write_attempts(run_folder, [running(heard_of=now)])
 
     monkeypatch.setattr(time, "sleep", let_the_other_write)
 
     with pytest.raises(InputError, match="another command is at work on the run in"):
-        _refuse_company(run)
+        _refuse_company(run_folder)
 
 
 def test_a_second_command_may_follow_when_the_first_ends_while_it_looks(
-    run: Storage, monkeypatch: pytest.MonkeyPatch
+    run_folder: Storage, monkeypatch: pytest.MonkeyPatch
 ):
     before = running(heard_of=time.time())
-    write_attempts(run, [before])
+    write_attempts(run_folder, [before])
 
     def let_the_other_end(_: float) -> None:
-        write_attempts(run, [replace(before, ending="stopped", updated=time.time())])
+        write_attempts(run_folder, [replace(before, ending="stopped", updated=time.time())])
 
     monkeypatch.setattr(time, "sleep", let_the_other_end)
 
-    _refuse_company(run)
+    _refuse_company(run_folder)
 
 
 def test_of_two_commands_begun_at_once_the_first_to_write_ends(
-    config: TrainConfig, run: Storage, attempts_do: Program, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, run_folder: Storage, attempts_do: Program, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(supervisor, "WRITE_EVERY_S", 0.05)
     attempts_do("import time; time.sleep(60)")
@@ -608,15 +610,15 @@ def test_of_two_commands_begun_at_once_the_first_to_write_ends(
     other = Attempt(number=1, command="the other", began=1.0, updated=1.0)
     real = supervisor.write_attempts
 
-    def write_and_let_the_other_write(run: Storage, attempts: Sequence[Attempt]) -> None:
-        real(run, attempts)
-        real(run, [other])
+    def write_and_let_the_other_write(run_folder: Storage, attempts: Sequence[Attempt]) -> None:
+        real(run_folder, attempts)
+        real(run_folder, [other])
 
     monkeypatch.setattr(supervisor, "write_attempts", write_and_let_the_other_write)
 
     with pytest.raises(InputError, match="another command is at work on the run in"):
         supervise(config, Startup())
-    assert [attempt.command for attempt in read_attempts(run)] == ["the other"]
+    assert [attempt.command for attempt in read_attempts(run_folder)] == ["the other"]
     assert not [child for child in psutil.Process().children() if child not in before]
 
 
@@ -625,28 +627,28 @@ def test_of_two_commands_begun_at_once_the_first_to_write_ends(
     [("refused", InputError), ("failed", TrainingError)],
 )
 def test_what_no_attempt_can_mend_is_raised(
-    config: TrainConfig, run: Storage, attempts_do: Program, ending: str, error: type
+    config: TrainConfig, run_folder: Storage, attempts_do: Program, ending: str, error: type
 ):
     attempts_do(f"tell(ending={ending!r}, cause='for this reason')")
 
     with pytest.raises(error, match="for this reason"):
         supervise(config, Startup())
-    assert [attempt.ending for attempt in read_attempts(run)] == [ending]
+    assert [attempt.ending for attempt in read_attempts(run_folder)] == [ending]
 
 
 def test_the_same_error_in_two_attempts_is_raised(
-    config: TrainConfig, run: Storage, attempts_do: Program
+    config: TrainConfig, run_folder: Storage, attempts_do: Program
 ):
     attempts_do("tell(step=3, ending='lost', cause='a traceback', signature='KeyError: 3')")
 
     with pytest.raises(TrainingError, match="came twice at step 3"):
         supervise(config, Startup())
-    assert len(read_attempts(run)) == 2
+    assert len(read_attempts(run_folder)) == 2
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_is_passed_on_and_the_answer_waited_for(
-    config: TrainConfig, run: Storage, attempts_do: Program, name: str
+    config: TrainConfig, run_folder: Storage, attempts_do: Program, name: str
 ):
     attempts_do(f"""
         tell(step=5)
@@ -659,12 +661,12 @@ def test_a_signal_is_passed_on_and_the_answer_waited_for(
 
     reason = {"SIGTERM": "terminated", "SIGINT": "interrupted"}[name]
     assert (caught.value.reason, caught.value.step) == (reason, 6)
-    (attempt,) = read_attempts(run)
+    (attempt,) = read_attempts(run_folder)
     assert (attempt.ending, attempt.cause, attempt.step) == ("stopped", reason, 6)
 
 
 def test_a_signal_while_an_attempt_is_being_started_is_passed_on_to_it(
-    config: TrainConfig, run: Storage, attempts_do: Program, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, run_folder: Storage, attempts_do: Program, monkeypatch: pytest.MonkeyPatch
 ):
     def count_with_a_signal(*_: object) -> int:
         signal.raise_signal(signal.SIGTERM)
@@ -679,12 +681,12 @@ def test_a_signal_while_an_attempt_is_being_started_is_passed_on_to_it(
         supervise(config, Startup())
 
     assert (caught.value.reason, caught.value.step) == ("terminated", 1)
-    (attempt,) = read_attempts(run)
+    (attempt,) = read_attempts(run_folder)
     assert (attempt.ending, attempt.cause) == ("stopped", "terminated")
 
 
 def test_a_second_signal_ends_an_attempt_that_does_not_answer(
-    config: TrainConfig, run: Storage, attempts_do: Program
+    config: TrainConfig, run_folder: Storage, attempts_do: Program
 ):
     attempts_do("""
         tell(step=5)
@@ -698,12 +700,12 @@ def test_a_second_signal_ends_an_attempt_that_does_not_answer(
         supervise(config, Startup())
 
     assert (caught.value.reason, caught.value.step) == ("terminated", 5)
-    (attempt,) = read_attempts(run)
+    (attempt,) = read_attempts(run_folder)
     assert (attempt.ending, attempt.cause) == ("lost", "its driver ended with SIGKILL")
 
 
 def test_a_signal_in_an_attempt_that_then_dies_starts_no_other(
-    config: TrainConfig, run: Storage, attempts_do: Program
+    config: TrainConfig, run_folder: Storage, attempts_do: Program
 ):
     attempts_do("""
         os.kill(os.getppid(), signal.SIGTERM)
@@ -715,7 +717,7 @@ def test_a_signal_in_an_attempt_that_then_dies_starts_no_other(
         supervise(config, Startup())
 
     assert caught.value.reason == "terminated"
-    assert len(read_attempts(run)) == 1
+    assert len(read_attempts(run_folder)) == 1
 
 
 def test_signals_of_the_terminal_reach_the_supervisor_alone(
@@ -729,7 +731,7 @@ def test_signals_of_the_terminal_reach_the_supervisor_alone(
 
 
 def test_what_an_attempt_leaves_running_is_gone_before_the_next(
-    config: TrainConfig, run: Storage, attempts_do: Program
+    config: TrainConfig, run_folder: Storage, attempts_do: Program
 ):
     attempts_do("""
         def is_running(pid):

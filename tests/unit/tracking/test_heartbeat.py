@@ -1,6 +1,6 @@
 import pytest
 
-from rm_ray.tracking.board import Board
+from rm_ray.tracking.channel import Channel
 from rm_ray.tracking.heartbeat import RESIZED, more_pressing
 
 
@@ -20,8 +20,8 @@ def test_the_first_reason_to_stop_counts_and_any_before_a_resize(reason, other, 
 
 
 def test_a_board_that_asked_for_a_resize_passes_a_signal_on():
-    board = Board()
-    board.ask_to_stop(RESIZED)
-    board.ask_to_stop("terminated")
-    board.ask_to_stop(RESIZED)
-    assert board._reason_to_stop == "terminated"
+    channel = Channel()
+    channel.ask_to_stop(RESIZED)
+    channel.ask_to_stop("terminated")
+    channel.ask_to_stop(RESIZED)
+    assert channel._reason_to_stop == "terminated"

@@ -8,9 +8,9 @@ from mlflow.exceptions import MlflowException
 
 from rm_ray.errors import InputError
 from rm_ray.runs.history import Record
-from rm_ray.tracking import shipping
+from rm_ray.tracking import sender as sender_module
 from rm_ray.tracking.mlflow_run import MlflowRun, ask_mlflow
-from rm_ray.tracking.shipping import EarlyQuestion, MetricShipper
+from rm_ray.tracking.sender import EarlyMlflowCheck, MetricSender
 from rm_ray.tracking.target import MlflowAwayError, MlflowTarget, RunDescription
 
 PATIENCE_S = 120.0
@@ -27,11 +27,11 @@ def begin(target: MlflowTarget, key: str = "k") -> MlflowRun:
     return MlflowRun.open(target, description)
 
 
-def ship(target: MlflowTarget, records: list[Record]) -> MetricShipper:
-    shipper = MetricShipper(lambda: begin(target))
+def ship(target: MlflowTarget, records: list[Record]) -> MetricSender:
+    sender = MetricSender(lambda: begin(target))
     for record in records:
-        shipper.send(record)
-    return shipper
+        sender.send(record)
+    return sender
 
 
 def records(first: int, last: int, *, later: int = 0) -> list[Record]:
@@ -57,15 +57,15 @@ def test_a_run_is_found_again_by_its_key_and_not_by_its_name(target):
 
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
 def test_a_run_that_ended_is_marked_until_it_goes_on(target, status):
-    shipper = ship(target, records(1, 2))
+    sender = ship(target, records(1, 2))
     deadline = time.monotonic() + PATIENCE_S
-    while shipper.unsent and time.monotonic() < deadline:
+    while sender.unsent and time.monotonic() < deadline:
         time.sleep(0.1)  # the end itself waits for a few seconds only
-    shipper.end(status)
-    assert shipper.run is not None
-    found = shipper.run.client.get_run(shipper.run.run_id)
+    sender.end(status)
+    assert sender.mlflow_run is not None
+    found = sender.mlflow_run.client.get_run(sender.mlflow_run.run_id)
     assert found.info.status == status
-    assert shipper.run.client.get_run(begin(target).run_id).info.status == "RUNNING"
+    assert sender.mlflow_run.client.get_run(begin(target).run_id).info.status == "RUNNING"
 
 
 def test_what_mlflow_has_is_not_sent_again(target):
@@ -74,8 +74,8 @@ def test_what_mlflow_has_is_not_sent_again(target):
     again = [*records(1, 3, later=50), *records(4, 8, later=50), *records(2, 6, later=90)]
     resumed = ship(target, again)
     assert resumed.close(PATIENCE_S) == 0
-    assert resumed.run is not None
-    assert resumed.run.run_id == begin(target).run_id
+    assert resumed.mlflow_run is not None
+    assert resumed.mlflow_run.run_id == begin(target).run_id
     assert steps(target) == list(range(1, 9))
 
 
@@ -109,10 +109,10 @@ def test_a_server_that_is_away_at_the_beginning_is_asked_again(target):
             return begin(target)
         raise MlflowAwayError("away")
 
-    shipper = MetricShipper(opening)
+    sender = MetricSender(opening)
     for record in records(1, 3):
-        shipper.send(record)
-    assert shipper.close(PATIENCE_S) == 0
+        sender.send(record)
+    assert sender.close(PATIENCE_S) == 0
     assert steps(target) == [1, 2, 3]
 
 
@@ -120,16 +120,16 @@ def test_nothing_is_opened_where_nothing_is_sent(target):
     def never() -> MlflowRun:
         raise AssertionError
 
-    shipper = MetricShipper(never)
-    assert shipper.close(PATIENCE_S) == 0
-    assert shipper.run is None
+    sender = MetricSender(never)
+    assert sender.close(PATIENCE_S) == 0
+    assert sender.mlflow_run is None
 
 
 def test_a_table_is_logged_once(target):
     for _ in range(2):
-        shipper = MetricShipper(lambda: begin(target))
-        shipper.send_table("eval_samples/step-1.json", [{"pair": 0, "prompt": "Hi"}])
-        assert shipper.close(PATIENCE_S) == 0
+        sender = MetricSender(lambda: begin(target))
+        sender.send_table("eval_samples/step-1.json", [{"pair": 0, "prompt": "Hi"}])
+        assert sender.close(PATIENCE_S) == 0
     run = begin(target)
     found = run.client.list_artifacts(run.run_id, "eval_samples")
     assert [item.path for item in found] == ["eval_samples/step-1.json"]
@@ -140,10 +140,10 @@ def test_a_table_that_mlflow_does_not_take_stays_counted(target, monkeypatch):
         raise MlflowAwayError("the store of files is full")
 
     monkeypatch.setattr(MlflowRun, "log_table", fails)
-    monkeypatch.setattr(shipping, "TRIES_OF_A_TABLE", 1)
-    shipper = ship(target, records(1, 2))
-    shipper.send_table("eval_samples/step-1.json", [{"pair": 0}])
-    assert shipper.close(PATIENCE_S) == 1
+    monkeypatch.setattr(sender_module, "TRIES_OF_A_TABLE", 1)
+    sender = ship(target, records(1, 2))
+    sender.send_table("eval_samples/step-1.json", [{"pair": 0}])
+    assert sender.close(PATIENCE_S) == 1
     assert begin(target).logged_steps()["train"] == {1, 2}
 
 
@@ -161,20 +161,20 @@ def test_an_mlflow_that_is_not_there_stops_nothing(scheme):
 
 
 def test_a_deleted_experiment_is_refused_before_a_run_and_ends_the_shipping(target, caplog):
-    EarlyQuestion(target).refuse()  # there is no database yet, and none is made
+    EarlyMlflowCheck(target).refuse()  # there is no database yet, and none is made
     assert target.sqlite_file is not None
     assert not target.sqlite_file.exists()
     run = begin(target)
-    EarlyQuestion(target).refuse(PATIENCE_S)
+    EarlyMlflowCheck(target).refuse(PATIENCE_S)
     experiment = run.client.get_experiment_by_name("tests")
     run.client.delete_experiment(experiment.experiment_id)
     told = rf"mlflow.experiment 'tests' is deleted .* restore --experiment-id {1}"
     with pytest.raises(InputError, match=told):
-        EarlyQuestion(target).refuse(PATIENCE_S)
+        EarlyMlflowCheck(target).refuse(PATIENCE_S)
     with pytest.raises(InputError, match="is deleted"):
         ask_mlflow(target)
-    shipper = ship(target, records(1, 3))
-    assert shipper.close(PATIENCE_S) == 3
+    sender = ship(target, records(1, 3))
+    assert sender.close(PATIENCE_S) == 3
     assert "training goes on, and keeps its metrics" in caplog.text
     run.client.restore_experiment(experiment.experiment_id)
     assert ship(target, records(1, 3)).close(PATIENCE_S) == 0
@@ -183,4 +183,4 @@ def test_a_deleted_experiment_is_refused_before_a_run_and_ends_the_shipping(targ
 
 def test_a_server_that_is_away_keeps_no_run_from_beginning():
     away = MlflowTarget(tracking_uri="http://127.0.0.1:9", experiment="tests")
-    EarlyQuestion(away).refuse(0.5)
+    EarlyMlflowCheck(away).refuse(0.5)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rm_ray.batches.plan import Plan, PlanSettings
 from rm_ray.config.train_config import ClusterConfig, ModelConfig, OptimizerConfig
-from rm_ray.evaluation.held_out import evaluate
+from rm_ray.evaluation.held_out import evaluate_held_out
 from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.determinism import KERNELS, ask_for_determinism, compute_deterministically
 from rm_ray.train.engine import Engine
@@ -204,7 +204,7 @@ def test_evaluation_counts_each_pair_once_and_changes_nothing(table_and_tokenize
     settings = PlanSettings(global_batch_size=5, tokens_per_micro_batch=150, shuffle=False)
     plan = Plan(lengths=table.lengths, settings=settings)
     steps = [ready_step(table, plan, s, tokenizer) for s in range(3)]
-    result = evaluate(engine, steps, tokenizer, sample_rows=3)
+    result = evaluate_held_out(engine, steps, tokenizer, sample_rows=3)
     assert result.num_pairs == NUM_PAIRS
     assert [sample["pair"] for sample in result.samples] == [0, 1, 2]
     for name, weight in weights(engine).items():
@@ -223,7 +223,7 @@ def test_evaluation_reads_rewards_once_a_step(table_and_tokenizer, monkeypatch):
     assert sum(map(len, steps)) > 3
     read, real = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda one: read.append(one.shape[1]) or real(one))
-    result = evaluate(engine, steps, tokenizer, sample_rows=NUM_PAIRS)
+    result = evaluate_held_out(engine, steps, tokenizer, sample_rows=NUM_PAIRS)
     assert read == [5, 5, 2]
     monkeypatch.undo()
     shown = {one["pair"]: (one["chosen_reward"], one["rejected_reward"]) for one in result.samples}
@@ -242,7 +242,7 @@ def test_equal_rewards_are_reported_as_ties(table_and_tokenizer):
     settings = PlanSettings(global_batch_size=5, tokens_per_micro_batch=150, shuffle=False)
     plan = Plan(lengths=table.lengths, settings=settings)
     steps = [ready_step(table, plan, s, tokenizer) for s in range(3)]
-    metrics = evaluate(engine, steps, tokenizer, sample_rows=0).metrics
+    metrics = evaluate_held_out(engine, steps, tokenizer, sample_rows=0).metrics
     assert metrics["eval/rm/ties"] == 1.0
     assert metrics["eval/rm/accuracy"] == 0.5
     assert metrics["eval/rm/loss"] == pytest.approx(0.6931472)

@@ -25,33 +25,33 @@ COLLATOR = SimpleNamespace(lay_out=lambda step: [*step, "laid out"], move=lambda
 
 
 def test_a_step_is_waited_for_and_then_computed():
-    heart: Any = Recorder()
+    heartbeat: Any = Recorder()
     computed = []
-    for step in ready_steps([["a"], ["b"]], COLLATOR, heart, "training", lambda: 7):
-        computed.append((step, heart.entered[-1]))
+    for step in ready_steps([["a"], ["b"]], COLLATOR, heartbeat, "training", lambda: 7):
+        computed.append((step, heartbeat.entered[-1]))
 
     assert computed == [
         (["a", "laid out"], ("training", 7)),
         (["b", "laid out"], ("training", 7)),
     ]
-    assert heart.entered == [("waiting", 7), ("training", 7)] * 3
+    assert heartbeat.entered == [("waiting", 7), ("training", 7)] * 3
 
 
 def test_an_evaluation_waits_while_its_pipeline_starts(monkeypatch):
-    heart: Any = Recorder()
+    heartbeat: Any = Recorder()
     at_start, at_work = [], []
 
     def steps(first: int, total: int) -> Iterator[list[str]]:
         time.sleep(0.05)  # as the pipeline takes to start
-        at_start.append(heart.entered[-1])
+        at_start.append(heartbeat.entered[-1])
         yield from [["a"]] * total
 
     def evaluate(engine: Any, steps: Any, *_: Any, **__: Any) -> None:
-        at_work.extend(heart.entered[-1] for _ in steps)
+        at_work.extend(heartbeat.entered[-1] for _ in steps)
 
     shard = SimpleNamespace(steps=steps)
     monkeypatch.setattr(loop.ray.train, "get_dataset_shard", lambda name: shard)
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate_held_out", evaluate)
     state: Any = SimpleNamespace(
         job=SimpleNamespace(
             eval_steps=SimpleNamespace(total=3),
@@ -60,7 +60,7 @@ def test_an_evaluation_waits_while_its_pipeline_starts(monkeypatch):
         ),
         progress=SimpleNamespace(step=40, spend=lambda what, seconds: None),
         evaluated_at=-1,
-        heart=heart,
+        heartbeat=heartbeat,
         engine=None,
         collator=COLLATOR,
         is_stopping=False,
@@ -69,4 +69,4 @@ def test_an_evaluation_waits_while_its_pipeline_starts(monkeypatch):
 
     assert at_start == [("waiting", 40)]
     assert at_work == [("evaluating", 40)] * 3
-    assert heart.entered[-1] == ("evaluating", 40)  # ranks still add up what they found
+    assert heartbeat.entered[-1] == ("evaluating", 40)  # ranks still add up what they found

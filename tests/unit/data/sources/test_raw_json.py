@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rm_ray.data.sources.places import resolve
-from rm_ray.data.sources.raw_json import arrow_rows, foreign_type, to_json
+from rm_ray.data.sources.discovery import discover
+from rm_ray.data.sources.raw_json import arrow_rows, encode_row, foreign_type
 from rm_ray.data.sources.readers import read_rows
 from rm_ray.data.sources.source_spec import SourceSpec
 
@@ -24,19 +24,19 @@ JSON_VALUES = st.recursive(
 
 
 def read(path: Path) -> list[Any]:
-    (fragment,) = resolve(SourceSpec.parse(str(path)))
+    (fragment,) = discover(SourceSpec.parse(str(path)))
     return [json.loads(text) for _, text in read_rows(fragment)]
 
 
 def through_arrow(column: pa.Array) -> list[Any]:
     batch = pa.record_batch({"x": column})
-    return [json.loads(to_json(row))["x"] for row in arrow_rows(batch)]
+    return [json.loads(encode_row(row))["x"] for row in arrow_rows(batch)]
 
 
 @settings(max_examples=50)
 @given(JSON_VALUES)
 def test_what_json_can_hold_comes_back_as_it_was(value: Any):
-    assert json.loads(to_json({"x": value})) == {"x": value}
+    assert json.loads(encode_row({"x": value})) == {"x": value}
 
 
 def test_a_timestamp_among_messages_keeps_its_type_and_never_becomes_text():
@@ -91,7 +91,7 @@ def test_a_json_column_is_what_its_text_says_also_within_a_list():
     )
     table = datasets.Dataset.from_list(rows, features=features).data.table
 
-    assert [json.loads(to_json(r)) for b in table.to_batches() for r in arrow_rows(b)] == rows
+    assert [json.loads(encode_row(r)) for b in table.to_batches() for r in arrow_rows(b)] == rows
 
 
 def test_images_are_marked_and_not_decoded(tmp_path: Path):

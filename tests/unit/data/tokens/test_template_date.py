@@ -6,8 +6,8 @@ from transformers import AutoTokenizer
 
 from rm_ray.config.train_config import DataConfig, RunConfig, TrainConfig
 from rm_ray.data.tokens.template_date import asks_for_date, pin, pin_date
-from rm_ray.data.tokens.tokenization import fingerprint, load_tokenizer
-from rm_ray.preflight.prepare import find_template_date
+from rm_ray.data.tokens.tokenization import load_tokenizer, tokenizer_fingerprint
+from rm_ray.preflight.resolve import find_template_date
 from rm_ray.runs.layout import RUN
 from rm_ray.storage import Storage
 
@@ -48,7 +48,7 @@ def test_the_tokenizer_is_another_one_on_another_day_only_where_its_template_ask
         for day in (LEAP_DAY, date(2026, 11, 28)):
             tokenizer = load_tokenizer("builtin", chat_template=template)
             assert pin_date(tokenizer, day) is (template is not None)
-            found.add(fingerprint(tokenizer))
+            found.add(tokenizer_fingerprint(tokenizer))
         return found
 
     assert len(prints(ASKS)) == 2
@@ -65,11 +65,11 @@ def test_a_template_that_only_mentions_the_function_is_left_alone():
 
 def test_a_run_keeps_the_day_it_began(tmp_path: Path):
     config = TrainConfig(run=RunConfig(storage_path=str(tmp_path)))
-    run = Storage.open(str(tmp_path)).folder(config.run.name)
-    assert find_template_date(config, run) == datetime.now().date()
+    run_folder = Storage.open(str(tmp_path)).folder(config.run.name)
+    assert find_template_date(config, run_folder) == datetime.now().date()
 
-    run.write_json(RUN, {"template_date": "2024-02-29"})
+    run_folder.write_json(RUN, {"template_date": "2024-02-29"})
 
-    assert find_template_date(config, run) == LEAP_DAY
+    assert find_template_date(config, run_folder) == LEAP_DAY
     told = TrainConfig(run=config.run, data=DataConfig(template_date="2023-01-01"))
-    assert find_template_date(told, run) == date(2023, 1, 1)
+    assert find_template_date(told, run_folder) == date(2023, 1, 1)

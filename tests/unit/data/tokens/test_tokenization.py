@@ -20,8 +20,8 @@ from rm_ray.data.tokens.tokenization import (
     PairTokenizer,
     TokenizedPair,
     ends_assistant_turn,
-    fingerprint,
     load_tokenizer,
+    tokenizer_fingerprint,
 )
 from rm_ray.errors import InputError
 
@@ -548,7 +548,11 @@ def test_the_fingerprint_is_that_of_the_ids_a_text_becomes(tmp_path: Path):
     used = load_tokenizer(saved(tokenizer, tmp_path))
     used(["a", "b c"], padding=True, truncation=True, max_length=3)
 
-    assert fingerprint(tokenizer) == fingerprint(BUILTIN) == fingerprint(used)
+    assert (
+        tokenizer_fingerprint(tokenizer)
+        == tokenizer_fingerprint(BUILTIN)
+        == tokenizer_fingerprint(used)
+    )
 
 
 def test_whatever_changes_ids_changes_the_fingerprint():
@@ -556,7 +560,7 @@ def test_whatever_changes_ids_changes_the_fingerprint():
     more.add_tokens(["qwertz"])
     other = load_tokenizer("builtin", chat_template=NO_END)
 
-    assert len({fingerprint(t) for t in (BUILTIN, WITH_BEGIN, more, other)}) == 4
+    assert len({tokenizer_fingerprint(t) for t in (BUILTIN, WITH_BEGIN, more, other)}) == 4
 
 
 @pytest.mark.parametrize("name", ["tokenizer_bpe4k", "tokenizer_neox"])

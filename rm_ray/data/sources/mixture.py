@@ -1,0 +1,161 @@
+"""A mixture of sources: which rows are taken, their hash, and their way into Ray Data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import ray.data
+
+from rm_ray.data.cache.token_table import ROWS_PER_BATCH
+from rm_ray.data.rows.column_hints import is_written_by_column, suggest_columns
+from rm_ray.data.rows.columns import NO_RULES, ColumnRules, RowColumns
+from rm_ray.data.sources import synthetic
+from rm_ray.data.sources.byte_stream import open_raw
+from rm_ray.data.sources.discovery import locate
+from rm_ray.data.sources.fragments import Fragment
+from rm_ray.data.sources.readers import count_rows, read_rows
+from rm_ray.data.sources.source_spec import SourceSpec
+from rm_ray.data.sources.stored_datasets import load_dataset
+from rm_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+_PAIR = ("chosen", "rejected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """A fragment and the ordinals of the rows taken from it; none: all of them."""
+
+    fragment: Fragment
+    rows: np.ndarray | None = None
+
+
+def select(
+    specs: Sequence[SourceSpec],
+    seed: int,
+    *,
+    any_of: Sequence[str] = (),
+    rules: ColumnRules = NO_RULES,
+) -> list[Selection]:
+    """Choose the rows of a mixture; the same for the same seed and contents.
+
+    Rows have the parts of a pair or, where given, ``any_of`` some, in columns that ``rules`` name.
+
+    Raises:
+        InputError: a source is missing, empty, has the wrong columns or too few rows.
+    """
+    selections = []
+    for spec in specs:
+        source = locate(spec)
+        fragments = source.fragments
+        logger.info("data source '%s': %s", spec.text, source.read_as)
+        _check_first_row(spec, fragments, any_of, rules)
+        if spec.fraction in (None, 1.0) and spec.count is None:
+            selections += [Selection(fragment=fragment) for fragment in fragments]
+            continue
+        sizes = [count_rows(fragment) for fragment in fragments]
+        total = sum(sizes)
+        wanted = round((spec.fraction or 0) * total) if spec.count is None else spec.count
+        if not wanted:
+            raise InputError(f"data source '{spec.text}' comes to no row of {total}")
+        if wanted > total:
+            raise InputError(f"data source '{spec.text}' asks for {wanted} rows of {total}")
+        rng = np.random.default_rng([seed, zlib.crc32(spec.location.encode())])
+        chosen = np.sort(rng.permutation(total)[:wanted])
+        starts = np.cumsum([0, *sizes])
+        for fragment, start, stop in zip(fragments, starts, starts[1:], strict=False):
+            rows = chosen[(chosen >= start) & (chosen < stop)] - start
+            selections.append(Selection(fragment=fragment, rows=rows))
+    return selections
+
+
+def _check_first_row(
+    spec: SourceSpec, fragments: Sequence[Fragment], any_of: Sequence[str], rules: ColumnRules
+) -> None:
+    first = next((row for f in fragments for _, row in islice(read_rows(f), 1)), None)
+    if first is None:
+        raise InputError(f"data source '{spec.text}' is empty: it has no rows")
+    row = json.loads(first)
+    there = list(row) if isinstance(row, dict) else [type(row).__name__]
+    columns = RowColumns(row if isinstance(row, dict) else {}, rules)
+    found = {part for part in any_of or _PAIR if any(columns.candidates(part))}
+    is_pair = found == set(_PAIR) and not is_written_by_column(row)
+    if not (found if any_of else is_pair):
+        wanted = (
+            f"one of the columns {', '.join(any_of)}"
+            if any_of
+            else "the columns 'chosen' and 'rejected'"
+        )
+        hint = suggest_columns(row if isinstance(row, dict) else {})
+        if any_of:
+            hint = f"Where they have other names, say which with --columns {any_of[0]}=COLUMN"
+        raise InputError(
+            f"data source '{spec.text}' must have {wanted}; it has: {', '.join(there)}. {hint}"
+        )
+
+
+def mixture_fingerprint(selections: Sequence[Selection]) -> str:
+    """Hash the contents of what is selected; moving a file does not change it."""
+    digest = hashlib.sha256()
+    for selection in selections:
+        digest.update(_content_hash(selection.fragment).encode())
+        digest.update(b"all" if selection.rows is None else selection.rows.tobytes())
+    return digest.hexdigest()
+
+
+def _content_hash(fragment: Fragment) -> str:
+    if fragment.kind in ("hub", "saved"):
+        return str(load_dataset(fragment)._fingerprint)
+    digest = hashlib.sha256()
+    if fragment.kind == "builtin":
+        for row in synthetic.generate_pairs(fragment.split or "train"):
+            digest.update(json.dumps(row).encode())
+    else:
+        with open_raw(fragment.location) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def to_ray_dataset(selections: Sequence[Selection]) -> ray.data.Dataset:
+    """Stream the selected rows as ``{fragment, row, json}``, in order, by blocks of few rows."""
+
+    def read(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        for number in batch["fragment"]:
+            yield from _blocks(int(number), selections[int(number)])
+
+    items = [{"fragment": i} for i in range(len(selections))]
+    return (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(read, batch_size=1, num_cpus=0.5)
+        .repartition(target_num_rows_per_block=ROWS_PER_BATCH)
+    )
+
+
+def read_selected(selection: Selection) -> Iterator[tuple[int, str]]:
+    """Yield the rows of a selection, as ``read_rows`` does."""
+    rows = read_rows(selection.fragment)
+    if selection.rows is None:
+        yield from rows
+        return
+    wanted = set(selection.rows.tolist())
+    yield from (row for ordinal, row in enumerate(rows) if ordinal in wanted)
+
+
+def _blocks(number: int, selection: Selection) -> Iterator[dict[str, np.ndarray]]:
+    rows = read_selected(selection)
+    while block := list(islice(rows, ROWS_PER_BATCH)):
+        yield {
+            "fragment": np.full(len(block), number, dtype=np.int32),
+            "row": np.array([row for row, _ in block], dtype=np.int64),
+            "json": np.array([text for _, text in block], dtype=object),
+        }

@@ -1,0 +1,181 @@
+"""Rewards of pairs -> how often, how surely and why the model is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Z95 = 1.959964
+"""Standard normal quantile of a two-sided interval of 95%."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPairs:
+    """Rewards, margins asked for, and tokens of N pairs; each ``[N]``."""
+
+    chosen_rewards: np.ndarray
+    rejected_rewards: np.ndarray
+    margins: np.ndarray
+    chosen_tokens: np.ndarray
+    rejected_tokens: np.ndarray
+
+    @classmethod
+    def join(cls, parts: Sequence[ScoredPairs]) -> ScoredPairs:
+        """Return the pairs of all parts, one after another."""
+        columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
+        return cls(**{name: np.concatenate(arrays) for name, arrays in columns.items()})
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.chosen_rewards)
+
+    def __getitem__(self, pairs: np.ndarray) -> ScoredPairs:
+        """Return some of the pairs."""
+        return ScoredPairs(**{name: column[pairs] for name, column in vars(self).items()})
+
+    @property
+    def reward_margins(self) -> np.ndarray:
+        """Chosen minus rejected reward."""
+        margins: np.ndarray = self.chosen_rewards - self.rejected_rewards
+        return margins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What each of N pairs is counted under."""
+
+    names: tuple[str, ...]
+    codes: np.ndarray
+    """``[N]`` positions in ``names``."""
+
+    def of(self, pairs: np.ndarray) -> list[str]:
+        """Return the names of some pairs."""
+        return [self.names[code] for code in self.codes[pairs]]
+
+
+def wilson_interval(successes: float, count: int) -> tuple[float, float]:
+    """Return the 95% interval of a share (Wilson, 1927); all there is where ``count`` is 0."""
+    if not count:
+        return 0.0, 1.0
+    share, z2 = successes / count, Z95**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z95 / (1 + z2 / count)
+    half *= np.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def pairwise_metrics(pairs: ScoredPairs) -> dict[str, float]:
+    """Return means over the pairs; a tie counts as half right."""
+    margins = pairs.reward_margins
+    rewards = np.concatenate([pairs.chosen_rewards, pairs.rejected_rewards])
+    right = float((margins > 0).sum() + 0.5 * (margins == 0).sum())
+    low, high = wilson_interval(right, len(pairs))
+    return {
+        "pairs": len(pairs),
+        "accuracy": right / len(pairs),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "ties": float((margins == 0).mean()),
+        "loss": float(np.logaddexp(0.0, -(margins - pairs.margins)).mean()),
+        "chosen_rewards": float(pairs.chosen_rewards.mean()),
+        "rejected_rewards": float(pairs.rejected_rewards.mean()),
+        "reward_margin": float(margins.mean()),
+        "reward_std": float(rewards.std()),
+    }
+
+
+def pairwise_metrics_by(pairs: ScoredPairs, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return ``summarise`` for the pairs of each label, by name."""
+    named = np.asarray(labels, dtype=object)
+    return {name: pairwise_metrics(pairs[named == name]) for name in sorted(set(labels))}
+
+
+def calibrate(pairs: ScoredPairs, *, num_bins: int = 10) -> list[dict[str, float]]:
+    """Compare what margins say with what is so, in bins of equally many pairs.
+
+    The Bradley-Terry probability that the response of higher reward is the better one, is
+    ``sigmoid(|margin|)``; ``accuracy`` is how often it is.
+    """
+    margins = pairs.reward_margins
+    order = np.argsort(np.abs(margins), kind="stable")
+    bins = []
+    for members in np.array_split(order, min(num_bins, len(order))):
+        sizes, right = np.abs(margins[members]), margins[members] > 0
+        ties = margins[members] == 0
+        share = float((right + 0.5 * ties).sum())
+        low, high = wilson_interval(share, len(members))
+        bins.append(
+            {
+                "pairs": len(members),
+                "least_margin": float(sizes.min()),
+                "most_margin": float(sizes.max()),
+                "predicted": float((1 / (1 + np.exp(-sizes))).mean()),
+                "accuracy": share / len(members),
+                "accuracy_low": low,
+                "accuracy_high": high,
+            }
+        )
+    return bins
+
+
+def calibration_error(bins: Sequence[dict[str, float]]) -> float:
+    """Return the mean distance of predicted and true shares, by pairs (arXiv:1706.04599, p. 2)."""
+    total = sum(each["pairs"] for each in bins)
+    apart = sum(each["pairs"] * abs(each["predicted"] - each["accuracy"]) for each in bins)
+    return apart / total
+
+
+def describe_length(pairs: ScoredPairs) -> dict[str, float | None]:
+    """Return how rewards go with length, in tokens of the whole conversation.
+
+    Correlations are Pearson's; none where one of the two does not vary. What is longer is so among
+    pairs of different lengths; a tie is half right.
+    """
+    difference = (pairs.chosen_tokens - pairs.rejected_tokens).astype(np.float64)
+    margins = pairs.reward_margins
+    is_right = np.heaviside(margins, 0.5)
+    rewards = np.concatenate([pairs.chosen_rewards, pairs.rejected_rewards])
+    tokens = np.concatenate([pairs.chosen_tokens, pairs.rejected_tokens])
+    return {
+        "reward_with_tokens": correlation(rewards, tokens),
+        "margin_with_difference": correlation(margins, difference),
+        "chosen_is_longer": _share(difference > 0, difference != 0),
+        "prefers_longer": _share(margins * difference > 0, (difference != 0) & (margins != 0)),
+        "accuracy_where_chosen_is_longer": _share(is_right, difference > 0),
+        "accuracy_where_chosen_is_shorter": _share(is_right, difference < 0),
+    }
+
+
+def correlation(left: np.ndarray, right: np.ndarray) -> float | None:
+    """Return Pearson's correlation; None where one side does not vary."""
+    if len(left) < 2 or left.std() == 0 or right.std() == 0:
+        return None
+    return float(np.corrcoef(left, right)[0, 1])
+
+
+def _share(holds: np.ndarray, among: np.ndarray) -> float | None:
+    return float(holds[among].mean()) if among.any() else None
+
+
+def find_worst(pairs: ScoredPairs, count: int) -> np.ndarray:
+    """Return the pairs that are furthest wrong, the worst first: ``[count]`` indices or fewer."""
+    order = np.argsort(pairs.reward_margins, kind="stable")
+    return order[: min(count, int((pairs.reward_margins < 0).sum()))]
+
+
+def pairwise_report(
+    pairs: ScoredPairs, sources: Sequence[str], subsets: Sequence[str]
+) -> dict[str, Any]:
+    """Return all figures: overall, by source, by subset, calibration and length."""
+    bins = calibrate(pairs)
+    return {
+        "overall": pairwise_metrics(pairs),
+        "by_source": pairwise_metrics_by(pairs, sources),
+        "by_subset": pairwise_metrics_by(pairs, subsets) if any(subsets) else {},
+        "calibration": bins,
+        "calibration_error": calibration_error(bins),
+        "length": describe_length(pairs),
+    }

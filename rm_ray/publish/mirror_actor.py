@@ -1,0 +1,157 @@
+"""The mirror as a Ray actor: it publishes while the workers train, and nobody waits for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from rm_ray.cluster.placement import beside_the_driver
+from rm_ray.config.recipe import parse_config
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.runs.layout import RUN
+from rm_ray.storage import Storage
+from rm_ray.tracking.channel import ChannelWriter
+from rm_ray.tracking.prometheus import RunGauges
+
+if TYPE_CHECKING:  # the driver does not wait for these imports
+    from rm_ray.publish.hub import HubRepo
+    from rm_ray.publish.mirror import Mirror
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 2.0
+
+AFTER_FAILURE_S = 15.0
+"""How long it waits after something failed."""
+
+PATIENCE_S = 30.0
+"""How long one call to the Hub is tried; then the next look does it again."""
+
+REFUSED_AGAIN_S = 600.0
+"""How long a Hub that refuses the token or the account is not asked again."""
+
+
+class Backoff:
+    """When what failed is tried again: each time after twice as long, up to ``most_s``."""
+
+    def __init__(self, first_s: float = LOOK_EVERY_S, most_s: float = 600.0) -> None:
+        self._first_s, self._most_s = first_s, most_s
+        self._delays: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+
+    def is_due(self, name: str) -> bool:
+        """Tell whether it is to be tried now."""
+        return time.monotonic() >= self._due.get(name, 0.0)
+
+    def put_off(self, name: str) -> None:
+        """Note that it has failed."""
+        delay = self._delays.get(name, self._first_s)
+        self._due[name] = time.monotonic() + delay
+        self._delays[name] = min(2 * delay, self._most_s)
+
+
+class HubMirror:
+    """Makes checkpoints of a run ready and publishes them, in two threads, until it is killed.
+
+    A Hub that hangs does not keep checkpoints from being made ready, which they are held for.
+    """
+
+    def __init__(
+        self, channel: str, run_folder: Storage, config: dict[str, Any], last_step: int
+    ) -> None:
+        os.nice(19)  # training comes first where they share CPUs
+        self._channel, self._run, self._last_step = channel, run_folder, last_step
+        self._config = parse_config(config)
+        self._gauges = RunGauges(self._config.run.name)
+        self._repo: HubRepo | None = None
+        self._refused_at = -REFUSED_AGAIN_S
+        self._not_ready = Backoff()
+        threading.Thread(target=self._work, name="mirror", daemon=True).start()
+
+    def _work(self) -> None:
+        from rm_ray.publish.mirror import Mirror, scratch_folder  # takes seconds to import
+
+        shutil.rmtree(scratch_folder(self._run.read_json(RUN)["key"]), ignore_errors=True)
+        making, publishing = (
+            Mirror(run_folder=self._run, config=self._config, last_step=self._last_step)
+            for _ in range(2)
+        )
+        with self._gauges, ChannelWriter(ray.get_actor(self._channel)):
+            other = threading.Thread(
+                target=self._repeat, args=(self._publish, publishing), daemon=True
+            )
+            other.start()
+            self._repeat(self._make_ready, making)
+
+    def _make_ready(self, mirror: Mirror) -> None:
+        from rm_ray.publish.export_gate import ClientsError
+
+        wanted = mirror.find_wanted()
+        self._gauges.set("mirror_waiting", len(wanted) + len(mirror.find_waiting()))
+        problem: Exception | None = None
+        for found in wanted:  # one that fails keeps no other from being published
+            if not self._not_ready.is_due(found.name):
+                continue
+            try:
+                if mirror.make_ready(found) is None:
+                    self._not_ready.put_off(found.name)
+            except ClientsError as error:
+                self._not_ready.put_off(found.name)
+                problem = error
+        if problem is not None:
+            raise problem
+
+    def _publish(self, mirror: Mirror) -> None:
+        """Upload what waits; what is wrong with the token shows at once."""
+        from rm_ray.publish.hub import HubRefusedError, HubRepo
+
+        if time.monotonic() - self._refused_at < REFUSED_AGAIN_S:
+            return
+        try:
+            if self._repo is None:
+                hub = self._config.hub
+                self._repo = HubRepo.open(
+                    str(hub.repo_id), private=hub.private, patience_s=PATIENCE_S
+                )
+            for version in mirror.find_waiting():
+                mirror.publish(version, self._repo)
+        except HubRefusedError:
+            self._refused_at = time.monotonic()
+            raise
+
+    def _repeat(self, action: Callable[[Mirror], None], mirror: Mirror) -> None:
+        """Do something again and again; tell once of each kind of thing that is in the way."""
+        told: set[str] = set()
+        while True:
+            delay = LOOK_EVERY_S
+            try:
+                action(mirror)
+            except Exception as error:  # nothing may end training or the mirror
+                kind = f"{type(error).__name__}{error.args[:1] and str(error)[:60]}"
+                if kind not in told:
+                    logger.warning(
+                        "%s. Training goes on; what is not published stays with the run, and is "
+                        "tried again",
+                        str(error) or repr(error),
+                    )
+                    logger.debug("%s", traceback.format_exc())
+                told.add(kind)
+                delay = AFTER_FAILURE_S
+            time.sleep(delay)
+
+
+def start_mirror(channel: str, run_folder: Storage, config: TrainConfig, last_step: int) -> Any:
+    """Start the mirror beside the driver, where the Hub's token is; Ray starts it again if lost.
+
+    ``board`` is the name of the run's board: Ray warns of handles given to actors like this one.
+    """
+    mirror = ray.remote(max_restarts=-1)(HubMirror).options(**beside_the_driver())
+    return mirror.remote(channel, run_folder, config.to_json(), last_step)

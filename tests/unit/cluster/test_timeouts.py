@@ -1,0 +1,29 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_ray.cluster.timeouts import (
+    COMPANY_S,
+    CONNECT_S,
+    DATA_S,
+    EXCHANGE_S,
+    FIRST_STEP_S,
+    RENDEZVOUS_S,
+    SLOW_S,
+    STALLED_AFTER_S,
+    UPLOAD_S,
+    collective_limit,
+)
+
+
+@given(st.floats(min_value=0, max_value=1e6))
+def test_a_collective_outlasts_whatever_may_keep_a_rank_from_it(patience: float):
+    limit = collective_limit(patience)
+
+    assert limit > patience + UPLOAD_S  # a checkpoint that is copied at last
+    assert limit > 2 * patience + UPLOAD_S  # an export, and what clients are compared by
+    assert limit > max(SLOW_S, DATA_S, FIRST_STEP_S, STALLED_AFTER_S)  # the watch is first
+
+
+def test_ranks_that_cannot_connect_say_so_themselves_before_the_watch_ends_them():
+    assert max(COMPANY_S, EXCHANGE_S) < CONNECT_S < SLOW_S
+    assert RENDEZVOUS_S < SLOW_S

@@ -1,0 +1,84 @@
+import pytest
+
+from rm_ray.data.rows.contract import Reason, RefusedError
+from rm_ray.scoring.conversations import parse_conversations
+
+QUESTION = {"role": "user", "content": "How many?"}
+
+
+def answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def test_a_pair_is_two_conversations_of_which_the_first_is_right():
+    found = parse_conversations(
+        {"prompt": "How many?", "chosen": "3", "rejected": "4", "margin": 0.5}, "here"
+    )
+    assert found.form == "pair"
+    assert found.messages == [[QUESTION, answer("3")], [QUESTION, answer("4")]]
+    assert (found.num_correct, found.margin, found.source) == (1, 0.5, "here")
+
+
+def test_reward_bench_names_subset_and_id():
+    row = {"prompt": "How many?", "chosen": "3", "rejected": "4", "subset": "hep-go", "id": 17}
+    found = parse_conversations(row)
+    assert (found.subset, found.id) == ("hep-go", "17")
+
+
+def test_reward_bench_2_has_lists_of_right_and_wrong_responses():
+    row = {"prompt": "How many?", "chosen": ["3"], "rejected": ["4", "5", "6"], "subset": "Math"}
+    found = parse_conversations(row)
+    assert found.form == "responses"
+    assert found.num_correct == 1
+    assert found.messages == [[QUESTION, answer(text)] for text in "3456"]
+    assert found.responses == ["3", "4", "5", "6"]
+
+
+def test_pairs_of_messages_are_pairs():
+    row = {"chosen": [QUESTION, answer("3")], "rejected": [QUESTION, answer("4")]}
+    assert parse_conversations(row).form == "pair"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [QUESTION, answer("3")]},
+        {"prompt": "How many?", "response": "3"},
+        {"prompt": [QUESTION], "response": "3"},
+        {"prompt": [QUESTION], "response": [answer("3")]},
+    ],
+)
+def test_a_conversation_may_be_written_in_many_ways(row):
+    found = parse_conversations(row)
+    assert (found.form, found.messages) == ("conversation", [[QUESTION, answer("3")]])
+    assert found.num_correct == 0
+
+
+def test_of_responses_none_is_known_to_be_right():
+    found = parse_conversations(
+        {"prompt": "How many?", "responses": ["3", "4"], "source": "ours"}, "here"
+    )
+    assert (found.form, found.num_correct, found.source) == ("responses", 0, "ours")
+    assert found.responses == ["3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "3"}, Reason.MISSING_FIELD),
+        ({}, Reason.MISSING_FIELD),
+        ({"prompt": "How many?", "chosen": "3"}, Reason.MISSING_FIELD),
+        ({"messages": [QUESTION]}, Reason.LAST_TURN_NOT_ASSISTANT),
+        ({"messages": []}, Reason.EMPTY),
+        ({"messages": [{"role": "human", "content": "3"}]}, Reason.UNKNOWN_ROLE),
+        ({"prompt": "How many?", "response": " "}, Reason.EMPTY),
+        ({"prompt": "How many?", "response": 3}, Reason.NOT_MESSAGES),
+        ({"prompt": "How many?", "responses": []}, Reason.EMPTY),
+        ({"prompt": "How many?", "responses": ["3", None]}, Reason.NOT_MESSAGES),
+        ({"prompt": "How many?", "chosen": ["3"], "rejected": ["4", ""]}, Reason.EMPTY),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_with_a_reason(row, reason):
+    with pytest.raises(RefusedError) as caught:
+        parse_conversations(row)
+    assert caught.value.reason == reason
