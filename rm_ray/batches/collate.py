@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rm_ray.batches.attention_index import Kernel
 from rm_ray.batches.loading import LoadedMicroBatch
-from rm_ray.batches.packing import Kernel, PackedPairs, pack_pairs
+from rm_ray.batches.packing import PackedPairs, pack_pairs
 from rm_ray.batches.padding import PaddedPairs, pad_pairs
-from rm_ray.config.train_config import Layout
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import PairTokens, TokenCounts
 
 
@@ -51,7 +52,7 @@ class Collator:
     def _lay_out(self, loaded: LoadedMicroBatch) -> ReadyMicroBatch:
         pairs = self.arrange(loaded.pairs, margins=loaded.margins, weights=loaded.plan.weights)
         if self.device.type == "cuda":
-            pairs = _map_tensors(pairs, Tensor.pin_memory)
+            pairs = map_tensors(pairs, Tensor.pin_memory)
         return ReadyMicroBatch(loaded=loaded, pairs=pairs)
 
     def arrange(
@@ -74,19 +75,19 @@ class Collator:
 
     def to_device(self, pairs: PaddedPairs | PackedPairs) -> PaddedPairs | PackedPairs:
         """Copy a layout's tensors to the device."""
-        moved: PaddedPairs | PackedPairs = _map_tensors(
+        moved: PaddedPairs | PackedPairs = map_tensors(
             pairs, lambda tensor: tensor.to(self.device, non_blocking=True)
         )
         return moved
 
 
-def _map_tensors(value: Any, function: Any) -> Any:
+def map_tensors(value: Any, function: Any) -> Any:
     """Apply a function to every tensor inside dataclasses and tuples."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, tuple):
-        return tuple(_map_tensors(item, function) for item in value)
+        return tuple(map_tensors(item, function) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        inside = {f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)}
+        inside = {f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)}
         return replace(value, **inside)
     return value

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rm_ray.batches.spread import Spread, spread_packed, spread_padded
-from rm_ray.config.train_config import Layout
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import PairLengths
 
 

@@ -8,7 +8,7 @@ coordinator that all ranks share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
+from rm_ray.batches.columns import from_arrow, to_arrow
 from rm_ray.batches.loading import LoadedMicroBatch, load_step
-from rm_ray.batches.plan import MicroBatch, Plan, PlanSettings
-from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
-from rm_ray.data.cache.token_table import TokenParts, TokenTable, open_table
+from rm_ray.batches.plan import Plan, PlanSettings
+from rm_ray.data.cache.token_parts import TokenParts
+from rm_ray.data.cache.token_table import TokenTable, open_table
 
 MOST_TASKS = 256
 """Tasks of one pipeline; beyond them tasks cover more steps, so that start-up stays constant."""
@@ -36,23 +37,6 @@ READ_AHEAD_BYTES = 64 * 2**20
 
 PREFETCHED = 4
 """Micro-batches held ready beside the one in use."""
-
-_SCHEMA = pa.schema(
-    {
-        "step": pa.int64(),
-        "position": pa.int32(),
-        "num_micro_batches": pa.int32(),
-        "rank": pa.int32(),
-        "pairs": pa.list_(pa.int64()),
-        "weights": pa.list_(pa.float32()),
-        "margins": pa.list_(pa.float32()),
-        "prompt_lengths": pa.list_(pa.int32()),
-        "chosen_lengths": pa.list_(pa.int32()),
-        "rejected_lengths": pa.list_(pa.int32()),
-        "prefix_lengths": pa.list_(pa.int32()),
-        "tokens": pa.list_(pa.int32()),
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +61,9 @@ class RankStream:
 
     def steps(self, first_step: int, num_steps: int) -> Iterator[list[LoadedMicroBatch]]:
         """Yield this rank's micro-batches of each step, in order, from ``first_step`` on."""
-        rows = self._rows(first_step, num_steps) if first_step < num_steps else iter(())
-        for step in range(first_step, num_steps):
-            first = next(rows)
-            micro_batches = [first, *islice(rows, first.plan.num_micro_batches - 1)]
-            for position, micro_batch in enumerate(micro_batches):
-                self._check(micro_batch.plan, step, position)
-            yield micro_batches
-
-    def _check(self, got: MicroBatch, step: int, position: int) -> None:
-        expected = (step, position, self.rank)
-        if (got.step, got.position, got.rank) != expected:
-            raise RuntimeError(
-                f"rank {self.rank} was sent the micro-batch of (step, position, rank) = "
-                f"{(got.step, got.position, got.rank)} instead of {expected}"
+        if first_step < num_steps:
+            yield from take_steps(
+                self._rows(first_step, num_steps), range(first_step, num_steps), rank=self.rank
             )
 
     def _rows(self, first_step: int, num_steps: int) -> Iterator[LoadedMicroBatch]:
@@ -114,7 +87,28 @@ class RankStream:
         batches = dataset.iterator().iter_batches(
             batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED
         )
-        return (_from_arrow(batch) for batch in batches)
+        return (from_arrow(batch) for batch in batches)
+
+
+def take_steps(
+    micro_batches: Iterator[LoadedMicroBatch], steps: Iterable[int], *, rank: int
+) -> Iterator[list[LoadedMicroBatch]]:
+    """Yield the micro-batches of each step, as many as the first of them says.
+
+    Raises:
+        RuntimeError: one is another step's or rank's, or out of order.
+    """
+    for step in steps:
+        first = next(micro_batches)
+        taken = [first, *islice(micro_batches, first.plan.num_micro_batches - 1)]
+        for position, micro_batch in enumerate(taken):
+            got, expected = micro_batch.plan, (step, position, rank)
+            if (got.step, got.position, got.rank) != expected:
+                raise RuntimeError(
+                    f"rank {rank} was sent the micro-batch of (step, position, rank) = "
+                    f"{(got.step, got.position, got.rank)} instead of {expected}"
+                )
+        yield taken
 
 
 def _load_steps(task: dict[str, np.ndarray], stream: RankStream) -> Iterator[pa.Table]:
@@ -125,53 +119,4 @@ def _load_steps(task: dict[str, np.ndarray], stream: RankStream) -> Iterator[pa.
         for micro_batch in load_step(
             table, plan, step, rank=stream.rank, world_size=stream.world_size
         ):
-            yield _to_arrow(micro_batch)
-
-
-def _to_arrow(micro_batch: LoadedMicroBatch) -> pa.Table:
-    plan, pairs = micro_batch.plan, micro_batch.pairs
-    row = {
-        "step": plan.step,
-        "position": plan.position,
-        "num_micro_batches": plan.num_micro_batches,
-        "rank": plan.rank,
-        "pairs": plan.pairs,
-        "weights": plan.weights,
-        "margins": micro_batch.margins,
-        "prompt_lengths": micro_batch.prompt_lengths,
-        "chosen_lengths": pairs.lengths.chosen,
-        "rejected_lengths": pairs.lengths.rejected,
-        "prefix_lengths": pairs.lengths.prefix,
-        "tokens": pairs.tokens,
-    }
-    return pa.table({name: [value] for name, value in row.items()}, schema=_SCHEMA)
-
-
-def _from_arrow(table: pa.Table) -> LoadedMicroBatch:
-    def array(name: str) -> np.ndarray:
-        values: np.ndarray = table.column(name).combine_chunks().flatten().to_numpy()
-        return values
-
-    def number(name: str) -> int:
-        return int(table.column(name)[0].as_py())
-
-    return LoadedMicroBatch(
-        plan=MicroBatch(
-            step=number("step"),
-            position=number("position"),
-            num_micro_batches=number("num_micro_batches"),
-            rank=number("rank"),
-            pairs=array("pairs"),
-            weights=array("weights"),
-        ),
-        margins=array("margins"),
-        prompt_lengths=array("prompt_lengths"),
-        pairs=PairTokens(
-            tokens=array("tokens"),
-            lengths=PairLengths(
-                chosen=array("chosen_lengths"),
-                rejected=array("rejected_lengths"),
-                prefix=array("prefix_lengths"),
-            ),
-        ),
-    )
+            yield to_arrow(micro_batch)

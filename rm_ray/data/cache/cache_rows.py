@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rm_ray.config.column_rules import ColumnRules
 from rm_ray.data.cache.overlap import KEY, NO_KEYS, find_overlap, hash_pair
-from rm_ray.data.cache.token_table import SCHEMA
-from rm_ray.data.rows.columns import ColumnRules
-from rm_ray.data.rows.contract import Pair, Reason, RefusedError
-from rm_ray.data.rows.pairs import read_pair
-from rm_ray.data.rows.reading import RowReading
-from rm_ray.data.tokens.tokenization import PairTokenizer, TokenizedPair
+from rm_ray.data.cache.token_parts import SCHEMA
+from rm_ray.data.rows.pairs import Pair, read_pair
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.rows.row_readings import RowReading
+from rm_ray.data.tokens.pair_tokenizer import PairTokenizer, TokenizedPair
 
 
 def tokenize_block(

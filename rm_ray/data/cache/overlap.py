@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rm_ray.data.rows.contract import NO_CONTEXT, Message, Pair, without_notes
+from rm_ray.data.rows.context import NO_CONTEXT
+from rm_ray.data.rows.pairs import Pair
+from rm_ray.data.rows.turns import Message, without_notes
 
 KEY_BYTES = 16
 

@@ -7,46 +7,19 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 
-from rm_ray.data.cache.overlap import KEY_BYTES
 from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
-from rm_ray.storage import Storage, local_home
+from rm_ray.data.cache.token_parts import TABLE_COLUMNS, TokenParts
+from rm_ray.local_home import local_home
 
 logger = logging.getLogger(__name__)
-
-ROWS_PER_BATCH = 1_024
-
-SCHEMA = pa.schema(
-    {
-        "fragment": pa.int32(),
-        "row": pa.int64(),
-        "source": pa.string(),
-        "margin": pa.float32(),
-        "prefix_length": pa.int32(),
-        "prompt_length": pa.int32(),
-        "chosen_ids": pa.list_(pa.int32()),
-        "rejected_ids": pa.list_(pa.int32()),
-        "reason": pa.string(),
-        "detail": pa.string(),
-        "raw": pa.string(),
-        "reading": pa.string(),
-        "prompt_hash": pa.binary(KEY_BYTES),
-        "chosen_hash": pa.binary(KEY_BYTES),
-        "rejected_hash": pa.binary(KEY_BYTES),
-    }
-)
-"""A row of the token cache: a pair's token ids, or (``reason`` not empty) a refused raw row, and
-how its columns were read. The hashes are those of ``hash_pair``."""
-
-TABLE_COLUMNS = SCHEMA.names[:8]
 
 _COLUMNS = {
     "start": np.int64,
@@ -59,30 +32,6 @@ _COLUMNS = {
     "fragment": np.int32,
     "row": np.int64,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenParts:
-    """The Parquet parts of a finished token cache, wherever they are stored."""
-
-    key: str
-    parts: Storage
-    origins: tuple[str, ...]
-    """Names of the fragments that rows came from, by their number."""
-
-    def scan(self, columns: Sequence[str], *, refused: bool) -> Iterator[pa.RecordBatch]:
-        """Read columns of the accepted or of the refused rows, batch by batch."""
-        dataset = pads.dataset(
-            self.parts.path, filesystem=self.parts.filesystem, format="parquet", schema=SCHEMA
-        )
-        is_refused = pads.field("reason") != ""
-        yield from dataset.scanner(
-            columns=list(columns),
-            filter=is_refused if refused else ~is_refused,
-            batch_size=ROWS_PER_BATCH,
-            batch_readahead=2,
-            fragment_readahead=1,
-        ).to_batches()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +121,7 @@ def _column_arrays(batch: pa.RecordBatch, names: dict[str, int]) -> dict[str, np
     """Return the small columns of a batch; ``names`` numbers the sources as they appear."""
     arrays = {
         name: batch.column(name).to_numpy()
-        for name in ("prefix_length", "prompt_length", "margin", "fragment", "row")
+        for name in _COLUMNS.keys() & set(TABLE_COLUMNS) - {"source"}
     }
     for side in ("chosen", "rejected"):
         arrays[f"{side}_length"] = batch.column(f"{side}_ids").value_lengths().to_numpy()

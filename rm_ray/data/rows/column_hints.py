@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rm_ray.data.rows.columns import ALIASES, find_standing, plain_name
+from rm_ray.config.column_rules import ALIASES
+from rm_ray.data.rows.column_names import find_standing, plain_name
 
 _BETTER_AND_WORSE = (
     ("chosen", "rejected"), ("preferred", "dispreferred"), ("preferred", "non_preferred"),

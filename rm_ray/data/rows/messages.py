@@ -6,9 +6,10 @@ import json
 import re
 from typing import Any
 
-from rm_ray.data.rows.columns import is_blank
-from rm_ray.data.rows.contract import Message, Reason, RefusedError
+from rm_ray.data.rows.refusals import Reason, RefusedError
 from rm_ray.data.rows.transcripts import is_templated
+from rm_ray.data.rows.turns import Message
+from rm_ray.data.rows.values import drop_nulls, is_blank, load_json
 from rm_ray.data.sources.raw_json import foreign_type
 
 SPEAKERS = {
@@ -63,7 +64,9 @@ def read_value(value: Any, name: str) -> str | list[Message]:
 
 
 _ROLE_KEY = re.compile(r"""\\*["'](?:role|from)\\*["']\s*:""")
+
 _CONTENT_KEY = re.compile(r"""\\*["'](?:content|value|tool_calls)\\*["']\s*:""")
+
 _LIST_OF_MESSAGES = re.compile(
     r"""["']?\s*(?:\w+\()?[\[(\s]*(?:\w+\()?\s*\{\s*\\*["']\w+\\*["']\s*:"""
 )
@@ -110,13 +113,6 @@ def _looks_like_message(value: Any) -> bool:
         return False
     contents = {"content", "value", "tool_calls"} & value.keys()
     return bool(contents) and isinstance(value.get("role", value.get("from")), str)
-
-
-def drop_nulls(value: Any) -> Any:
-    """Leave out the keys without a value that Arrow gives to every struct of a column."""
-    if isinstance(value, dict):
-        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
-    return [drop_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _message(value: Any, name: str) -> Message:
@@ -168,7 +164,7 @@ def _from_sharegpt(message: Message, name: str) -> Message:
     others = {key: value for key, value in message.items() if key not in ("from", "value")}
     speaker, value = message["from"], message.get("value", others.pop("content", None))
     if isinstance(speaker, str) and speaker.lower() in _CALLERS:
-        calls = _loaded(value) if isinstance(value, str) else value
+        calls = load_json(value) if isinstance(value, str) else value
         calls = [calls] if isinstance(calls, dict) else calls
         return {"role": "assistant", "tool_calls": calls, **others}
     role = SPEAKERS.get(speaker.lower(), speaker) if isinstance(speaker, str) else speaker
@@ -212,7 +208,7 @@ def _read_calls(message: Message, name: str) -> None:
     if "tool_calls" not in message:
         return
     calls = message["tool_calls"]
-    calls = _loaded(calls) if isinstance(calls, str) else calls
+    calls = load_json(calls) if isinstance(calls, str) else calls
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise RefusedError(Reason.NOT_MESSAGES, f"tool_calls in {name}: {str(calls)[:80]}")
     if calls:
@@ -231,67 +227,6 @@ def _call(call: dict[str, Any], name: str) -> dict[str, Any]:
         raise RefusedError(Reason.NOT_MESSAGES, f"a tool call in {name} names no function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        loaded = _loaded(arguments)
+        loaded = load_json(arguments)
         function = {**function, "arguments": loaded if isinstance(loaded, dict) else arguments}
     return {**call, "function": function}
-
-
-def _loaded(text: str) -> Any:
-    """Return what a text is as JSON, or the text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """Return a row's tools as a list of schemas in OpenAI's form; None where there are none.
-
-    They may be a list of schemas, with or without ``{"type": "function"}`` around them, or the
-    JSON text of such a list.
-
-    Raises:
-        RefusedError: it is something else.
-    """
-    tools = _loaded(value) if isinstance(value, str) else value
-    if isinstance(tools, list):
-        tools = [_loaded(tool) if isinstance(tool, str) else tool for tool in tools]
-    if is_blank(tools):
-        return None
-    tools = [tools] if isinstance(tools, dict) else tools
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        hint = "not JSON (write it by json.dumps, not by str): " if isinstance(value, str) else ""
-        raise RefusedError(Reason.BAD_TOOLS, f"{hint}{str(value)[:80]}")
-    return [_schema(drop_nulls(tool)) for tool in tools]
-
-
-def _schema(tool: dict[str, Any]) -> dict[str, Any]:
-    if "function" not in tool and isinstance(tool.get("name"), str):
-        if tool.get("type") not in (None, "function"):
-            return tool
-        inside = {key: value for key, value in tool.items() if key != "type"}
-        return {"type": "function", "function": inside}
-    function = tool.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RefusedError(Reason.BAD_TOOLS, f"a tool without a name: {str(tool)[:80]}")
-    return tool
-
-
-def read_documents(value: Any) -> list[dict[str, Any]] | None:
-    """Return a row's documents as templates take them; None where there are none.
-
-    A document is an object, or text, which becomes ``{"text": ...}``.
-
-    Raises:
-        RefusedError: it is something else.
-    """
-    documents = _loaded(value) if isinstance(value, str) else value
-    if is_blank(documents):
-        return None
-    listed = documents if isinstance(documents, list) else [documents]
-    read = [{"text": d} if isinstance(d, str) else drop_nulls(d) for d in listed if not is_blank(d)]
-    if kind := next((kind for kind in map(foreign_type, read) if kind), None):
-        raise RefusedError(Reason.NOT_TEXT, f"a document of type {kind}")
-    if not all(isinstance(document, dict) for document in read):
-        raise RefusedError(Reason.BAD_DOCUMENTS, str(value)[:80])
-    return read

@@ -1,39 +1,76 @@
-"""A raw row -> what is trained on or scored of it, and how it was read."""
+"""A raw row -> its preference pair, and how it was read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from dataclasses import dataclass
 from typing import Any
 
-from rm_ray.data.rows.columns import (
-    ALIASES,
-    NO_RULES,
-    ColumnRules,
-    RowColumns,
-    find_path_standing,
-    is_about,
-    may_be_a_prompt,
-    plain_name,
-)
-from rm_ray.data.rows.contract import (
-    NO_CONTEXT,
-    Context,
-    Message,
-    Pair,
-    Reason,
-    RefusedError,
-    agree,
-    check_turns,
-    encodable,
-    is_same,
-    parse_margin,
-    texts_of,
-)
-from rm_ray.data.rows.messages import read_documents, read_tools
-from rm_ray.data.rows.prompts import answer_both, read_prompt
-from rm_ray.data.rows.reading import RowReading, read_alike
-from rm_ray.data.rows.transcripts import is_whole_transcript, refuse_labelled, split_transcript
+from rm_ray.config.column_rules import NO_RULES, ColumnRules
+from rm_ray.data.rows.columns import RowColumns
+from rm_ray.data.rows.context import NO_CONTEXT, Context, take_context
+from rm_ray.data.rows.prompt_columns import read_prompt
+from rm_ray.data.rows.prompts import answer_both
+from rm_ray.data.rows.refusals import Reason, RefusedError, encodable
+from rm_ray.data.rows.row_readings import RowReading, find_reading
+from rm_ray.data.rows.transcripts import refuse_labelled
+from rm_ray.data.rows.turns import Message, agree, asks_something, check_turns, is_same
+
+LARGEST_MARGIN = 1e6
+"""Beyond it a float32 loss has no digits left for the rewards."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """Two conversations that agree on all but the last turn, which is the assistant's."""
+
+    chosen: list[Message]
+    rejected: list[Message]
+    margin: float = 0.0
+    source: str = ""
+    context: Context = NO_CONTEXT
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The turns that both conversations share."""
+        return self.chosen[:-1]
+
+    def swap(self) -> Pair:
+        """Return the pair with the preference turned around."""
+        return Pair(
+            chosen=self.rejected,
+            rejected=self.chosen,
+            margin=self.margin,
+            source=self.source,
+            context=self.context,
+        )
+
+
+def parse_margin(value: Any) -> float:
+    """Return a margin; 0 where it is missing, which pandas writes as NaN.
+
+    Raises:
+        RefusedError: it is no number, or a useless one.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return 0.0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= LARGEST_MARGIN:
+        hint = "; it is a number written as text" if isinstance(value, str) else ""
+        raise RefusedError(Reason.BAD_MARGIN, f"{_shown(value)}{hint if _is_number(value) else ''}")
+    return float(value)
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    return (repr(value) if isinstance(value, int | float | str) else json.dumps(value))[:80]
 
 
 def parse_pair(
@@ -61,7 +98,7 @@ def read_pair(
     """
     columns = RowColumns(row, rules)
     pair = take_pair(columns, default_source)
-    return pair, read_columns(columns, [pair.chosen, pair.rejected], pair.context)
+    return pair, find_reading(columns, [pair.chosen, pair.rejected], pair.context)
 
 
 def take_pair(columns: RowColumns, default_source: str) -> Pair:
@@ -89,7 +126,7 @@ def take_pair(columns: RowColumns, default_source: str) -> Pair:
         chosen=chosen,
         rejected=rejected,
         margin=parse_margin(columns.take("margin", blank=True)),
-        source=take_source(columns, default_source, may_be_said=not _is_asked(chosen)),
+        source=take_source(columns, default_source, may_be_said=not asks_something(chosen)),
         context=take_context(columns),
     )
 
@@ -116,110 +153,3 @@ def take_source(columns: RowColumns, default: str, *, may_be_said: bool = False)
             columns.mark("source", column)
             return encodable(value)
     return default
-
-
-def take_context(columns: RowColumns) -> Context:
-    """Return the tools and documents of a row.
-
-    Raises:
-        RefusedError: they are of another form.
-    """
-    tools = read_tools(columns.take("tools"))
-    documents = read_documents(columns.take("documents"))
-    if tools is None and documents is None:
-        return NO_CONTEXT
-    return Context(tools=tools, documents=documents)
-
-
-def read_columns(
-    columns: RowColumns, conversations: Sequence[list[Message]], context: Context
-) -> RowReading:
-    """Say what the columns of a row became, now that all that are used have been taken.
-
-    Of those that are left, one that usually holds part of a conversation is lost unless all that
-    it says is in the conversations anyway: text before the last turn (a response often quotes its
-    context), messages anywhere. Where nobody asks anything, the question may stand in any column
-    that has a sentence in it.
-    """
-    is_asked = any(map(_is_asked, conversations))
-    if columns.are_all_taken:
-        return read_alike(tuple(columns.used.items()), is_asked=is_asked)
-    left, lost = [], []
-    prompts = [messages[:-1] for messages in conversations]
-    asked = said = None
-    for name, value in columns.left():
-        left.append(name)
-        if not _may_say_something(name, value, is_asked):
-            continue
-        if _is_text(value):
-            asked = asked or _plain_texts(prompts, context)
-            is_repeated = _is_repeated(value, asked)
-        else:
-            said = said or _plain_texts(conversations, context)
-            is_repeated = _is_repeated(value, said)
-        if not is_repeated or isinstance(value, int | float):
-            lost.append(name)
-    return read_alike(tuple(columns.used.items()), tuple(left), tuple(lost), is_asked=is_asked)
-
-
-_INSTRUCTIONS = ("system", "developer")
-
-
-def _is_asked(conversation: list[Message]) -> bool:
-    """Tell whether somebody says something before the response."""
-    return any(message["role"] not in _INSTRUCTIONS for message in conversation[:-1])
-
-
-def _may_say_something(name: str, value: Any, is_asked: bool) -> bool:
-    """Tell whether a column that is left may hold part of the conversation."""
-    if isinstance(value, bool):
-        return False
-    if isinstance(value, int | float):
-        return plain_name(name) in ALIASES["prompt"]
-    if find_path_standing(name) == "part":
-        return True
-    if is_asked:
-        return False
-    return may_be_a_prompt(name) or any(len(text.split()) > 1 for text in texts_of(value))
-
-
-def _is_text(value: Any) -> bool:
-    """Tell whether a value is text or texts, rather than messages."""
-    if isinstance(value, list):
-        return all(map(_is_text, value))
-    if not isinstance(value, str) or is_whole_transcript(value):
-        return False
-    return not isinstance(_loaded(value), list | dict)
-
-
-def _plain_texts(conversations: Sequence[list[Message]], context: Context) -> str:
-    parts = texts_of([*conversations, context.tools, context.documents])
-    return _plain("\0".join(parts)) or "\0"
-
-
-def _is_repeated(value: Any, said: str) -> bool:
-    """Tell whether all texts of a value are in the conversation too."""
-    if isinstance(value, str):
-        text = _plain(value.strip())
-        if text in said:
-            return True
-        if is_whole_transcript(value):
-            return all(_plain(part) in said for part in split_transcript(value))
-        loaded = _loaded(value) if text[:1] in ("[", "{") else None
-        return loaded is not None and _is_repeated(loaded, said)
-    if isinstance(value, dict):
-        return all(_is_repeated(v, said) for k, v in value.items() if not is_about(k))
-    if isinstance(value, list):
-        return all(_is_repeated(item, said) for item in value)
-    return value is None or isinstance(value, bool | int | float)
-
-
-def _loaded(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from rm_ray.data.rows.contract import Message, Reason, RefusedError
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.rows.turns import Message
 
 _SPEAKER = re.compile(r"(?:^|\r?\n\r?\n)(Human|Assistant):")
 _STRAY_SPEAKER = re.compile(r"(?:^|\s)(?:Human|Assistant):")

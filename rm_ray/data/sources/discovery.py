@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from rm_ray.config.train_config import BUILTIN
+from rm_ray.config.sections.data import BUILTIN
 from rm_ray.data.sources import synthetic
 from rm_ray.data.sources.folders import (
     HELD_OUT,

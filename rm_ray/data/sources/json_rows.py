@@ -9,14 +9,18 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from rm_ray.data.rows.columns import ALIASES, plain_name
-from rm_ray.data.sources.byte_stream import BOM, explain_encoding, open_bytes, refuse_wide_text
+from rm_ray.config.column_rules import ALIASES
+from rm_ray.data.rows.column_names import plain_name
+from rm_ray.data.sources.decompression import open_bytes
+from rm_ray.data.sources.encodings import BOM, explain_encoding, refuse_wide_text
 from rm_ray.errors import InputError
 
 LARGEST_ELEMENT = 1 << 26
 """Characters of one element of an array that are held in memory at most."""
 
-_CHUNK = 1 << 20
+CHUNK = 1 << 20
+"""Read at once; the beginning of a file, by which its layout is told, is as long at most."""
+
 _SPACE = " \t\r\n"
 _ARRAY_RULE = "it must be an array of objects, an object with one such array, or an object a line"
 
@@ -60,7 +64,7 @@ def _lines(stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
 
 def _find_layout(path: str, stream: io.BufferedReader, ends_in_json: bool) -> JsonLayout:
     refuse_wide_text(path, stream)
-    head = stream.peek(_CHUNK).lstrip()
+    head = stream.peek(CHUNK).lstrip()
     if head[:1] == b"[" and head[1:].lstrip()[:1] in (b"{", b"]", b""):
         return "array"
     if head[:1] != b"{" or not ends_in_json:
@@ -232,7 +236,7 @@ class _JsonText:
 
     def _read_more(self) -> None:
         kept = self._text[self._at :]
-        raw = self._stream.read(max(_CHUNK, len(kept)))  # doubles: a long value is not tried often
+        raw = self._stream.read(max(CHUNK, len(kept)))  # doubles: a long value is not tried often
         self._ended = not raw
         try:
             self._text, self._at = kept + self._utf8.decode(raw, final=self._ended), 0

@@ -13,11 +13,11 @@ from itertools import islice
 import numpy as np
 import ray.data
 
-from rm_ray.data.cache.token_table import ROWS_PER_BATCH
+from rm_ray.config.column_rules import NO_RULES, ColumnRules
 from rm_ray.data.rows.column_hints import is_written_by_column, suggest_columns
-from rm_ray.data.rows.columns import NO_RULES, ColumnRules, RowColumns
+from rm_ray.data.rows.columns import RowColumns
 from rm_ray.data.sources import synthetic
-from rm_ray.data.sources.byte_stream import open_raw
+from rm_ray.data.sources.decompression import open_raw
 from rm_ray.data.sources.discovery import locate
 from rm_ray.data.sources.fragments import Fragment
 from rm_ray.data.sources.readers import count_rows, read_rows
@@ -27,6 +27,8 @@ from rm_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+ROWS_PER_BLOCK = 1_024
+"""Rows that are tokenised together."""
 
 _PAIR = ("chosen", "rejected")
 
@@ -137,7 +139,7 @@ def to_ray_dataset(selections: Sequence[Selection]) -> ray.data.Dataset:
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(read, batch_size=1, num_cpus=0.5)
-        .repartition(target_num_rows_per_block=ROWS_PER_BATCH)
+        .repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
     )
 
 
@@ -153,7 +155,7 @@ def read_selected(selection: Selection) -> Iterator[tuple[int, str]]:
 
 def _blocks(number: int, selection: Selection) -> Iterator[dict[str, np.ndarray]]:
     rows = read_selected(selection)
-    while block := list(islice(rows, ROWS_PER_BATCH)):
+    while block := list(islice(rows, ROWS_PER_BLOCK)):
         yield {
             "fragment": np.full(len(block), number, dtype=np.int32),
             "row": np.array([row for row, _ in block], dtype=np.int64),

@@ -6,18 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from rm_ray.data.sources import synthetic
-from rm_ray.data.sources.byte_stream import BOM, open_bytes
+from rm_ray.data.sources.columnar_rows import count_arrow, open_parquet, read_arrow, read_parquet
+from rm_ray.data.sources.csv_rows import read_csv
+from rm_ray.data.sources.decompression import open_bytes
+from rm_ray.data.sources.encodings import BOM
 from rm_ray.data.sources.fragments import FileKind, Fragment
 from rm_ray.data.sources.json_rows import count_json, read_json
 from rm_ray.data.sources.raw_json import encode_row
 from rm_ray.data.sources.stored_datasets import load_dataset, read_dataset
-from rm_ray.data.sources.table_rows import (
-    count_arrow,
-    open_parquet,
-    read_arrow,
-    read_csv,
-    read_parquet,
-)
 
 
 def read_rows(fragment: Fragment) -> Iterator[tuple[int, str]]:

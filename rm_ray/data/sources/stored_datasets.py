@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from rm_ray.data.sources.columnar_rows import ROWS_PER_BATCH
 from rm_ray.data.sources.fragments import Fragment
 from rm_ray.data.sources.raw_json import arrow_rows
-from rm_ray.data.sources.table_rows import ROWS_PER_BATCH
 from rm_ray.errors import InputError
 
 if TYPE_CHECKING:

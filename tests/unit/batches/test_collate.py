@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from rm_ray.batches.attention_index import Kernel
 from rm_ray.batches.collate import Collator
 from rm_ray.batches.loading import LoadedMicroBatch
-from rm_ray.batches.packing import Kernel, PackedPairs, pack_pairs
+from rm_ray.batches.packing import PackedPairs, pack_pairs
 from rm_ray.batches.padding import PaddedPairs, pad_pairs
 from rm_ray.batches.plan import MicroBatch
-from rm_ray.config.train_config import Layout
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import join_pairs
 
 PAD = 99

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from rm_ray.config.recipe import read_recipe
-from rm_ray.config.train_config import DataConfig
-from rm_ray.data.rows.contract import Pair, RefusedError
-from rm_ray.data.rows.pairs import read_pair
-from rm_ray.data.rows.reading import refuse_lost_columns, sum_up
+from rm_ray.config.sections.data import DataConfig
+from rm_ray.data.rows.column_readings import refuse_lost_columns, sum_up
+from rm_ray.data.rows.pairs import Pair, read_pair
+from rm_ray.data.rows.refusals import RefusedError
 from rm_ray.data.sources.mixture import SourceSpec, read_selected, select
-from rm_ray.data.tokens.tokenization import PairTokenizer, load_tokenizer
+from rm_ray.data.tokens.pair_tokenizer import PairTokenizer
+from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
 
 CASES = Path(__file__).resolve().parents[3] / ".." / "shared" / "cases" / "intake"

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from rm_ray.config.column_rules import ColumnRules
 from rm_ray.data.rows.column_hints import suggest_columns
-from rm_ray.data.rows.columns import ColumnRules
-from rm_ray.data.rows.contract import Message, Reason, RefusedError
+from rm_ray.data.rows.column_readings import refuse_lost_columns, sum_up
 from rm_ray.data.rows.pairs import parse_pair, read_pair
-from rm_ray.data.rows.reading import refuse_lost_columns, sum_up
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.rows.turns import Message
+from rm_ray.data.sources.csv_rows import read_csv
 from rm_ray.data.sources.mixture import SourceSpec, select
-from rm_ray.data.sources.table_rows import read_csv
 from rm_ray.errors import InputError
 
 Row = dict[str, Any]

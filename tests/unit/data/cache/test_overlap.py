@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_ray.config.train_config import DataConfig
+from rm_ray.config.sections.data import DataConfig
 from rm_ray.data.cache.cache_rows import tokenize_block, tokenize_rows
 from rm_ray.data.cache.overlap import (
     KEY,
@@ -21,8 +21,10 @@ from rm_ray.data.cache.overlap import (
     join_keys,
     pair_up,
 )
-from rm_ray.data.rows.contract import Context, Pair
-from rm_ray.data.tokens.tokenization import PairTokenizer, load_tokenizer
+from rm_ray.data.rows.context import Context
+from rm_ray.data.rows.pairs import Pair
+from rm_ray.data.tokens.pair_tokenizer import PairTokenizer
+from rm_ray.data.tokens.tokenizer import load_tokenizer
 
 KEYS = st.lists(
     st.sampled_from([bytes(16), b"\1" + bytes(15), bytes(15) + b"\1", b"\xff" * 16]), max_size=9

@@ -2,14 +2,18 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens, ragged_arange
+from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens, common_prefix, ragged_arange
 
 Ids = list[int]
 
+
 # Tails may begin alike: a table caps the prefix so that each branch keeps a token.
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=8)
+
 tails = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=8)
+
 parts_of_pairs = st.lists(st.tuples(ids, tails, tails), max_size=6)
+
 runs = st.lists(st.tuples(st.integers(-5, 50), st.integers(0, 6)), max_size=8)
 
 
@@ -125,3 +129,11 @@ def test_runs_follow_each_other_as_in_a_loop(runs: list[tuple[int, int]], dtype:
 
     assert got.tolist() == [start + i for start, length in runs for i in range(length)]
     assert got.dtype == np.int64
+
+
+@given(st.lists(st.integers(0, 2), max_size=8), st.lists(st.integers(0, 2), max_size=8))
+def test_a_common_prefix_is_shared_and_cannot_be_longer(left: list[int], right: list[int]):
+    length = common_prefix(left, right)
+
+    assert left[:length] == right[:length]
+    assert left[: length + 1] != right[: length + 1] or length == min(len(left), len(right))

@@ -5,72 +5,23 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_cache import REFUSED, Row, cache_row, make_parts
 from tables import chosen_ids, rejected_ids
 
-from rm_ray.data.cache.token_table import (
-    ROWS_PER_BATCH,
-    SCHEMA,
-    TABLE_COLUMNS,
-    TokenParts,
-    TokenTable,
-    local_home,
-    map_table,
-    open_table,
-    write_table,
-)
-from rm_ray.storage import Storage
-
-Row = dict[str, Any]
-
-REFUSED: Row = {"reason": "empty", "detail": "no turns", "raw": "{}"}
+from rm_ray.data.cache.token_parts import ROWS_PER_BATCH, SCHEMA, TABLE_COLUMNS
+from rm_ray.data.cache.token_table import TokenTable, map_table, open_table, write_table
+from rm_ray.local_home import local_home
 
 
 @pytest.fixture(autouse=True)
 def tables_under_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "machine"))
-
-
-def cache_row(
-    fragment: int,
-    row: int,
-    chosen: Sequence[int],
-    rejected: Sequence[int],
-    *,
-    prefix_length: int = 0,
-    prompt_length: int = 0,
-    margin: float = 0.0,
-    source: str = "somewhere",
-) -> Row:
-    return {
-        "fragment": fragment,
-        "row": row,
-        "source": source,
-        "margin": margin,
-        "prefix_length": prefix_length,
-        "prompt_length": prompt_length,
-        "chosen_ids": list(chosen),
-        "rejected_ids": list(rejected),
-        "reason": "",
-    }
-
-
-def make_parts(
-    folder: Path, *files: Sequence[Row], origins: Sequence[str] = ("a", "b", "c")
-) -> TokenParts:
-    """Write a token cache as Ray Data does: Parquet files of rows in any order."""
-    folder.mkdir(parents=True)
-    for i, rows in enumerate(files):
-        columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
-        pq.write_table(pa.table(columns, schema=SCHEMA), folder / f"part-{i}.parquet")
-    return TokenParts(key=uuid.uuid4().hex, parts=Storage.open(str(folder)), origins=tuple(origins))
 
 
 def batches(*groups: Sequence[Row]) -> list[pa.RecordBatch]:
@@ -159,16 +110,6 @@ def test_the_order_of_files_and_batches_does_not_matter(tmp_path: Path):
     assert read_back(open_table(one)) == read_back(open_table(other))
 
 
-def test_refused_rows_are_not_in_the_table_but_in_the_scan(tmp_path: Path):
-    kept = cache_row(0, 1, [1, 2], [1, 3], prefix_length=1)
-    refused = [{"fragment": 0, "row": 0, **REFUSED}, {"fragment": 1, "row": 5, **REFUSED}]
-    parts = make_parts(tmp_path / "parts", [refused[0], kept], [refused[1]])
-
-    assert read_back(open_table(parts)) == [kept]
-    scanned = [row for b in parts.scan(("row", "reason"), refused=True) for row in b.to_pylist()]
-    assert scanned == [{"row": 0, "reason": "empty"}, {"row": 5, "reason": "empty"}]
-
-
 def test_each_distinct_token_is_stored_once(tmp_path: Path):
     rows = [
         cache_row(0, 0, [7, 8, 1, 2], [7, 8, 3], prefix_length=2),
@@ -183,6 +124,7 @@ def test_each_distinct_token_is_stored_once(tmp_path: Path):
 
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
+
 pairs = st.tuples(st.lists(st.integers(0, 2**31 - 1), max_size=5), ids, ids)
 
 

@@ -1,272 +1,31 @@
-import bz2
-import csv
-import gzip
-import io
-import json
-import lzma
+import socket
 from pathlib import Path
-from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from source_files import (
+    as_arrow,
+    as_csv,
+    as_parquet,
+    chosen_in,
+    error_of,
+    fragments_of,
+    message_of_wrong,
+    pairs,
+    read,
+    rows_of,
+    write,
+    write_lines,
+    write_parquet,
+)
 
-from rm_ray.data.sources import json_rows
-from rm_ray.data.sources.discovery import locate
-from rm_ray.data.sources.readers import count_rows, read_rows
+from rm_ray.data.sources.discovery import discover, locate
+from rm_ray.data.sources.fragments import Fragment
 from rm_ray.data.sources.source_spec import SourceSpec
+from rm_ray.data.sources.synthetic import generate_pairs
 from rm_ray.errors import InputError
-
-Row = dict[str, Any]
-SEPARATORS = "a\u2028b\x85c\u2029d\x0be\x1cf"
-ROWS: list[Row] = [
-    {"prompt": 'Say "so",\n;then\tgo', "chosen": f"é {SEPARATORS}", "rejected": " no "},
-    {"prompt": None, "chosen": "[1, 2]", "rejected": "x" * 5_000},
-] * 2
-
-
-def json_lines(rows: list[Row]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def as_csv(rows: list[Row], delimiter: str = ",") -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def as_arrow(rows: list[Row], *, stream: bool) -> bytes:
-    table, sink = pa.Table.from_pylist(rows), pa.BufferOutputStream()
-    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def as_parquet(rows: list[Row]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    return bytes(sink.getvalue())
-
-
-def as_zstd(data: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return bytes(sink.getvalue())
-
-
-FILES = {
-    ".jsonl": json_lines(ROWS),
-    ".ndjson": json_lines(ROWS),
-    ".json": json.dumps(ROWS, indent=2).encode(),
-    ".csv": as_csv(ROWS),
-    ".tsv": as_csv(ROWS, "\t"),
-    ".parquet": as_parquet(ROWS),
-    ".arrow": as_arrow(ROWS, stream=False),
-}
-CODECS = {"": bytes, ".gz": gzip.compress, ".zst": as_zstd, ".bz2": bz2.compress}
-CODECS[".xz"] = lzma.compress
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
-def pairs(name: str, count: int = 2) -> bytes:
-    return json_lines([{"chosen": f"{name} {i}", "rejected": "no"} for i in range(count)])
-
-
-def read(text: str | Path) -> list[Row]:
-    source = locate(SourceSpec.parse(str(text)))
-    rows = [json.loads(row) for fragment in source.fragments for _, row in read_rows(fragment)]
-    assert sum(map(count_rows, source.fragments)) == len(rows)
-    return rows
-
-
-def chosen_in(text: str | Path) -> list[str]:
-    return sorted({row["chosen"].split()[0] for row in read(text)})
-
-
-def error_of(text: str | Path) -> str:
-    with pytest.raises(InputError) as caught:
-        read(text)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("ending", FILES)
-def test_every_format_gives_the_same_rows_plain_and_compressed(
-    ending: str, codec: str, tmp_path: Path
-):
-    path = write(tmp_path / f"a{ending}{codec}", CODECS[codec](FILES[ending]))
-
-    assert read(path) == ROWS
-
-
-@pytest.mark.parametrize("codec", [".gz", ".zst", ".bz2", ".xz"])
-def test_a_compressed_file_that_is_cut_or_is_none_is_named(codec: str, tmp_path: Path):
-    whole = CODECS[codec](FILES[".jsonl"] * 50)
-    cut = write(tmp_path / f"cut.jsonl{codec}", whole[:-20])
-    plain = write(tmp_path / f"plain.jsonl{codec}", FILES[".jsonl"])
-
-    for path in (cut, plain):
-        assert error_of(path).startswith(f"{path} is not a whole")
-
-
-@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
-def test_a_cut_table_is_named_without_a_trace(ending: str, tmp_path: Path):
-    for size in (0, 4, len(FILES[ending]) // 2):
-        path = write(tmp_path / f"a{ending}", FILES[ending][:size])
-        assert error_of(path).startswith(f"{path} is not a")
-        assert "\n" not in error_of(path)
-
-
-def test_a_compressed_file_is_known_by_its_first_bytes_where_its_name_does_not_say(tmp_path: Path):
-    assert read(write(tmp_path / "a.jsonl", gzip.compress(FILES[".jsonl"]))) == ROWS
-
-
-def test_an_arrow_stream_is_read_as_a_file_is(tmp_path: Path):
-    assert read(write(tmp_path / "a.arrow", as_arrow(ROWS, stream=True))) == ROWS
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        json.dumps(ROWS),
-        json.dumps(ROWS, indent=2),
-        json.dumps({"version": 1, "data": ROWS, "note": {"by": "me"}}),
-        json.dumps({"data": ROWS}, indent=1),
-        FILES[".jsonl"].decode(),
-        "\n \n" + FILES[".jsonl"].decode(),
-    ],
-    ids=["array", "indented", "one array of an object", "of an indented one", "lines", "blank"],
-)
-def test_a_json_file_is_an_array_or_lines_by_what_it_holds(text: str, tmp_path: Path):
-    for name in ("a.json", "b.json.gz"):
-        data = gzip.compress(text.encode()) if name.endswith("gz") else text.encode()
-        assert read(write(tmp_path / name, data)) == ROWS
-    if text.startswith("["):
-        assert read(write(tmp_path / "c.jsonl", text.encode())) == ROWS
-
-
-def test_a_json_array_is_read_with_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(json_rows, "_CHUNK", 7)  # every value is cut somewhere
-
-    assert read(write(tmp_path / "a.json", FILES[".json"])) == ROWS
-
-    monkeypatch.setattr(json_rows, "LARGEST_ELEMENT", 1_000)
-    assert "row 1: not valid JSON" in error_of(write(tmp_path / "a.json", FILES[".json"]))
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ('[{"chosen": "a"}, {"chosen": }]', "row 1: not valid JSON"),
-        ('[{"chosen": "a"},\n', "row 1: not valid JSON"),
-        ('[{"chosen": "a"}', "it is cut"),
-        ('[{"chosen": "a"},]', "a comma after the last row"),
-        ('[{"chosen": "a"}] []', "text after its end"),
-        ('{"a": [{}],\n "b": [{}]}', "several arrays, 'a' and 'b'"),
-        ('{\n"a": 1}', "an object without an array"),
-    ],
-)
-def test_a_broken_json_file_is_named_with_the_place(text: str, told: str, tmp_path: Path):
-    assert told in error_of(write(tmp_path / "a.json", text.encode()))
-
-
-def test_a_csv_of_semicolons_or_with_spaces_is_read_by_its_header(tmp_path: Path):
-    spaced = b'prompt, chosen, rejected\n"Hi, you", "a ""b""", c\n\n"x", y\n'
-
-    assert read(write(tmp_path / "a.csv", as_csv(ROWS, ";"))) == ROWS
-    assert read(write(tmp_path / "b.csv", spaced)) == [
-        {"prompt": "Hi, you", "chosen": 'a "b"', "rejected": "c"},
-        {"prompt": "x", "chosen": "y", "rejected": None},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("chosen,rejected\na,b\nc,d,e\n", "line 3: 3 cells under a header of 2"),
-        ('chosen,rejected\n"a"b,c\n', "line 2: not a CSV row"),
-        ('chosen,rejected\n"a,c\n', "not a CSV row"),
-        ("chosen,chosen\na,b\n", "the column 'chosen' twice"),
-    ],
-)
-def test_a_broken_csv_is_named_by_line(text: str, told: str, tmp_path: Path):
-    assert told in error_of(write(tmp_path / "a.csv", text.encode()))
-
-
-@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv"])
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
-def test_wide_text_is_named_with_the_remedy(encoding: str, ending: str, tmp_path: Path):
-    path = write(tmp_path / f"a{ending}", FILES[ending].decode().encode(encoding))
-
-    name = encoding.upper()[:6]
-    assert f"{path} is {name} text" in error_of(path)
-    assert f"iconv -f {name} -t UTF-8" in error_of(path)
-
-
-@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv"])
-def test_other_encodings_are_refused_and_a_byte_order_mark_is_read(ending: str, tmp_path: Path):
-    marked = write(tmp_path / f"marked{ending}", b"\xef\xbb\xbf" + FILES[ending])
-    latin = FILES[ending].decode().encode("utf-8").replace("é".encode(), b"\xe9")
-    latin = latin if ending != ".json" else '[{"chosen": "é"}]'.encode("latin-1")
-
-    assert read(marked) == ROWS
-    assert "not UTF-8 text" in error_of(write(tmp_path / f"latin{ending}", latin))
-
-
-def test_marks_between_files_that_were_put_together_are_no_text(tmp_path: Path):
-    marked = b"\xef\xbb\xbf" + FILES[".jsonl"]
-
-    assert read(write(tmp_path / "a.jsonl", marked + marked)) == ROWS * 2
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    texts=st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=4),
-    ending=st.sampled_from([".jsonl", ".json", ".csv"]),
-    newline=st.sampled_from(["\n", "\r\n"]),
-)
-def test_any_text_comes_out_as_it_went_in(
-    texts: list[str], ending: str, newline: str, tmp_path_factory: pytest.TempPathFactory
-):
-    rows = [{"chosen": text, "rejected": f"not {text}"} for text in texts]
-    data = as_csv(rows) if ending == ".csv" else json_lines(rows).replace(b"\n", newline.encode())
-    data = json.dumps(rows).encode() if ending == ".json" else data
-
-    assert read(write(tmp_path_factory.mktemp("any") / f"a{ending}", data)) == rows
-
-
-@pytest.mark.parametrize(
-    ("data", "told"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "git lfs pull"),
-        (b"<!DOCTYPE html><html>", "is a web page"),
-        (b"PK\x03\x04....", "unpack it"),
-        (b"/annex/objects/SHA256E-s1--0.jsonl", "git annex get"),
-    ],
-)
-@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.json", "a.csv", "a.jsonl.gz", "a.bin"])
-def test_what_stands_for_data_is_named(data: bytes, told: str, name: str, tmp_path: Path):
-    assert told in error_of(write(tmp_path / name, data))
-
-
-def test_a_file_without_a_known_ending_is_told_by_its_content_or_refused(tmp_path: Path):
-    for kind in (".jsonl", ".json", ".parquet", ".arrow"):
-        assert read(write(tmp_path / f"{kind[1:]}.data", FILES[kind])) == ROWS
-    assert "must end in .jsonl" in error_of(
-        write(tmp_path / "pairs.txt", b"chosen,rejected\na,b\n")
-    )
-
 
 NAMES = st.text("ab:=[]*?%#!& '\"~+,;@éß漢-.0123", min_size=1, max_size=12).filter(
     lambda name: name.strip(".") and not name.endswith("/")
@@ -479,3 +238,97 @@ def test_a_link_to_nothing_is_refused(tmp_path: Path):
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "gone.jsonl")
 
     assert "no such file" in error_of(tmp_path / "a.jsonl")
+
+
+def test_a_file_is_one_fragment_with_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_lines(tmp_path / "pairs.jsonl", rows_of(1))
+
+    expected = [Fragment(kind="jsonl", location=str(path))]
+
+    for text in (path, "pairs.jsonl", "./pairs.jsonl", "~/pairs.jsonl", path.as_uri()):
+        found = fragments_of(text)
+        assert [f.location.removeprefix("file://") for f in found] == [expected[0].location]
+        assert [f.kind for f in found] == ["jsonl"]
+    assert fragments_of(path) == expected
+
+
+def test_a_folder_is_all_the_pair_files_in_it_by_name(tmp_path: Path):
+    write_parquet(tmp_path / "pairs" / "b.parquet", rows_of(1))
+    write_lines(tmp_path / "pairs" / "c.jsonl.gz", rows_of(1))
+    write_lines(tmp_path / "pairs" / "a" / "deep.jsonl", rows_of(1))
+    (tmp_path / "pairs" / "README.md").write_text("not pairs")
+
+    found = fragments_of(tmp_path / "pairs")
+
+    assert [(f.kind, Path(f.location).name) for f in found] == [
+        ("jsonl", "deep.jsonl"),
+        ("parquet", "b.parquet"),
+        ("jsonl", "c.jsonl.gz"),
+    ]
+
+
+def test_a_glob_is_the_files_that_match_by_name(tmp_path: Path):
+    for name in ("part-2.jsonl", "part-1.jsonl", "part-1.txt", "other.jsonl"):
+        write_lines(tmp_path / name, rows_of(1))
+
+    names = [Path(f.location).name for f in fragments_of(tmp_path / "part-*")]
+
+    assert names == ["part-1.jsonl", "part-2.jsonl"]
+    assert [Path(f.location).name for f in fragments_of(tmp_path / "part-[2]*")] == ["part-2.jsonl"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path):
+    path = write_lines(tmp_path / "pairs[1].jsonl", rows_of(2))
+
+    assert fragments_of(path) == [Fragment(kind="jsonl", location=str(path))]
+
+
+def test_the_built_in_pairs_are_a_fragment_of_their_split():
+    assert fragments_of("builtin") == fragments_of("builtin:train")
+    assert fragments_of("builtin:test") == [
+        Fragment(kind="builtin", location="builtin", split="test")
+    ]
+    assert read("builtin:test") == list(generate_pairs("test"))
+
+
+def test_any_other_name_is_a_dataset_on_the_hub():
+    assert fragments_of("org/name") == [Fragment(kind="hub", location="org/name", split="train")]
+    assert fragments_of("org/name:test") == [
+        Fragment(kind="hub", location="org/name", split="test")
+    ]
+
+
+def test_a_missing_file_is_named_with_the_endings_that_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for text in ("missing.jsonl", "./missing", "missing/*.parquet", f"{tmp_path}/missing.jsonl.gz"):
+        message = message_of_wrong(text)
+        assert f"data source '{text}': no such file" in message
+        assert ".jsonl, .jsonl.gz, .parquet" in message
+        assert f"relative paths start at {tmp_path}" in message
+
+
+def test_a_folder_without_pairs_and_a_file_of_another_kind_are_refused(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pairs.txt").write_text("chosen,rejected\n")
+
+    assert "nothing in it that ends in .jsonl" in message_of_wrong(tmp_path / "empty")
+    assert "must end in .jsonl, .jsonl.gz, .parquet" in message_of_wrong(tmp_path / "pairs.txt")
+
+
+def test_an_unknown_filesystem_is_refused():
+    for text in ("nosuchscheme://bucket/a.jsonl", "nosuchscheme://bucket/a.jsonl=5"):
+        assert f"data source '{text}'" in message_of_wrong(text)
+
+
+def test_an_address_that_does_not_answer_is_refused():
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}/pairs.jsonl"
+        with pytest.raises(InputError, match="cannot be opened"):
+            discover(SourceSpec.parse(address))

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenized_pairs import NO_END, pair_of, saved, tokens_of
 
 from rm_ray.data.sources.synthetic import build_tokenizer
-from rm_ray.data.tokens.tokenization import load_tokenizer
+from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
 
 PLAIN = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+
 OTHER = "{% for m in messages %}{{ m.role }}{{ m.content }}<|end|>{% endfor %}"
 
 
@@ -61,3 +63,42 @@ def test_one_of_several_templates_is_the_default_or_named(tmp_path: Path, caplog
     folder = with_templates(tmp_path / "none", {"rag": PLAIN, "tool_use": OTHER})
     with pytest.raises(InputError, match=r"several chat templates .*: rag, tool_use; set"):
         load_tokenizer(folder)
+
+
+def test_a_template_given_as_text_or_as_a_file_wins_over_the_tokenizers_own(tmp_path: Path):
+    file = tmp_path / "chat.jinja"
+    file.write_text(NO_END)
+    pair = pair_of("Why?", "So.", "No.")
+
+    from_text = load_tokenizer("builtin", chat_template=NO_END)
+    from_file = load_tokenizer("builtin", chat_template=str(file))
+
+    assert from_text.chat_template == from_file.chat_template == NO_END
+    assert tokens_of(pair, from_text) == tokens_of(pair, from_file) != tokens_of(pair)
+
+
+def test_a_template_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "chat.jinja").write_text(NO_END)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert load_tokenizer("builtin", chat_template="~/chat.jinja").chat_template == NO_END
+
+
+def test_a_template_that_is_no_file_and_no_jinja_is_refused_by_name():
+    with pytest.raises(InputError) as caught:
+        load_tokenizer("builtin", chat_template="missing.jinja")
+
+    assert "data.chat_template 'missing.jinja'" in str(caught.value)
+
+
+def test_a_tokenizer_without_a_template_is_refused_with_the_setting_that_helps(tmp_path: Path):
+    bare = build_tokenizer()
+    bare.chat_template = None
+    folder = saved(bare, tmp_path)
+
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(folder)
+
+    assert f"model.tokenizer '{folder}' has no chat template" in str(caught.value)
+    assert "data.chat_template" in str(caught.value)
+    assert load_tokenizer(folder, chat_template=NO_END).chat_template == NO_END

@@ -4,10 +4,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from rm_ray.config.train_config import DataConfig, RunConfig, TrainConfig
+from rm_ray.config.sections.data import DataConfig
+from rm_ray.config.sections.run import RunConfig
+from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.tokens.template_date import asks_for_date, pin, pin_date
-from rm_ray.data.tokens.tokenization import load_tokenizer, tokenizer_fingerprint
-from rm_ray.preflight.resolve import find_template_date
+from rm_ray.data.tokens.tokenizer import load_tokenizer, tokenizer_fingerprint
+from rm_ray.preflight.planning import find_template_date
 from rm_ray.runs.layout import RUN
 from rm_ray.storage import Storage
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from rm_ray.data.sources.synthetic import build_tokenizer
-from rm_ray.data.tokens.tokenization import PAD_TOKEN, load_tokenizer
+from rm_ray.data.tokens.tokenizer import PAD_TOKEN, load_tokenizer
 from rm_ray.data.tokens.vocabulary import check_vocabulary
 from rm_ray.errors import InputError
 

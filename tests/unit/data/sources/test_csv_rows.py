@@ -3,16 +3,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source_files import ROWS, as_csv, error_of, read, write
 
-from rm_ray.data.rows.contract import Reason, RefusedError
 from rm_ray.data.rows.pairs import parse_pair
-from rm_ray.data.sources.table_rows import read_csv
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.sources.csv_rows import read_csv
 from rm_ray.errors import InputError
 
 Row = dict[str, Any]
 
 
-def read(path: Path, text: str, delimiter: str = ",") -> list[Row]:
+def read_table(path: Path, text: str, delimiter: str = ",") -> list[Row]:
     path.write_bytes(text.encode())
     return list(read_csv(str(path), delimiter))
 
@@ -25,7 +26,9 @@ def read(path: Path, text: str, delimiter: str = ",") -> list[Row]:
 def test_a_margin_in_a_table_of_text_is_a_number_or_missing(
     cell: str, margin: float | None, name: str, tmp_path: Path
 ):
-    (row,) = read(tmp_path / "a.tsv", f"id\tchosen\trejected\t{name}\n7\t1\t2\t{cell}\n", "\t")
+    (row,) = read_table(
+        tmp_path / "a.tsv", f"id\tchosen\trejected\t{name}\n7\t1\t2\t{cell}\n", "\t"
+    )
 
     assert row == {"id": "7", "chosen": "1", "rejected": "2", name.strip(): margin}
     assert parse_pair({"prompt": "Why?", **row}).margin == (margin or 0.0)
@@ -33,7 +36,7 @@ def test_a_margin_in_a_table_of_text_is_a_number_or_missing(
 
 @pytest.mark.parametrize("cell", ["high", "inf", "0,5"])
 def test_a_margin_in_a_table_that_is_no_number_is_refused(cell: str, tmp_path: Path):
-    (row,) = read(tmp_path / "a.csv", f'prompt,chosen,rejected,margin\nWhy?,a,b,"{cell}"\n')
+    (row,) = read_table(tmp_path / "a.csv", f'prompt,chosen,rejected,margin\nWhy?,a,b,"{cell}"\n')
 
     with pytest.raises(RefusedError) as caught:
         parse_pair(json.loads(json.dumps(row)))
@@ -43,33 +46,56 @@ def test_a_margin_in_a_table_that_is_no_number_is_refused(cell: str, tmp_path: P
 
 @pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "\ufeffSEP=;", "\r\nsep=;"])
 def test_excels_line_says_the_delimiter_and_is_no_row(first: str, tmp_path: Path):
-    rows = read(tmp_path / "a.csv", f"{first}\r\n\r\nchosen, or so;rejected\r\na, b;c\r\n")
+    rows = read_table(tmp_path / "a.csv", f"{first}\r\n\r\nchosen, or so;rejected\r\na, b;c\r\n")
 
     assert rows == [{"chosen, or so": "a, b", "rejected": "c"}]
 
 
 def test_a_delimiter_may_be_a_tab_by_excels_line(tmp_path: Path):
-    assert read(tmp_path / "a.csv", "sep=\t\nchosen\trejected\na,b\tc\n") == [
+    assert read_table(tmp_path / "a.csv", "sep=\t\nchosen\trejected\na,b\tc\n") == [
         {"chosen": "a,b", "rejected": "c"}
     ]
 
 
 def test_lines_before_the_header_count_as_lines(tmp_path: Path):
     with pytest.raises(InputError, match="line 5: 3 cells under a header of 2"):
-        read(tmp_path / "a.csv", "\nsep=;\n \nchosen;rejected\na;b;c\n")
+        read_table(tmp_path / "a.csv", "\nsep=;\n \nchosen;rejected\na;b;c\n")
 
 
 def test_a_delimiter_inside_quotes_of_the_header_says_nothing(tmp_path: Path):
     text = '"prompt, text",chosen,rejected\n Why?, So.,"No. "\n'
-    assert read(tmp_path / "a.csv", text) == [
+    assert read_table(tmp_path / "a.csv", text) == [
         {"prompt, text": " Why?", "chosen": " So.", "rejected": "No. "}
     ]
-    assert read(tmp_path / "b.csv", '"prompt, ""text""";chosen\na;b\n') == [
+    assert read_table(tmp_path / "b.csv", '"prompt, ""text""";chosen\na;b\n') == [
         {'prompt, "text"': "a", "chosen": "b"}
     ]
-    assert read(tmp_path / "d.csv", 'a 5" pipe;chosen\na;b\n') == [
+    assert read_table(tmp_path / "d.csv", 'a 5" pipe;chosen\na;b\n') == [
         {'a 5" pipe': "a", "chosen": "b"}
     ]
-    assert read(tmp_path / "c.csv", '"prompt", "chosen"\n"a, b", "c"\n') == [
+    assert read_table(tmp_path / "c.csv", '"prompt", "chosen"\n"a, b", "c"\n') == [
         {"prompt": "a, b", "chosen": "c"}
     ]
+
+
+def test_a_csv_of_semicolons_or_with_spaces_is_read_by_its_header(tmp_path: Path):
+    spaced = b'prompt, chosen, rejected\n"Hi, you", "a ""b""", c\n\n"x", y\n'
+
+    assert read(write(tmp_path / "a.csv", as_csv(ROWS, ";"))) == ROWS
+    assert read(write(tmp_path / "b.csv", spaced)) == [
+        {"prompt": "Hi, you", "chosen": 'a "b"', "rejected": "c"},
+        {"prompt": "x", "chosen": "y", "rejected": None},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("chosen,rejected\na,b\nc,d,e\n", "line 3: 3 cells under a header of 2"),
+        ('chosen,rejected\n"a"b,c\n', "line 2: not a CSV row"),
+        ('chosen,rejected\n"a,c\n', "not a CSV row"),
+        ("chosen,chosen\na,b\n", "the column 'chosen' twice"),
+    ],
+)
+def test_a_broken_csv_is_named_by_line(text: str, told: str, tmp_path: Path):
+    assert told in error_of(write(tmp_path / "a.csv", text.encode()))

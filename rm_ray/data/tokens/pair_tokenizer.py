@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import jinja2
 from tokenizers import Encoding
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from rm_ray.config.train_config import BUILTIN, DataConfig
+from rm_ray.config.sections.data import DataConfig
 from rm_ray.data.cache.pair_tokens import common_prefix
-from rm_ray.data.rows.contract import NO_CONTEXT, Pair, Reason, RefusedError
-from rm_ray.data.tokens.chat_template import choose_template
-from rm_ray.data.tokens.cutting import cut_tokens
-from rm_ray.data.tokens.rendering import TEMPLATE_FAILURES, ChatRenderer, ReservedTokens
-from rm_ray.data.tokens.vocabulary import add_pad_token
-from rm_ray.errors import InputError
-
-PAD_TOKEN = "<|rm_pad|>"
-
-_PROBE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "An answer."}]
+from rm_ray.data.rows.context import NO_CONTEXT
+from rm_ray.data.rows.pairs import Pair
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.tokens.chat_renderer import TEMPLATE_FAILURES
+from rm_ray.data.tokens.chat_tokenizer import ChatTokenizer
+from rm_ray.data.tokens.cut_points import find_cut_tokens
+from rm_ray.data.tokens.tokenizer import template_ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,135 +36,13 @@ class TokenizedPair:
     """Keys of messages and tools that the chat template does not write."""
 
 
-def load_tokenizer(
-    name_or_path: str, *, revision: str | None = None, chat_template: str | None = None
-) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer with a chat template, right padding and a pad token of its own.
-
-    Raises:
-        InputError: it cannot be loaded, or has no chat template and none is given.
-    """
-    if name_or_path == BUILTIN:
-        from rm_ray.data.sources.synthetic import build_tokenizer
-
-        tokenizer: PreTrainedTokenizerBase = build_tokenizer()
-    else:
-        tokenizer = _load(name_or_path, revision)
-    tokenizer.chat_template = choose_template(tokenizer, chat_template, name=name_or_path)
-    tokenizer.padding_side = "right"
-    _give_own_pad_token(tokenizer, template_ids(tokenizer))
-    return tokenizer
-
-
-def _load(name_or_path: str, revision: str | None) -> PreTrainedTokenizerBase:
-    is_folder = Path(name_or_path).expanduser().is_dir()
-    source = str(Path(name_or_path).expanduser()) if is_folder else name_or_path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"model.tokenizer '{name_or_path}' cannot be loaded: it must be a folder with "
-            "tokenizer.json and tokenizer_config.json, or a name on the Hugging Face Hub that this "
-            f"machine can reach (HF_TOKEN for a gated one, HF_ENDPOINT for a mirror). {reason}"
-        ) from None
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"model.tokenizer '{name_or_path}' has no fast version (tokenizer.json), which is "
-            "needed to find where a response begins; convert it or choose another"
-        )
-    return tokenizer
-
-
-def template_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of a short conversation, what the template writes around it included."""
-    try:
-        ids = tokenizer.apply_chat_template(_PROBE, return_dict=False)
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(
-            f"data.chat_template (or the tokenizer's own) has a mistake in line {error.lineno}: "
-            f"{error.message}"
-        ) from None
-    except TEMPLATE_FAILURES:  # the rows may be of a form that it takes
-        return set()
-    return set(ids)
-
-
-def _give_own_pad_token(tokenizer: PreTrainedTokenizerBase, written: set[int]) -> None:
-    """Padding with a real token would hide that one from clients that pool by token id."""
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id} | written
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
-        add_pad_token(tokenizer, PAD_TOKEN)
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash everything about the tokenizer that decides which ids a text becomes."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend["padding"] = backend["truncation"] = None
-    state = {
-        "backend": backend,
-        "template": tokenizer.chat_template,
-        "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
-    }
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def ends_assistant_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether the template writes an end-of-turn or EOS token after the last response."""
-    try:
-        text = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
-    except TEMPLATE_FAILURES:
-        return True  # the rows that it refuses too will say so
-    after = text.rpartition(_PROBE[-1]["content"])[2]
-    tail = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return bool(_special_ids(tokenizer).intersection(tail))
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return marked | set(tokenizer.all_special_ids)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Texts:
-    """A pair as text: what prompt and conversations begin with, and how each of them goes on."""
-
-    shared: str
-    prompt: str
-    chosen: str
-    rejected: str
-    unwritten: tuple[str, ...]
-
-
-class ChatTokenizer:
-    """Conversations to text by the chat template, and text to ids."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.renderer = ChatRenderer(tokenizer)
-        special = tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer)))
-        self.reserved = ReservedTokens(map(str, special))
-
-    def encode(self, texts: list[str], *, offsets: bool = False) -> list[Encoding]:
-        """Encode as ``tokenizer(texts)`` does, without what it then wraps around each text."""
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.no_truncation()
-        backend.encode_special_tokens = self.tokenizer.split_special_tokens
-        encode = backend.encode_batch if offsets else backend.encode_batch_fast
-        encodings: list[Encoding] = encode(texts, add_special_tokens=False)
-        return encodings
-
-
 class PairTokenizer(ChatTokenizer):
     """Turns pairs into token ids under the limits of a ``DataConfig``."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
         super().__init__(tokenizer)
         self.config = config
-        self._cut_tokens = cut_tokens(tokenizer, template_ids(tokenizer))
+        self._cut_tokens = find_cut_tokens(tokenizer, template_ids(tokenizer))
 
     def tokenize(self, pairs: Sequence[Pair]) -> list[TokenizedPair | RefusedError]:
         """Return ids for each pair, or why it is refused, in order."""
@@ -300,6 +171,17 @@ class PairTokenizer(ChatTokenizer):
             prefix_length=min(prefix_length, len(chosen) - 1, len(rejected) - 1),
             prompt_length=prompt_length,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Texts:
+    """A pair as text: what prompt and conversations begin with, and how each of them goes on."""
+
+    shared: str
+    prompt: str
+    chosen: str
+    rejected: str
+    unwritten: tuple[str, ...]
 
 
 def _count_before(encoding: Encoding, end: int) -> int:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from rm_ray.data.rows.contract import NO_CONTEXT, Context, Message, Reason, RefusedError
-from rm_ray.data.tokens.rendering import TEMPLATE_FAILURES
-from rm_ray.data.tokens.tokenization import ChatTokenizer
+from rm_ray.data.rows.context import NO_CONTEXT, Context
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.rows.turns import Message
+from rm_ray.data.tokens.chat_renderer import TEMPLATE_FAILURES
+from rm_ray.data.tokens.chat_tokenizer import ChatTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -7,32 +6,27 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tokenizers import processors
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
-
-from rm_ray.config.train_config import DataConfig
-from rm_ray.data.cache.pair_tokens import common_prefix
-from rm_ray.data.rows.contract import Message, Pair, Reason, RefusedError
-from rm_ray.data.rows.pairs import parse_pair
-from rm_ray.data.sources.synthetic import CHAT_TEMPLATE, build_tokenizer
-from rm_ray.data.tokens.tokenization import (
-    PAD_TOKEN,
-    PairTokenizer,
-    TokenizedPair,
-    ends_assistant_turn,
-    load_tokenizer,
-    tokenizer_fingerprint,
+from tokenized_pairs import (
+    BUILTIN,
+    NO_END,
+    WITH_BEGIN,
+    assistant,
+    pair_of,
+    refusal_of,
+    result_of,
+    template_ids,
+    tokens_of,
 )
-from rm_ray.errors import InputError
 
-Tokenizer = PreTrainedTokenizerFast
-
-BUILTIN = load_tokenizer("builtin")
-
-NO_END = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
-"""A template that writes nothing after a turn."""
+from rm_ray.config.sections.data import DataConfig
+from rm_ray.data.rows.pairs import Pair, parse_pair
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.sources.synthetic import CHAT_TEMPLATE
+from rm_ray.data.tokens.pair_tokenizer import PairTokenizer, TokenizedPair
+from rm_ray.data.tokens.tokenizer import load_tokenizer
 
 contents = st.text(max_size=12).filter(lambda text: "<|" not in text)
+
 turns = st.tuples(st.sampled_from(["system", "user", "assistant", "tool"]), contents)
 
 
@@ -42,56 +36,6 @@ def pairs(draw: st.DrawFn) -> Pair:
     chosen, rejected = draw(contents), draw(contents)
     assume(chosen != rejected)
     return Pair(chosen=[*prompt, assistant(chosen)], rejected=[*prompt, assistant(rejected)])
-
-
-def assistant(content: str) -> Message:
-    return {"role": "assistant", "content": content}
-
-
-def pair_of(prompt: str, chosen: str, rejected: str) -> Pair:
-    return parse_pair({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-
-
-def result_of(pair: Pair, tokenizer: Tokenizer, **limits: Any) -> TokenizedPair | RefusedError:
-    (result,) = PairTokenizer(tokenizer, DataConfig(**limits)).tokenize([pair])
-    return result
-
-
-def tokens_of(pair: Pair, tokenizer: Tokenizer = BUILTIN, **limits: Any) -> TokenizedPair:
-    result = result_of(pair, tokenizer, **limits)
-    assert isinstance(result, TokenizedPair), result
-    return result
-
-
-def refusal_of(pair: Pair, tokenizer: Tokenizer = BUILTIN, **limits: Any) -> RefusedError:
-    result = result_of(pair, tokenizer, **limits)
-    assert isinstance(result, RefusedError), result
-    return result
-
-
-def template_ids(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
-    ids: list[int] = tokenizer.apply_chat_template(messages, return_dict=False)
-    return ids
-
-
-def with_begin_token() -> Tokenizer:
-    """A tokenizer that begins plain texts with a token that its template writes too."""
-    tokenizer = build_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin|> $A", special_tokens=[("<|begin|>", tokenizer.bos_token_id)]
-    )
-    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    tokenizer.chat_template = "{{ bos_token }}" + CHAT_TEMPLATE
-    return tokenizer
-
-
-WITH_BEGIN = with_begin_token()
-
-
-def saved(tokenizer: Tokenizer, folder: Path) -> str:
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @given(pairs())
@@ -130,14 +74,6 @@ def test_the_prefix_stops_a_token_short_where_one_side_continues_the_other():
 
     assert tokens.rejected_ids[: len(tokens.chosen_ids)] == tokens.chosen_ids
     assert tokens.prefix_length == len(tokens.chosen_ids) - 1
-
-
-@given(st.lists(st.integers(0, 2), max_size=8), st.lists(st.integers(0, 2), max_size=8))
-def test_a_common_prefix_is_shared_and_cannot_be_longer(left: list[int], right: list[int]):
-    length = common_prefix(left, right)
-
-    assert left[:length] == right[:length]
-    assert left[: length + 1] != right[: length + 1] or length == min(len(left), len(right))
 
 
 def test_the_prompt_ends_where_the_response_begins():
@@ -194,35 +130,6 @@ def test_pairs_tokenised_together_are_as_each_alone(several: list[Pair]):
 
 def test_no_pairs_give_no_results():
     assert PairTokenizer(BUILTIN, DataConfig()).tokenize([]) == []
-
-
-@pytest.mark.parametrize("token", ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"])
-def test_reserved_tokens_are_refused_wherever_they_stand(token: str):
-    text = f"so {token}we say"
-
-    for pair in (
-        pair_of(text, "So.", "No."),
-        pair_of("Why?", text, "No."),
-        pair_of("Why?", "So.", text),
-    ):
-        refused = refusal_of(pair)
-        assert refused.reason == Reason.RESERVED_TOKENS
-        assert refused.detail == token
-
-
-def test_a_part_of_a_reserved_token_is_plain_text():
-    tokens = tokens_of(pair_of("What is <|end| or |end|>?", "So.", "No."))
-
-    assert "<|end| or |end|>?" in BUILTIN.decode(tokens.chosen_ids)
-    assert tokens.chosen_ids.count(BUILTIN.eos_token_id) == 1
-
-
-def test_the_pad_token_that_was_added_is_reserved_too(tmp_path: Path):
-    bare = build_tokenizer()
-    bare.pad_token = None
-    tokenizer = load_tokenizer(saved(bare, tmp_path))
-
-    assert refusal_of(pair_of("Why?", PAD_TOKEN, "No."), tokenizer).reason == Reason.RESERVED_TOKENS
 
 
 def test_responses_that_the_template_makes_equal_are_refused():
@@ -393,176 +300,6 @@ def test_truncation_cuts_no_more_than_it_must_and_never_a_response(
     assert cut.prefix_length == whole.prefix_length - excess
 
 
-def test_a_pad_token_of_its_own_stays(tmp_path: Path):
-    tokenizer = load_tokenizer(saved(build_tokenizer(), tmp_path))
-
-    assert tokenizer.pad_token == "<|pad|>"
-    assert len(tokenizer) == len(build_tokenizer())
-
-
-@pytest.mark.parametrize("pad", ["<|end|>", "<|begin|>", "<|unknown|>", None])
-def test_a_pad_token_that_has_another_use_is_replaced(pad: str | None, tmp_path: Path):
-    tokenizer = with_begin_token()
-    tokenizer.add_special_tokens({"unk_token": "<|unknown|>"})
-    tokenizer.pad_token = pad
-    size = len(tokenizer)
-
-    loaded = load_tokenizer(saved(tokenizer, tmp_path))
-
-    assert loaded.pad_token == PAD_TOKEN
-    assert loaded.pad_token_id == size
-    assert loaded.eos_token == "<|end|>"
-    assert loaded.bos_token == "<|begin|>"
-
-
-def test_a_pad_token_that_the_template_writes_is_replaced(tmp_path: Path):
-    tokenizer = build_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn_end|>"]})
-    tokenizer.pad_token = "<|turn_end|>"
-    tokenizer.chat_template = NO_END.replace("{% endfor %}", "{{ '<|turn_end|>' }}{% endfor %}")
-    loaded = load_tokenizer(saved(tokenizer, tmp_path))
-
-    tokens = tokens_of(pair_of("Why?", "So.", "No."), loaded)
-
-    assert loaded.pad_token_id not in tokens.chosen_ids
-
-
-def test_padding_is_on_the_right_whatever_the_tokenizer_says(tmp_path: Path):
-    folder = saved(build_tokenizer(), tmp_path)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({**settings, "padding_side": "left"})
-    )
-    assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
-
-    assert load_tokenizer(folder).padding_side == "right"
-
-
-def test_padding_and_truncation_stored_in_a_tokenizer_change_no_ids(tmp_path: Path):
-    tokenizer = build_tokenizer()
-    tokenizer.backend_tokenizer.enable_truncation(4)
-    tokenizer.backend_tokenizer.enable_padding(length=64)
-    tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    stored = PreTrainedTokenizerFast(
-        tokenizer_file=str(tmp_path / "tokenizer.json"),
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        chat_template=CHAT_TEMPLATE,
-    )
-    loaded = load_tokenizer(saved(stored, tmp_path / "saved"))
-    pair = pair_of("What colour is snow?", "Snow is white.", "It is black.")
-
-    assert tokens_of(pair, loaded) == tokens_of(pair)
-
-
-@pytest.mark.parametrize(
-    ("end", "ends"),
-    [
-        ("{{ eos_token }}", True),
-        ("{{ eos_token }}\n", True),
-        ("<|user|>", True),
-        ("", False),
-        ("\n", False),
-        ("</s>", False),
-    ],
-)
-def test_a_turn_ends_where_the_template_writes_a_special_token_after_it(end: str, ends: bool):
-    template = NO_END.replace("{% endfor %}", f"{end}{{% endfor %}}")
-
-    assert ends_assistant_turn(load_tokenizer("builtin", chat_template=template)) is ends
-
-
-def test_the_built_in_template_ends_its_turns():
-    assert ends_assistant_turn(BUILTIN) is True
-
-
-def test_a_template_given_as_text_or_as_a_file_wins_over_the_tokenizers_own(tmp_path: Path):
-    file = tmp_path / "chat.jinja"
-    file.write_text(NO_END)
-    pair = pair_of("Why?", "So.", "No.")
-
-    from_text = load_tokenizer("builtin", chat_template=NO_END)
-    from_file = load_tokenizer("builtin", chat_template=str(file))
-
-    assert from_text.chat_template == from_file.chat_template == NO_END
-    assert tokens_of(pair, from_text) == tokens_of(pair, from_file) != tokens_of(pair)
-
-
-def test_a_template_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "chat.jinja").write_text(NO_END)
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-    assert load_tokenizer("builtin", chat_template="~/chat.jinja").chat_template == NO_END
-
-
-def test_a_template_that_is_no_file_and_no_jinja_is_refused_by_name():
-    with pytest.raises(InputError) as caught:
-        load_tokenizer("builtin", chat_template="missing.jinja")
-
-    assert "data.chat_template 'missing.jinja'" in str(caught.value)
-
-
-def test_a_template_with_a_mistake_is_refused_before_any_pair_is():
-    with pytest.raises(InputError, match=r"data\.chat_template"):
-        load_tokenizer("builtin", chat_template="{% for m in messages %}{{ m }}")
-
-
-def test_a_tokenizer_without_a_template_is_refused_with_the_setting_that_helps(tmp_path: Path):
-    bare = build_tokenizer()
-    bare.chat_template = None
-    folder = saved(bare, tmp_path)
-
-    with pytest.raises(InputError) as caught:
-        load_tokenizer(folder)
-
-    assert f"model.tokenizer '{folder}' has no chat template" in str(caught.value)
-    assert "data.chat_template" in str(caught.value)
-    assert load_tokenizer(folder, chat_template=NO_END).chat_template == NO_END
-
-
-@pytest.mark.parametrize("contents", [None, "{", "{}"])
-def test_a_folder_without_a_whole_tokenizer_is_refused(contents: str | None, tmp_path: Path):
-    if contents is not None:
-        (tmp_path / "tokenizer.json").write_text(contents)
-
-    with pytest.raises(InputError) as caught:
-        load_tokenizer(str(tmp_path))
-
-    assert f"model.tokenizer '{tmp_path}' cannot be loaded" in str(caught.value)
-
-
-def test_a_name_that_no_hub_could_have_is_refused():
-    with pytest.raises(InputError, match=r"model\.tokenizer 'a/b/c' cannot be loaded"):
-        load_tokenizer("a/b/c")
-
-
-def test_a_tokenizer_without_a_fast_version_is_refused(tmp_path: Path):
-    ByT5Tokenizer().save_pretrained(tmp_path)
-
-    with pytest.raises(InputError, match="has no fast version"):
-        load_tokenizer(str(tmp_path), chat_template=NO_END)
-
-
-def test_the_fingerprint_is_that_of_the_ids_a_text_becomes(tmp_path: Path):
-    tokenizer = load_tokenizer("builtin")
-    used = load_tokenizer(saved(tokenizer, tmp_path))
-    used(["a", "b c"], padding=True, truncation=True, max_length=3)
-
-    assert (
-        tokenizer_fingerprint(tokenizer)
-        == tokenizer_fingerprint(BUILTIN)
-        == tokenizer_fingerprint(used)
-    )
-
-
-def test_whatever_changes_ids_changes_the_fingerprint():
-    more = load_tokenizer("builtin")
-    more.add_tokens(["qwertz"])
-    other = load_tokenizer("builtin", chat_template=NO_END)
-
-    assert len({tokenizer_fingerprint(t) for t in (BUILTIN, WITH_BEGIN, more, other)}) == 4
-
-
 @pytest.mark.parametrize("name", ["tokenizer_bpe4k", "tokenizer_neox"])
 def test_real_pairs_become_exactly_the_ids_of_a_real_tokenizers_template(
     name: str,
@@ -582,17 +319,6 @@ def test_real_pairs_become_exactly_the_ids_of_a_real_tokenizers_template(
             pair.prompt, tokenize=False, add_generation_prompt=True
         )
         assert tokenizer.decode(tokens.chosen_ids[: tokens.prompt_length]) == prompt
-
-
-@pytest.mark.parametrize("name", ["tokenizer_bpe4k", "tokenizer_neox"])
-def test_a_real_tokenizer_keeps_its_pad_token_and_ends_its_turns(
-    name: str, shared_data: Callable[[str], Path]
-):
-    tokenizer = load_tokenizer(str(shared_data(name)))
-
-    assert tokenizer.pad_token == "<|padding|>"
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
-    assert ends_assistant_turn(tokenizer) is True
 
 
 @pytest.mark.parametrize("name", ["tokenizer_bpe4k", "tokenizer_neox"])

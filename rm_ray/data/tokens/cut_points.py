@@ -16,7 +16,7 @@ _PIECEWISE = {
 """Parts of a tokenizer that treat every piece of a text alone."""
 
 
-def cut_tokens(tokenizer: PreTrainedTokenizerBase, written: Collection[int]) -> list[str]:
+def find_cut_tokens(tokenizer: PreTrainedTokenizerBase, written: Collection[int]) -> list[str]:
     """Return tokens of the template after which a text may be cut without changing its ids.
 
     A fast tokenizer first takes out of a text the added tokens that are not normalised, from left

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import functools
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from rm_ray.data.rows.columns import find_standing
-from rm_ray.data.rows.contract import (
-    NO_CONTEXT,
-    Context,
-    Message,
-    Reason,
-    RefusedError,
-    has_half_a_surrogate,
-    texts_of,
+from rm_ray.data.rows.column_names import find_standing
+from rm_ray.data.rows.context import NO_CONTEXT, Context
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.rows.turns import Message, has_half_a_surrogate, texts_of
+from rm_ray.data.tokens.omissions import (
+    SURE_LENGTH,
+    contains,
+    find_lost_context,
+    is_sure,
+    refuse_lost_calls,
 )
 
 TEMPLATE_FAILURES = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError
 )  # fmt: skip
 """What a template raises over a row: its own refusals, and Python's for what it does with it."""
-
-SURE_LENGTH = 12
-"""A text of so many characters that stands in a rendered conversation was written there."""
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -126,7 +123,7 @@ class ChatRenderer:
                 end = found + len(content)
             elif not self._has_content(messages, i, text, found):
                 said = content.rpartition(_END_OF_THOUGHT)[2]
-                if said == content or not _contains(text, said):
+                if said == content or not contains(text, said):
                     raise RefusedError(
                         Reason.LEFT_OUT, f"the {message['role']}'s turn {i + 1}: {content[:80]!r}"
                     )
@@ -135,7 +132,7 @@ class ChatRenderer:
                 end = found + len(content)
             if len(message) > 2 or "content" not in message:
                 unwritten |= dict.fromkeys(self._find_keys(messages, i, text))
-        unwritten |= dict.fromkeys(_find_context(context, text))
+        unwritten |= dict.fromkeys(find_lost_context(context, text))
         return tuple(unwritten)
 
     def _has_content(self, messages: list[Message], i: int, text: str, found: int) -> bool:
@@ -144,7 +141,7 @@ class ChatRenderer:
             return True
         if len(content) < SURE_LENGTH and not self._writes_turn(messages, i):
             return False
-        return found >= 0 or _contains(text, content)
+        return found >= 0 or contains(text, content)
 
     def _writes_turn(self, messages: list[Message], i: int) -> bool:
         """Tell whether the template writes the content of a turn at this place at all."""
@@ -169,9 +166,9 @@ class ChatRenderer:
             if key in ("role", "content"):
                 continue
             if key == "tool_calls":
-                _refuse_lost_calls(value, text, i)
-            elif key in _REASONING or _is_sure(value):
-                if not all(_contains(text, part) for part in texts_of(value)):
+                refuse_lost_calls(value, text, i)
+            elif key in _REASONING or is_sure(value):
+                if not all(contains(text, part) for part in texts_of(value)):
                     yield key
             elif not self._writes_key(messages, i, key):
                 if find_standing(key) == "part":
@@ -206,94 +203,3 @@ def _with_text_arguments(message: Message) -> Message:
             call = {**call, "function": {**function, "arguments": written}}
         calls.append(call)
     return {**message, "tool_calls": calls}
-
-
-def _is_sure(value: Any) -> bool:
-    parts = list(texts_of(value))
-    return bool(parts) and all(len(part) >= SURE_LENGTH for part in parts)
-
-
-def _refuse_lost_calls(calls: list[dict[str, Any]], text: str, turn: int) -> None:
-    """Refuse a turn whose calls are not in the text: their names and arguments.
-
-    Raises:
-        RefusedError: naming what is not there.
-    """
-    for call in calls:
-        function = call["function"]
-        for part in (function["name"], *leaves_of(function.get("arguments"))):
-            if not _contains(text, part):
-                raise RefusedError(
-                    Reason.LEFT_OUT, f"a tool call in turn {turn + 1}: {part[:80]!r}"
-                )
-
-
-def _find_context(context: Context, text: str) -> Iterator[str]:
-    """Yield which parts of tools and documents the text lacks; refuse where one is not there."""
-    for tool in context.tools or ():
-        name = tool.get("function", tool).get("name", "")
-        if name and not _contains(text, name):
-            raise RefusedError(Reason.LEFT_OUT, f"the tool {name!r}")
-        if not all(_contains(text, part) for part in leaves_of(tool)):
-            yield "parts of tools"
-    for document in context.documents or ():
-        parts = list(leaves_of(document))
-        if parts and not any(_contains(text, part) for part in parts if len(part) >= SURE_LENGTH):
-            longest = max(parts, key=len)
-            if not _contains(text, longest):
-                raise RefusedError(Reason.LEFT_OUT, f"a document: {longest[:80]!r}")
-        if not all(_contains(text, part) for part in parts):
-            yield "parts of documents"
-
-
-def leaves_of(value: Any) -> Iterator[str]:
-    """Yield texts and numbers of a value, as JSON writes them without quotes."""
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from leaves_of(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from leaves_of(item)
-    elif isinstance(value, str):
-        yield value
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield json.dumps(value)
-
-
-def _contains(text: str, part: str) -> bool:
-    """Tell whether a text has a part: as it is, as JSON writes it, or with other spaces."""
-    part = part.strip()
-    if part in text:
-        return True
-    if json.dumps(part, ensure_ascii=False)[1:-1] in text or json.dumps(part)[1:-1] in text:
-        return True
-    return _squeezed(part) in _squeezed(text)
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
-
-
-class ReservedTokens:
-    """The tokens of a tokenizer that no text of a row may have."""
-
-    def __init__(self, tokens: Iterable[str]) -> None:
-        self._pattern = re.compile("|".join(re.escape(token) for token in sorted(tokens)))
-
-    def refuse(self, messages: Iterable[Message], context: Context) -> None:
-        """Refuse a conversation in which one stands.
-
-        Raises:
-            RefusedError: naming the token.
-        """
-        for message in messages:
-            plain = len(message) == 2 and isinstance(message.get("content"), str)
-            for text in (message["content"],) if plain else texts_of(message):
-                self._check(text)
-        if context.tools is not None or context.documents is not None:
-            for text in texts_of([context.tools or [], context.documents or []]):
-                self._check(text)
-
-    def _check(self, text: str) -> None:
-        if found := self._pattern.search(text):
-            raise RefusedError(Reason.RESERVED_TOKENS, found.group())

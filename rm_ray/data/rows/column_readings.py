@@ -1,4 +1,4 @@
-"""How the rows of a source were read: which columns became what, and which were left."""
+"""How the columns of a source were read, in one line; a source that would lose one is refused."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
 from typing import Any
 
-from rm_ray.data.rows.columns import ALIASES, find_path_standing, plain_name
+from rm_ray.config.column_rules import ALIASES
+from rm_ray.data.rows.column_names import find_path_standing, plain_name
 from rm_ray.errors import InputError
 
 MOST_NAMED = 24
 """More columns than these are counted and not named in a line."""
-
 
 _TELLS_THE_BETTER = re.compile(
     r"(?:.*_)?(?:winner(?:_.*)?|better_response_id|safer_response_id|overall_preference|preference|"
@@ -24,44 +23,7 @@ _TELLS_THE_BETTER = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowReading:
-    """How one row was read."""
-
-    used: Mapping[str, str] = field(default_factory=dict)
-    """Part to column."""
-    left: tuple[str, ...] = ()
-    """Columns with something in them that were not used."""
-    lost: tuple[str, ...] = ()
-    """Those of them that usually hold part of a conversation, and hold what it has nowhere."""
-    unwritten: tuple[str, ...] = ()
-    """Keys of messages and tools whose values the chat template does not write."""
-
-    is_asked: bool = True
-    """Whether somebody says something before the responses."""
-
-    def to_json(self) -> str:
-        """Return what ``sum_up`` counts; most rows of a source have the same."""
-        return self._json
-
-    @cached_property
-    def _json(self) -> str:
-        return json.dumps([self.used, self.left, self.lost, self.unwritten, self.is_asked])
-
-
-@lru_cache(maxsize=1_024)
-def read_alike(
-    used: tuple[tuple[str, str], ...],
-    left: tuple[str, ...] = (),
-    lost: tuple[str, ...] = (),
-    *,
-    is_asked: bool,
-) -> RowReading:
-    """Return the reading of a row, which all rows share that are read alike."""
-    return RowReading(used=dict(used), left=left, lost=lost, is_asked=is_asked)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
+class ColumnReading:
     """How the rows of a source were read; each count is one of rows."""
 
     origin: str
@@ -79,7 +41,7 @@ class Reading:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, settings: Mapping[str, Any]) -> Reading:
+    def from_json(cls, settings: Mapping[str, Any]) -> ColumnReading:
         """Return what ``to_json`` was asked of."""
         return cls(**settings)
 
@@ -133,7 +95,7 @@ _GUESSES = (
 """Parts by what columns are called that hold them beside a prompt."""
 
 
-def _guess_part(name: str, reading: Reading) -> str:
+def _guess_part(name: str, reading: ColumnReading) -> str:
     """Return the part that a column most likely holds; the prompt where none is read."""
     plain = plain_name(name)
     guess = next((part for part, names in _GUESSES if names.fullmatch(plain)), "prompt")
@@ -150,7 +112,7 @@ def _standing(name: str) -> str:
     return "harmless" if standing == "part" else standing
 
 
-def sum_up(origin: str, rows: Mapping[str, int]) -> Reading:
+def sum_up(origin: str, rows: Mapping[str, int]) -> ColumnReading:
     """Add up the rows' readings, given as JSON with the number of rows that have it."""
     used: dict[str, Counter[str]] = {}
     left: Counter[str] = Counter()
@@ -167,7 +129,7 @@ def sum_up(origin: str, rows: Mapping[str, int]) -> Reading:
             used.setdefault(part, Counter())[column] += count
         for counter, names in zip((left, lost, unwritten), others, strict=True):
             counter.update(dict.fromkeys(names, count))
-    return Reading(
+    return ColumnReading(
         origin=origin,
         rows=total,
         used={part: dict(counts) for part, counts in used.items()},
@@ -178,7 +140,7 @@ def sum_up(origin: str, rows: Mapping[str, int]) -> Reading:
     )
 
 
-def describe_all(readings: Sequence[Reading]) -> list[str]:
+def describe_all(readings: Sequence[ColumnReading]) -> list[str]:
     """Return a line for each way in which sources were read; files read alike share one."""
     origins: dict[str, list[str]] = {}
     for reading in readings:
@@ -190,7 +152,7 @@ def describe_all(readings: Sequence[Reading]) -> list[str]:
     ]
 
 
-def refuse_lost_columns(readings: Iterable[Reading], prefix: str = "data.") -> None:
+def refuse_lost_columns(readings: Iterable[ColumnReading], prefix: str = "data.") -> None:
     """Stop where a column that usually holds part of the conversation is not used.
 
     Raises:
@@ -212,7 +174,7 @@ def refuse_lost_columns(readings: Iterable[Reading], prefix: str = "data.") -> N
 
 
 def refuse_missing_columns(
-    columns: Mapping[str, str], readings: Sequence[Reading], prefix: str = "data."
+    columns: Mapping[str, str], readings: Sequence[ColumnReading], prefix: str = "data."
 ) -> None:
     """Refuse a mapped column that no row of any source has.
 
@@ -230,5 +192,5 @@ def refuse_missing_columns(
             )
 
 
-def _parts(reading: Reading) -> str:
+def _parts(reading: ColumnReading) -> str:
     return ", ".join(f"{part} from {reading._names(cols)}" for part, cols in reading.used.items())

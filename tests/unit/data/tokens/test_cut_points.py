@@ -22,17 +22,13 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from rm_ray.config.train_config import DataConfig
-from rm_ray.data.rows.contract import Message, Pair
-from rm_ray.data.rows.pairs import parse_pair
+from rm_ray.config.sections.data import DataConfig
+from rm_ray.data.rows.pairs import Pair, parse_pair
+from rm_ray.data.rows.turns import Message
 from rm_ray.data.sources.synthetic import CHAT_TEMPLATE, generate_pairs
-from rm_ray.data.tokens.cutting import cut_tokens as find_cut_tokens
-from rm_ray.data.tokens.tokenization import (
-    PairTokenizer,
-    TokenizedPair,
-    load_tokenizer,
-    template_ids,
-)
+from rm_ray.data.tokens.cut_points import find_cut_tokens
+from rm_ray.data.tokens.pair_tokenizer import PairTokenizer, TokenizedPair
+from rm_ray.data.tokens.tokenizer import load_tokenizer, template_ids
 
 WRITTEN = ["<|end|>", "<|user|>", "<|assistant|>"]
 """Added tokens that the template writes around the turns of a user and of an assistant."""
@@ -45,6 +41,7 @@ FRAGMENTS = [
 ]
 
 contents = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=8).map("".join)
+
 turns = st.tuples(st.sampled_from(["system", "user", "assistant", "tool"]), contents)
 
 
@@ -99,6 +96,7 @@ def metaspace(scheme: str) -> Any:
 
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
 BEGIN = processors.TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
 
 PIECEWISE: dict[str, dict[str, Any]] = {

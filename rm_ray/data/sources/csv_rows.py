@@ -1,4 +1,4 @@
-"""Rows of tables in files: CSV and TSV, Parquet, and Arrow's IPC files and streams."""
+"""Rows of CSV and TSV files."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ import csv
 import io
 import math
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain, repeat
-from typing import IO, Any
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from rm_ray.data.rows.columns import ALIASES, plain_name
-from rm_ray.data.sources.byte_stream import explain_encoding, open_bytes, refuse_wide_text
-from rm_ray.data.sources.raw_json import arrow_rows
+from rm_ray.config.column_rules import ALIASES
+from rm_ray.data.rows.column_names import plain_name
+from rm_ray.data.sources.decompression import open_bytes
+from rm_ray.data.sources.encodings import explain_encoding, refuse_wide_text
 from rm_ray.errors import InputError
-
-ROWS_PER_BATCH = 1_024
 
 _DELIMITERS = ",\t;|"
 
@@ -118,72 +111,3 @@ def _read_margin(cell: str | float | None) -> str | float | None:
     except ValueError:
         return cell
     return number if math.isfinite(number) else cell
-
-
-@contextmanager
-def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file.
-
-    Raises:
-        InputError: it is none, or a damaged one.
-    """
-    with _open_whole(path) as file:
-        try:
-            yield pq.ParquetFile(file)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{path} is not a Parquet file, or a damaged one: {_first_line_of(error)}"
-            ) from None
-
-
-def read_parquet(path: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Parquet file."""
-    with open_parquet(path) as file:
-        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
-            yield from arrow_rows(batch)
-
-
-def read_arrow(path: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an Arrow IPC file or stream."""
-    for batch in _arrow_batches(path):
-        for start in range(0, len(batch), ROWS_PER_BATCH):
-            yield from arrow_rows(batch.slice(start, ROWS_PER_BATCH))
-
-
-def count_arrow(path: str) -> int:
-    """Return the number of rows of an Arrow IPC file or stream."""
-    return sum(map(len, _arrow_batches(path)))
-
-
-def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
-    with _open_whole(path) as file:
-        try:
-            is_file = file.read(6) == b"ARROW1"
-            file.seek(0)
-            if is_file:
-                whole = pa.ipc.open_file(file)
-                yield from map(whole.get_batch, range(whole.num_record_batches))
-            else:
-                yield from pa.ipc.open_stream(file)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{path} is not an Arrow IPC file or stream, or a damaged one: "
-                f"{_first_line_of(error)}"
-            ) from None
-
-
-@contextmanager
-def _open_whole(path: str) -> Iterator[IO[bytes]]:
-    """Open a file that is read from more than one place; a compressed one is unpacked to disk."""
-    with open_bytes(path) as stream:
-        if stream.seekable():
-            yield stream
-            return
-        with tempfile.TemporaryFile() as unpacked:
-            shutil.copyfileobj(stream, unpacked, 1 << 20)
-            unpacked.seek(0)
-            yield unpacked
-
-
-def _first_line_of(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,67 @@
+"""The columns of a micro-batch between processes: one row of Arrow's, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rm_ray.batches.loading import LoadedMicroBatch
+from rm_ray.batches.plan import MicroBatch
+from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
+
+_NUMBERS = {
+    "step": pa.int64(), "position": pa.int32(), "num_micro_batches": pa.int32(), "rank": pa.int32()
+}  # fmt: skip
+"""Fields of ``MicroBatch`` that are one number."""
+
+_PLANNED = {"pairs": pa.list_(pa.int64()), "weights": pa.list_(pa.float32())}
+"""Its arrays."""
+
+_LOADED = {"margins": pa.list_(pa.float32()), "prompt_lengths": pa.list_(pa.int32())}
+"""Arrays of ``LoadedMicroBatch``, beside its token ids."""
+
+_LENGTHS = ("chosen", "rejected", "prefix")
+"""Arrays of ``PairLengths``; their columns end in ``_lengths``."""
+
+SCHEMA = pa.schema(
+    {
+        **_NUMBERS,
+        **_PLANNED,
+        **_LOADED,
+        **{f"{name}_lengths": pa.list_(pa.int32()) for name in _LENGTHS},
+        "tokens": pa.list_(pa.int32()),
+    }
+)
+
+
+def to_arrow(micro_batch: LoadedMicroBatch) -> pa.Table:
+    """Return a micro-batch as a table of one row."""
+    lengths = micro_batch.pairs.lengths
+    row: dict[str, Any] = {
+        **{name: getattr(micro_batch.plan, name) for name in (*_NUMBERS, *_PLANNED)},
+        **{name: getattr(micro_batch, name) for name in _LOADED},
+        **{f"{name}_lengths": getattr(lengths, name) for name in _LENGTHS},
+        "tokens": micro_batch.pairs.tokens,
+    }
+    return pa.table({name: [value] for name, value in row.items()}, schema=SCHEMA)
+
+
+def from_arrow(table: pa.Table) -> LoadedMicroBatch:
+    """Return the micro-batch that ``to_arrow`` was given; its arrays are the table's memory."""
+
+    def array(name: str) -> np.ndarray:
+        values: np.ndarray = table.column(name).combine_chunks().flatten().to_numpy()
+        return values
+
+    numbers: dict[str, Any] = {name: int(table.column(name)[0].as_py()) for name in _NUMBERS}
+    planned: dict[str, Any] = {name: array(name) for name in _PLANNED}
+    return LoadedMicroBatch(
+        plan=MicroBatch(**numbers, **planned),
+        pairs=PairTokens(
+            tokens=array("tokens"),
+            lengths=PairLengths(**{name: array(f"{name}_lengths") for name in _LENGTHS}),
+        ),
+        **{name: array(name) for name in _LOADED},
+    )

@@ -1,0 +1,62 @@
+"""The Parquet parts of a token cache: their schema, and a scan over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from rm_ray.data.cache.overlap import KEY_BYTES
+from rm_ray.storage import Storage
+
+ROWS_PER_BATCH = 1_024
+
+SCHEMA = pa.schema(
+    {
+        "fragment": pa.int32(),
+        "row": pa.int64(),
+        "source": pa.string(),
+        "margin": pa.float32(),
+        "prefix_length": pa.int32(),
+        "prompt_length": pa.int32(),
+        "chosen_ids": pa.list_(pa.int32()),
+        "rejected_ids": pa.list_(pa.int32()),
+        "reason": pa.string(),
+        "detail": pa.string(),
+        "raw": pa.string(),
+        "reading": pa.string(),
+        "prompt_hash": pa.binary(KEY_BYTES),
+        "chosen_hash": pa.binary(KEY_BYTES),
+        "rejected_hash": pa.binary(KEY_BYTES),
+    }
+)
+"""A row of the token cache: a pair's token ids, or (``reason`` not empty) a refused raw row, and
+how its columns were read. The hashes are those of ``hash_pair``."""
+
+TABLE_COLUMNS = SCHEMA.names[:8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenParts:
+    """The Parquet parts of a finished token cache, wherever they are stored."""
+
+    key: str
+    parts: Storage
+    origins: tuple[str, ...]
+    """Names of the fragments that rows came from, by their number."""
+
+    def scan(self, columns: Sequence[str], *, refused: bool) -> Iterator[pa.RecordBatch]:
+        """Read columns of the accepted or of the refused rows, batch by batch."""
+        dataset = pads.dataset(
+            self.parts.path, filesystem=self.parts.filesystem, format="parquet", schema=SCHEMA
+        )
+        is_refused = pads.field("reason") != ""
+        yield from dataset.scanner(
+            columns=list(columns),
+            filter=is_refused if refused else ~is_refused,
+            batch_size=ROWS_PER_BATCH,
+            batch_readahead=2,
+            fragment_readahead=1,
+        ).to_batches()

@@ -1,0 +1,46 @@
+"""Why a row is refused."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a row is refused; the values are what the tables and the quarantine file show."""
+
+    MISSING_FIELD = "chosen or rejected missing"
+    NOT_MESSAGES = "not messages"
+    NOT_TEXT = "content that is not text"
+    NOT_UNICODE = "not valid Unicode"
+    UNKNOWN_ROLE = "unknown role"
+    EMPTY = "empty"
+    LAST_TURN_NOT_ASSISTANT = "last turn not assistant"
+    SPEAKER_TAG = "speaker tag inside a turn"
+    SPEAKERS_DO_NOT_ALTERNATE = "speakers do not alternate"
+    TEMPLATED = "written by a chat template already"
+    PROMPTS_DIFFER = "prompts differ"
+    IDENTICAL_RESPONSES = "identical responses"
+    BAD_TOOLS = "tools not a list of schemas"
+    BAD_DOCUMENTS = "documents not a list of objects or texts"
+    BAD_MARGIN = "margin not a usable number"
+    RESERVED_TOKENS = "reserved tokens in content"
+    TEMPLATE_REFUSED = "refused by the chat template"
+    LEFT_OUT = "left out by the chat template"
+    IDENTICAL_AFTER_TEMPLATING = "identical after templating"
+    PROMPT_TOO_LONG = "prompt too long"
+    TOO_LONG = "too long"
+    HELD_OUT = "prompt is held out too"
+
+
+class RefusedError(Exception):
+    """A row breaks the contract; carries the reason and a short detail."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        self.reason = reason
+        self.detail = encodable(detail)
+        super().__init__(f"{reason}: {self.detail}" if detail else str(reason))
+
+
+def encodable(text: str) -> str:
+    """Return text that a file can hold: half a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()

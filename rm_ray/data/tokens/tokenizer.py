@@ -1,0 +1,104 @@
+"""A tokenizer with a chat template and a pad token of its own; its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import jinja2
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rm_ray.config.sections.data import BUILTIN
+from rm_ray.data.tokens.chat_renderer import TEMPLATE_FAILURES
+from rm_ray.data.tokens.chat_template import choose_template
+from rm_ray.data.tokens.vocabulary import add_pad_token
+from rm_ray.errors import InputError
+from rm_ray.pretrained import PretrainedName
+
+PAD_TOKEN = "<|rm_pad|>"
+
+_PROBE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "An answer."}]
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer with a chat template, right padding and a pad token of its own.
+
+    Raises:
+        InputError: it cannot be loaded, or has no chat template and none is given.
+    """
+    if name_or_path == BUILTIN:
+        from rm_ray.data.sources.synthetic import build_tokenizer
+
+        tokenizer: PreTrainedTokenizerBase = build_tokenizer()
+    else:
+        tokenizer = _load(name_or_path, revision)
+    tokenizer.chat_template = choose_template(tokenizer, chat_template, name=name_or_path)
+    tokenizer.padding_side = "right"
+    _give_own_pad_token(tokenizer, template_ids(tokenizer))
+    return tokenizer
+
+
+def _load(name_or_path: str, revision: str | None) -> PreTrainedTokenizerBase:
+    name = PretrainedName(name=name_or_path, option="model.tokenizer", revision=revision)
+    with name.loading("a folder with tokenizer.json and tokenizer_config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name.place, revision=revision, trust_remote_code=False
+        )
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{name.text} has no fast version (tokenizer.json), which is needed to find where a "
+            "response begins; convert it or choose another"
+        )
+    return tokenizer
+
+
+def template_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of a short conversation, what the template writes around it included."""
+    try:
+        ids = tokenizer.apply_chat_template(_PROBE, return_dict=False)
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(
+            f"data.chat_template (or the tokenizer's own) has a mistake in line {error.lineno}: "
+            f"{error.message}"
+        ) from None
+    except TEMPLATE_FAILURES:  # the rows may be of a form that it takes
+        return set()
+    return set(ids)
+
+
+def _give_own_pad_token(tokenizer: PreTrainedTokenizerBase, written: set[int]) -> None:
+    """Padding with a real token would hide that one from clients that pool by token id."""
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id} | written
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
+        add_pad_token(tokenizer, PAD_TOKEN)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash everything about the tokenizer that decides which ids a text becomes."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["padding"] = backend["truncation"] = None
+    state = {
+        "backend": backend,
+        "template": tokenizer.chat_template,
+        "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+    }
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def ends_assistant_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether the template writes an end-of-turn or EOS token after the last response."""
+    try:
+        text = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
+    except TEMPLATE_FAILURES:
+        return True  # the rows that it refuses too will say so
+    after = text.rpartition(_PROBE[-1]["content"])[2]
+    tail = tokenizer(after, add_special_tokens=False)["input_ids"]
+    return bool(special_ids(tokenizer).intersection(tail))
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of the tokens that are marked as special."""
+    marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return marked | set(tokenizer.all_special_ids)

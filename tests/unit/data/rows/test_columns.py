@@ -1,0 +1,77 @@
+from typing import Any
+
+import pytest
+from pair_rows import ASKED, NO, SO, SYSTEM
+
+from rm_ray.config.column_rules import ColumnRules
+from rm_ray.data.rows.column_readings import refuse_missing_columns, sum_up
+from rm_ray.data.rows.columns import RowColumns, follow_path
+from rm_ray.data.rows.pairs import read_pair
+from rm_ray.errors import InputError
+from rm_ray.scoring.conversations import parse_conversations
+
+
+def test_columns_are_mapped_by_name_and_by_path():
+    rules = ColumnRules.of(
+        ["prompt=question.full_text", "chosen=completions.0.text", "rejected=completions.1.text",
+         "margin=m.n", "system=rules"],
+        [],
+    )  # fmt: skip
+    row = {
+        "question": {"full_text": "Why is it so?", "id": 7},
+        "completions": [{"text": "So."}, {"text": "No."}, {"text": "Neither."}],
+        "m.n": 0.5,
+        "rules": "Be brief.",
+    }
+
+    pair, reading = read_pair(row, "", rules)
+
+    assert (pair.chosen, pair.rejected) == ([SYSTEM, ASKED, SO], [SYSTEM, ASKED, NO])
+    assert pair.margin == 0.5
+    assert reading.left == ("question.id", "completions.2")
+    assert parse_conversations(row, "", rules).messages == [pair.chosen, pair.rejected]
+    missing = {"prompt": "nowhere"}
+    with pytest.raises(
+        InputError, match=r"data\.columns reads prompt from 'nowhere', which no row"
+    ):
+        refuse_missing_columns(missing, [sum_up("a", {reading.to_json(): 1})])
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("a.b", (True, 1)),
+        ("c.d.e", (True, 2)),
+        ("f.1.g", (True, 4)),
+        ("f.2.g", (False, None)),
+        ("f.g", (False, None)),
+        ("c.d", (True, {"e": 2})),
+        ("nowhere", (False, None)),
+        ("null", (True, None)),
+    ],
+)
+def test_a_path_goes_by_names_and_places_and_whole_names_win(path: str, found: tuple[bool, Any]):
+    row = {
+        "a.b": 1, "a": {"b": 9}, "c.d": {"e": 2}, "f": [{"g": 3}, {"g": 4}], "null": None
+    }  # fmt: skip
+
+    assert follow_path(row, path) == found
+
+
+def test_the_first_filled_column_of_a_part_is_taken_and_the_others_are_left():
+    columns = RowColumns({"prompt": " ", "Question": "Why?", "query": "What?", "id": 3, "x": None})
+
+    assert columns.take("prompt") == "Why?"
+    assert columns.used == {"prompt": "Question"}
+    assert list(columns.left()) == [("query", "What?"), ("id", 3)]
+    assert columns.take("margin") is None
+
+
+def test_a_column_that_the_rules_give_to_one_part_is_none_of_another():
+    rules = ColumnRules(columns={"chosen": "response"}, ignore=("query",))
+    columns = RowColumns({"response": "So.", "query": "What?"}, rules)
+
+    assert columns.take("response") is None
+    assert columns.take("prompt") is None
+    assert columns.take("chosen") == "So."
+    assert columns.are_all_taken
