@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the embedded default on this machine, from a fresh clone with nothing installed:
-# generated preference pairs, a small Llama, no download of data or models, no account.
+# Trains the built-in debug run on this machine, straight from a fresh clone:
+# generated preference pairs, a small Llama, no data or model downloads, no account.
 #   bash jobs/debug.sh [--section.field value ...]     (see: python jobs/train.py --help)
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment requirements.txt

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the page's single-GPU debug run on this machine: EleutherAI/pythia-14m on 400 pairs of
-# trl-internal-testing/sentiment-trl-style, both downloaded from the Hugging Face Hub.
+# Trains open-instruct's single-GPU debug run on this machine: EleutherAI/pythia-14m on 400 pairs
+# from trl-internal-testing/sentiment-trl-style, both downloaded from the Hugging Face Hub.
 #   bash jobs/debug_hub.sh [--section.field value ...]     (see: python jobs/train.py --help)
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment requirements.txt

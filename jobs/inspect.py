@@ -1,13 +1,13 @@
-"""Show what would be trained on: ``python jobs/inspect.py --data pairs.jsonl``."""
+"""Show what a run would train on: ``python jobs/inspect.py --data pairs.jsonl``."""
 
 import sys
 from pathlib import Path
 
-# Without this folder, where a file has the name of Python's own inspect.
+# Drop this folder from the path: its inspect.py would shadow the standard library's.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rm_ray.commands.inspect import main_inspect
+from rm_ray.commands.inspect import main
 
 if __name__ == "__main__":
-    sys.exit(main_inspect(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,13 @@
-"""Log a run to MLflow that was away: ``python jobs/log_to_mlflow.py ~/rm_ray/RUN``."""
+"""Backfill MLflow with a run's metrics: ``python jobs/log_to_mlflow.py ~/rm_ray/RUN``."""
 
 import sys
 from pathlib import Path
 
-# Without this folder, where a file has the name of Python's own inspect.
+# Drop this folder from the path: its inspect.py would shadow the standard library's.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rm_ray.commands.train import log_to_mlflow
+from rm_ray.commands.log_to_mlflow import main
 
 if __name__ == "__main__":
-    sys.exit(log_to_mlflow(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,13 @@
-"""Publish a run's model: ``python jobs/publish.py ~/rm_ray/RUN --repo_id me/model``."""
+"""Publish a run's models: ``python jobs/publish.py ~/rm_ray/RUN --repo_id me/model``."""
 
 import sys
 from pathlib import Path
 
-# Without this folder, where a file has the name of Python's own inspect.
+# Drop this folder from the path: its inspect.py would shadow the standard library's.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rm_ray.commands.publish import main_publish
+from rm_ray.commands.publish import main
 
 if __name__ == "__main__":
-    sys.exit(main_publish(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

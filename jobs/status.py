@@ -1,13 +1,13 @@
-"""How runs are doing: ``python jobs/status.py [STORAGE_PATH]``."""
+"""List runs and their status: ``python jobs/status.py [STORAGE_PATH]``."""
 
 import sys
 from pathlib import Path
 
-# Without this folder, where a file has the name of Python's own inspect.
+# Drop this folder from the path: its inspect.py would shadow the standard library's.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rm_ray.runs.status import main_status
+from rm_ray.commands.status import main
 
 if __name__ == "__main__":
-    sys.exit(main_status(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-# Without this folder, where a file has the name of Python's own inspect.
+# Drop this folder from the path: its inspect.py would shadow the standard library's.
 sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

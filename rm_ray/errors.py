@@ -1,49 +1,45 @@
-"""The error that is the user's to mend, and the one that ends a training."""
+"""Errors shared by the packages, and how to find them inside Ray's."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
 
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as a shell has it."""
-
-
 REFUSALS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR}
 )
-"""What a system answers that works: the same the next time, unlike where a disk or a network fails.
-That a file is missing is not among them, since a storage that has gone has none."""
+"""Errors of a healthy system, which a retry does not cure. ENOENT is excluded, because a lost
+network mount looks like an empty folder."""
 
 
 def is_refusal(error: OSError) -> bool:
-    """Tell whether the system refuses what it is asked for, however often it is asked."""
+    """Return whether the system rejects a request that a retry cannot make succeed."""
     return error.errno in REFUSALS
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be trained on.
+    """The user's input is unusable.
 
     The message is one paragraph: the field or row, its value, the rule it breaks, what to do.
     """
 
 
 class TrainingError(RuntimeError):
-    """Training began and could not go on; the run's checkpoints are as they were."""
+    """Training started and failed; the run's checkpoints are unchanged."""
 
 
 def find_final_error(error: BaseException | None) -> InputError | TrainingError | None:
-    """Return our own error in the chain that Ray wraps around what a task raises."""
+    """Return our own error from the chain that Ray wraps around a task's exception."""
     for inner in _chain(error):
         if isinstance(inner, InputError):
-            return InputError(str(inner.args[0]).split("\n")[0])  # Ray Data adds lines
+            return InputError(str(inner.args[0]).split("\n")[0])  # Ray Data appends lines
         if isinstance(inner, TrainingError):
             return TrainingError(str(inner.args[0]))
     return None
 
 
 def find_lost_error(error: BaseException | None) -> LostError | None:
-    """Return what a worker itself raised of an attempt that is lost, with its words alone."""
+    """Return the LostError that a worker raised, without Ray's wrapping."""
     return next((inner for inner in _chain(error) if type(inner) is LostError), None)
 
 
@@ -55,16 +51,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class StoppedError(RuntimeError):
-    """An attempt at a run ended because it was asked to, with a checkpoint where it could."""
+    """An attempt stopped on request, after saving a checkpoint if possible."""
 
     def __init__(self, reason: str, step: int, saved_step: int | None) -> None:
-        found = f"; its newest checkpoint is of step {saved_step}" if saved_step else ""
+        found = f"; its newest checkpoint is from step {saved_step}" if saved_step else ""
         super().__init__(f"{reason} at step {step}{found}")
         self.reason, self.step, self.saved_step = reason, step, saved_step
 
 
 class LostError(RuntimeError):
-    """An attempt at a run ended before its time; another may get further."""
+    """An attempt failed; the next one may get further."""
 
     def __init__(
         self,
@@ -76,10 +72,19 @@ class LostError(RuntimeError):
     ) -> None:
         super().__init__(cause)
         self.is_outage = is_outage
-        """Whether something outside of the run does not answer, which may last."""
+        """Whether an external service does not answer, possibly for long."""
         self.skips = skips
-        """The step that the next attempt is to leave out, if that is the remedy."""
+        """Step that the next attempt must skip; None if no step is at fault."""
         self.cause = cause
-        """What happened, in a line or a traceback."""
+        """What happened: one line or a traceback."""
         self.signature = signature
-        """What tells an error in code or data from another; empty where a process was lost."""
+        """Identifies an error in code or data; empty if a process was lost."""
+
+
+class MlflowAwayError(Exception):
+    """MLflow does not answer, or rejects a request."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type's name if the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

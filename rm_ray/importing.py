@@ -1,4 +1,4 @@
-"""What the processes that a command starts import: this package, and nothing of its folder."""
+"""Import path of the processes that a command starts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ ROOT = str(Path(__file__).resolve().parents[1])
 
 
 def share_package() -> None:
-    """Have every Python that is started from now on find this package, wherever it is started.
+    """Make this package importable by every Python process started from now on, in any folder.
 
-    The folder in which the command is given is not on their path: what lies there may be called
-    like a package of ours (``datasets``) or of Python's (``types.py``).
+    The working directory is kept off their path, because a file in it may shadow a dependency
+    (``datasets``) or a standard module (``types.py``).
     """
     os.environ["PYTHONSAFEPATH"] = "1"
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -1,4 +1,4 @@
-"""Where the package's log lines go in a process that a user looks at."""
+"""Terminal logging of a command."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 
 def log_to_stdout() -> None:
-    """Show what the package logs, a line each, and of other packages only warnings.
+    """Log this package's records to stdout, one line each; other packages only warn.
 
-    What a terminal has no letters for is shown as Python writes it, as in ``gr\\xf6\\xdfe``.
+    Characters that the terminal cannot encode are escaped, as in ``gr\\xf6\\xdfe``.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -20,7 +20,14 @@ def log_to_stdout() -> None:
     package.handlers[:] = [handler]
     package.setLevel(logging.INFO)
     package.propagate = False
-    # Said whenever transformers writes a model on a machine without a GPU.
+    # DeepSpeed logs this whenever transformers saves a model on a machine without a GPU.
     logging.getLogger("DeepSpeed").addFilter(
         lambda record: "Setting accelerator to CPU" not in record.getMessage()
     )
+
+
+def log_to_stderr() -> None:
+    """Reserve stdout for a document and log to stderr; call ``log_to_stdout`` first."""
+    (handler,) = logging.getLogger("rm_ray").handlers
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(sys.stderr)

@@ -1,4 +1,4 @@
-"""A folder that every machine of the cluster reaches: local, network mount, or object store."""
+"""A folder that every machine of the cluster can reach: local, network mount, or object store."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import json
 import logging
 import os
 import shutil
-import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DRAFT = ".tmp"
-"""Suffix of a file that is being written; a kill may leave one."""
+"""Suffix of a file that is being written; a kill may leave one behind."""
+
+BLOCK = 2**20
+"""Bytes read from a file at a time."""
 
 
 def keep_trying(
@@ -37,12 +39,12 @@ def keep_trying(
     patience_s: float,
     on_wait: Callable[[], None] = lambda: None,
 ) -> T:
-    """Do something with a storage that may fail for a while, ``what`` in the log.
+    """Retry a storage operation for up to ``patience_s`` seconds; the log calls it ``what``.
 
-    ``on_wait`` is called every second in between.
+    ``on_wait`` is called every second between tries.
 
     Raises:
-        OSError: the last failure, once patience is over.
+        OSError: the last failure, once ``patience_s`` has passed.
     """
     give_up, delay = time.monotonic() + patience_s, 1
     while True:
@@ -52,59 +54,38 @@ def keep_trying(
             if time.monotonic() > give_up:
                 raise
             if delay == 1:
-                logger.warning("%s fails, and is tried again: %s", what, error)
+                logger.warning("%s failed, retrying: %s", what, error)
         for _ in range(delay):
             time.sleep(1)
             on_wait()
         delay = min(2 * delay, 30)
 
 
-def local_home() -> Path:
-    """Return the folder of this machine for this user's tables and staged checkpoints.
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A file or folder of a storage."""
 
-    Raises:
-        InputError: it cannot be made, or belongs to someone else, who could read them and put in
-            others.
-    """
-    try:
-        return private_folder(Path(tempfile.gettempdir()))
-    except OSError as error:
-        raise InputError(
-            "this user can make no folder for tables and checkpoints at "
-            f"'{error.filename or 'TMPDIR'}': {error.strerror or error}; set TMPDIR to a folder "
-            "that it may write to"
-        ) from None
-
-
-def private_folder(parent: Path) -> Path:
-    """Return the folder of this user alone in a folder that others share, made if need be.
-
-    Raises:
-        InputError: it belongs to someone else.
-        OSError: it cannot be made.
-    """
-    home = parent / f"rm_ray-{os.getuid()}"
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = home.lstat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
-        raise InputError(
-            f"{home} belongs to another user, or others may write to it; remove it, or set TMPDIR "
-            "to another folder"
-        )
-    home.chmod(0o700)
-    return home
+    name: str
+    """Relative to the listed folder, or as requested."""
+    path: str
+    size: int | None
+    """Bytes of a file; None for a folder."""
+    is_file: bool
+    is_folder: bool
+    modified: float | None
+    """Last write by the storage's clock, in Unix seconds."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder on a pyarrow filesystem; names passed to its methods are relative to it."""
+    """A folder on a pyarrow filesystem; its methods take names relative to the folder."""
 
     filesystem: pafs.FileSystem
     path: str
 
     @classmethod
     def open(cls, uri: str) -> Storage:
-        """Open a local path or a URI of a scheme that pyarrow or fsspec knows.
+        """Open a local path, or a URI whose scheme pyarrow or fsspec supports.
 
         Raises:
             InputError: the scheme is unknown or its package is not installed.
@@ -114,7 +95,7 @@ class Storage:
         try:
             return cls(*pafs.FileSystem.from_uri(uri))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            pass  # a scheme that fsspec may know
+            pass  # fsspec may support the scheme
         except OSError as error:
             raise InputError(f"run.storage_path '{uri}' cannot be opened: {error}") from None
         try:
@@ -128,7 +109,7 @@ class Storage:
         return Storage(self.filesystem, self.join(name))
 
     def join(self, name: str) -> str:
-        """Return the full path of a name, in the filesystem's own form."""
+        """Return the full path of a name, in the filesystem's own format."""
         return f"{self.path.rstrip('/')}/{name}"
 
     @property
@@ -137,48 +118,64 @@ class Storage:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def free_bytes(self) -> int | None:
-        """Return how much room is left; None where that is not known, as in an object store."""
+        """Return the free bytes; None if unknown, as in an object store."""
         return shutil.disk_usage(self.path).free if self.is_local else None
 
     def check_writable(self, option: str = "run.storage_path") -> None:
-        """Write, read and delete a small file in what the ``option`` gives.
+        """Write, read and delete a small file; ``option`` names the folder in errors.
 
         Raises:
-            InputError: one of them failed.
+            InputError: an operation failed.
         """
         try:
             self.probe()
         except OSError as error:
             raise InputError(
-                f"{option} '{self.path}' cannot be written: {error}. Choose a folder or URI that "
-                f"this user may write, with --{option}"
+                f"{option} '{self.path}' cannot be written: {error}. Set --{option} to a folder or "
+                "URI that this user can write to"
             ) from None
 
     def probe(self) -> None:
-        """Write a small file and read it again, whatever is wrong with others.
+        """Write a small file, read it back and delete it.
 
         Raises:
-            OSError: one of them failed.
+            OSError: an operation failed.
         """
         probe = f".probe-{uuid.uuid4().hex}"
         self.write_text(probe, probe)
         if self.read_text(probe) != probe:
-            raise OSError("what was written does not read back")
+            raise OSError("a test file does not read back as written")
         self.filesystem.delete_file(self.join(probe))
 
     def exists(self, name: str) -> bool:
-        """Tell whether a file or folder is there."""
+        """Return whether a file or folder exists."""
         return bool(self.filesystem.get_file_info(self.join(name)).type != pafs.FileType.NotFound)
 
     def modified(self, name: str) -> float | None:
-        """Return when a file was written last, by the storage's clock, in seconds since 1970."""
-        written: int | None = self.filesystem.get_file_info(self.join(name)).mtime_ns
-        return None if written is None else written / 1e9
+        """Return the time of a file's last write by the storage's clock, in Unix seconds."""
+        return self.look_up([name])[0].modified
 
-    def list(self, name: str = "") -> list[pafs.FileInfo]:
-        """Return what lies directly in a folder, by name; nothing where it is missing."""
-        selector = pafs.FileSelector(self.join(name).rstrip("/"), allow_not_found=True)
-        return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.base_name)
+    def look_up(self, names: Sequence[str]) -> Sequence[Entry]:
+        """Return the entry of each name in one call; a missing one is neither file nor folder."""
+        found = self.filesystem.get_file_info([self.join(name) for name in names])
+        return [_entry(name, info) for name, info in zip(names, found, strict=True)]
+
+    def list(self, name: str = "", *, recursive: bool = False) -> Sequence[Entry]:
+        """Return a folder's entries, sorted by name; nothing if it is missing.
+
+        With ``recursive``, entries of nested folders are included under their base names.
+        """
+        selector = pafs.FileSelector(
+            self.join(name).rstrip("/"), allow_not_found=True, recursive=recursive
+        )
+        found = (_entry(info.base_name, info) for info in self.filesystem.get_file_info(selector))
+        return sorted(found, key=lambda entry: entry.name)
+
+    def read_blocks(self, name: str) -> Iterator[bytes]:
+        """Yield a file's bytes, up to 1 MiB at a time."""
+        with self.filesystem.open_input_stream(self.join(name)) as stream:
+            while block := stream.read(BLOCK):
+                yield block
 
     def read_text(self, name: str) -> str:
         """Return a file's text."""
@@ -187,14 +184,14 @@ class Storage:
             return text
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file at once: readers see the old text or the new one, never a part.
+        """Write a file atomically: readers see the old text or the new text, never a part.
 
-        So it is on this machine's file systems and network mounts, and in object stores.
+        This holds on local file systems, network mounts and object stores.
         """
         self.write_pieces(name, [text])
 
     def write_pieces(self, name: str, pieces: Iterable[str]) -> None:
-        """Write a file at once, as ``write_text`` does, of a text that comes piece by piece."""
+        """Write a text that arrives in pieces, atomically like ``write_text``."""
         self.filesystem.create_dir(os.path.dirname(self.join(name)), recursive=True)
         target = self.join(name)
         if not self.is_local:
@@ -213,10 +210,10 @@ class Storage:
             draft.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
-        """Return a file's JSON value, or None where there is no such file.
+        """Return a file's JSON value, or None if the file is missing.
 
         Raises:
-            InputError: what is there is not JSON, as after a disk was full.
+            InputError: the file is not JSON, for example because a disk was full.
         """
         if not self.exists(name):
             return None
@@ -224,32 +221,31 @@ class Storage:
             return json.loads(self.read_text(name))
         except ValueError as error:
             raise InputError(
-                f"{self.join(name)} is not whole ({error}); restore it, or remove what it is part "
-                "of"
+                f"{self.join(name)} is not valid JSON ({error}); restore it, or delete its folder"
             ) from None
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON value at once."""
+        """Write a JSON value atomically."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
     def delete_file(self, name: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         if self.exists(name):
             self.filesystem.delete_file(self.join(name))
 
     def delete_drafts(self) -> None:
-        """Delete what kills left of files of this folder that were being written."""
-        for info in self.list():
-            if info.base_name.endswith(DRAFT):
-                self.filesystem.delete_file(info.path)
+        """Delete this folder's drafts, left behind by kills."""
+        for entry in self.list():
+            if entry.name.endswith(DRAFT):
+                self.filesystem.delete_file(entry.path)
 
     def delete(self, name: str) -> None:
-        """Delete a folder and what is in it."""
+        """Delete a folder and its contents."""
         self.filesystem.delete_dir(self.join(name))
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        """Give a file as one of this machine: itself, or a copy that is deleted afterwards."""
+        """Yield a local path to a file: the file itself, or a temporary copy."""
         if self.is_local:
             yield Path(self.join(name))
             return
@@ -263,8 +259,24 @@ class Storage:
             )
             yield copy
 
+    def local_copies(self, names: Iterable[str]) -> Iterator[Path]:
+        """Yield files like ``local_copy``, with at most one copy on disk at a time."""
+        for name in names:
+            with self.local_copy(name) as path:
+                yield path
+
+    @contextmanager
+    def local_folder(self) -> Iterator[Path]:
+        """Yield a local path to this folder: the folder itself, or a temporary copy."""
+        if self.is_local:
+            yield Path(self.path)
+            return
+        with tempfile.TemporaryDirectory(prefix="rm_ray-copy-") as copy:
+            self.download(Path(copy))
+            yield Path(copy)
+
     def download(self, local: Path) -> None:
-        """Copy this folder to one of this machine."""
+        """Copy this folder to a local one."""
         pafs.copy_files(
             self.path,
             str(local),
@@ -273,7 +285,7 @@ class Storage:
         )
 
     def upload(self, local: Path, name: str) -> None:
-        """Copy a local folder here, so that a loss of power does not take it back."""
+        """Copy a local folder here, synced to disk if this storage is local."""
         target = self.join(name)
         self.filesystem.create_dir(target, recursive=True)
         pafs.copy_files(
@@ -289,15 +301,27 @@ class Storage:
 
 
 def below(place: str, name: str) -> str:
-    """Return the path or URI of what is below a folder; a URI's query stays at its end."""
+    """Append a name to a folder's path or URI; a URI's query stays at the end."""
     if "://" not in place:
         return f"{place.rstrip('/')}/{name}"
     path, mark, query = place.partition("?")
     return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
+def _entry(name: str, info: pafs.FileInfo) -> Entry:
+    written: int | None = info.mtime_ns
+    return Entry(
+        name=name,
+        path=info.path,
+        size=info.size,
+        is_file=info.type == pafs.FileType.File,
+        is_folder=info.type == pafs.FileType.Directory,
+        modified=None if written is None else written / 1e9,
+    )
+
+
 def _sync(path: str) -> None:
-    """Have the disk keep a file's contents, or a folder's entries."""
+    """Flush a file's contents, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rm_ray.batches.packing import Kernel, PackedPairs, pack_pairs
+from rm_ray.batches.attention_index import Kernel
+from rm_ray.batches.packing import PackedPairs, pack_pairs
 from rm_ray.batches.padding import PaddedPairs, pad_pairs
-from rm_ray.config.train_config import Layout, ModelConfig
+from rm_ray.config.sections.batch import Layout
+from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.cache.pair_tokens import PairTokens, join_pairs
-from rm_ray.model.reward_model import RewardModel, build_reward_model
+from rm_ray.model.build import build_reward_model
+from rm_ray.model.reward_model import RewardModel
 
 VOCABULARY, PAD = 200, 199
 

@@ -1,4 +1,4 @@
-"""Folders as runs leave them, made in this process: checkpoints, probes, metrics, the export."""
+"""Folders as runs leave them, made in this process: checkpoints, rewards, metrics, the export."""
 
 import json
 import uuid
@@ -11,11 +11,14 @@ import torch
 from tables import builtin_table
 
 from rm_ray.batches.collate import Collator
-from rm_ray.config.train_config import ClusterConfig, HubConfig, OptimizerConfig, TrainConfig
+from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.config.sections.hub import HubConfig
+from rm_ray.config.sections.optimizer import OptimizerConfig
+from rm_ray.config.train_config import TrainConfig
 from rm_ray.evaluation.pairwise import ScoredPairs, pairwise_report
+from rm_ray.model.build import build_reward_model
 from rm_ray.model.export import export_model, export_skeleton
-from rm_ray.model.reward_model import build_reward_model
-from rm_ray.runs.attempts import checkpoint_name
+from rm_ray.runs.checkpoint_names import checkpoint_name
 from rm_ray.runs.history import History, Record
 from rm_ray.runs.manifest import MANIFEST, Manifest, describe_file
 from rm_ray.storage import Storage
@@ -43,7 +46,7 @@ class MadeRun:
             pad_token_id=self.tokenizer.pad_token_id,
             device=torch.device("cpu"),
         )
-        self.probes = choose_reference_pairs(table, self.tokenizer)
+        self.reference_pairs = choose_reference_pairs(table, self.tokenizer)
         self.history = History()
         skeleton = folder / "skeleton"
         export_skeleton(self.model, self.tokenizer, skeleton, dtype=torch.float32)
@@ -89,7 +92,9 @@ class MadeRun:
         folder.mkdir(parents=True)
         write_slices(self.engine.slices(), folder / "slices-00000.safetensors")
         contents: dict[str, Any] = {
-            "probes.json": self.probes.score(self.engine, self.collator, tokens_per_pass=16_384),
+            "probes.json": self.reference_pairs.score(
+                self.engine, self.collator, tokens_per_pass=16_384
+            ),
             "state.json": {"progress": asdict(Progress(step=step)), "mlflow_run_id": "mlflow-id"},
         }
         for name, value in contents.items():
@@ -109,7 +114,8 @@ class MadeRun:
         weights = self.engine.weights()
         export_model(self.model, weights, self.tokenizer, export, dtype=torch.float32)
         self.run.write_json(
-            "probes.json", self.probes.score(self.engine, self.collator, tokens_per_pass=16_384)
+            "probes.json",
+            self.reference_pairs.score(self.engine, self.collator, tokens_per_pass=16_384),
         )
         self.run.write_text("history.jsonl", self.history.to_json_lines())
         result = {

@@ -7,20 +7,43 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PAGES = ("README.md", "cluster/README.md", "rm_ray/README.md", "tests/README.md")
+_FOLDERS = ("jobs", "rm_ray", "cluster", "tests")
+
+PAGES = (
+    "README.md",
+    *sorted(str(p.relative_to(ROOT)) for top in _FOLDERS for p in (ROOT / top).rglob("*.md")),
+)
 
 WALKED = (
-    ("README.md", "Two commands"),
-    ("README.md", "Training"),
-    ("README.md", "Your own data"),
-    ("README.md", "Before a run"),
-    ("README.md", "Evaluating and scoring"),
-    ("README.md", "Publishing"),
-    ("README.md", "MLflow"),
-    ("README.md", "Watching a run"),
+    ("README.md", "Start"),
+    ("README.md", "Train on your own pairs"),
+    ("jobs/README.md", "Commands and recipes"),
+    ("rm_ray/data/README.md", "Your data"),
+    ("rm_ray/preflight/README.md", "Before a run"),
+    ("rm_ray/scoring/README.md", "Scoring and evaluating"),
+    ("rm_ray/publish/README.md", "Publishing"),
+    ("rm_ray/tracking/README.md", "MLflow"),
+    ("rm_ray/tracking/README.md", "Watching a run"),
     ("cluster/README.md", "One machine"),
 )
 """Sections whose commands ``tests/fault/test_pages_walked.py`` gives as they stand."""
+
+ELSEWHERE = (
+    "cluster/kuberay.md",
+    "cluster/aws.md",
+    "cluster/slurm.md",
+    "cluster/grafana/README.md",
+)
+"""Pages for systems that are not on this machine: their commands meet stand-ins."""
+
+PROOFS = (
+    "cluster/README.md",
+    "tests/README.md",
+    "tests/benchmarks/README.md",
+    "tests/clients/README.md",
+    "tests/gpu/README.md",
+)
+"""Pages with commands that are tests themselves."""
 
 SECOND_TERMINAL = re.compile(r"^(.+?) +# .*in a second terminal$")
 
@@ -51,3 +74,11 @@ def read_blocks(page: str, language: str = "bash") -> list[Block]:
                 script = textwrap.dedent("\n".join(inside))
                 found.append(Block(page=page, section=section, script=script))
     return found
+
+
+def read_metrics() -> list[str]:
+    """Return the names in the page's table of metrics."""
+    page = (ROOT / "rm_ray/tracking/README.md").read_text()
+    table = page[page.index("## Metrics") : page.index("## MLflow")]
+    cells = re.findall(r"^\| (`.+?) \|", table, re.M)
+    return [name.strip("`") for cell in cells for name in cell.split(", ")]

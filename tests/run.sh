@@ -9,12 +9,25 @@ echo "== ruff"
 .venv/bin/ruff format --check .
 echo "== mypy"
 .venv/bin/mypy
-echo "== pytest"
 if [ $# -gt 0 ]; then
+    echo "== pytest"
     .venv/bin/python -m pytest "$@"
 else
-    # One process a core, of one thread each; what starts Ray comes after, alone.
-    OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile tests/unit tests/parity
-    .venv/bin/python -m pytest tests/integration
+    status=0
+    logs="$(mktemp -d)"
+    # Beside what starts Ray, and after it in line for a core: a process a core, of one thread each.
+    OMP_NUM_THREADS=1 nice .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile \
+        tests/unit tests/parity >"$logs/others" 2>&1 &
+    others=$!
+    trap 'kill "$others" 2>/dev/null || true; rm -rf "$logs"' EXIT
+    echo "== pytest tests/integration"
+    .venv/bin/python -m pytest tests/integration 2>&1 | tee "$logs/integration" || status=1
+    echo "== pytest tests/unit tests/parity"
+    wait "$others" || status=1
+    trap 'rm -rf "$logs"' EXIT
+    cat "$logs/others"
+    echo "== the slowest ten"
+    sed -nE '/^[0-9.]+s +(call|setup|teardown) /p' "$logs"/* | sort -rn | sed -n 1,10p
+    [ $status = 0 ] || { echo "== failed after $((SECONDS - started)) s" >&2; exit 1; }
 fi
 echo "== all checks passed in $((SECONDS - started)) s"

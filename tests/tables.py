@@ -9,15 +9,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from rm_ray.batches.attention_index import Kernel
 from rm_ray.batches.collate import Collator, ReadyMicroBatch
 from rm_ray.batches.loading import load_step
-from rm_ray.batches.packing import Kernel
 from rm_ray.batches.plan import Plan
-from rm_ray.config.train_config import DataConfig
+from rm_ray.config.sections.data import DataConfig
 from rm_ray.data.cache.cache_rows import tokenize_rows
-from rm_ray.data.cache.token_table import SCHEMA, TABLE_COLUMNS, TokenTable, map_table, write_table
+from rm_ray.data.cache.token_parts import SCHEMA, TABLE_COLUMNS
+from rm_ray.data.cache.token_table import TokenTable, map_table, write_table
 from rm_ray.data.sources.synthetic import generate_pairs
-from rm_ray.data.tokens.tokenization import PairTokenizer, load_tokenizer
+from rm_ray.data.tokens.pair_tokenizer import PairTokenizer
+from rm_ray.data.tokens.tokenizer import load_tokenizer
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -32,8 +32,8 @@ def _forward(
     value: Tensor,
     query_starts: Tensor,
     key_starts: Tensor | None,
-    most_queries: int,
-    most_keys: int,
+    max_queries: int,
+    max_keys: int,
     is_causal: bool = False,
     scale: float | None = None,
     window_size: Sequence[int] | None = None,
@@ -50,8 +50,8 @@ def _forward(
     assert key_starts is not None and seqused_k is None and block_table is None, "not modelled"
     check_like_flash(query, key, value)
     for starts, rows, most in (
-        (query_starts, query, most_queries),
-        (key_starts, key, most_keys),
+        (query_starts, query, max_queries),
+        (key_starts, key, max_keys),
     ):
         _check_starts(starts, len(rows), most)
     precise, window = _precision(query), _window(window_size, is_causal)
@@ -75,8 +75,8 @@ def _backward(
     sums: Tensor,
     query_starts: Tensor,
     key_starts: Tensor,
-    most_queries: int,
-    most_keys: int,
+    max_queries: int,
+    max_keys: int,
     is_causal: bool,
     rng_state: Tensor,
     scale: float | None = None,

@@ -1,1 +1,1 @@
-"""Token ids to the micro-batches of each step and rank."""
+"""Token ids -> the micro-batches of each step and rank."""

@@ -1,8 +1,8 @@
-"""Which tokens of a packed row attend to which, as indices for the kernel that computes it.
+"""Attention pattern of a packed row, as indices for the attention kernels.
 
-A pair is two branches over one shared prefix. As attention that is two sequences: the queries of
-prefix and chosen tail over their own keys, and the queries of the rejected tail over the keys of
-prefix and rejected tail, each causal and aligned to the end.
+A pair is two branches over one shared prefix, which attention sees as two sequences: the queries
+of prefix and chosen tail over their own keys, and the queries of the rejected tail over the keys
+of prefix and rejected tail. Both are causal and aligned to the end.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from torch import Tensor
 from rm_ray.data.cache.pair_tokens import ragged_arange
 
 Kernel = Literal["varlen", "grouped"]
-"""Variable-length flash attention in one call, or scaled dot products over groups of branches."""
+"""One variable-length flash attention call, or scaled dot products over groups of branches."""
 
 KEY_WORK = 64
-"""Work of gathering a key, in query-key products of one head; measured roughly, on CPUs."""
+"""Cost of gathering one key, in query-key products of one head; a rough CPU measurement."""
 
 SMALL_WORK = 2**18
-"""Work up to which branches are computed together however they differ in length."""
+"""Up to this much work, branches share a group however much their lengths differ."""
 
-MOST_WASTE = 0.15
-"""Share of its work that a larger group may spend on padding."""
+MAX_WASTE = 0.15
+"""Largest share of its work that a larger group may spend on padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VarlenQueries:
     """S sequences of queries over S sequences of keys, for one variable-length call.
 
-    ``query_starts`` and ``key_starts`` ``[S + 1]`` int32; ``key_positions`` ``[K]`` int64 in the
-    row. Queries lie in the row's order, which is that of the sequences.
+    ``query_starts`` and ``key_starts`` are ``[S + 1]`` int32; ``key_positions`` ``[K]`` int64 are
+    positions in the row. Queries are in the row's order, which is also the sequences' order.
     """
 
     query_starts: Tensor
     key_starts: Tensor
     key_positions: Tensor
-    most_queries: int
-    most_keys: int
+    max_queries: int
+    max_keys: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class BranchGroup:
     """G branches computed as one batch, padded to Q queries and K keys by repeating the last ones.
 
-    ``query_ranks`` ``[G, Q]`` int64 is each query's place among the keys of its branch, and
-    ``mask`` ``[G, 1, Q, K]`` tells which keys are at or before it; no mask where the query at i
-    has rank i throughout, so that plain causal attention is right.
+    ``query_ranks`` ``[G, Q]`` int64 is each query's place among the keys of its branch;
+    ``mask`` ``[G, 1, Q, K]`` marks the keys at or before it. ``mask`` is None if query i always
+    has rank i, so that plain causal attention is correct.
     """
 
     num_keys: int
@@ -60,10 +60,11 @@ class BranchGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedQueries:
-    """N queries, and keys of the row, as groups of branches, one group after another.
+    """N queries and the row's keys, as consecutive groups of branches.
 
-    ``query_order`` ``[sum(G Q)]`` numbers the queries, ``key_positions`` ``[sum(G K)]`` are places
-    in the row, both with padding; ``outputs`` ``[N]`` says where each query ended up.
+    ``query_order`` ``[sum(G Q)]`` holds query numbers, ``key_positions`` ``[sum(G K)]`` positions
+    in the row, both with padding; ``outputs`` ``[N]`` is the place of each query in
+    ``query_order``.
     """
 
     groups: tuple[BranchGroup, ...]
@@ -77,10 +78,10 @@ Queries = VarlenQueries | GroupedQueries
 
 @dataclass(frozen=True, kw_only=True)
 class Branches:
-    """S branches in the row's order: each ``[S]``.
+    """S branches in the row's order; each field is ``[S]``.
 
-    The keys of a branch are a run of the row (empty for a chosen branch, which begins with its
-    prefix) and then another, its tail; its queries are the last of the tail.
+    The keys of a branch are two runs of the row, a prefix and a tail; the prefix is empty for a
+    chosen branch, whose tail includes it. The queries are the last tokens of the tail.
     """
 
     prefix_start: np.ndarray
@@ -97,12 +98,12 @@ class Branches:
 
 
 def index_attention(branches: Branches, kernel: Kernel) -> Queries:
-    """Return the indices that a kernel needs for the attention of some branches."""
+    """Return the indices that the kernel needs for these branches."""
     return _index_sequences(branches) if kernel == "varlen" else _index_groups(branches)
 
 
 def interleave(even: np.ndarray, odd: np.ndarray) -> np.ndarray:
-    """Return two ``[N]`` columns in turn: ``[2N]``."""
+    """Return the items of two ``[N]`` columns alternately: ``[2N]``."""
     return np.stack([even, odd], axis=1).reshape(-1)
 
 
@@ -116,8 +117,8 @@ def _index_sequences(branches: Branches) -> VarlenQueries:
                 interleave(branches.prefix_length, branches.tail_length),
             )
         ),
-        most_queries=int(branches.num_queries.max()),
-        most_keys=int(branches.num_keys.max()),
+        max_queries=int(branches.num_queries.max()),
+        max_keys=int(branches.num_keys.max()),
     )
 
 
@@ -161,17 +162,17 @@ def _index_groups(branches: Branches) -> GroupedQueries:
 
 
 def _similar(num_queries: np.ndarray, num_keys: np.ndarray) -> list[np.ndarray]:
-    """Group branches of which little is lost when they are padded to the largest of the group."""
+    """Group branches that waste little work when padded to the largest of their group."""
     is_square = num_queries == num_keys
     order = np.lexsort((num_queries, num_keys, is_square))
     groups: list[np.ndarray] = []
-    begin = most_queries = needed = 0
+    begin = max_queries = needed = 0
     for end, branch in enumerate(order.tolist()):
         queries, keys = int(num_queries[branch]), int(num_keys[branch])
-        most_queries, needed = max(most_queries, queries), needed + keys * (queries + KEY_WORK)
-        work = (end - begin + 1) * keys * (most_queries + KEY_WORK)  # keys only grow
-        fits = work <= SMALL_WORK or work - needed <= MOST_WASTE * work
+        max_queries, needed = max(max_queries, queries), needed + keys * (queries + KEY_WORK)
+        work = (end - begin + 1) * keys * (max_queries + KEY_WORK)  # keys only grow
+        fits = work <= SMALL_WORK or work - needed <= MAX_WASTE * work
         if end > begin and not (fits and is_square[branch] == is_square[order[begin]]):
             groups.append(order[begin:end])
-            begin, most_queries, needed = end, queries, keys * (queries + KEY_WORK)
+            begin, max_queries, needed = end, queries, keys * (queries + KEY_WORK)
     return [*groups, order[begin:]]

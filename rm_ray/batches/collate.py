@@ -1,4 +1,4 @@
-"""Loaded micro-batches -> tensors in their layout, on the device that trains."""
+"""Loaded micro-batches -> tensors in the chosen layout, on the training device."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rm_ray.data.cache.pair_tokens import PairTokens, TokenCounts
 
 @dataclass(frozen=True, kw_only=True)
 class ReadyMicroBatch:
-    """A micro-batch as the model takes it, and what it was made from."""
+    """A micro-batch in the layout the model takes, with the loaded one it came from."""
 
     loaded: LoadedMicroBatch
     pairs: PaddedPairs | PackedPairs
 
     @property
     def tokens(self) -> TokenCounts:
-        """Tokens of the pairs that count; what is computed includes padding and repeated pairs."""
+        """Tokens of the pairs that count; ``computed`` includes padding and repeated pairs."""
         lengths, counts = self.loaded.pairs.lengths, self.loaded.plan.weights > 0
         return TokenCounts(
             both=int(((lengths.chosen + lengths.rejected) * counts).sum()),
@@ -38,7 +38,7 @@ class ReadyMicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Collator:
-    """Lays micro-batches out for a model on a device."""
+    """Lays out micro-batches for one model and device."""
 
     layout: Layout
     kernel: Kernel
@@ -46,7 +46,7 @@ class Collator:
     device: torch.device
 
     def lay_out(self, micro_batches: Iterable[LoadedMicroBatch]) -> list[ReadyMicroBatch]:
-        """Make a step's tensors, in memory that the device copies from without waiting."""
+        """Build a step's tensors, in pinned memory if the device is a GPU."""
         return [self._lay_out(micro_batch) for micro_batch in micro_batches]
 
     def _lay_out(self, loaded: LoadedMicroBatch) -> ReadyMicroBatch:
@@ -58,18 +58,18 @@ class Collator:
     def arrange(
         self, pairs: PairTokens, *, margins: np.ndarray, weights: np.ndarray
     ) -> PaddedPairs | PackedPairs:
-        """Lay P pairs out in this layout; ``margins`` and ``weights`` are ``[P]``."""
+        """Lay out P pairs in this layout; ``margins`` and ``weights`` are ``[P]``."""
         weighting = {"margins": margins, "weights": weights}
         if self.layout == "packed":
             return pack_pairs(pairs, kernel=self.kernel, **weighting)
         return pad_pairs(pairs, pad_token_id=self.pad_token_id, **weighting)
 
     def move(self, micro_batches: Iterable[ReadyMicroBatch]) -> list[ReadyMicroBatch]:
-        """Copy a whole step to the device, ahead of its first forward pass.
+        """Copy a whole step to the device before its first forward pass.
 
-        The copies are queued on the stream that computes, and read pinned memory, so that nothing
-        waits for them but the kernels behind them. 16,384 tokens are about a megabyte: a stream of
-        their own would save some 50 microseconds a micro-batch.
+        The copies read pinned memory and are queued on the compute stream, so only the kernels
+        behind them wait. 16,384 tokens are about a megabyte: a separate copy stream would save
+        about 50 microseconds per micro-batch.
         """
         return [replace(ready, pairs=self.to_device(ready.pairs)) for ready in micro_batches]
 

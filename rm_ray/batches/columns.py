@@ -1,4 +1,4 @@
-"""The columns of a micro-batch between processes: one row of Arrow's, and back."""
+"""A micro-batch <-> one Arrow row, its form between processes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
 _NUMBERS = {
     "step": pa.int64(), "position": pa.int32(), "num_micro_batches": pa.int32(), "rank": pa.int32()
 }  # fmt: skip
-"""Fields of ``MicroBatch`` that are one number."""
+"""Scalar fields of ``MicroBatch``."""
 
 _PLANNED = {"pairs": pa.list_(pa.int64()), "weights": pa.list_(pa.float32())}
-"""Its arrays."""
+"""Array fields of ``MicroBatch``."""
 
 _LOADED = {"margins": pa.list_(pa.float32()), "prompt_lengths": pa.list_(pa.int32())}
-"""Arrays of ``LoadedMicroBatch``, beside its token ids."""
+"""Array fields of ``LoadedMicroBatch``, apart from its token ids."""
 
 _LENGTHS = ("chosen", "rejected", "prefix")
-"""Arrays of ``PairLengths``; their columns end in ``_lengths``."""
+"""Fields of ``PairLengths``; their columns end in ``_lengths``."""
 
 SCHEMA = pa.schema(
     {
@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
 
 
 def to_arrow(micro_batch: LoadedMicroBatch) -> pa.Table:
-    """Return a micro-batch as a table of one row."""
+    """Return a micro-batch as a one-row table."""
     lengths = micro_batch.pairs.lengths
     row: dict[str, Any] = {
         **{name: getattr(micro_batch.plan, name) for name in (*_NUMBERS, *_PLANNED)},
@@ -49,7 +49,7 @@ def to_arrow(micro_batch: LoadedMicroBatch) -> pa.Table:
 
 
 def from_arrow(table: pa.Table) -> LoadedMicroBatch:
-    """Return the micro-batch that ``to_arrow`` was given; its arrays are the table's memory."""
+    """Return the micro-batch that ``to_arrow`` wrote; its arrays share the table's memory."""
 
     def array(name: str) -> np.ndarray:
         values: np.ndarray = table.column(name).combine_chunks().flatten().to_numpy()

@@ -1,4 +1,4 @@
-"""A planned step -> its micro-batches with token ids, from a mapped table."""
+"""A planned step -> its micro-batches with token ids, read from a memory-mapped table."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import numpy as np
 from rm_ray.batches.plan import MicroBatch, Plan
 from rm_ray.data.cache.pair_tokens import PairTokens
 
-if TYPE_CHECKING:  # the table reads Parquet, which a bare GPU machine may not have
+if TYPE_CHECKING:  # token_table needs pyarrow, which a bare GPU machine may lack
     from rm_ray.data.cache.token_table import TokenTable
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedMicroBatch:
-    """A planned micro-batch of P pairs with their token ids; ``margins`` and so on are ``[P]``."""
+    """A planned micro-batch of P pairs with its token ids.
+
+    ``margins`` and ``prompt_lengths`` are ``[P]``.
+    """
 
     plan: MicroBatch
     pairs: PairTokens
@@ -28,7 +31,7 @@ class LoadedMicroBatch:
 def load_step(
     table: TokenTable, plan: Plan, step: int, *, rank: int, world_size: int
 ) -> Iterator[LoadedMicroBatch]:
-    """Gather the token ids of a rank's micro-batches of a step."""
+    """Yield a rank's micro-batches of a step with their token ids."""
     for micro_batch in plan.micro_batches(step, rank=rank, world_size=world_size):
         yield LoadedMicroBatch(
             plan=micro_batch,

@@ -1,7 +1,7 @@
 """Pairs -> one row of distinct tokens.
 
-A pair is two branches over one shared prefix. In the row it is ``prefix, chosen tail, rejected
-tail``, with positions restarting after the prefix for the rejected tail.
+A pair is two branches over one shared prefix. It is laid out as ``prefix, chosen tail, rejected
+tail``; position ids restart after the prefix for the rejected tail.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from rm_ray.data.cache.pair_tokens import PairTokens, ragged_arange
 class PackedPairs:
     """P pairs in one row of T distinct tokens.
 
-    Shapes: ``input_ids`` and ``position_ids`` ``[1, T]`` int64, ``last_positions`` (of the last
-    tokens of a pair's chosen and rejected branch, pair after pair) ``[2P]`` int64, ``margins`` and
-    ``weights`` ``[P]`` float32. ``everywhere`` says how all T queries attend, ``at_ends`` how the
-    queries of the 2P last tokens do.
+    Shapes: ``input_ids`` and ``position_ids`` ``[1, T]`` int64, ``last_positions`` (the last token
+    of each pair's chosen branch, then of its rejected branch) ``[2P]`` int64, ``margins`` and
+    ``weights`` ``[P]`` float32. ``everywhere`` indexes attention for all T queries, ``at_ends``
+    only for the queries of the 2P last tokens.
     """
 
     input_ids: Tensor
@@ -44,7 +44,7 @@ class PackedPairs:
 def pack_pairs(
     pairs: PairTokens, *, margins: np.ndarray, weights: np.ndarray, kernel: Kernel
 ) -> PackedPairs:
-    """Lay P pairs out as one row, with the indices that ``kernel`` needs for its attention."""
+    """Lay out P pairs as one row, with the attention indices that ``kernel`` needs."""
     prefix = pairs.lengths.prefix.astype(np.int64)
     chosen = pairs.lengths.chosen.astype(np.int64)
     start = pairs.starts

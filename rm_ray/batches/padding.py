@@ -1,4 +1,4 @@
-"""Pairs -> one right-padded batch of both conversations."""
+"""Pairs -> one right-padded batch of their conversations."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rm_ray.data.cache.pair_tokens import PairTokens
 
 @dataclass(frozen=True, kw_only=True)
 class PaddedPairs:
-    """P pairs as 2P right-padded rows of T tokens: first all chosen, then all rejected.
+    """P pairs as 2P right-padded rows of T tokens: all chosen, then all rejected.
 
-    Shapes: ``input_ids`` and ``attention_mask`` are ``[2P, T]`` int64, ``last_positions`` (of each
-    row's last token) ``[2P]`` int64, ``margins`` and ``weights`` ``[P]`` float32.
+    Shapes: ``input_ids`` and ``attention_mask`` ``[2P, T]`` int64, ``last_positions`` (each row's
+    last token) ``[2P]`` int64, ``margins`` and ``weights`` ``[P]`` float32.
     """
 
     input_ids: Tensor
@@ -29,7 +29,7 @@ class PaddedPairs:
 def pad_pairs(
     pairs: PairTokens, *, margins: np.ndarray, weights: np.ndarray, pad_token_id: int
 ) -> PaddedPairs:
-    """Lay P pairs out as one right-padded batch."""
+    """Lay out P pairs as one right-padded batch."""
     sides = (pairs.chosen, pairs.rejected)
     rows = [side(pair) for side in sides for pair in range(len(pairs))]
     lengths = np.array([len(row) for row in rows])

@@ -1,7 +1,7 @@
-"""Which pair is trained on in which step, on which rank and in which micro-batch.
+"""The training plan: each pair's step, rank and micro-batch.
 
-The pairs of a step depend on (seed, epoch, global_batch_size, data) and never on the number of
-workers; only their spread over ranks and micro-batches does.
+The pairs of a step depend on (seed, epoch, global_batch_size, data) but never on the number of
+workers, which only changes how a step is spread over ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rm_ray.data.cache.pair_tokens import PairLengths
 class MicroBatch:
     """The pairs of one forward pass on one rank.
 
-    ``pairs`` are ``[P]`` indices, ``weights`` ``[P]`` is 1.0 for a pair that counts and 0.0 for
-    one that only keeps a rank without pairs in step with the others.
+    ``pairs`` ``[P]`` are indices; ``weights`` ``[P]`` are 1.0 for a pair that counts, and 0.0 for
+    a filler that keeps a rank without pairs in step with the others.
     """
 
     step: int
@@ -35,13 +35,13 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """What decides a plan beside the pairs themselves."""
+    """The settings that, with the pairs' lengths, determine a plan."""
 
     global_batch_size: int
     tokens_per_micro_batch: int
     layout: Layout = "packed"
     attention_weight: float = 0.0
-    """Work of one query-key product of attention, in units of the other work of one token."""
+    """Cost of one query-key product, relative to the rest of one token's work."""
     seed: int = 0
     epochs: int = 1
     max_episodes: int | None = None
@@ -50,14 +50,14 @@ class PlanSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """How many steps a run over ``num_pairs`` pairs has, and how many pairs each holds."""
+    """The number of steps in a run over ``num_pairs`` pairs, and the pairs in each."""
 
     num_pairs: int
     settings: PlanSettings
 
     @property
     def num_episodes(self) -> int:
-        """Pairs trained on in the whole run, each counted once an epoch."""
+        """Pairs trained on in the whole run; a pair counts once per epoch."""
         whole = self.num_pairs * self.settings.epochs
         limit = self.settings.max_episodes
         return whole if limit is None else min(whole, limit)
@@ -74,30 +74,30 @@ class Steps:
         return epochs * self.per_epoch + -(-rest // self.settings.global_batch_size)
 
     def episodes_before(self, step: int) -> int:
-        """Return how many pairs the steps before this one hold."""
+        """Return the number of pairs in all steps before this one."""
         epoch, within = divmod(step, self.per_epoch)
         episodes = epoch * self.num_pairs + within * self.settings.global_batch_size
         return min(episodes, self.num_episodes)
 
     def size(self, step: int) -> int:
-        """Return how many pairs a step (counted from 0) holds."""
+        """Return the number of pairs in a step (counted from 0)."""
         return self.episodes_before(step + 1) - self.episodes_before(step)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The steps of a run over pairs of these lengths."""
+    """The steps of a run over N pairs of the given lengths."""
 
     lengths: PairLengths
     settings: PlanSettings
 
     @property
     def steps(self) -> Steps:
-        """The number and sizes of the steps."""
+        """Number and sizes of the steps."""
         return Steps(num_pairs=len(self.lengths), settings=self.settings)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the pairs of an epoch in order: ``[N]``, each index once."""
+        """Return the order of an epoch: ``[N]``, each index once."""
         if not self.settings.shuffle:
             return np.arange(len(self.lengths))
         return epoch_order(len(self.lengths), self.settings.seed, epoch)
@@ -109,7 +109,7 @@ class Plan:
         return self.order(epoch)[first : first + self.steps.size(step)]
 
     def micro_batches(self, step: int, *, rank: int, world_size: int) -> list[MicroBatch]:
-        """Return what a rank computes in a step; every rank has equally many micro-batches."""
+        """Return a rank's micro-batches of a step; every rank has the same number."""
         pairs = self.pairs_of_step(step)
         mine = self.spread(pairs, world_size)[rank]
         return [
@@ -125,7 +125,7 @@ class Plan:
         ]
 
     def spread(self, pairs: np.ndarray, world_size: int) -> Spread:
-        """Spread a step's pairs over all ranks; indices are positions in ``pairs``."""
+        """Spread a step's pairs over all ranks; the indices are positions in ``pairs``."""
         lengths, settings = self.lengths[pairs], self.settings
         limits = {
             "world_size": world_size,
@@ -137,7 +137,7 @@ class Plan:
         return spread_packed(lengths.distinct, costs, **limits)
 
     def fingerprint(self) -> str:
-        """Hash what decides the pairs of every step, so that a resumed run can compare."""
+        """Hash everything that determines the pairs of each step; a resumed run compares it."""
         digest = hashlib.sha256()
         for lengths in (self.lengths.chosen, self.lengths.rejected, self.lengths.prefix):
             digest.update(np.ascontiguousarray(lengths).tobytes())
@@ -151,5 +151,5 @@ def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of an epoch: ``[N]``, each index once."""
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = rng.permutation(num_pairs)
-    order.setflags(write=False)  # it is kept and shared
+    order.setflags(write=False)  # cached and shared
     return order

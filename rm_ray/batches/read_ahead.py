@@ -1,4 +1,4 @@
-"""A thread that makes the next items ready while this one is used."""
+"""A thread that prepares the next items while the current one is in use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Ready = queue.Queue[tuple[T | None, BaseException | None]]
 
 
 def read_ahead(items: Iterable[T], *, depth: int = 1) -> Iterator[T]:
-    """Begin at once to make items ready, up to ``depth`` of them before they are asked for.
+    """Start preparing items now, up to ``depth`` ahead of the reader.
 
-    What the thread raises is raised to the reader.
+    An exception in the thread is raised to the reader when its turn comes.
     """
     ready: Ready[T] = queue.Queue()
     room = threading.Semaphore(depth)
@@ -26,7 +26,7 @@ def read_ahead(items: Iterable[T], *, depth: int = 1) -> Iterator[T]:
             source = iter(items)
             while room.acquire() and not stopped.is_set():
                 ready.put((next(source), None))
-        except BaseException as error:  # handed over to the reader, as is the end of the items
+        except BaseException as error:  # the reader raises it; StopIteration ends the items
             ready.put((None, error))
 
     threading.Thread(target=work, name="read-ahead", daemon=True).start()

@@ -1,8 +1,8 @@
-"""The pairs of a step -> ranks and micro-batches: as few as the budget allows, evenly loaded.
+"""The pairs of a step -> evenly loaded micro-batches on every rank, as few as the budget allows.
 
-Every function returns, for each rank, its micro-batches as ``(indices of pairs, weight)``; the
-weight is 1.0, or 0.0 for one that repeats a pair because there are fewer pairs than ranks. All
-ranks have equally many, and those of one position in a step cost nearly the same.
+Both spread functions return each rank's micro-batches as ``(pair indices, weight)``; the weight is
+1.0, or 0.0 for a filler that repeats a pair because there are too few micro-batches for all ranks.
+All ranks have the same number of micro-batches, and those at one position cost nearly the same.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Spread = list[list[tuple[np.ndarray, float]]]
 def spread_packed(
     tokens: np.ndarray, costs: np.ndarray, *, world_size: int, tokens_per_micro_batch: int
 ) -> Spread:
-    """Spread pairs that are packed: a micro-batch holds the sum of its pairs' ``tokens``.
+    """Spread packed pairs: a micro-batch holds the sum of its pairs' ``tokens``.
 
-    ``costs`` is the work of each pair, in any unit; it is what is evened out. A pair larger than
-    the budget stands alone.
+    ``costs`` is the work of each pair, in any unit; the ranks' work is balanced by it. A pair
+    over the budget gets a micro-batch of its own.
     """
     by_volume = -(-int(np.minimum(tokens, tokens_per_micro_batch).sum()) // tokens_per_micro_batch)
     no_two_fit = int((2 * tokens > tokens_per_micro_batch).sum())
@@ -39,14 +39,14 @@ def spread_packed(
 def _groupings(
     tokens: np.ndarray, costs: np.ndarray, num_groups: int, limit: int
 ) -> Iterator[list[np.ndarray]]:
-    """Yield groupings to try: evenest first, and then the one that is likeliest to fit."""
+    """Yield groupings to try, from the most balanced to the most likely to fit."""
     yield _lightest_first(costs, num_groups)
     yield _lightest_first(tokens, num_groups)
     yield _first_fit(tokens, limit)
 
 
 def _lightest_first(loads: np.ndarray, num_groups: int) -> list[np.ndarray]:
-    """Put the pairs, heaviest first, each into the lightest group (Graham, 1969)."""
+    """Put each pair, heaviest first, into the lightest group (Graham, 1969)."""
     members: list[list[int]] = [[] for _ in range(min(num_groups, len(loads)))]
     heap = [(0.0, group) for group in range(len(members))]
     values = loads.tolist()
@@ -58,7 +58,7 @@ def _lightest_first(loads: np.ndarray, num_groups: int) -> list[np.ndarray]:
 
 
 def _first_fit(tokens: np.ndarray, limit: int) -> list[np.ndarray]:
-    """Put the pairs, largest first, each into the first group with room (Johnson, 1973)."""
+    """Put each pair, largest first, into the first group with room (Johnson, 1973)."""
     members: list[list[int]] = []
     room: list[int] = []
     values = tokens.tolist()
@@ -74,9 +74,10 @@ def _first_fit(tokens: np.ndarray, limit: int) -> list[np.ndarray]:
 
 
 def spread_padded(lengths: np.ndarray, *, world_size: int, tokens_per_micro_batch: int) -> Spread:
-    """Spread pairs that are right-padded: P of them cost ``2 P max(length)`` tokens.
+    """Spread right-padded pairs: P of them cost ``2 P max(length)`` tokens.
 
-    ``lengths`` are those of the longer conversations. A pair larger than the budget stands alone.
+    ``lengths`` holds the length of each pair's longer conversation. A pair over the budget gets a
+    micro-batch of its own.
     """
 
     def cost(group: np.ndarray) -> float:
@@ -100,7 +101,7 @@ def spread_padded(lengths: np.ndarray, *, world_size: int, tokens_per_micro_batc
 
 
 def _cuts(longest_first: np.ndarray, limit: int) -> list[int]:
-    """Return where the groups begin when each is filled up to the limit, largest pairs first."""
+    """Return the start of each group when groups are filled up to the limit, longest first."""
     starts = []
     start = 0
     while start < len(longest_first):
@@ -110,7 +111,7 @@ def _cuts(longest_first: np.ndarray, limit: int) -> list[int]:
 
 
 def _smallest_limit(longest_first: np.ndarray, num_groups: int, limit: int) -> int:
-    """Return the smallest limit under which there are no more than ``num_groups`` groups."""
+    """Return the smallest limit that needs at most ``num_groups`` groups."""
     low, high = 1, limit
     while low < high:
         middle = (low + high) // 2
@@ -124,7 +125,7 @@ def _smallest_limit(longest_first: np.ndarray, num_groups: int, limit: int) -> i
 def _deal(
     groups: list[np.ndarray], cost: Callable[[np.ndarray], float], world_size: int, filler: int
 ) -> Spread:
-    """Deal groups to ranks, neighbours in cost at one position; fill up with a repeated pair."""
+    """Deal groups to ranks, similar costs at one position; fill gaps with a repeated pair."""
     weighted = [(group, 1.0) for group in sorted(groups, key=cost, reverse=True)]
     weighted += [(np.array([filler]), 0.0)] * (-len(groups) % world_size)
     ranks: Spread = [[] for _ in range(world_size)]

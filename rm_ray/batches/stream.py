@@ -1,9 +1,8 @@
-"""The plan's order, through Ray Data, to each rank's iterator.
+"""The plan -> each rank's iterator of steps, streamed through Ray Data.
 
-Each rank runs an ordered Ray Data pipeline of its own: a range of steps, whose tasks plan the step
-and gather this rank's micro-batches from the mapped token table. A step is planned where it is
-read, so starting at step 1,000,000 costs what starting at step 0 does, and there is no
-coordinator that all ranks share.
+Each rank runs its own ordered Ray Data pipeline over a range of steps. Its tasks plan a step and
+gather this rank's micro-batches from the memory-mapped token table. Steps are planned on demand, so
+starting at step 1,000,000 costs no more than starting at step 0, and ranks share no coordinator.
 """
 
 from __future__ import annotations
@@ -22,38 +21,38 @@ from rm_ray.batches.plan import Plan, PlanSettings
 from rm_ray.data.cache.token_parts import TokenParts
 from rm_ray.data.cache.token_table import TokenTable, open_table
 
-MOST_TASKS = 256
-"""Tasks of one pipeline; beyond them tasks cover more steps, so that start-up stays constant."""
+MAX_TASKS = 256
+"""Most tasks of one pipeline; longer runs put more steps in a task to keep start-up constant."""
 
 STEPS_PER_TASK = 8
 
 BLOCK_BYTES = 2 * 2**20
-"""A task hands micro-batches over in blocks of about this size, without waiting for its end."""
+"""Approximate size of the blocks in which a running task hands over micro-batches."""
 
-TASKS_AT_ONCE = 2
+CONCURRENT_TASKS = 2
 
 READ_AHEAD_BYTES = 64 * 2**20
-"""What a rank's pipeline may hold in the object store ahead of its reader."""
+"""Object store memory that a rank's pipeline may fill ahead of its reader."""
 
-PREFETCHED = 4
-"""Micro-batches held ready beside the one in use."""
+PREFETCH_BATCHES = 4
+"""Micro-batches kept ready besides the one in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPairs:
-    """What is streamed, small enough to send anywhere: the cache and the plan's settings."""
+    """The cache and the plan's settings: enough to stream from, and small enough to pickle."""
 
     cache: TokenParts
     settings: PlanSettings
 
     def plan(self, table: TokenTable) -> Plan:
-        """Return the plan over the cache's pairs."""
+        """Return the plan for the cache's pairs."""
         return Plan(lengths=table.lengths, settings=self.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankStream:
-    """One rank's share of the plan; what ``ray.train.get_dataset_shard`` returns here."""
+    """One rank's share of the plan; ``ray.train.get_dataset_shard`` returns it."""
 
     planned: PlannedPairs
     rank: int
@@ -68,24 +67,24 @@ class RankStream:
 
     def _rows(self, first_step: int, num_steps: int) -> Iterator[LoadedMicroBatch]:
         steps = range(first_step, num_steps)
-        num_tasks = min(-(-len(steps) // STEPS_PER_TASK), MOST_TASKS)
+        num_tasks = min(-(-len(steps) // STEPS_PER_TASK), MAX_TASKS)
         bounds = [first_step + len(steps) * i // num_tasks for i in range(num_tasks + 1)]
         tasks = [{"first": first, "end": end} for first, end in pairwise(bounds)]
         dataset = ray.data.from_items(tasks, override_num_blocks=num_tasks)
-        # A task that waits for its reader must not hold a CPU that another rank's needs.
+        # A task waiting for its reader must not hold a CPU that another rank's task needs.
         dataset = dataset.map_batches(
             _load_steps,
             fn_args=(self,),
             batch_size=1,
             num_cpus=0,
-            concurrency=TASKS_AT_ONCE,
+            concurrency=CONCURRENT_TASKS,
         )
         dataset.context.target_max_block_size = BLOCK_BYTES
         options = dataset.context.execution_options
         options.preserve_order = True
         options.resource_limits = options.resource_limits.copy(object_store_memory=READ_AHEAD_BYTES)
         batches = dataset.iterator().iter_batches(
-            batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED
+            batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCH_BATCHES
         )
         return (from_arrow(batch) for batch in batches)
 
@@ -93,10 +92,10 @@ class RankStream:
 def take_steps(
     micro_batches: Iterator[LoadedMicroBatch], steps: Iterable[int], *, rank: int
 ) -> Iterator[list[LoadedMicroBatch]]:
-    """Yield the micro-batches of each step, as many as the first of them says.
+    """Group a stream into steps, by the count that each step's first micro-batch carries.
 
     Raises:
-        RuntimeError: one is another step's or rank's, or out of order.
+        RuntimeError: a micro-batch belongs to another step or rank, or is out of order.
     """
     for step in steps:
         first = next(micro_batches)
@@ -105,14 +104,14 @@ def take_steps(
             got, expected = micro_batch.plan, (step, position, rank)
             if (got.step, got.position, got.rank) != expected:
                 raise RuntimeError(
-                    f"rank {rank} was sent the micro-batch of (step, position, rank) = "
-                    f"{(got.step, got.position, got.rank)} instead of {expected}"
+                    f"rank {rank} received the micro-batch (step, position, rank) = "
+                    f"{(got.step, got.position, got.rank)}, expected {expected}"
                 )
         yield taken
 
 
 def _load_steps(task: dict[str, np.ndarray], stream: RankStream) -> Iterator[pa.Table]:
-    """Gather a rank's micro-batches of some steps; runs in a Ray Data task."""
+    """Yield a rank's micro-batches of some steps, as tables; runs in a Ray Data task."""
     table = open_table(stream.planned.cache)
     plan = stream.planned.plan(table)
     for step in range(int(task["first"][0]), int(task["end"][0])):

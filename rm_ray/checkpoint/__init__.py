@@ -1,1 +1,1 @@
-"""The training state to the run's folder and back."""
+"""The training state -> the run's folder, and back."""

@@ -1,4 +1,4 @@
-"""The ledger of a run: how often each pair has been trained on."""
+"""The ledger of a run: how often it has trained on each pair."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import numpy as np
 
 @dataclass(kw_only=True)
 class Ledger:
-    """Counts by pair. A rank adds what it trains on; the sum over ranks is the run's."""
+    """Counts per pair. Each rank counts its own pairs; the sum over ranks is the run's ledger."""
 
     counts: np.ndarray
-    """``[pairs]``, how often each pair was trained on."""
+    """``[pairs]``: how often each pair was trained on."""
 
     @classmethod
     def empty(cls, num_pairs: int) -> Ledger:
-        """Begin with no pair trained on."""
+        """Return a ledger of zeros."""
         return cls(counts=np.zeros(num_pairs, dtype=np.int32))
 
     def add(self, pairs: np.ndarray) -> None:
-        """Count pairs, given by their indices."""
+        """Count pairs by their indices."""
         np.add.at(self.counts, pairs, 1)
 
     def check(self, episode: int, *, num_skipped: int = 0) -> None:
-        """Assert that pairs were trained on in turn: each once before any comes again.
+        """Assert that the run trained on every pair once before repeating any.
 
-        A step that was skipped leaves its pairs behind the others.
+        Each skipped step may leave its pairs one pass behind the others.
         """
         total, least, most = int(self.counts.sum()), self.counts.min(), self.counts.max()
         assert total == episode, f"the ledger counts {total} pairs at episode {episode}"
-        apart = most - least
-        assert apart <= 1 + num_skipped, f"a pair was trained on {most} times, another {least}"
+        spread = most - least
+        assert spread <= 1 + num_skipped, f"a pair was trained on {most} times, another {least}"
 
     @property
     def bounds(self) -> dict[str, int]:
-        """Return how often the least and the most trained pairs came."""
+        """The lowest and the highest count of any pair."""
         return {"least": int(self.counts.min()), "most": int(self.counts.max())}
 
     def write(self, path: Path) -> None:
-        """Write the passes that all pairs had, and for each one more a bit by pair."""
+        """Write the lowest count, and one bit per pair for each count above it."""
         passes, most = int(self.counts.min()), int(self.counts.max())
         bits = [np.packbits(self.counts > done) for done in range(passes, most)]
         num_pairs = len(self.counts)
@@ -49,7 +49,7 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Read what ``write`` wrote."""
+        """Read a ledger written by ``write``."""
         with np.load(path, allow_pickle=False) as stored:
             extra = np.unpackbits(stored["bits"], axis=1, count=int(stored["num_pairs"]))
             return cls(counts=extra.sum(axis=0, dtype=np.int32) + np.int32(stored["passes"]))

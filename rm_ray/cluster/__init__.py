@@ -1,1 +1,1 @@
-"""The Ray cluster that a command uses, and how its processes meet."""
+"""The Ray cluster of a command: resources, placement, process group, failures."""

@@ -1,6 +1,6 @@
-"""Whether the ranks of a process group reach one another, and how fast; knows torch alone.
+"""Connectivity and bandwidth checks between the ranks of a process group; depends only on torch.
 
-Bandwidths are bus bandwidths, in bytes a second of each rank: what its link carries, whatever the
+Bandwidths are bus bandwidths in bytes per second per rank: the load on its link, independent of the
 number of ranks (github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md).
 """
 
@@ -26,35 +26,35 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SIZES = {"cuda": 256 * 2**20, "cpu": 2**20}
-"""Bytes of the larger message, by device: large enough for a GPU's network to show its speed."""
+"""Size in bytes of the larger test message, by device: large enough to saturate a GPU network."""
 
 _REPEATS = {"cuda": 3, "cpu": 1}
 
 LOW_BANDWIDTH = 50e9
-"""Below it, GPUs of several machines wait for the network: it is what one 400 Gb/s port carries."""
+"""Bytes per second of one 400 Gb/s port; below it, multi-machine GPU training is network-bound."""
 
 REMEDIES = {
-    "nccl": "Set NCCL_SOCKET_IFNAME on every machine to an interface by which all reach one "
-    "another, and open it between them; NCCL_IB_DISABLE=1 tells whether InfiniBand is at fault. "
-    "What NCCL says is in the workers' logs on Ray's dashboard",
-    "gloo": "Set GLOO_SOCKET_IFNAME on every machine to an interface by which all reach one "
-    "another, and open it between them",
+    "nccl": "Set NCCL_SOCKET_IFNAME on every machine to an interface that all machines can reach, "
+    "and open the firewall between them; try NCCL_IB_DISABLE=1 to rule out InfiniBand. "
+    "NCCL's messages are in the workers' logs on Ray's dashboard",
+    "gloo": "Set GLOO_SOCKET_IFNAME on every machine to an interface that all machines can reach, "
+    "and open the firewall between them",
 }
-"""What to do where ranks do not reach one another, by backend."""
+"""What to do if ranks cannot reach one another, by backend."""
 
 ALONE = (
-    "GPUs of one machine exchange through /dev/shm or directly: give its container more shared "
-    "memory, or set NCCL_P2P_DISABLE=1"
+    "GPUs on one machine communicate peer-to-peer or through /dev/shm: give the container more "
+    "shared memory, or set NCCL_P2P_DISABLE=1"
 )
-"""The same on one machine with GPUs."""
+"""What to do if GPUs on one machine cannot reach one another."""
 
 PARTNER_LOST = ("gloo/transport", "ncclRemoteError")
-"""In what a rank raises whose partner has died or closed the connection."""
+"""Substrings of the error that a rank raises if its peer dies or closes the connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """What ranks found out about one another."""
+    """The machines of all ranks, and the bandwidth between them."""
 
     hosts: tuple[str, ...]
     """Each rank's machine, by rank."""
@@ -62,7 +62,7 @@ class Exchange:
     """Bus bandwidth of an all-reduce over all ranks."""
 
     def describe(self) -> str:
-        """Return it in one line."""
+        """Return a one-line summary."""
         ranks, machines = len(self.hosts), len(set(self.hosts))
         where = "1 machine" if machines == 1 else f"{machines} machines"
         return f"{ranks} ranks on {where} exchange {self.bandwidth / 1e9:.3g} GB/s"
@@ -76,10 +76,12 @@ def connect(
     company_s: float = COMPANY_S,
     exchange_s: float = EXCHANGE_S,
 ) -> Exchange | None:
-    """Try the network of all ranks, each of which calls it; None where a rank is alone.
+    """Test the network between all ranks; return None if there is only one rank.
+
+    Every rank must call this.
 
     Raises:
-        LostError: ranks did not come, or do not reach one another.
+        LostError: ranks did not arrive in time, or cannot reach one another.
     """
     if dist.get_world_size() == 1:
         return None
@@ -96,31 +98,31 @@ def connect(
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TimeoutError) as error:
-            raise _unreachable(hosts, what, error, dist.get_backend()) from error
+            raise explain_unreachable(hosts, what, error, dist.get_backend()) from error
     on_progress()
     found = Exchange(hosts=tuple(hosts), bandwidth=bandwidth)
     logger.info("%s", found.describe())
     if device.type == "cuda" and len(set(hosts)) > 1 and bandwidth < LOW_BANDWIDTH:
         logger.warning(
-            "less than %.0f GB/s between machines with GPUs: does NCCL use TCP? cluster/README.md "
-            "says what InfiniBand and EFA need",
+            "less than %.0f GB/s between machines with GPUs: is NCCL using TCP? See "
+            "cluster/README.md for what InfiniBand and EFA need",
             LOW_BANDWIDTH / 1e9,
         )
     return found
 
 
 def introduce(host: str) -> None:
-    """Tell the other ranks on which machine this one is, should it not get to ``meet``."""
-    _store().set(f"host-{dist.get_rank()}", host)
+    """Publish this rank's machine, so that others can name it even if it never calls ``meet``."""
+    meeting_store().set(f"host-{dist.get_rank()}", host)
 
 
 def meet(host: str, *, limit_s: float) -> list[str]:
-    """Return every rank's machine, by rank, once all ranks have come.
+    """Wait for all ranks; return every rank's machine, by rank.
 
     Raises:
-        LostError: some have not in ``limit_s``.
+        LostError: some ranks did not arrive within ``limit_s``.
     """
-    store, ranks = _store(), range(dist.get_world_size())
+    store, ranks = meeting_store(), range(dist.get_world_size())
     introduce(host)
     store.set(f"here-{dist.get_rank()}", "")
     here = [f"here-{rank}" for rank in ranks]
@@ -130,8 +132,8 @@ def meet(host: str, *, limit_s: float) -> list[str]:
         missing = [rank for rank in ranks if not store.check([here[rank]])]
         there = {rank: _read_host(store, rank) for rank in missing}
         raise LostError(
-            f"rank {', '.join(f'{rank} on {host}' for rank, host in there.items())} did not come "
-            f"to the others within {limit_s:.0f} s; see whether that machine is slow, or hangs",
+            f"rank {', '.join(f'{rank} on {host}' for rank, host in there.items())} did not join "
+            f"the others within {limit_s:.0f} s; check whether that machine is slow or hung",
             signature="connecting: ranks did not come",
         ) from error
     return [_read_host(store, rank) for rank in ranks]
@@ -143,17 +145,19 @@ def _read_host(store: Any, rank: int) -> str:
     return known
 
 
-def _store() -> Any:
-    """Return where the ranks of the process group met, apart from what torch keeps there."""
+def meeting_store() -> Any:
+    """Return the process group's store, with a prefix that keeps our keys apart from torch's."""
     c10d: Any = dist.distributed_c10d
     return c10d.PrefixStore("rm_ray", c10d._get_default_store())
 
 
 def within(limit_s: float, action: Callable[[], T], device: torch.device) -> T:
-    """Return what an action returns, which may hang in NCCL, where no limit of Python's reaches.
+    """Run an action in a thread with a time limit; return its result.
+
+    An action that hangs inside NCCL cannot be interrupted from Python.
 
     Raises:
-        TimeoutError: it took too long, and goes on in a thread that nobody waits for.
+        TimeoutError: the action took too long; its daemon thread is abandoned.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -161,9 +165,9 @@ def within(limit_s: float, action: Callable[[], T], device: torch.device) -> T:
     def act() -> None:
         try:
             if device.type == "cuda":
-                torch.cuda.set_device(device)  # each thread has its own
+                torch.cuda.set_device(device)  # the current device is per thread
             results.append(action())
-        except BaseException as error:  # handed over to the caller
+        except BaseException as error:  # re-raised in the caller
             errors.append(error)
 
     thread = threading.Thread(target=act, name="exchange", daemon=True)
@@ -176,7 +180,10 @@ def within(limit_s: float, action: Callable[[], T], device: torch.device) -> T:
     return results[0]
 
 
-def _unreachable(hosts: Sequence[str], what: str, error: Exception, backend: str) -> LostError:
+def explain_unreachable(
+    hosts: Sequence[str], what: str, error: Exception, backend: str
+) -> LostError:
+    """Return the error for ranks that cannot exchange a message, including the remedy."""
     machines = list(dict.fromkeys(hosts))
     shown = ", ".join(machines[:8]) + (", ..." if len(machines) > 8 else "")
     reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -194,9 +201,9 @@ def _megabytes(size: int) -> str:
 
 
 def be_patient(limit_s: float) -> None:
-    """Let collectives wait so long for a rank, of this group and of all that are made later.
+    """Set the timeout of collectives, for this group and all groups created later.
 
-    DeepSpeed makes groups without a limit, for which torch takes the defaults of its module.
+    DeepSpeed creates groups without a timeout, so torch uses its module-level defaults.
     """
     limit = timedelta(seconds=limit_s)
     c10d: Any = dist.distributed_c10d
@@ -208,14 +215,14 @@ def be_patient(limit_s: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkSpeed:
-    """How fast the links between some ranks are, all of them in use at once; the slowest counts."""
+    """Speed of the slowest link between ranks, with all links in use at once."""
 
     all_reduce: float
     """Bus bandwidth."""
     all_gather: float
     """Bus bandwidth."""
     latency_s: float
-    """Seconds of an all-reduce of 4 bytes."""
+    """Seconds for an all-reduce of 4 bytes."""
 
 
 def ranks_by_machine(hosts: Sequence[str]) -> list[list[int]]:
@@ -224,7 +231,7 @@ def ranks_by_machine(hosts: Sequence[str]) -> list[list[int]]:
 
 
 def ranks_across_machines(hosts: Sequence[str]) -> list[list[int]]:
-    """Return groups with one rank of each machine, the first of all, the second of all ..."""
+    """Return groups with one rank per machine: all first ranks, all second ranks, and so on."""
     machines = ranks_by_machine(hosts)
     longest = max(map(len, machines))
     return [[ranks[i] for ranks in machines if i < len(ranks)] for i in range(longest)]
@@ -233,9 +240,9 @@ def ranks_across_machines(hosts: Sequence[str]) -> list[list[int]]:
 def measure_links(
     groups: Sequence[Sequence[int]], device: torch.device, *, size: int | None = None
 ) -> LinkSpeed | None:
-    """Measure all groups of two ranks or more at the same time; None where there is none.
+    """Measure all groups of two or more ranks concurrently; return None if there are none.
 
-    Every rank calls it, with the same disjoint groups, and gets the same answer. Messages hold
+    Every rank must call this with the same disjoint groups; all get the same result. Messages are
     ``size`` bytes.
     """
     found = torch.full((3,), float("inf"), dtype=torch.float64, device=device)
@@ -244,7 +251,7 @@ def measure_links(
         if len(ranks) > 1:
             group = dist.new_group(list(ranks))
             mine = group if dist.get_rank() in ranks else mine
-    dist.all_reduce(torch.zeros(1, device=device))  # all begin together
+    dist.all_reduce(torch.zeros(1, device=device))  # start all groups together
     if mine is not None:
         size = size or SIZES[device.type]
         ping = _all_reducing(torch.zeros(1, device=device), mine)
@@ -269,7 +276,7 @@ def _all_reducing(values: Tensor, group: dist.ProcessGroup | None = None) -> Cal
 
 
 def _time(run: Callable[[], None], repeats: int = 1) -> float:
-    """Return the seconds that a run takes, on average."""
+    """Return the average seconds per run."""
     started = time.perf_counter()
     for _ in range(repeats):
         run()
@@ -287,7 +294,7 @@ def _all_reduce_bandwidth(
 
 
 def _all_gather_bandwidth(size: int, device: torch.device, group: dist.ProcessGroup) -> float:
-    """Return the bus bandwidth of an all-gather of ``size`` bytes in all."""
+    """Return the bus bandwidth of an all-gather of ``size`` bytes in total."""
     num_ranks = dist.get_world_size(group)
     part = torch.zeros(max(size // 4 // num_ranks, 1), device=device)
     whole = torch.zeros(num_ranks * len(part), device=device)

@@ -1,4 +1,4 @@
-"""Where actors of a run are put."""
+"""Placement of a run's actors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 def beside_the_driver() -> dict[str, Any]:
-    """Return options of an actor that runs on the driver's machine, or elsewhere if that closes.
+    """Return options for an actor that runs on the driver's machine, or elsewhere if it drains.
 
-    It asks for a byte, as Ray puts an actor that asks for nothing on any machine, whatever it
-    prefers (2.60), and it would be lost with a machine that is not the driver's.
+    The actor requests one byte of memory: Ray 2.60 ignores the affinity of actors that request
+    nothing, and the actor would then be lost with a machine other than the driver's.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return {"num_cpus": 0, "memory": 1, "scheduling_strategy": here}

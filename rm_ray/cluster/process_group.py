@@ -1,4 +1,4 @@
-"""How the ranks of a run meet: over which network, with which limits, on which GPUs."""
+"""Setup of the process group: network interface, timeouts, and the environment of GPU workers."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from rm_ray.cluster.connectivity import be_patient, introduce
 from rm_ray.cluster.gpus import explain_no_cuda, find_cuda, find_gpus
 from rm_ray.cluster.timeouts import RENDEZVOUS_S
 from rm_ray.errors import InputError
-from rm_ray.storage import local_home
+from rm_ray.local_home import local_home
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
-"""What the CUDA allocator does, by the name that torch has for it since 2.9."""
+"""Environment variable for the CUDA allocator since torch 2.9."""
 
 OLD_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
-"""The name before, which torch 2.13 reads first."""
+"""Its previous name, which torch 2.13 still reads first."""
 
 
 class ProcessGroupConfig(TorchConfig):  # type: ignore[misc]
     """Torch's process group, over the network interface that Ray uses.
 
-    Left to itself, gloo takes what a machine's own name stands for, which on Debian and Ubuntu is
-    127.0.1.1, where no other machine reaches it. NCCL chooses for itself.
+    By default, gloo listens on the address of the machine's hostname: on Debian and Ubuntu that is
+    127.0.1.1, which other machines cannot reach. NCCL picks its own interface.
 
-    The group must form within ``RENDEZVOUS_S``; ``timeout_s`` is how long its collectives, and
-    those of groups that are made of it, wait from then on.
+    The group must form within ``RENDEZVOUS_S``. From then on, ``timeout_s`` limits its collectives
+    and those of all groups created later.
     """
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """Return what Ray Train starts the ranks with."""
+        """Return the backend with which Ray Train starts the ranks."""
         return _Backend
 
 
@@ -57,7 +57,7 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
 
 
 def choose_interface() -> None:
-    """Have gloo listen where Ray does, unless the environment says where."""
+    """Make gloo listen on Ray's interface, unless the environment names one."""
     interface = _ray_interface()
     if interface is not None:
         os.environ.setdefault(GLOO_INTERFACE, interface)
@@ -69,20 +69,20 @@ def _ray_interface() -> str | None:
 
 
 def find_interface(addresses: Mapping[str, Iterable[str]], address: str) -> str | None:
-    """Return the interface with an address; None where none has it, as behind a translation."""
+    """Return the interface with an address; None if no interface has it, for example behind NAT."""
     return next((name for name, has in addresses.items() if address in has), None)
 
 
 def describe_host() -> str:
-    """Return this machine's name, and where Ray reaches it."""
+    """Return this machine's hostname, Ray address and interface."""
     return f"{socket.gethostname()} ({ray.util.get_node_ip_address()}, {_ray_interface() or '?'})"
 
 
 def prepare_gpu() -> None:
-    """Set what CUDA, NCCL and Triton read from the environment, before they start.
+    """Set the environment variables of CUDA, NCCL and Triton before they initialize.
 
     Raises:
-        InputError: this machine has GPUs by Ray's count, and PyTorch cannot use them.
+        InputError: Ray counts GPUs on this machine, but PyTorch cannot use them.
     """
     set_defaults(os.environ)
     if not torch.cuda.is_available():
@@ -91,10 +91,10 @@ def prepare_gpu() -> None:
 
 
 def set_defaults(environment: MutableMapping[str, str]) -> None:
-    """Fill in what the environment leaves open.
+    """Set defaults for variables that the environment does not set.
 
-    Rows of another length in every micro-batch fragment the memory of a GPU, unless segments grow.
-    Triton's cache in a home that 64 workers share is slow, and compiled into by all of them.
+    Micro-batches of varying lengths fragment GPU memory unless segments can expand. A Triton cache
+    in a shared home directory is slow, and all workers would compile into it.
     """
     environment.setdefault("NCCL_DEBUG", "WARN")
     if OLD_ALLOCATOR not in environment:
@@ -104,6 +104,6 @@ def set_defaults(environment: MutableMapping[str, str]) -> None:
 
 
 def settle(timeout_s: float) -> None:
-    """Give the group the limits that training needs, and say where this rank is."""
+    """Set the group's timeout for training, and publish this rank's machine."""
     be_patient(timeout_s)
     introduce(describe_host())

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: the one that is given, or a local one that is stopped again."""
+"""The Ray cluster of a run: an existing one, or a local one that is stopped afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import ray
 from ray.job_config import JobConfig
 
 from rm_ray.cluster.ray_folder import choose_ray_folder
-from rm_ray.config.train_config import ClusterConfig
+from rm_ray.config.sections.cluster import ClusterConfig
 from rm_ray.errors import InputError, LostError
 from rm_ray.importing import ROOT, share_package
 
@@ -31,14 +31,14 @@ RETRY_EVERY_S = 2.0
 def ray_cluster(
     config: ClusterConfig, *, imports: Sequence[str] = (), again: bool = False
 ) -> Iterator[ClusterConfig]:
-    """Use the running Ray, the one at RAY_ADDRESS (as inside a Ray job), or a local one.
+    """Use the initialized Ray, the one at RAY_ADDRESS (set inside a Ray job), or a local one.
 
-    The modules named in ``imports`` are imported while Ray starts. Gives the config back, with
-    the number of workers that a local one is made for.
+    The modules named in ``imports`` are imported while Ray starts. Yields the config; for a local
+    cluster, with the number of workers filled in.
 
     Raises:
-        InputError: there is no Ray at the address.
-        LostError: there is none, and ``again`` says that there was.
+        InputError: no Ray runs at the address.
+        LostError: no Ray answers at the address, but one did before (``again``).
     """
     if ray.is_initialized():
         yield config
@@ -56,8 +56,8 @@ def ray_cluster(
 
 def _start(config: ClusterConfig, *, again: bool) -> ClusterConfig:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths stay what they are
-    on_term = signal.getsignal(signal.SIGTERM)  # for which ray.init sets a handler of its own
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # keep relative paths valid
+    on_term = signal.getsignal(signal.SIGTERM)  # ray.init replaces the handler
     try:
         return _init(config, again=again)
     finally:
@@ -65,11 +65,10 @@ def _start(config: ClusterConfig, *, again: bool) -> ClusterConfig:
             signal.signal(signal.SIGTERM, on_term)
 
 
-class _PathOfOurs(JobConfig):  # type: ignore[misc]
-    """A job whose processes look for modules where this package is.
+class _PackageJobConfig(JobConfig):  # type: ignore[misc]
+    """A job whose processes import modules from this package's root.
 
-    Ray would put the folder in which the command is given before everything else, unless the job
-    brings a folder of its own.
+    Unless a job has its own working directory, Ray puts the current directory first on the path.
     """
 
     def _runtime_env_has_working_dir(self) -> bool:
@@ -78,10 +77,10 @@ class _PathOfOurs(JobConfig):  # type: ignore[misc]
 
 def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
     address = os.environ.get("RAY_ADDRESS")
-    job = _PathOfOurs(_py_driver_sys_path=[ROOT])
+    job = _PackageJobConfig(_py_driver_sys_path=[ROOT])
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "job_config": job}
     if address:
-        # So that the cluster's dashboard knows of runs of Ray Train: one actor more, on its head.
+        # Show Ray Train runs on the cluster's dashboard, at the cost of one actor on the head.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         try:
             ray.init(address=address, **quiet)
@@ -93,7 +92,7 @@ def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
                 ) from None
             raise InputError(
                 f"there is no Ray cluster to use at RAY_ADDRESS '{address}' ({reason}); start one "
-                "with 'ray start --head', or unset RAY_ADDRESS to train on this machine alone"
+                "with 'ray start --head', or unset RAY_ADDRESS to train on this machine only"
             ) from None
         return config
     cores = os.cpu_count() or 1
@@ -102,30 +101,30 @@ def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
     if workers * config.cpus_per_worker > cores:
         raise InputError(
             f"cluster.num_workers x cluster.cpus_per_worker is {workers} x "
-            f"{config.cpus_per_worker}, but this machine has {cores} CPU cores; ask for fewer"
+            f"{config.cpus_per_worker}, but this machine has {cores} CPU cores; request fewer"
         )
     share_package()
-    # Ray Data's short tasks share the cores with the workers instead of waiting for them.
-    _start_local(num_cpus=workers * config.cpus_per_worker + cores, **quiet)
+    # Oversubscribe, so that Ray Data's short tasks share the cores instead of waiting for workers.
+    start_local(num_cpus=workers * config.cpus_per_worker + cores, **quiet)
     return replace(config, num_workers=workers) if least < most else config
 
 
-def _start_local(*, num_cpus: int, **options: Any) -> None:
-    """Start a Ray of this machine alone.
+def start_local(*, num_cpus: int, **options: Any) -> None:
+    """Start a local Ray on this machine only.
 
     Raises:
-        LostError: it did not come up in time, which another attempt may.
+        LostError: Ray did not start in time; another attempt may succeed.
     """
     try:
         ray.init(address="local", num_cpus=num_cpus, _temp_dir=choose_ray_folder(), **options)
-    except Exception as error:  # Ray has no class for a node that is late
+    except Exception as error:  # Ray has no specific class for a startup timeout
         if "timed out during startup" not in str(error):
             raise
         raise LostError("Ray did not start in time on this machine; is it busy?") from error
 
 
 def _quiet_ray_data() -> None:
-    import ray.data  # takes a second, which Ray's start has to spare
+    import ray.data  # imported here because it takes a second
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray.data", "ray.train", "ray.util.placement_group"):
@@ -133,37 +132,37 @@ def _quiet_ray_data() -> None:
 
 
 def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConfig:
-    """Fill in the number of workers and the use of GPUs from what the cluster has.
+    """Set the number of workers and the use of GPUs from the cluster's resources.
 
-    A range begins with what other jobs leave free. Where it ``waits``, it does so for as long as
-    the cluster has too little, as after the loss of a machine.
+    A range takes what other jobs leave free. With ``waits``, wait while the cluster has too few
+    resources, for example after losing a machine.
 
     Raises:
-        InputError: it has too few GPUs or CPUs.
+        InputError: the cluster has too few GPUs or CPUs.
     """
-    told = False
+    has_warned = False
     while True:
         try:
-            return _fit(config, _machines(), free=_machines(free=True))
+            return fit_to_machines(config, _machines(), free=_machines(free=True))
         except InputError as error:
             if not waits:
                 raise
-            if not told:
+            if not has_warned:
                 logger.warning("%s. Waiting for a machine", error)
-                told = True
+                has_warned = True
             time.sleep(RETRY_EVERY_S)
 
 
 def count_fitting(config: ClusterConfig, *, held: int) -> int:
-    """Return how many workers the cluster would train with now; 0 where it has too little.
+    """Return how many workers would fit on the cluster now; 0 if it has too few resources.
 
-    ``held`` is how many it trains with; beside them there is room where other jobs leave it free.
+    ``held`` is the number of workers already running; only free resources can add to them.
 
     Raises:
         ConnectionError: the cluster does not answer.
     """
     try:
-        fitted = _fit(config, _machines())
+        fitted = fit_to_machines(config, _machines())
         free = _count_places(fitted, _machines(free=True), use_gpu=bool(fitted.use_gpu))
         return min(int(fitted.num_workers or 0), held + free)
     except InputError:
@@ -173,8 +172,8 @@ def count_fitting(config: ClusterConfig, *, held: int) -> int:
 
 
 def _machines(*, free: bool = False) -> list[dict[str, float]]:
-    """Return the resources of each machine that is there to stay, or what is free of them."""
-    # Ray tells of machines that are about to go nowhere else.
+    """Return the total or free resources of each machine that is alive and not draining."""
+    # Ray's public API does not list draining nodes.
     leaving = ray._private.state.state.get_draining_nodes()
     there = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     found = ray._private.state.available_resources_per_node() if free else there
@@ -184,7 +183,7 @@ def _machines(*, free: bool = False) -> list[dict[str, float]]:
 def _count_places(
     config: ClusterConfig, machines: Sequence[Mapping[str, float]], *, use_gpu: bool
 ) -> int:
-    """Return for how many workers there is room, each on one machine."""
+    """Return how many workers fit, each on a single machine."""
     places = [int(machine.get("CPU", 0)) // config.cpus_per_worker for machine in machines]
     if use_gpu:
         gpus = [int(machine.get("GPU", 0)) for machine in machines]
@@ -192,12 +191,19 @@ def _count_places(
     return sum(places)
 
 
-def _fit(
+def fit_to_machines(
     config: ClusterConfig,
     machines: Sequence[Mapping[str, float]],
     *,
     free: Sequence[Mapping[str, float]] | None = None,
 ) -> ClusterConfig:
+    """Set the number of workers and the use of GPUs from the machines' resources.
+
+    A range takes only ``free`` resources, if given.
+
+    Raises:
+        InputError: the machines have too few GPUs or CPUs.
+    """
     gpus = [int(machine.get("GPU", 0)) for machine in machines]
     cpus = [int(machine.get("CPU", 0)) for machine in machines]
     use_gpu = sum(gpus) > 0 if config.use_gpu is None else config.use_gpu
@@ -205,18 +211,18 @@ def _fit(
     has = f"the cluster has {sum(gpus)} GPUs and {sum(cpus)} CPUs"
     if use_gpu and least > sum(gpus):
         raise InputError(
-            f"cluster.num_workers is {least} with one GPU each, but {has}; ask for fewer "
+            f"cluster.num_workers is {least} with one GPU each, but {has}; request fewer "
             "workers, or train on CPUs with --cluster.use_gpu False"
         )
-    spare = sum(cpus) - 1  # Ray Data needs one
+    spare = sum(cpus) - 1  # one for Ray Data
     places = _count_places(config, machines, use_gpu=use_gpu)
     fitting = min(places, spare // config.cpus_per_worker)
     if least > fitting:
         raise InputError(
             f"cluster.num_workers x cluster.cpus_per_worker is {least} x "
-            f"{config.cpus_per_worker}, and Ray Data needs 1 CPU beside them: "
+            f"{config.cpus_per_worker}, and Ray Data needs 1 more CPU: "
             f"{least * config.cpus_per_worker + 1} CPUs, each worker's on one machine, but {has}; "
-            "ask for fewer"
+            "request fewer"
         )
     if free is not None:
         fitting = max(least, min(fitting, _count_places(config, free, use_gpu=use_gpu)))

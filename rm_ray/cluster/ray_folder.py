@@ -1,4 +1,4 @@
-"""Where a local Ray keeps its sockets and logs."""
+"""The folder for a local Ray's sockets and logs."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import os
 from pathlib import Path
 
 from rm_ray.errors import InputError
-from rm_ray.storage import private_folder
+from rm_ray.local_home import private_folder
 
 logger = logging.getLogger(__name__)
 
 LONGEST_SOCKET = 107
-"""Bytes of the path of a socket (man 7 unix: sun_path, less its end)."""
+"""Maximum bytes of a socket path (man 7 unix: sun_path without the final NUL)."""
 
 SOCKET = "/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store"
-"""The longest path that Ray 2.60 makes for a socket in a folder for temporary files. That of
-Python's processes, ``/pymp-12345678/listener-12345678``, is shorter."""
+"""Longest socket path that Ray 2.60 creates below the temporary folder. Python's own, such as
+``/pymp-12345678/listener-12345678``, is shorter."""
 
 LONGEST = LONGEST_SOCKET - len(SOCKET)
-"""Bytes that the path of a folder for temporary files may have."""
+"""Maximum bytes of the path of a temporary folder."""
 
 
 def choose_ray_folder() -> str | None:
-    """Return the folder for a local Ray; None where the one that Ray takes by itself will do.
+    """Return the folder for a local Ray; None if Ray's default works.
 
-    A folder for temporary files that is too long for sockets, as batch systems make them for jobs,
-    gets a shorter name from here on: a link to it. Where another user's Ray was there first, it is
-    one of this user's.
+    If the path of the temporary folder is too long for sockets (batch systems create such paths per
+    job), the environment is changed to a short link to it. If another user owns Ray's default
+    folder, use a private one.
 
     Raises:
-        InputError: there is none that this user may write to.
+        InputError: this user cannot write to any of them.
     """
     for variable in ("RAY_TMPDIR", "TMPDIR"):
         if too_long := _too_long(os.environ.get(variable, "")):
@@ -44,15 +44,15 @@ def choose_ray_folder() -> str | None:
         own = private_folder(place) / "ray"
     except OSError as error:
         raise InputError(
-            f"Ray can keep no sockets and logs in '{folder}': {error.strerror or error}; set "
-            "RAY_TMPDIR to a folder that this user may write to"
+            f"Ray cannot keep sockets and logs in '{folder}': {error.strerror or error}; set "
+            "RAY_TMPDIR to a folder that this user can write to"
         ) from None
-    logger.info("'%s' is another user's, so Ray keeps its sockets and logs in %s", folder, own)
+    logger.info("'%s' belongs to another user; Ray keeps its sockets and logs in %s", folder, own)
     return str(own)
 
 
 def _too_long(path: str) -> str:
-    """Return a path that has too many bytes; nothing where it has not."""
+    """Return the path if it has too many bytes, else an empty string."""
     return path if len(os.fsencode(path)) > LONGEST else ""
 
 
@@ -60,7 +60,7 @@ def _link(folder: Path, variable: str) -> str:
     """Return a short link to a folder.
 
     Raises:
-        InputError: none can be made.
+        InputError: the link cannot be created.
     """
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
     try:
@@ -69,9 +69,9 @@ def _link(folder: Path, variable: str) -> str:
             link.symlink_to(folder)
     except (OSError, InputError) as error:
         raise InputError(
-            f"{variable} '{folder}' has {len(os.fsencode(folder))} bytes, and sockets in it need "
-            f"at most {LONGEST}; a link to it cannot be made in /tmp ({error}); set {variable} to "
-            "a shorter one"
+            f"{variable} '{folder}' has {len(os.fsencode(folder))} bytes, but sockets allow "
+            f"at most {LONGEST}, and a link to it cannot be created in /tmp ({error}); set "
+            f"{variable} to a shorter path"
         ) from None
     return str(link)
 

@@ -1,4 +1,4 @@
-"""The command line of the preflight: checks, counts, memory, time."""
+"""The preflight command: checks, counts, memory and time of a run before it starts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from rm_ray.commands.exits import ExitStatus, run_command
 from rm_ray.config.recipe import parse_options
-from rm_ray.errors import INTERRUPTED, InputError
-from rm_ray.logs import log_to_stdout
+from rm_ray.logs import log_to_stderr
 from rm_ray.preflight.options import PreflightCommand
 
 logger = logging.getLogger(__name__)
@@ -18,39 +18,31 @@ PROGRAM = "python jobs/preflight.py"
 
 
 def parse_command(arguments: Sequence[str]) -> PreflightCommand:
-    """Read the command line over its recipe over the defaults; exit with 2 where it is wrong.
+    """Parse the command line, which overrides the recipe; exit with 2 if an option is wrong.
 
     Raises:
-        InputError: the recipe is missing, or a setting in it is unknown or wrong.
+        InputError: the recipe is missing, or one of its settings is unknown or wrong.
     """
     return parse_options(PreflightCommand, PROGRAM, arguments)
 
 
-def main_preflight(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Check, count and estimate; return the exit status."""
-    log_to_stdout()
-    try:
-        command = parse_command(arguments)
-        if command.json:
-            (handler,) = logging.getLogger("rm_ray").handlers
-            assert isinstance(handler, logging.StreamHandler)
-            handler.setStream(sys.stderr)
-        from rm_ray.preflight.preflight import (
-            run_preflight,  # imports Ray, which --help does without
-        )
+    return run_command(_check, arguments, on_interrupt="interrupted; no run was started")
 
-        findings = run_preflight(command)
-    except (InputError, OSError) as error:
-        logger.error("error: %s", error)
-        return 2
-    except KeyboardInterrupt:
-        logger.info("interrupted; nothing was claimed")
-        return INTERRUPTED
+
+def _check(arguments: Sequence[str]) -> int:
+    command = parse_command(arguments)
+    if command.json:
+        log_to_stderr()
+    from rm_ray.preflight.preflight import run_preflight  # keep --help fast: this imports Ray
+
+    findings = run_preflight(command)
     if command.json:
         sys.stdout.write(json.dumps(findings.to_json(), indent=2) + "\n")
     else:
         logger.info("%s", findings.describe())
     if findings.error:
         logger.error("error: %s", findings.error)
-        return 2
-    return 1 if findings.has_failed else 0
+        return ExitStatus.WRONG_INPUT
+    return ExitStatus.FAILED if findings.has_failed else ExitStatus.DONE

@@ -1,1 +1,1 @@
-"""Settings: typed, validated, and read from recipes and command lines."""
+"""Settings: typed, validated, parsed from recipes and command lines."""

@@ -1,4 +1,4 @@
-"""What every setting must keep to, and how it is refused where it does not."""
+"""Validation of settings: rules, dates, and no secrets."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rm_ray.errors import InputError
 
 
 def require(holds: bool, name: str, value: object, rule: str) -> None:
-    """Refuse a setting that breaks its rule.
+    """Reject a setting unless its rule ``holds``.
 
     Raises:
-        InputError: naming the setting, the rule and the value.
+        InputError: the rule does not hold; the message has the setting, the rule and the value.
     """
     if not holds:
         raise InputError(f"{name} must be {rule}, got {value!r}")
 
 
 def require_date(name: str, value: str | None) -> None:
-    """Refuse a date that is not written as in 2026-11-28; none is one.
+    """Reject a date that is not in the format 2026-11-28; None is allowed.
 
     Raises:
-        InputError: naming the setting, the rule and the value.
+        InputError: the date is invalid; the message has the setting, the rule and the value.
     """
     try:
         is_date = value is None or date.fromisoformat(value).isoformat() == value
@@ -37,27 +37,33 @@ _SECRET_KEYS = (
     r"secret|token|passw|passphrase|credential|signature|(api|access|account|shared)[-_]?key"
     r"|(^|[-_])(key|pwd|auth|sig)s?$"
 )
-"""What the names of parameters that hold a secret look like."""
+"""Pattern of URI parameter names that hold a secret."""
 
 
 _USER = re.compile(r"[^:/@]*:(?!\d*([/?#]|$))[^@]*@")
-"""A user and a password, in which drivers of databases allow any sign; no host and port."""
+"""USER:PASSWORD@, but not HOST:PORT; database drivers allow any character in a password."""
 _HTTP_USER = re.compile(r"[^/?#]*@")
 
 
 def refuse_password(name: str, uri: str | None, where: str) -> None:
-    """Configurations are printed, logged and kept, and so must hold no secret."""
+    """Reject a URI with a password or key, because settings are printed, logged and stored.
+
+    Raises:
+        InputError: the URI holds a secret or is malformed; the message does not repeat it.
+    """
     if uri is None or "://" not in uri:
         return
     try:
         urlsplit(uri)
     except ValueError as error:
-        raise InputError(f"{name} must be a URI, got one that cannot be read: {error}") from None
-    scheme, *rest = uri.split("://")  # more than one in what fsspec chains
+        raise InputError(f"{name} must be a valid URI: {error}") from None
+    scheme, *rest = uri.split("://")  # fsspec can chain several
     has_user = any(
         _USER.match(after) or (before.endswith(("http", "https")) and _HTTP_USER.match(after))
         for before, after in pairwise((scheme, *rest))
     )
     keys = re.findall(r"[?&;#]([^=?&;#]+)=", uri)
     if has_user or any(re.search(_SECRET_KEYS, unquote(key).lower()) for key in keys):
-        raise InputError(f"{name} must hold no password, got '{scheme}://...'; give it by {where}")
+        raise InputError(
+            f"{name} must not contain a password, got '{scheme}://...'; put it into {where}"
+        )

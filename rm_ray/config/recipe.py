@@ -21,20 +21,20 @@ from rm_ray.errors import InputError
 Command = TypeVar("Command")
 
 _LISTS = ("train", "eval", "columns", "ignore_columns")
-"""Fields of ``data`` that may be given as one text."""
+"""List fields of ``data`` that may be given as one string."""
 
 
 def parse_options(kind: type[Command], program: str, arguments: Sequence[str]) -> Command:
-    """Read a command's options over its recipe over the defaults; exit with 2 where it is wrong.
+    """Parse a command's options, which override its recipe; exit with 2 if an option is wrong.
 
     ``kind`` is a dataclass with a ``recipe``, a ``config`` and the command's own options.
 
     Raises:
-        InputError: the recipe is missing, or a setting in it is unknown or wrong.
+        InputError: the recipe is missing, or one of its settings is unknown or wrong.
     """
-    first_look = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
-    first_look.add_argument("--recipe", type=Path)
-    recipe = first_look.parse_known_args(arguments)[0].recipe
+    recipe_parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
+    recipe_parser.add_argument("--recipe", type=Path)
+    recipe = recipe_parser.parse_known_args(arguments)[0].recipe
     config = TrainConfig() if recipe is None else read_recipe(recipe)
     build: Callable[..., Command] = kind
     return tyro.cli(
@@ -47,10 +47,11 @@ def parse_options(kind: type[Command], program: str, arguments: Sequence[str]) -
 
 
 def parse_config(settings: dict[str, Any], origin: str = "the configuration") -> TrainConfig:
-    """Build a config from nested dictionaries, refusing unknown names and wrong types.
+    """Build a config from nested dictionaries.
 
     Raises:
-        InputError: naming the field, its value and the rule, or the nearest known name.
+        InputError: a name is unknown or a value breaks a rule; the message names the field, and
+            the value and rule or the nearest known name.
     """
     settings = _fill_in(settings)
     _refuse_unknown(TrainConfig, settings, prefix="", origin=origin)
@@ -61,7 +62,7 @@ def parse_config(settings: dict[str, Any], origin: str = "the configuration") ->
 
 
 def _list_columns(settings: dict[str, Any]) -> dict[str, Any]:
-    """Write ``data.columns`` as the command line does where it is a mapping."""
+    """Convert a mapping in ``data.columns`` to the command line's format."""
     data = settings.get("data") or {}
     columns = data.get("columns")
     if not isinstance(columns, dict) or not all(isinstance(c, str) for c in columns.values()):
@@ -71,37 +72,37 @@ def _list_columns(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_recipe(path: Path) -> TrainConfig:
-    """Read a recipe; sections and fields it leaves out keep their defaults.
+    """Read a recipe; omitted sections and fields keep their defaults.
 
     Raises:
-        InputError: it is missing or not YAML, or a setting in it is unknown or wrong.
+        InputError: it is missing or not YAML, or one of its settings is unknown or wrong.
     """
     try:
         settings = load_settings(path.read_bytes())
     except (FileNotFoundError, IsADirectoryError):
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none"
-        raise InputError(f"--recipe {path}: no such file. Recipes beside it: {near}") from None
+        raise InputError(f"--recipe {path}: no such file. Recipes in its folder: {near}") from None
     except RecursionError:
         raise InputError(
-            f"--recipe {path} must hold sections with fields, and nests more"
+            f"--recipe {path} must contain sections with fields, but is nested too deeply"
         ) from None
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML's own for a date that there is not
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError for an invalid date
         raise InputError(f"--recipe {path} is not valid YAML: {error}") from None
     except OSError as error:
         raise InputError(f"--recipe {path} cannot be read: {error}") from None
     settings = {} if settings is None else settings
     if not isinstance(settings, dict):
-        raise InputError(f"--recipe {path} must hold sections with fields, got {settings!r}")
+        raise InputError(f"--recipe {path} must contain sections with fields, got {settings!r}")
     return parse_config(settings, origin=str(path))
 
 
 def _fill_in(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings in which an empty section or list is its defaults, and one text a list."""
+    """Return settings with defaults for empty sections and lists, and lists for single strings."""
     filled = {name: {} if value is None else value for name, value in settings.items()}
     if isinstance(data := filled.get("data"), dict):
         given = {k: v for k, v in data.items() if v is not None or k not in _LISTS}
         listed = {k: [v] for k, v in given.items() if k in _LISTS and type(v) is str}
-        day = given.get("template_date")  # YAML makes a date of one without quotes
+        day = given.get("template_date")  # YAML parses an unquoted date
         dated = {"template_date": day.isoformat()} if type(day) is date else {}
         filled["data"] = {**given, **listed, **dated}
     return filled
@@ -117,14 +118,14 @@ def _refuse_unknown(cls: type, settings: dict[str, Any], prefix: str, origin: st
             raise InputError(f"{origin}: unknown field '{prefix}{name}'; {hint}")
         if is_dataclass(hints[name]):
             if not isinstance(value, dict):
-                raise InputError(f"{origin}: '{prefix}{name}' holds fields, got {value!r}")
+                raise InputError(f"{origin}: '{prefix}{name}' must contain fields, got {value!r}")
             _refuse_unknown(hints[name], value, f"{prefix}{name}.", origin)
         elif isinstance(value, bool) and bool not in (hints[name], *get_args(hints[name])):
             raise InputError(f"{origin}: {prefix}{name} must not be true or false, got {value}")
 
 
 def _explain(error: pydantic.ValidationError) -> str:
-    """Return one line for each wrong value: the field, the rule, what was given."""
+    """Return the field, the rule and the value of each error, joined into one line."""
     lines = []
     for detail in error.errors():
         cause = detail.get("ctx", {}).get("error")

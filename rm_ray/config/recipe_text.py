@@ -1,4 +1,4 @@
-"""The YAML text of a recipe -> its settings; a name given twice loses neither in silence."""
+"""The YAML text of a recipe -> its settings, without duplicate names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that a section has twice."""
+    """YAML's safe loader, which also rejects duplicate keys in a section."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
@@ -24,19 +24,19 @@ class _Loader(yaml.SafeLoader):
 
 
 class TwiceError(yaml.YAMLError):
-    """A name stands twice in one section."""
+    """A name appears twice in one section."""
 
     def __init__(self, name: str, first: int, second: int) -> None:
         super().__init__(
-            f"'{name}' stands twice, in line {first} and in line {second}; put both into one"
+            f"'{name}' appears twice, on line {first} and on line {second}; merge the two"
         )
 
 
 def load_settings(raw: bytes) -> Any:
-    """Read YAML from UTF-8, or from UTF-16 with a byte-order mark.
+    """Parse YAML in UTF-8, or in UTF-16 with a byte-order mark.
 
     Raises:
-        YAMLError: it is none, or has a name twice in one section, with both lines.
+        YAMLError: it is not YAML, or a name appears twice in one section.
         UnicodeDecodeError: it is in another encoding.
     """
     is_wide = raw.startswith((b"\xff\xfe", b"\xfe\xff"))

@@ -1,35 +1,36 @@
-"""What scoring is told: which model, and how it is computed."""
+"""Settings of scoring: the model, the rows and the workers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from rm_ray.config.checks import refuse_password, require
-from rm_ray.data.rows.columns import ColumnRules, require_rules
+from rm_ray.config.column_rules import ColumnRules, require_rules
+from rm_ray.config.sections.cluster import ClusterConfig
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringModel:
-    """Which model scores, and how."""
+    """The reward model, and how to run it."""
 
     model: str
-    """A folder that a run exported, or a reward model on the Hugging Face Hub."""
+    """Folder that a run exported, or a reward model on the Hugging Face Hub."""
 
     revision: str | None = None
     """Branch, tag or commit of a model on the Hub."""
 
     dtype: Dtype = "auto"
-    """Precision of the arithmetic; 'auto' is that of the weights."""
+    """Precision of the computation; 'auto' uses the dtype of the weights."""
 
     max_length: int | None = None
-    """Most tokens of a conversation; longer ones are refused. None: as many as the model has
-    positions for."""
+    """Maximum tokens per conversation; longer ones are refused. By default the number of positions
+    that the model supports."""
 
     tokens_per_forward: int = 16_384
-    """Upper bound on the tokens of one forward pass. A larger conversation stands alone."""
+    """Maximum tokens per forward pass. A longer conversation gets a pass of its own."""
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "a folder or a name on the Hub")
@@ -42,21 +43,22 @@ class ScoringModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What is scored."""
+    """The rows to score."""
 
     data: tuple[str, ...]
     """Sources, each 'path-or-dataset[:split][=share]': .jsonl, .jsonl.gz or .parquet files, a
     folder or glob of them, a saved or Hub dataset, or 'builtin'."""
 
     columns: tuple[str, ...] = ()
-    """Which column holds which part of a row ('prompt=question response=answer'), as data.columns
-    of a run; others are found by their names."""
+    """Which column holds which part of a row ('prompt=question response=answer'), as in a run's
+    data.columns; other columns are found by name."""
 
     ignore_columns: tuple[str, ...] = ()
-    """Columns that are left out on purpose, though they may hold part of the conversation."""
+    """Columns to ignore, even if they may hold part of the conversation."""
 
     seed: int = 0
-    """Draws the rows of a source with a share; run.seed gives those that a run drew."""
+    """Seed that samples the rows of a source with a share. A run's run.seed samples the same rows
+    as the run."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
@@ -67,19 +69,24 @@ class Rows:
 
     @property
     def rules(self) -> ColumnRules:
-        """What is said of columns."""
+        """The column rules."""
         return ColumnRules.of(self.columns, self.ignore_columns)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """How many workers score, and on what."""
+    """Number and resources of the scoring workers."""
 
     num_workers: int | None = None
-    """Scoring processes; none: one for each GPU of the cluster, or 1 where there is none."""
+    """Number of scoring processes; by default one per GPU of the cluster, or 1 without GPUs."""
 
     use_gpu: bool | None = None
-    """One GPU for each worker; none: where the cluster has GPUs."""
+    """Give each worker a GPU; by default if the cluster has GPUs."""
 
     cpus_per_worker: int = 1
-    """CPU cores (and threads of arithmetic) of each worker."""
+    """CPU cores, and compute threads, per worker."""
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """The same settings as a run's cluster section."""
+        return ClusterConfig(**asdict(self))

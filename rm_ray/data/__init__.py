@@ -1,1 +1,1 @@
-"""Rows of any form to token ids."""
+"""Raw rows of any form -> token ids."""

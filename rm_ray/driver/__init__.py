@@ -1,1 +1,1 @@
-"""One attempt at a run, in a process of its own."""
+"""One attempt at a run, in its own process."""

@@ -1,4 +1,4 @@
-"""What an attempt leaves running on this machine, and its end."""
+"""Cleanup of processes that an attempt leaves running on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 
 @contextmanager
 def adopting() -> Iterator[None]:
-    """Become the parent of processes whose own parent dies, so that none is left behind."""
+    """Adopt descendants whose parent dies, so that none is left behind (Linux only)."""
     if sys.platform != "linux":
         yield
         return
@@ -25,13 +25,12 @@ def adopting() -> Iterator[None]:
 
 
 def end_orphans(others: Sequence[psutil.Process]) -> None:
-    """End what an attempt left running on this machine: its own Ray, where it started one.
+    """Kill processes that an attempt left running on this machine, such as its local Ray.
 
-    Those are this process's children but for the ``others``, and theirs: what is left without its
-    parent becomes a child of the supervisor, where Ray's processes would end by themselves under
-    init.
+    These are this process's children, except ``others``, and all their descendants. The supervisor
+    adopts orphans; Ray's processes exit by themselves only under init.
     """
-    for _ in range(10):  # what cannot be killed, as in a dead network mount, is left
+    for _ in range(10):  # give up on processes that cannot be killed (dead network mounts)
         orphans = [child for child in psutil.Process().children() if child not in others]
         if not orphans:
             return

@@ -1,1 +1,1 @@
-"""Memory, traffic and time of a training, before there is one."""
+"""Predicted memory, traffic and time of a training run."""

@@ -1,7 +1,7 @@
-"""What autograd keeps of a forward pass for the backward pass, in bytes: pure arithmetic.
+"""Activation memory: bytes that autograd saves in a forward pass for the backward pass.
 
 The formulas follow the modelling code of transformers and ``rm_ray.model.attention``, tensor by
-tensor; ``tests/unit/preflight/test_activations.py`` compares them with what autograd saves.
+tensor; ``tests/unit/estimate/test_activations.py`` compares them with what autograd really saves.
 """
 
 from __future__ import annotations
@@ -11,34 +11,36 @@ from typing import Literal
 
 import numpy as np
 
-from rm_ray.batches.packing import GroupedQueries, pack_pairs
-from rm_ray.config.train_config import Layout
+from rm_ray.batches.attention_index import GroupedQueries
+from rm_ray.batches.packing import pack_pairs
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
 from rm_ray.estimate.architecture import Architecture
 
 Attention = Literal["grouped", "repeated", "varlen", "sdpa", "eager", "flash_attention_2"]
-"""The kernels of packed pairs, and transformers' three for padded ones. 'repeated' is 'grouped'
-on a GPU where heads share keys, which are repeated for each of them."""
+"""Attention kernels: ours for packed pairs, and transformers' three for padded ones. 'repeated' is
+'grouped' on a GPU for grouped-query models: keys are repeated for each query head."""
 
 FLOAT32 = 4
+"""Bytes per element of master weights, AdamW's moments and accumulated gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How the layers of a kind of decoder are made."""
+    """Layer structure of a decoder family."""
 
     norm: Literal["rms", "float_rms", "post_rms", "layer"] = "rms"
-    """RMS norms before attention and feed-forward, with their product in the layer's own type or
-    in float32 (Gemma); RMS norms after them (OLMo 2 and 3); or LayerNorms before (GPT-NeoX)."""
+    """RMS norms before attention and feed-forward, scaled in the layer's own dtype ('rms') or in
+    float32 (Gemma); RMS norms after them (OLMo 2 and 3); or LayerNorms before (GPT-NeoX)."""
 
     is_gated: bool = True
-    """Whether the feed-forward multiplies a gate and a branch, or has one branch alone."""
+    """Whether the feed-forward multiplies a gate with a second branch, or has a single branch."""
 
-    head_norm: Literal["none", "heads", "whole"] = "none"
-    """Norms of queries and keys: none, of each head, or of all heads together."""
+    head_norm: Literal["none", "heads", "all"] = "none"
+    """Norms of queries and keys: none, per head, or over all heads together."""
 
     is_fused: bool = False
-    """Whether queries, keys and values come out of one product, and so stay together."""
+    """Whether one matrix product yields queries, keys and values, so all three stay in memory."""
 
 
 FAMILIES = {
@@ -47,55 +49,55 @@ FAMILIES = {
     "qwen2": Family(),
     "qwen3": Family(head_norm="heads"),
     "gemma": Family(norm="float_rms"),
-    "olmo2": Family(norm="post_rms", head_norm="whole"),
-    "olmo3": Family(norm="post_rms", head_norm="whole"),
+    "olmo2": Family(norm="post_rms", head_norm="all"),
+    "olmo3": Family(norm="post_rms", head_norm="all"),
     "gpt_neox": Family(norm="layer", is_gated=False, is_fused=True),
 }
-"""The families whose memory is known: those that can be packed."""
+"""Families with a memory model: exactly those that support packing."""
 
 WITH_LIGER = FAMILIES.keys() - {"gpt_neox"}
-"""Those of them that Liger has kernels for."""
+"""Families that Liger has kernels for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """Bytes of the numbers that layers compute with."""
+    """Bytes per element in the layers' arithmetic."""
 
     stream: int
-    """Of a number that passes from layer to layer."""
+    """Bytes per element of the residual stream between layers."""
 
     product: int
-    """Of a number that goes into or comes out of a matrix product."""
+    """Bytes per element of a matrix product's inputs and outputs."""
 
     @property
     def casts(self) -> bool:
-        """Whether autocast makes a copy for every product, as it does without ZeRO in bfloat16."""
+        """Whether autocast copies the input of every product: bfloat16 without ZeRO."""
         return self.stream != self.product
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardPass:
-    """What one forward pass on one worker computes.
+    """Sizes of one forward pass on one worker.
 
-    Attention counts the queries and keys that it is called with: a prefix is the key of two
-    branches, and groups of branches are padded to their largest.
+    Queries and keys count what attention is called with: a shared prefix provides keys to both
+    branches, and branches in a group are padded to the largest.
     """
 
     positions: int
-    """Tokens in the row, or in the rows of a padded batch, padding included."""
+    """Tokens in the packed row, or in all rows of a padded batch, padding included."""
 
     queries: int
     keys: int
 
     masked: int
-    """Query-key products for which a mask is kept, one for all heads."""
+    """Query-key pairs covered by a stored mask, which all heads share."""
 
     products: int
-    """All query-key products of a head."""
+    """Query-key products per head."""
 
     @classmethod
     def of(cls, lengths: PairLengths, *, layout: Layout, attention: Attention) -> ForwardPass:
-        """Return what pairs of these lengths make together."""
+        """Return the forward pass over pairs of these lengths."""
         if layout == "padded":
             size, longest = 2 * len(lengths), int(lengths.longest.max())
             is_even = (lengths.chosen == longest).all() and (lengths.rejected == longest).all()
@@ -127,37 +129,36 @@ class ForwardPass:
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """Bytes that one forward pass leaves behind, and what its backward pass adds for a while."""
+    """Bytes that one forward pass saves, and what its backward pass adds temporarily."""
 
     layer: int
-    """Of one whole layer."""
+    """One full layer."""
 
     last_layer: int
-    """Of the last layer, which may compute only where a reward is read."""
+    """The last layer; a trimmed one computes only the positions that rewards are read from."""
 
     between: int
-    """Of what passes from one layer to the next."""
+    """The hidden states passed from one layer to the next."""
 
     angles: int
-    """Of the rotary embedding, which all layers share."""
+    """The rotary embedding, which all layers share."""
 
     last_norm: int
-    """Of the norm after the last layer; a trimmed one leaves next to nothing."""
+    """The norm after the last layer; 0 if the last layer is trimmed."""
 
     working: int
-    """Most that the backward pass of a layer holds beside what was saved: gradients of both
-    branches of the feed-forward (that of their product takes the place of the product), and of
-    what passes between layers."""
+    """Peak that a layer's backward pass adds to the saved tensors: gradients of both feed-forward
+    branches (the gradient of their product replaces the product) and of the hidden states."""
 
     num_layers: int
 
     is_trimmed: bool
 
     def held(self, *, checkpointing: bool) -> int:
-        """Return what is saved when the forward pass ends.
+        """Return the bytes saved when the forward pass ends.
 
-        Checkpointing keeps the input of each layer alone (arXiv:1604.06174, p. 4). A trimmed last
-        layer is not checkpointed: its forward is ours.
+        Checkpointing keeps only the input of each layer (arXiv:1604.06174, p. 4). A trimmed last
+        layer is never checkpointed, because its forward is our own.
         """
         around = self.angles + self.last_norm
         if not checkpointing:
@@ -167,10 +168,10 @@ class Activations:
         return self.num_layers * self.between + around
 
     def peak(self, *, checkpointing: bool) -> int:
-        """Return the most that is held: as the backward pass begins, or in its first whole layer.
+        """Return the peak: at the start of the backward pass, or in its first full layer.
 
-        By then a trimmed last layer, or the last norm, is freed. With checkpointing that layer is
-        saved again first.
+        By then the trimmed last layer, or the last norm, is freed. With checkpointing, the full
+        layer's activations are recomputed first.
         """
         held = self.held(checkpointing=checkpointing)
         freed = self.last_layer if self.is_trimmed else self.last_norm
@@ -178,54 +179,56 @@ class Activations:
         return max(held, held - freed + recomputed + self.working)
 
 
-def saved(
+def activations_of(
     architecture: Architecture,
-    row: ForwardPass,
+    forward_pass: ForwardPass,
     arithmetic: Arithmetic,
     *,
     layout: Layout,
     attention: Attention,
     liger: bool = False,
 ) -> Activations:
-    """Return the bytes that a forward pass over a row saves.
+    """Return the bytes that a forward pass saves.
 
-    With Liger's kernels, as its autograd functions save it, a norm keeps its input alone, and the
-    feed-forward its two branches and their product (liger_kernel/ops, 0.8.5).
+    With Liger's kernels, a norm saves only its input, and the feed-forward saves its two branches
+    and their product (autograd functions in liger_kernel/ops, 0.8.5).
     """
     family = FAMILIES[architecture.family]
     size, hidden = arithmetic, architecture.hidden
-    between = row.positions * hidden * size.stream
-    layer = row.positions * _position(architecture, family, size, liger=liger)
-    layer += _attention(architecture, row, size, attention=attention)
+    between = forward_pass.positions * hidden * size.stream
+    layer = forward_pass.positions * _position(architecture, family, size, liger=liger)
+    layer += _attention(architecture, forward_pass, size, attention=attention)
     head = architecture.query_width // architecture.num_heads
-    angles = 2 * head * size.stream * (row.positions if layout == "packed" else 0)
+    angles = 2 * head * size.stream * (forward_pass.positions if layout == "packed" else 0)
     is_trimmed = architecture.trims(layout)
     last, last_norm = layer, 0
     if is_trimmed:
-        # Of every position: its norm, which two products read, and its keys and values.
-        last = row.positions * _norms(family, hidden, size, liger=liger, norms=1, readers=2)
+        # Every position still needs its norm, which two products read, and its keys and values.
+        last = forward_pass.positions * _norms(
+            family, hidden, size, liger=liger, norms=1, readers=2
+        )
         width = _key_width(architecture, attention)
-        last += 2 * width * size.product * row.keys
+        last += 2 * width * size.product * forward_pass.keys
         of_keys = _head_norm(family, size, liger=liger) * architecture.key_width
-        last += row.positions * of_keys
+        last += forward_pass.positions * of_keys
     else:
-        last_norm = row.positions * hidden * _normed(family, size, liger=liger)
+        last_norm = forward_pass.positions * hidden * _normed(family, size, liger=liger)
     return Activations(
         layer=layer,
         last_layer=last,
         between=between,
         angles=angles,
         last_norm=last_norm,
-        working=row.positions * (2 * architecture.intermediate + hidden) * size.product,
+        working=forward_pass.positions * (2 * architecture.intermediate + hidden) * size.product,
         num_layers=architecture.num_layers,
         is_trimmed=is_trimmed,
     )
 
 
 def _position(architecture: Architecture, family: Family, size: Arithmetic, *, liger: bool) -> int:
-    """Return what one position of a layer saves outside of attention proper."""
+    """Return the bytes that a layer saves per position, attention itself excluded."""
     hidden, projected = architecture.hidden, architecture.query_width + architecture.key_width
-    # Queries, keys and values read the first norm, gate and branch the second.
+    # Queries, keys and values read the first norm; the feed-forward reads the second.
     readers = (1 if family.is_fused else 3) + (2 if family.is_gated else 1)
     saved = _norms(family, hidden, size, liger=liger, norms=2, readers=readers)
     if architecture.parallel_residual and family.norm == "layer":
@@ -238,19 +241,19 @@ def _position(architecture: Architecture, family: Family, size: Arithmetic, *, l
 def _norms(
     family: Family, hidden: int, size: Arithmetic, *, liger: bool, norms: int, readers: int
 ) -> int:
-    """Return what norms save, and their results, which products read.
+    """Return the bytes saved per position by norms, including the outputs that products read.
 
-    Under autocast each reader has a copy of its own; otherwise they share the one.
+    Under autocast each reader has its own copy; otherwise all share one.
     """
     results = readers if size.casts else norms
     return hidden * (norms * _normed(family, size, liger=liger) + results * size.product)
 
 
 def _normed(family: Family, size: Arithmetic, *, liger: bool) -> int:
-    """Return the bytes that a norm saves of each number: its input in float32, and its quotient.
+    """Return the bytes that a norm saves per element: its float32 input and the normalised result.
 
-    LayerNorm and Liger's kernels save the input as it is. RMS norms divide in float32 and keep the
-    quotient in the input's type (Llama) or in float32 (Gemma, OLMo).
+    LayerNorm and Liger's kernels save the input as-is. RMS norms normalise in float32 and keep the
+    result in the input's dtype (Llama) or in float32 (Gemma, OLMo).
     """
     if family.norm == "layer":
         return size.stream
@@ -260,7 +263,7 @@ def _normed(family: Family, size: Arithmetic, *, liger: bool) -> int:
 
 
 def _head_norm(family: Family, size: Arithmetic, *, liger: bool) -> int:
-    """Return the bytes that a norm of queries or keys saves of each number."""
+    """Return the bytes that a norm of queries or keys saves per element."""
     if family.head_norm == "none":
         return 0
     if liger:
@@ -269,32 +272,38 @@ def _head_norm(family: Family, size: Arithmetic, *, liger: bool) -> int:
 
 
 def _attention(
-    architecture: Architecture, row: ForwardPass, size: Arithmetic, *, attention: Attention
+    architecture: Architecture, forward_pass: ForwardPass, size: Arithmetic, *, attention: Attention
 ) -> int:
-    """Return what attention saves: queries, keys, values, its result and the sums of exponentials.
+    """Return the bytes that attention saves: queries, keys, values, output and log-sum-exps.
 
-    Groups of packed branches save the result once more, in the order of the row, and a mask in the
-    type of the queries. Under a mask transformers repeats shared keys for every query head. The
-    plain arithmetic, 'eager', saves the probabilities and repeated keys.
+    Groups of packed branches save the output a second time, in row order, and a mask in the
+    queries' dtype. With a mask, transformers repeats shared keys for every query head. 'eager'
+    attention saves the probabilities and the repeated keys.
     """
     queries, keys = architecture.query_width, _key_width(architecture, attention)
-    sums = FLOAT32 * architecture.num_heads * row.queries
+    sums = FLOAT32 * architecture.num_heads * forward_pass.queries
     if attention == "eager":
-        probabilities = row.products * architecture.num_heads
+        probabilities = forward_pass.products * architecture.num_heads
         copies = FLOAT32 + (size.product if size.product < FLOAT32 else 0)
-        return size.product * 4 * queries * row.positions + probabilities * copies
+        return size.product * 4 * queries * forward_pass.positions + probabilities * copies
     if attention in ("varlen", "flash_attention_2"):
-        return size.product * 2 * (queries * row.queries + keys * row.keys) + sums
+        return size.product * 2 * (queries * forward_pass.queries + keys * forward_pass.keys) + sums
     if attention == "sdpa":
-        width = queries if row.masked else keys
-        saved = 2 * (queries * row.queries + width * row.keys) + row.masked
-        if FAMILIES[architecture.family].is_fused:  # values keep all three, the result is copied
-            saved += (3 * queries) * row.positions
+        width = queries if forward_pass.masked else keys
+        saved = (
+            2 * (queries * forward_pass.queries + width * forward_pass.keys) + forward_pass.masked
+        )
+        if FAMILIES[architecture.family].is_fused:  # values keep all three; the output is copied
+            saved += (3 * queries) * forward_pass.positions
         return size.product * saved + sums
-    saved = 2 * (queries * row.queries + keys * row.keys) + queries * row.positions + row.masked
+    saved = (
+        2 * (queries * forward_pass.queries + keys * forward_pass.keys)
+        + queries * forward_pass.positions
+        + forward_pass.masked
+    )
     return size.product * saved + sums
 
 
 def _key_width(architecture: Architecture, attention: Attention) -> int:
-    """Return the numbers of a position's keys that attention is called with."""
+    """Return the elements per position of the keys that attention is called with."""
     return architecture.query_width if attention == "repeated" else architecture.key_width

@@ -1,4 +1,4 @@
-"""A model -> the sizes that its memory depends on; its weights are not needed."""
+"""The sizes of a model that its memory depends on, read without its weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from rm_ray.config.train_config import Layout
+from rm_ray.config.sections.batch import Layout
 from rm_ray.model.attention import head_size
 from rm_ray.model.last_layer import is_trimmable
 
@@ -17,42 +17,43 @@ class Architecture:
     """Sizes of a decoder with a scalar head."""
 
     family: str
-    """What transformers calls its kind, as in 'llama'."""
+    """The model type in transformers, such as 'llama'."""
 
     num_layers: int
 
     hidden: int
-    """Numbers of a position between layers."""
+    """Width of the hidden states between layers."""
 
     intermediate: int
-    """Numbers of a position inside the feed-forward."""
+    """Width of the feed-forward."""
 
     num_heads: int
 
     query_width: int
-    """Heads times their size."""
+    """Query heads times head size."""
 
     key_width: int
-    """Heads of keys (or of values) times their size."""
+    """Key (or value) heads times head size."""
 
     parameters: tuple[int, ...]
-    """Numbers of each parameter tensor, in the order of their modules, the embedding first."""
+    """Elements of each parameter tensor, in module order, the embedding first."""
 
     layer_parameters: int
-    """Numbers of one layer, all its tensors together."""
+    """Elements of one layer, all tensors together."""
 
     largest_in_layer: int
-    """Numbers of the largest tensor of a layer."""
+    """Elements of the largest tensor in a layer."""
 
     is_trimmable: bool
-    """Whether, of packed pairs, the last layer is computed only where a reward is read."""
+    """Whether the last layer can compute only the positions that rewards are read from, if pairs
+    are packed."""
 
     parallel_residual: bool = False
     """Whether attention and feed-forward read the same input."""
 
     @classmethod
     def of(cls, classifier: PreTrainedModel, *, vocab_size: int = 0) -> Architecture:
-        """Read the sizes of a classifier, with room for at least so many tokens."""
+        """Read the sizes of a classifier whose embedding holds at least ``vocab_size`` tokens."""
         config = classifier.config.get_text_config()
         settings = config.to_dict()
         head = head_size(config)
@@ -78,14 +79,14 @@ class Architecture:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers of all weights."""
+        """Elements of all weights."""
         return sum(self.parameters)
 
     @property
     def num_in_linears(self) -> int:
-        """Numbers of the weights that take part in matrix products of every position."""
+        """Elements of the layers' weights, which every position is multiplied with."""
         return self.num_layers * self.layer_parameters
 
     def trims(self, layout: Layout) -> bool:
-        """Tell whether the last layer is left out but for what rewards are read from."""
+        """Return whether the last layer computes only the positions that rewards are read from."""
         return layout == "packed" and self.is_trimmable

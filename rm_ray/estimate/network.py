@@ -1,4 +1,4 @@
-"""The network between GPUs, and the seconds that a collective takes on it."""
+"""The network between GPUs, and how many seconds a collective takes on it."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from dataclasses import dataclass
 from rm_ray.estimate.gpu_memory import GIGABYTE
 
 GPUS_PER_NODE = 8
-"""Of the machines that train large models, where nothing else is said."""
+"""GPUs per machine if not given."""
 
 HOP_WITHIN, HOP_BETWEEN = 3.4e-6, 14e-6
-"""Seconds of a ring's hop over NVLink and over a network, where none was measured (NCCL's
+"""Seconds per ring hop over NVLink and over a network, used unless latency is measured (NCCL's
 ``src/graph/tuning.cc``, ``hwLat``: ring, Simple)."""
 
 WITHIN_NODE, BETWEEN_NODES = 450 * GIGABYTE, 50 * GIGABYTE
-"""Bytes per second of a GPU's line where nothing is known: an H100's NVLink (NVIDIA's data sheet),
-and a network card of 400 Gbit/s for each GPU. Assumptions."""
+"""Assumed line rates per GPU in bytes per second: an H100's NVLink (NVIDIA's data sheet) and a 400
+Gbit/s network card."""
 
 LINE_SHARE = 0.7
-"""Of the line rate in large messages, where links are assumed: NCCL's bus bandwidth usually reaches
-0.6 to 0.8 of it."""
+"""Share of an assumed line rate that large messages reach: NCCL's bus bandwidth usually reaches 0.6
+to 0.8 of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What each GPU can send, in bytes per second, while it receives as much."""
+    """What each GPU can send, in bytes per second, while receiving at the same rate."""
 
     within_node: float
-    """To the other GPUs of its machine (NVLink, PCIe)."""
+    """To other GPUs of the same machine (NVLink, PCIe)."""
 
     between_nodes: float
-    """To other machines: a machine's network divided by its GPUs."""
+    """To other machines: a machine's network bandwidth divided by its GPUs."""
 
     gpus_per_node: int = GPUS_PER_NODE
 
     latency: float | None = None
-    """Seconds of the smallest all-reduce where it was measured; none: those of its ring's hops."""
+    """Measured seconds of the smallest all-reduce; None uses the sum of its ring's hops."""
 
     def __post_init__(self) -> None:
         for name in ("within_node", "between_nodes"):
@@ -50,7 +50,7 @@ class Network:
 
     @classmethod
     def assumed(cls, *, gpus_per_node: int = GPUS_PER_NODE) -> Network:
-        """Return the network where nothing is given or measured."""
+        """Return the default network, used if none is given or measured."""
         return cls(
             within_node=LINE_SHARE * WITHIN_NODE,
             between_nodes=LINE_SHARE * BETWEEN_NODES,
@@ -69,8 +69,9 @@ class Network:
     ) -> Network:
         """Return the network on which all ranks reach a bus bandwidth, in bytes per second.
 
-        That is what each rank sends in a ring, 2 (W - 1) / W times the bytes of an all-reduce, over
-        its seconds. Where the ring crosses machines, all ranks of a machine share the crossing.
+        Bus bandwidth is what each rank sends in a ring, 2 (W - 1) / W times the bytes of an
+        all-reduce, over its seconds. If the ring crosses machines, all ranks of a machine share the
+        crossing.
         """
         inside = bus_bandwidth if within_node is None else within_node
         crosses = world_size > gpus_per_node
@@ -84,10 +85,10 @@ class Network:
         )
 
     def bus_bandwidth(self, ranks: int) -> float:
-        """Return what each of so many neighbours sends in a ring, in bytes per second.
+        """Return what each rank sends in a ring over ``ranks`` neighbours, in bytes per second.
 
-        NCCL lays one ring for each network card, and each crosses between machines at another
-        GPU: a machine's cards carry together what one NVLink carries inside. The machine with the
+        NCCL builds one ring per network card, and each leaves the machine at a different GPU:
+        together, a machine's cards carry what one NVLink carries inside. The machine with the
         fewest ranks has the fewest cards.
         """
         if ranks <= self.gpus_per_node:
@@ -96,10 +97,10 @@ class Network:
         return min(self.within_node, cards * self.between_nodes)
 
     def round(self, ranks: int) -> float:
-        """Return the seconds of a ring's W - 1 hops, however little they move.
+        """Return the latency of a ring's W - 1 hops, in seconds.
 
-        That is a gather or a scatter; an all-reduce goes round twice. Where ranks fill machines one
-        after the other, a hop less than there are machines crosses the network.
+        That is one gather or scatter; an all-reduce goes round twice. If ranks fill machines one
+        by one, M machines make M - 1 hops cross the network.
         """
         if self.latency is not None:
             return self.latency / 2
@@ -107,9 +108,9 @@ class Network:
         return crossings * HOP_BETWEEN + (ranks - 1 - crossings) * HOP_WITHIN
 
     def seconds(self, sent: float, *, ranks: int, collectives: int = 1) -> float:
-        """Return how long collectives over so many ranks take in which each sends so many bytes.
+        """Return how many seconds collectives take in which each rank sends ``sent`` bytes in all.
 
-        Each goes round once.
+        Each goes round the ring once.
         """
         if ranks == 1:
             return 0.0
@@ -117,5 +118,5 @@ class Network:
 
 
 def _fewest(ranks: int, gpus_per_node: int) -> int:
-    """Return the ranks of the machine with the fewest, where they fill one after the other."""
+    """Return the ranks on the emptiest machine if ranks fill machines one by one."""
     return ranks % gpus_per_node or gpus_per_node

@@ -1,4 +1,4 @@
-"""The predicted time of a run: at every stage, and over numbers of GPUs."""
+"""The predicted time of a run at every ZeRO stage and on different numbers of GPUs."""
 
 from __future__ import annotations
 
@@ -9,64 +9,67 @@ from typing import Any
 from rm_ray.batches.plan import Plan
 from rm_ray.estimate.activations import ForwardPass
 from rm_ray.estimate.architecture import Architecture
-from rm_ray.estimate.gpu_memory import usable
-from rm_ray.estimate.memory import MemoryEstimate, MemorySetting, alternatives, estimate
+from rm_ray.estimate.gpu_memory import usable_memory
+from rm_ray.estimate.gpu_speed import Compute
+from rm_ray.estimate.memory import estimate
+from rm_ray.estimate.memory_setting import MemorySetting, alternatives
+from rm_ray.estimate.moments import MemoryEstimate
 from rm_ray.estimate.network import Network
-from rm_ray.estimate.timing import Compute, Load, StepTime, predict, sizes_around
+from rm_ray.estimate.timing import Load, StepTime, predict, sizes_around
 from rm_ray.estimate.workload import measure_workload
 from rm_ray.model.flops import ModelFlops
 
 STEPS = 40
-"""How many steps are looked at for each number of GPUs."""
+"""Steps sampled for each number of GPUs."""
 
 EQUAL = 1.1
-"""Times the fastest's seconds up to which ways count as equally fast: predictions are no finer."""
+"""Choices up to this factor slower than the fastest count as equal: predictions are no finer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One way to train, its time, and whether it fits."""
+    """One way to train, with its memory and time, and whether it fits."""
 
     setting: MemorySetting
-    estimated: MemoryEstimate
+    memory: MemoryEstimate
     time: StepTime
     fits: bool | None
-    """Whether a worker fits into a GPU; none where that is not known."""
+    """Whether a worker fits into a GPU; None if its memory is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The preferred way that fits on a number of GPUs, if there is one."""
+    """The preferred choice on one number of GPUs; None if nothing fits."""
 
     num_workers: int
     tokens: float
-    """Distinct tokens of a step for each GPU."""
+    """Distinct tokens per step and GPU."""
     best: Choice | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a run takes on GPUs, predicted and not measured."""
+    """The predicted, not measured, time of a run on GPUs."""
 
     compute: Compute
     network: Network
     num_steps: int
     num_workers: int
     choices: tuple[Choice, ...]
-    """On the asked number of GPUs, the fastest first."""
+    """Choices on the requested number of GPUs, the fastest first."""
     curve: tuple[Point, ...]
 
     @property
     def best(self) -> Choice | None:
-        """The preferred way that fits on the asked number of GPUs."""
-        return preferred(self.choices)
+        """The preferred choice on the requested number of GPUs; None if nothing fits."""
+        return prefer(self.choices)
 
 
-def preferred(choices: Sequence[Choice]) -> Choice | None:
-    """Return the simplest of the ways that fit, or may fit, within 10% of the fastest of them.
+def prefer(choices: Sequence[Choice]) -> Choice | None:
+    """Return the simplest choice within 10% of the fastest that fits or may fit; None if none does.
 
-    Simplest is the lowest stage, then no recomputation, then no second partition, then the least
-    traffic: what ZeRO does on the host is not predicted, and grows with the stage.
+    Simplest means the lowest stage, then no recomputation, then no second partition, then the least
+    traffic: ZeRO's work on the host is not predicted, and grows with the stage.
     """
     fitting = [choice for choice in choices if choice.fits is not False]
     fastest = min((choice.time.seconds for choice in fitting), default=0.0)
@@ -76,7 +79,7 @@ def preferred(choices: Sequence[Choice]) -> Choice | None:
 
 def _complexity(choice: Choice) -> tuple[int, bool, bool, float]:
     setting = choice.setting
-    is_second = setting.secondary_over > 0
+    is_second = setting.secondary_size > 0
     return setting.zero_stage, setting.checkpointing, is_second, choice.time.traffic
 
 
@@ -90,7 +93,7 @@ def choices_of(
     network: Network,
     gpu_memory: int | None,
 ) -> tuple[Load, list[Choice]]:
-    """Return the steps that were looked at, and every way to take them on so many GPUs."""
+    """Return the load of sampled steps, and every choice on the setting's number of GPUs."""
     workers = setting.world_size
     load = Load.of(
         plan,
@@ -101,14 +104,14 @@ def choices_of(
     )
     workload = measure_workload(plan, world_size=workers, most_steps=STEPS)
     accumulates = workload.most_micro_batches > 1
-    there = replace(setting, accumulates=accumulates, secondary_over=0)
-    row = ForwardPass.of(workload.largest, layout=there.layout, attention=there.attention)
+    plain = replace(setting, accumulates=accumulates, secondary_size=0)
+    forward_pass = ForwardPass.of(workload.largest, layout=plain.layout, attention=plain.attention)
     choices = []
-    for option in ways(there, network):
-        estimated = estimate(architecture, row, option)
+    for option in ways(plain, network):
+        memory = estimate(architecture, forward_pass, option)
         time = predict(load, architecture, option, compute=compute, network=network)
-        fits = None if gpu_memory is None else estimated.device <= usable(gpu_memory)
-        choices.append(Choice(setting=option, estimated=estimated, time=time, fits=fits))
+        fits = None if gpu_memory is None else memory.device <= usable_memory(gpu_memory)
+        choices.append(Choice(setting=option, memory=memory, time=time, fits=fits))
     return load, choices
 
 
@@ -122,10 +125,10 @@ def predict_run(
     network: Network,
     gpu_memory: int | None,
 ) -> Prediction:
-    """Return the times of a run in these settings at every stage, and of other numbers of GPUs."""
-    points, asked = [], setting.world_size
-    mine: list[Choice] = []
-    for num_workers in sizes_around(asked, smallest=network.gpus_per_node):
+    """Predict a run at every stage on ``setting.world_size`` GPUs, and on other numbers of GPUs."""
+    points, requested = [], setting.world_size
+    choices_requested: list[Choice] = []
+    for num_workers in sizes_around(requested, smallest=network.gpus_per_node):
         load, choices = choices_of(
             plan,
             flops,
@@ -136,29 +139,29 @@ def predict_run(
             gpu_memory=gpu_memory,
         )
         each = load.tokens / load.num_steps / num_workers
-        points.append(Point(num_workers=num_workers, tokens=each, best=preferred(choices)))
-        if num_workers == asked:
-            mine = sorted(choices, key=lambda choice: choice.time.seconds)
+        points.append(Point(num_workers=num_workers, tokens=each, best=prefer(choices)))
+        if num_workers == requested:
+            choices_requested = sorted(choices, key=lambda choice: choice.time.seconds)
     return Prediction(
         compute=compute,
         network=network,
         num_steps=plan.steps.total,
-        num_workers=asked,
-        choices=tuple(mine),
+        num_workers=requested,
+        choices=tuple(choices_requested),
         curve=tuple(points),
     )
 
 
 def ways(setting: MemorySetting, network: Network) -> list[MemorySetting]:
-    """Return every stage with and without recomputation, and a second partition where of use.
+    """Return every stage with and without recomputation, and with a second partition if useful.
 
-    Without offload, whose time over the host's memory is not modelled.
+    Offload is left out: its time is not modelled.
     """
     options = [other for other in alternatives(setting) if other.offload == "none"]
     whole, rest = divmod(setting.world_size, network.gpus_per_node)
     if whole > 1 and not rest and network.gpus_per_node > 1:
         options += [
-            replace(other, secondary_over=network.gpus_per_node)
+            replace(other, secondary_size=network.gpus_per_node)
             for other in options
             if other.zero_stage == 3
         ]
@@ -166,11 +169,11 @@ def ways(setting: MemorySetting, network: Network) -> list[MemorySetting]:
 
 
 def describe_prediction(prediction: Prediction) -> list[str]:
-    """Return the tables of stages and of numbers of GPUs, as rows of cells with lines of text."""
+    """Return the lines of two tables: one of stages, one of numbers of GPUs."""
     network, compute = prediction.network, prediction.compute
     lines = [
-        f"time of {prediction.num_workers} GPUs, predicted, not measured: {compute.source}; "
-        f"{network.within_node / 1e9:g} GB/s a GPU within machines of {network.gpus_per_node}, "
+        f"time on {prediction.num_workers} GPUs, predicted, not measured: {compute.source}; "
+        f"{network.within_node / 1e9:g} GB/s per GPU within machines of {network.gpus_per_node}, "
         f"{network.between_nodes / 1e9:g} GB/s between them",
         f"  {'stage':9} {'recompute':9} {_HEADER}",
     ]
@@ -180,7 +183,7 @@ def describe_prediction(prediction: Prediction) -> list[str]:
             note = f"{note}, recommended".removeprefix(", ")
         lines.append(f"  {_way(choice)} {_cells(choice, prediction.num_steps)}  {note}".rstrip())
     lines += [
-        "predicted over numbers of GPUs, each in the way recommended there:",
+        "predicted for other numbers of GPUs, each with its recommended settings:",
         f"  {'GPUs':>5} {'tokens each':>11} {'stage':9} {'recompute':9} {_HEADER}",
     ]
     for point in prediction.curve:
@@ -200,7 +203,7 @@ _HEADER = (
 
 def _way(choice: Choice) -> str:
     setting = choice.setting
-    stage = f"{setting.zero_stage}{' second' if setting.secondary_over else ''}"
+    stage = f"{setting.zero_stage}{' second' if setting.secondary_size else ''}"
     return f"{stage:9} {'yes' if setting.checkpointing else 'no':9}"
 
 
@@ -214,32 +217,37 @@ def _cells(choice: Choice, num_steps: int) -> str:
 
 
 def prediction_to_json(prediction: Prediction) -> dict[str, Any]:
-    """Return the same as plain values: seconds, hours, bytes and FLOPs per second."""
-
-    def of(choice: Choice | None) -> dict[str, Any] | None:
-        if choice is None:
-            return None
-        hours = choice.time.hours(prediction.num_steps)
-        return {
-            "zero_stage": choice.setting.zero_stage,
-            "zero_secondary_partition": choice.setting.secondary_over > 0,
-            "gradient_checkpointing": choice.setting.checkpointing,
-            "fits": choice.fits,
-            "device": choice.estimated.device,
-            "seconds": choice.time.seconds,
-            **vars(choice.time),
-            "hours": hours,
-            "gpu_hours": hours * choice.setting.world_size,
-        }
-
+    """Return a prediction as plain values: seconds, hours, bytes and FLOP/s."""
+    num_steps = prediction.num_steps
     return {
         "is_predicted": True,
         "compute": vars(prediction.compute),
         "network": vars(prediction.network),
-        "choices": [of(choice) for choice in prediction.choices],
-        "best": of(prediction.best),
+        "choices": [_choice_to_json(choice, num_steps) for choice in prediction.choices],
+        "best": _choice_to_json(prediction.best, num_steps),
         "curve": [
-            {"gpus": point.num_workers, "tokens": point.tokens, "best": of(point.best)}
+            {
+                "gpus": point.num_workers,
+                "tokens": point.tokens,
+                "best": _choice_to_json(point.best, num_steps),
+            }
             for point in prediction.curve
         ],
+    }
+
+
+def _choice_to_json(choice: Choice | None, num_steps: int) -> dict[str, Any] | None:
+    if choice is None:
+        return None
+    hours = choice.time.hours(num_steps)
+    return {
+        "zero_stage": choice.setting.zero_stage,
+        "zero_secondary_partition": choice.setting.secondary_size > 0,
+        "gradient_checkpointing": choice.setting.checkpointing,
+        "fits": choice.fits,
+        "device": choice.memory.device,
+        "seconds": choice.time.seconds,
+        **vars(choice.time),
+        "hours": hours,
+        "gpu_hours": hours * choice.setting.world_size,
     }

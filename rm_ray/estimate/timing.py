@@ -1,8 +1,8 @@
-"""How long a step takes, predicted: its arithmetic, and what of its traffic nothing hides.
+"""The predicted time of a step: its arithmetic, and the traffic that arithmetic does not hide.
 
-The ranks wait for one another in every exchange, so that a micro-batch takes as long as that of the
-slowest rank. Left out are the loss, kernels' launches, ZeRO's work on the host and whatever else is
-no product of matrices, except for what the assumed or measured speed of the arithmetic holds of it.
+Ranks wait for each other in every exchange, so a micro-batch takes as long as the slowest rank's.
+The loss, kernel launches, ZeRO's work on the host and everything else that is not a matrix product
+count only as far as the assumed or measured compute speed includes them.
 """
 
 from __future__ import annotations
@@ -14,53 +14,29 @@ import numpy as np
 
 from rm_ray.batches.plan import Plan
 from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.estimate.activations import FLOAT32
 from rm_ray.estimate.architecture import Architecture
-from rm_ray.estimate.memory import FLOAT32, MemorySetting
+from rm_ray.estimate.gpu_speed import Compute
+from rm_ray.estimate.memory_setting import MemorySetting
 from rm_ray.estimate.network import Network
 from rm_ray.estimate.traffic import Collective, traffic_of
 from rm_ray.estimate.workload import count_positions
 from rm_ray.model.flops import BACKWARD, ModelFlops
-from rm_ray.train.zero import BUCKET
-
-TERA = 10**12
-
-GPU_PEAK = 989 * TERA
-"""FLOP/s of an H100 SXM in bfloat16, dense (NVIDIA's data sheet)."""
+from rm_ray.train.deepspeed_config import BUCKET
 
 MEMORY_BANDWIDTH = 3.0e12
-"""Bytes per second of an H100's memory in the update: an assumption (data sheet: 3.35e12)."""
-
-COMPUTE_SHARE = 0.4
-"""Of the peak in forward and backward passes, exchange left out, where none was measured: an
-assumption."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compute:
-    """How fast a GPU's arithmetic is."""
-
-    peak: float
-    """FLOP/s of the data sheet, to which utilisation is related."""
-
-    reached: float
-    """FLOP/s of forward and backward passes by themselves."""
-
-    source: str
-    """How that is known."""
-
-    is_measured: bool = False
-    """Whether that was measured in the run's layout, so that its seconds hold the padding's."""
+"""Assumed bytes per second of an H100's memory in the update (data sheet: 3.35e12)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """The arithmetic of some steps: FLOPs of forward and backward passes."""
+    """FLOPs of the forward and backward passes of sampled steps."""
 
     slowest: tuple[tuple[float, ...], ...]
-    """Of each step, for each micro-batch, those of the rank with the most."""
+    """FLOPs of the busiest rank, per step and micro-batch."""
 
     total: float
-    """Those that the pairs of these steps need, padding left out."""
+    """FLOPs that the pairs of these steps need, without padding."""
 
     tokens: int
     """Distinct tokens of all pairs of these steps."""
@@ -75,10 +51,10 @@ class Load:
         most_steps: int,
         counts_padding: bool = True,
     ) -> Load:
-        """Look at so many steps of the first epoch.
+        """Sample up to ``most_steps`` steps of the first epoch.
 
-        Where it ``counts_padding``, the slowest rank's FLOPs are those needed times the positions
-        computed for each distinct one.
+        With ``counts_padding``, the slowest rank's FLOPs are the needed ones times the computed
+        positions per distinct token.
         """
 
         def padding(lengths: PairLengths) -> float:
@@ -108,36 +84,36 @@ class Load:
 
     @property
     def num_steps(self) -> int:
-        """Steps looked at."""
+        """Steps sampled."""
         return len(self.slowest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of a step on average, and how much of the GPUs' peak is progress."""
+    """Average seconds of a step, and its model FLOPs utilisation (MFU)."""
 
     compute: float
-    """Forward and backward passes, activations computed again included."""
+    """Forward and backward passes, recomputed activations included."""
 
     update: float
-    """The optimizer's, which nothing is beside."""
+    """The optimizer step, which overlaps with nothing."""
 
     exposed: float
-    """Traffic during which nothing is computed."""
+    """Traffic that no computation hides."""
 
     traffic: float
     """All traffic, hidden or not."""
 
     utilisation: float
-    """Model FLOPs over those of the peak (arXiv:2204.02311, p. 65)."""
+    """MFU: model FLOPs over peak FLOPs (arXiv:2204.02311, p. 65)."""
 
     @property
     def seconds(self) -> float:
-        """The whole step."""
+        """The full step."""
         return self.compute + self.update + self.exposed
 
     def hours(self, num_steps: int) -> float:
-        """Return the hours of a run of so many steps; start, evaluation, checkpoints on top."""
+        """Return the hours of ``num_steps`` steps, without startup, evaluation and checkpoints."""
         return self.seconds * num_steps / 3600
 
 
@@ -149,11 +125,11 @@ def predict(
     compute: Compute,
     network: Network,
 ) -> StepTime:
-    """Return what a step takes.
+    """Predict the time of a step.
 
-    What is exchanged beside a pass is hidden as far as the pass is long; recomputation lengthens
-    the backward pass by a forward pass. The update is on top of a measured speed too, which does
-    not hold it (``measure_speed``).
+    Traffic that overlaps with a pass is hidden for as long as the pass takes; recomputation adds a
+    forward pass to the backward pass. The update is always added, because a measured speed does not
+    include it (``measure_speed``).
     """
     update = update_seconds(architecture.num_parameters, setting)
     computed = exposed = travelled = 0.0
@@ -179,12 +155,12 @@ def predict(
 
 
 def update_seconds(numbers: int, setting: MemorySetting) -> float:
-    """Return the seconds of clipping and AdamW on so many weights, bound by the memory's bandwidth.
+    """Return the seconds of clipping and AdamW on ``numbers`` weights, bound by memory bandwidth.
 
-    AdamW moves 28 bytes a weight in float32: it reads weight, gradient and two moments, and writes
-    all but the gradient. Stage 0 does so on every rank, and moves 16 more: 4 for the norm, 8 to
-    clip, 4 to clear the gradients. ZeRO updates a shard, and with bfloat16 reads the new weights
-    (4) and writes them as products take them (2).
+    AdamW moves 28 bytes per weight in float32: it reads weight, gradient and two moments, and
+    writes all but the gradient. Stage 0 does so on every rank, and moves 16 more: 4 for the norm, 8
+    to clip, 4 to zero the gradients. ZeRO updates a shard, and in bfloat16 also reads the new
+    weights (4) and writes them in bfloat16 (2).
     """
     if setting.zero_stage == 0:
         moved = float(28 + 16)
@@ -194,11 +170,11 @@ def update_seconds(numbers: int, setting: MemorySetting) -> float:
 
 
 def _seconds(exchange: Collective, setting: MemorySetting, network: Network) -> float:
-    """Return how long an exchange takes, each collective with the latency of its own ring.
+    """Return the seconds of an exchange, with each collective's latency on its own ring.
 
-    ``Exchange.seconds`` lets each go round all ranks once. An all-reduce goes round twice, and
-    what is gathered within a machine stays there; of the collectives beside it there is one for
-    each bucket of gradients (``traffic_of``).
+    ``Collective.seconds`` sends every collective round all ranks once. This corrects for
+    all-reduces, which go round twice, and for gathers within a machine, which stay there; the other
+    collectives of such an exchange are one per bucket of gradients (``traffic_of``).
     """
     ranks, near_ranks = setting.world_size, min(setting.world_size, network.gpus_per_node)
     seconds = exchange.seconds(network, ranks)
@@ -213,7 +189,7 @@ def _seconds(exchange: Collective, setting: MemorySetting, network: Network) -> 
 
 
 def sizes_around(num_workers: int, *, smallest: int = 8) -> Sequence[int]:
-    """Return the numbers of GPUs of a curve: doubled from one machine to twice as many as asked."""
+    """Return the numbers of GPUs to predict: doubling from one machine to ``2 * num_workers``."""
     sizes = {num_workers, 2 * num_workers}
     size = smallest
     while size < num_workers:

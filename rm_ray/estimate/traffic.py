@@ -1,10 +1,9 @@
-"""What the ranks of a training send one another in a step: pure arithmetic.
+"""The traffic between ranks in a training step: bytes of the tensors that pass through collectives.
 
-Counted are the bytes of the tensors that go through collectives. They follow PyTorch 2.13 (DDP) and
-DeepSpeed 0.19.8 (``bf16_optimizer.py``, ``stage_1_and_2.py``, ``stage3.py``,
-``partitioned_param_coordinator.py``) as ``rm_ray.train.zero`` configures it, and
-``tests/parity/test_traffic.py`` counts them on real ranks. The norm of the gradient and the step's
-metrics are left out: some hundred bytes.
+It follows PyTorch 2.13 (DDP) and DeepSpeed 0.19.8 (``bf16_optimizer.py``, ``stage_1_and_2.py``,
+``stage3.py``, ``partitioned_param_coordinator.py``), configured by
+``rm_ray.train.deepspeed_config``; ``tests/parity/test_traffic.py`` counts the bytes on real ranks.
+The gradient norm and the step's metrics, a few hundred bytes, are left out.
 """
 
 from __future__ import annotations
@@ -12,39 +11,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rm_ray.estimate.activations import FLOAT32
 from rm_ray.estimate.architecture import Architecture
-from rm_ray.estimate.memory import FLOAT32, PERSISTENT, MemorySetting
+from rm_ray.estimate.memory_setting import MemorySetting
 from rm_ray.estimate.network import Network
-from rm_ray.train.zero import BUCKET, LIVE
+from rm_ray.estimate.zero_memory import PERSISTENT
+from rm_ray.train.deepspeed_config import BUCKET, LIVE
 
 DDP_BUCKET = 25 * 2**20
-"""Bytes of gradients that DDP exchanges at a time (its ``bucket_cap_mb``)."""
+"""Bytes of gradients in one of DDP's buckets (``bucket_cap_mb``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collective:
-    """Bytes of the tensors that some collectives take in or give out, on each rank."""
+    """Input or output bytes per rank of a group of collectives."""
 
     reduced: int = 0
-    """Added up over all ranks, on each of them (all-reduce)."""
+    """All-reduce: summed over all ranks, on each of them."""
 
     scattered: int = 0
-    """Added up over all ranks, a shard on each (reduce-scatter); bytes of the whole."""
+    """Reduce-scatter: summed over all ranks, one shard on each; bytes of the full tensors."""
 
     gathered: int = 0
-    """Put together from the shards of all ranks (all-gather); bytes of the whole."""
+    """All-gather from the shards of all ranks; bytes of the full tensors."""
 
     gathered_near: int = 0
-    """Put together from the shards of the ranks of a machine."""
+    """All-gather from the shards of the ranks on one machine; bytes of the full tensors."""
 
     collectives: int = 0
 
     def __add__(self, other: Collective) -> Collective:
-        """Return both together."""
+        """Return the sum of both."""
         return Collective(**{name: n + getattr(other, name) for name, n in vars(self).items()})
 
     def seconds(self, network: Network, ranks: int) -> float:
-        """Return how long it takes in rings, where a rank sends (W - 1) / W of each tensor.
+        """Return the seconds on rings, in which a rank sends (W - 1) / W of each tensor.
 
         An all-reduce is a reduce-scatter and an all-gather (doi:10.1016/j.jpdc.2008.09.002).
         """
@@ -61,24 +62,24 @@ NOTHING = Collective()
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What is exchanged in a step, by what is computed meanwhile."""
+    """The traffic of a step, by the computation that it overlaps with."""
 
     forward: tuple[Collective, ...]
-    """Beside the forward pass of each micro-batch."""
+    """During the forward pass of each micro-batch."""
 
     backward: tuple[Collective, ...]
-    """Beside the backward pass of each micro-batch."""
+    """During the backward pass of each micro-batch."""
 
     update: Collective
-    """With nothing beside it: after the last backward pass, and after the update."""
+    """After the last backward pass and after the update, overlapping with nothing."""
 
     def __iter__(self) -> Iterator[Collective]:
-        """Go through all of them."""
+        """Yield all collectives in order."""
         yield from (*self.forward, *self.backward, self.update)
 
     @property
     def total(self) -> Collective:
-        """All of a step together."""
+        """The traffic of the full step."""
         return sum(self, NOTHING)
 
 
@@ -89,12 +90,12 @@ def traffic_of(
     num_micro_batches: int,
     live: int = LIVE,
 ) -> Traffic:
-    """Return what a step of so many micro-batches exchanges; ``live`` is ZeRO-3's reuse distance.
+    """Return the traffic of one step; ``live`` is ZeRO-3's reuse distance, in elements.
 
-    Stage 0 adds up float32 gradients in the last backward pass, also where products are in
-    bfloat16. Stage 1 does so after it. Stage 2 does after every backward pass, and adds up whole
-    gradients on all ranks, of which each keeps its shard
-    (``allreduce_and_copy_with_multiple_ranks``). Both then gather the new weights.
+    Stage 0 all-reduces float32 gradients during the last backward pass, even if products are in
+    bfloat16. Stage 1 all-reduces after it. Stage 2 all-reduces full gradients during every backward
+    pass, and each rank keeps its shard (``allreduce_and_copy_with_multiple_ranks``). Both then
+    gather the new weights.
     """
     passes = num_micro_batches
     idle = (NOTHING,) * passes
@@ -106,7 +107,7 @@ def traffic_of(
         last = Collective(reduced=FLOAT32 * numbers, collectives=count)
         return Traffic(forward=idle, backward=(*idle[1:], last), update=NOTHING)
     if setting.zero_stage == 3:
-        return _sharded(architecture, setting, size, passes, live)
+        return _zero_3(architecture, setting, size, passes, live)
     gradients = Collective(reduced=size * numbers, collectives=-(-numbers // BUCKET))
     weights = Collective(gathered=size * numbers, collectives=1)
     if setting.zero_stage == 1:
@@ -114,24 +115,23 @@ def traffic_of(
     return Traffic(forward=idle, backward=(gradients,) * passes, update=weights)
 
 
-def _sharded(
+def _zero_3(
     architecture: Architecture, setting: MemorySetting, size: int, passes: int, live: int
 ) -> Traffic:
-    """ZeRO-3 gathers weights for the forward pass, and what it did not keep for the backward pass.
+    """Return ZeRO-3's traffic: weights are gathered in the forward pass and again in the backward.
 
-    A weight is kept where it is used again before so many numbers of others are: from a layer to
-    the end of the model and back is twice what lies between, or three times where each layer is
-    computed again on the way back. For that nothing is gathered beyond it where a layer has half
-    of those numbers at most (with ``LIVE``, a billion, more than one of a 70B model): of larger
-    ones, what is gathered twice on the way back is left out. With a second partition all but the
-    first pass of a step gathers within a machine.
+    A weight stays gathered if it is reused before ``live`` elements of other weights are. The way
+    from a layer to the end of the model and back covers the elements in between twice, or three
+    times with recomputation. This holds for layers of up to half of ``live`` (a billion by default,
+    more than a layer of a 70B model); the additional gathers of larger layers are not modelled.
+    With a second partition, all passes of a step but the first gather within a machine.
     """
     large = [numbers for numbers in architecture.parameters if numbers > PERSISTENT]
     small = architecture.num_parameters - sum(large)
     kept = min(sum(large), live // (3 if setting.checkpointing else 2))
     again = sum(large) - kept
     first = Collective(gathered=size * sum(large), collectives=len(large))
-    near = setting.secondary_over > 0
+    near = setting.secondary_size > 0
     repeated = round(len(large) * again / max(sum(large), 1))
     if near:
         later = Collective(gathered_near=size * sum(large), collectives=len(large))

@@ -1,4 +1,4 @@
-"""A plan -> how much its steps compute, and their largest forward pass."""
+"""A plan -> the tokens that its steps compute, and their largest forward pass."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rm_ray.batches.plan import Plan
-from rm_ray.config.train_config import Layout
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import PairLengths
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a run computes in one layout, judged by some of its steps."""
+    """What a run computes in one layout, estimated from sampled steps."""
 
     layout: Layout
 
     num_sampled: int
-    """Steps that were looked at; ``is_exact`` where those are all of an epoch."""
+    """Steps sampled; ``is_exact`` if they are a full epoch."""
 
     is_exact: bool
 
     distinct: int
-    """Tokens of all pairs of the run, each shared prefix counted once."""
+    """Tokens of all pairs in the run, each shared prefix counted once."""
 
     computed: int
-    """Positions of all forward passes of the run, padding and repeated pairs included."""
+    """Positions in all forward passes of the run, padding and repeated pairs included."""
 
     largest: PairLengths
     """The pairs of the forward pass with the most positions."""
 
     most_positions: int
-    """Its positions."""
+    """Positions in that forward pass."""
 
     most_micro_batches: int
-    """Most forward passes of a worker in one step."""
+    """Most forward passes per worker in one step."""
 
 
 def measure_workload(plan: Plan, *, world_size: int, most_steps: int) -> Workload:
-    """Look at so many steps of the first epoch, and at the one with the largest pair."""
+    """Sample up to ``most_steps`` steps of the first epoch, plus the one with the largest pair."""
     layout, lengths = plan.settings.layout, plan.lengths
     num_steps = min(plan.steps.per_epoch, plan.steps.total)
     evenly = np.linspace(0, num_steps - 1, min(most_steps, num_steps)).round().astype(int)
@@ -71,7 +71,7 @@ def measure_workload(plan: Plan, *, world_size: int, most_steps: int) -> Workloa
 
 
 def in_layout(plan: Plan, layout: Layout) -> Plan:
-    """Return the same steps in another layout."""
+    """Return the plan with another layout."""
     return replace(plan, settings=replace(plan.settings, layout=layout))
 
 
@@ -83,7 +83,7 @@ def count_positions(lengths: PairLengths, layout: Layout) -> int:
 
 
 def _step_of_largest(plan: Plan, num_steps: int) -> int:
-    """Return the step of the first epoch with the largest pair, if the run has it at all."""
+    """Return the first epoch's step with the largest pair, capped at the last step."""
     sizes = plan.lengths.longest if plan.settings.layout == "padded" else plan.lengths.distinct
     place = int(np.flatnonzero(plan.order(0) == int(np.argmax(sizes)))[0])
     return min(place // plan.settings.global_batch_size, num_steps - 1)

@@ -1,1 +1,1 @@
-"""Rewards to figures."""
+"""Rewards -> metrics and reports."""

@@ -1,4 +1,4 @@
-"""Held-out pairs -> metrics and a table of samples; each pair once, whatever the world size."""
+"""Held-out pairs -> metrics and samples; each pair counts once, for any world size."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rm_ray.batches.collate import ReadyMicroBatch
 from rm_ray.evaluation.pairwise import ScoredPairs
+from rm_ray.train.collectives import gather_objects, sum_over_ranks
 from rm_ray.train.engine import Engine
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.metrics import PairMetrics
@@ -19,13 +20,13 @@ from rm_ray.train.metrics import PairMetrics
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Means over all held-out pairs, and some of the pairs with texts and rewards."""
+    """Means over all held-out pairs, and samples with texts and rewards."""
 
     metrics: dict[str, float]
     num_pairs: int
     samples: list[dict[str, Any]]
     order: np.ndarray
-    """``[N]``: which held-out pair each of ``pairs`` is."""
+    """``[N]``: the held-out pair of each row of ``pairs``."""
     pairs: ScoredPairs
 
 
@@ -38,9 +39,9 @@ def evaluate_held_out(
     on_micro_batch: Callable[[], None] = lambda: None,
     gives_up: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Score every held-out pair; the first ``sample_rows`` of them come back as samples.
+    """Score every held-out pair, and return the first ``sample_rows`` as samples.
 
-    None where, after any step, it ``gives_up``, which every rank asks and is answered alike.
+    Returns None if ``gives_up`` returns true after a step, as it must on every rank alike.
     """
     totals = PairMetrics.zero(engine.device)
     samples: list[dict[str, Any]] = []
@@ -56,7 +57,7 @@ def evaluate_held_out(
                 totals.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
                 by_micro_batch.append(rewards.reshape(2, -1))
                 on_micro_batch()
-            read = torch.cat(by_micro_batch, dim=1).cpu()  # a GPU is waited for once a step
+            read = torch.cat(by_micro_batch, dim=1).cpu()  # synchronizes once per step
             sizes = [rewards.shape[1] for rewards in by_micro_batch]
             for micro_batch, one in zip(
                 micro_batches, torch.split(read, sizes, dim=1), strict=True
@@ -67,9 +68,9 @@ def evaluate_held_out(
                     samples += _samples(micro_batch, scores, tokenizer, sample_rows)
             if gives_up():
                 return None
-    engine.sum_over_ranks(totals.sums)
-    gathered = [sample for ranks in engine.gather_objects(samples) for sample in ranks]
-    everywhere = [one for rank in engine.gather_objects(scored) for one in rank]
+    sum_over_ranks(totals.sums)
+    gathered = [sample for ranks in gather_objects(samples) for sample in ranks]
+    everywhere = [one for rank in gather_objects(scored) for one in rank]
     return Evaluation(
         order=np.concatenate([order for order, _ in everywhere]),
         pairs=ScoredPairs.join([pairs for _, pairs in everywhere]),
@@ -80,7 +81,7 @@ def evaluate_held_out(
 
 
 def _keep(micro_batch: ReadyMicroBatch, scores: np.ndarray) -> tuple[np.ndarray, ScoredPairs]:
-    """Return the pairs of a micro-batch that count, with their rewards."""
+    """Return the pairs of a micro-batch with a weight, and their rewards."""
     loaded = micro_batch.loaded
     counts = loaded.plan.weights > 0
     return loaded.plan.pairs[counts], ScoredPairs(

@@ -1,4 +1,4 @@
-"""Rewards of pairs -> how often, how surely and why the model is right."""
+"""Rewards of pairs -> accuracy with intervals, calibration, and the influence of length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Z95 = 1.959964
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPairs:
-    """Rewards, margins asked for, and tokens of N pairs; each ``[N]``."""
+    """Rewards, required margins, and token counts of N pairs; each ``[N]``."""
 
     chosen_rewards: np.ndarray
     rejected_rewards: np.ndarray
@@ -24,7 +24,7 @@ class ScoredPairs:
 
     @classmethod
     def join(cls, parts: Sequence[ScoredPairs]) -> ScoredPairs:
-        """Return the pairs of all parts, one after another."""
+        """Concatenate the pairs of all parts."""
         columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
         return cls(**{name: np.concatenate(arrays) for name, arrays in columns.items()})
 
@@ -33,7 +33,7 @@ class ScoredPairs:
         return len(self.chosen_rewards)
 
     def __getitem__(self, pairs: np.ndarray) -> ScoredPairs:
-        """Return some of the pairs."""
+        """Return the pairs at the given indices."""
         return ScoredPairs(**{name: column[pairs] for name, column in vars(self).items()})
 
     @property
@@ -45,19 +45,19 @@ class ScoredPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What each of N pairs is counted under."""
+    """The label of each of N pairs."""
 
     names: tuple[str, ...]
     codes: np.ndarray
     """``[N]`` positions in ``names``."""
 
     def of(self, pairs: np.ndarray) -> list[str]:
-        """Return the names of some pairs."""
+        """Return the label names of the given pairs."""
         return [self.names[code] for code in self.codes[pairs]]
 
 
 def wilson_interval(successes: float, count: int) -> tuple[float, float]:
-    """Return the 95% interval of a share (Wilson, 1927); all there is where ``count`` is 0."""
+    """Return the 95% interval of a share (Wilson, 1927); (0, 1) if ``count`` is 0."""
     if not count:
         return 0.0, 1.0
     share, z2 = successes / count, Z95**2
@@ -68,7 +68,7 @@ def wilson_interval(successes: float, count: int) -> tuple[float, float]:
 
 
 def pairwise_metrics(pairs: ScoredPairs) -> dict[str, float]:
-    """Return means over the pairs; a tie counts as half right."""
+    """Return means over the pairs; a tie counts as half correct."""
     margins = pairs.reward_margins
     rewards = np.concatenate([pairs.chosen_rewards, pairs.rejected_rewards])
     right = float((margins > 0).sum() + 0.5 * (margins == 0).sum())
@@ -88,16 +88,16 @@ def pairwise_metrics(pairs: ScoredPairs) -> dict[str, float]:
 
 
 def pairwise_metrics_by(pairs: ScoredPairs, labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return ``summarise`` for the pairs of each label, by name."""
+    """Return the ``pairwise_metrics`` of each label's pairs."""
     named = np.asarray(labels, dtype=object)
     return {name: pairwise_metrics(pairs[named == name]) for name in sorted(set(labels))}
 
 
 def calibrate(pairs: ScoredPairs, *, num_bins: int = 10) -> list[dict[str, float]]:
-    """Compare what margins say with what is so, in bins of equally many pairs.
+    """Return predicted and observed accuracy in equal-sized bins, ordered by ``|margin|``.
 
-    The Bradley-Terry probability that the response of higher reward is the better one, is
-    ``sigmoid(|margin|)``; ``accuracy`` is how often it is.
+    The prediction is the Bradley-Terry probability that the response with the higher reward is
+    better, ``sigmoid(|margin|)``.
     """
     margins = pairs.reward_margins
     order = np.argsort(np.abs(margins), kind="stable")
@@ -122,17 +122,17 @@ def calibrate(pairs: ScoredPairs, *, num_bins: int = 10) -> list[dict[str, float
 
 
 def calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """Return the mean distance of predicted and true shares, by pairs (arXiv:1706.04599, p. 2)."""
+    """Return the expected calibration error over the bins (arXiv:1706.04599, p. 2)."""
     total = sum(each["pairs"] for each in bins)
-    apart = sum(each["pairs"] * abs(each["predicted"] - each["accuracy"]) for each in bins)
-    return apart / total
+    gaps = sum(each["pairs"] * abs(each["predicted"] - each["accuracy"]) for each in bins)
+    return gaps / total
 
 
 def describe_length(pairs: ScoredPairs) -> dict[str, float | None]:
-    """Return how rewards go with length, in tokens of the whole conversation.
+    """Return how rewards depend on length, in tokens of the conversation.
 
-    Correlations are Pearson's; none where one of the two does not vary. What is longer is so among
-    pairs of different lengths; a tie is half right.
+    Correlations are Pearson's, None if either side is constant. The shares about longer responses
+    exclude pairs of equal length. In accuracies, a tie counts as half correct.
     """
     difference = (pairs.chosen_tokens - pairs.rejected_tokens).astype(np.float64)
     margins = pairs.reward_margins
@@ -150,7 +150,7 @@ def describe_length(pairs: ScoredPairs) -> dict[str, float | None]:
 
 
 def correlation(left: np.ndarray, right: np.ndarray) -> float | None:
-    """Return Pearson's correlation; None where one side does not vary."""
+    """Return Pearson's correlation; None if either side is constant."""
     if len(left) < 2 or left.std() == 0 or right.std() == 0:
         return None
     return float(np.corrcoef(left, right)[0, 1])
@@ -161,7 +161,7 @@ def _share(holds: np.ndarray, among: np.ndarray) -> float | None:
 
 
 def find_worst(pairs: ScoredPairs, count: int) -> np.ndarray:
-    """Return the pairs that are furthest wrong, the worst first: ``[count]`` indices or fewer."""
+    """Return the most clearly wrong pairs, worst first: up to ``count`` indices."""
     order = np.argsort(pairs.reward_margins, kind="stable")
     return order[: min(count, int((pairs.reward_margins < 0).sum()))]
 
@@ -169,7 +169,7 @@ def find_worst(pairs: ScoredPairs, count: int) -> np.ndarray:
 def pairwise_report(
     pairs: ScoredPairs, sources: Sequence[str], subsets: Sequence[str]
 ) -> dict[str, Any]:
-    """Return all figures: overall, by source, by subset, calibration and length."""
+    """Return the full report: overall, by source, by subset, calibration and length."""
     bins = calibrate(pairs)
     return {
         "overall": pairwise_metrics(pairs),

@@ -1,4 +1,4 @@
-"""An evaluation as people read it: a table, and four panels."""
+"""An evaluation report as a text table and a figure of four plots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rm_ray.evaluation.pairwise import ScoredPairs
 
 
 def report_table(report: Mapping[str, Any]) -> str:
-    """Return the figures by source and subset as a page of text."""
+    """Return the report as text: metrics by source and subset, calibration, length, row counts."""
     header = ("", "pairs", "accuracy", "95% interval", "ties", "loss", "margin")
     rows = [("all", report["overall"])]
     for part in ("by_source", "by_subset"):
@@ -34,10 +34,10 @@ def report_table(report: Mapping[str, Any]) -> str:
     length = report["length"]
     lines += [
         "",
-        f"margins against accuracy: calibration error {report['calibration_error']:.4f}",
-        f"reward with length: correlation {_number(length['reward_with_tokens'])}; of margin with "
-        f"difference in length {_number(length['margin_with_difference'])}; the longer response is "
-        f"preferred in {_number(length['prefers_longer'])} of pairs that differ",
+        f"calibration error of margins: {report['calibration_error']:.4f}",
+        f"correlation of reward and length: {_number(length['reward_with_tokens'])}, of margin and "
+        f"length difference: {_number(length['margin_with_difference'])}; share of pairs of "
+        f"different length that prefer the longer response: {_number(length['prefers_longer'])}",
         f"rows: {report['rows_scored']:,} scored, {sum(report['rows_refused'].values()):,} refused",
     ]
     lines += [f"  refused {count:6d}  {why}" for why, count in report["rows_refused"].items()]
@@ -63,7 +63,7 @@ def _number(value: float | None) -> str:
 
 
 def plot(pairs: ScoredPairs, report: Mapping[str, Any], title: str, path: Path) -> None:
-    """Draw rewards, calibration, length and accuracy by group."""
+    """Plot rewards, calibration, length, and accuracy by group into an image file."""
     figure = Figure(figsize=(13, 8), layout="constrained")
     figure.suptitle(title)
     (rewards, calibration), (length, groups) = figure.subplots(2, 2)
@@ -91,7 +91,7 @@ def _draw_calibration(axes: Axes, report: Mapping[str, Any]) -> None:
     high = np.array([each["accuracy_high"] for each in bins]) - found
     axes.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1)
     axes.errorbar(predicted, found, yerr=np.maximum([low, high], 0), fmt="o-", markersize=4)
-    axes.set(title="calibration", xlabel="sigmoid of the margin", ylabel="share that is right")
+    axes.set(title="calibration", xlabel="sigmoid of the margin", ylabel="share correct")
     axes.grid(alpha=0.25)
 
 

@@ -29,42 +29,42 @@ SECTIONS: dict[str, dict[str, int]] = {
         "hep-python": 164, "hep-rust": 164,
     },
 }  # fmt: skip
-"""Subsets of each section and their weights: pairs, mathematics as many as code."""
+"""Each section's subsets and their weights: their pairs, with math weighted like all of code."""
 
 TIES = "Ties"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPrompt:
-    """Rewards of a prompt's responses, of which the first ``num_correct`` are right ones."""
+    """The rewards of a prompt's responses; the first ``num_correct`` responses are correct."""
 
     subset: str
     rewards: Sequence[float]
     num_correct: int
     id: str = ""
-    """In the Ties subset ``ref:N`` or ``tied:N``."""
+    """``ref:N`` or ``tied:N`` in the Ties subset."""
 
 
 def score_reward_bench(accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Return the sections' weighted means of the subsets' accuracies, and ``Score``, their mean.
+    """Return each section's weighted mean of its subsets' accuracies, and ``Score``, their mean.
 
-    A pair is right where the chosen reward is the higher one; a tie is wrong. Subsets that are
-    absent are left out, and sections of which none is there.
+    A pair is correct if the chosen reward is higher; a tie is incorrect. Missing subsets, and
+    sections without any subset, are left out.
     """
     sections = {}
     for section, weights in SECTIONS.items():
-        there = {subset: weight for subset, weight in weights.items() if subset in accuracies}
-        if there:
-            weighted = sum(accuracies[subset] * weight for subset, weight in there.items())
-            sections[section] = weighted / sum(there.values())
+        present = {subset: weight for subset, weight in weights.items() if subset in accuracies}
+        if present:
+            weighted = sum(accuracies[subset] * weight for subset, weight in present.items())
+            sections[section] = weighted / sum(present.values())
     return sections | ({"Score": float(np.mean(list(sections.values())))} if sections else {})
 
 
 def score_reward_bench_2(prompts: Iterable[ScoredPrompt]) -> dict[str, float]:
     """Return each subset's score, and ``Score``, their mean.
 
-    Outside of Ties a prompt is right where its first response has the highest reward, shared out
-    where several have.
+    Outside Ties, a prompt scores 1 if its first response has the highest reward, and 1/K if K
+    responses share it.
     """
     by_subset: dict[str, list[ScoredPrompt]] = defaultdict(list)
     for prompt in prompts:
@@ -85,27 +85,30 @@ def _share_of_best(rewards: Sequence[float]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class _Gaps:
-    """How a prompt's right responses lie to each other and to the wrong ones."""
+    """Reward differences among a prompt's responses."""
 
     spread: float | None
-    """Between the best and the worst right response; none where there is one."""
+    """Best minus worst correct response; None with a single correct response."""
     lead: float
-    """Of the worst right response over the best wrong one."""
+    """Worst correct response minus best incorrect one."""
 
 
 def score_ties(prompts: Sequence[ScoredPrompt]) -> float:
     """Score the Ties subset (arXiv:2506.01937, appendix on Ties).
 
-    Where a prompt has several right answers (``tied:N``), all should lead all wrong ones, and by
-    more than they differ; ``ref:N`` is the same prompt with one right answer.
+    A prompt with several correct answers (``tied:N``) should rate all of them above all incorrect
+    ones, by more than they differ; ``ref:N`` is the same prompt with one correct answer.
+
+    Raises:
+        InputError: a prompt has another form of id.
     """
     gaps: dict[str, dict[str, _Gaps]] = {"ref": {}, "tied": {}}
     for prompt in prompts:
         kind, _, number = prompt.id.partition(":")
         if kind not in gaps or not number:
             raise InputError(
-                f"a row of the subset 'Ties' has the id '{prompt.id}'; RewardBench 2 calls them "
-                "'ref:N' and 'tied:N'. Mend the ids, or call the subset otherwise"
+                f"a row of the subset 'Ties' has the id '{prompt.id}', but RewardBench 2 uses "
+                "'ref:N' and 'tied:N'. Correct the ids, or rename the subset"
             )
         gaps[kind][number] = _measure_gaps(prompt)
     leads = {kind: [found.lead > 0 for found in each.values()] for kind, each in gaps.items()}

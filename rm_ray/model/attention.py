@@ -1,4 +1,4 @@
-"""Attention over packed pairs: every branch over its prefix and itself, nothing else."""
+"""Attention over packed pairs: each branch sees its prefix and itself, nothing else."""
 
 from __future__ import annotations
 
@@ -15,54 +15,53 @@ from transformers import (
     PretrainedConfig,
 )
 
-from rm_ray.batches.packing import (
+from rm_ray.batches.attention_index import (
     BranchGroup,
     GroupedQueries,
     Kernel,
-    PackedPairs,
     Queries,
     VarlenQueries,
 )
+from rm_ray.batches.packing import PackedPairs
 
 PACKED_ATTENTION = "packed_pairs"
-"""The name of ``packed_attention`` in transformers' attention registry."""
-
+"""Name of ``packed_attention`` in transformers' attention registry."""
 
 PACKABLE = frozenset({"llama", "mistral", "qwen2", "qwen3", "olmo2", "olmo3", "gemma", "gpt_neox"})
-"""Decoder families whose packed rewards and gradients are tested against the padded ones."""
+"""Decoder families whose packed rewards and gradients are tested against padded ones."""
 
 
 def why_not_packed(architecture: PretrainedConfig) -> str | None:
-    """Return why a model cannot be packed, judged by its config alone; None where it can."""
+    """Return why a model cannot train on packed pairs, judged by its config; None if it can."""
     settings = architecture.to_dict()
     kinds = set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     if architecture.model_type not in PACKABLE:
         return f"'{architecture.model_type}' is not one of {', '.join(sorted(PACKABLE))}"
     if kinds:
-        return f"it has layers of {', '.join(sorted(kinds))}"
+        return f"it has {', '.join(sorted(kinds))} layers"
     if settings.get("use_bidirectional_attention"):
         return "its attention is bidirectional"
     rope = (settings.get("rope_parameters") or {}).get("rope_type")
     if rope in ("dynamic", "longrope"):
-        return f"its '{rope}' rotary embeddings depend on the longest sequence beside each other"
+        return f"its '{rope}' rotary embeddings depend on the longest sequence of the batch"
     return None
 
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, *, head_size: int) -> Kernel:
-    """Return the attention that runs best there: flash attention on GPUs from Ampere on."""
+    """Return the fastest kernel for a device: flash attention on Ampere GPUs and later."""
     if device.type != "cuda" or not suits_flash(dtype, head_size=head_size):
         return "grouped"
     return "varlen" if torch.cuda.get_device_capability(device) >= (8, 0) else "grouped"
 
 
 def suits_flash(dtype: torch.dtype, *, head_size: int) -> bool:
-    """Tell whether flash attention takes it: half precision, heads of 8, 16, ... up to 256."""
+    """Return whether flash attention supports it: half precision, head size 8, 16, ..., 256."""
     is_half = dtype in (torch.bfloat16, torch.float16)
     return is_half and head_size % 8 == 0 and head_size <= 256
 
 
 def head_size(architecture: PretrainedConfig) -> int:
-    """Return the size of an attention head."""
+    """Return the size of one attention head."""
     config = architecture.get_text_config()
     width: int | None = config.to_dict().get("head_dim")
     return width or config.hidden_size // config.num_attention_heads
@@ -80,10 +79,10 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within a row of packed pairs; called by transformers' attention modules.
+    """Attend within a row of packed pairs; transformers' attention modules call this.
 
-    Shapes: T tokens in H heads of D, keys and values in H'. ``query`` is ``[1, H, T, D]``, ``key``
-    and ``value`` are ``[1, H', T, D]``; the result is ``[1, T, H, D]``.
+    Shapes: T tokens, H query heads and H' key-value heads of size D. ``query`` is
+    ``[1, H, T, D]``, ``key`` and ``value`` are ``[1, H', T, D]``; the result is ``[1, T, H, D]``.
     """
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     output = attend(query, key, value, packed.everywhere, scaling=scaling, window=sliding_window)
@@ -102,7 +101,7 @@ def attend(
     """Return the attention of N queries over the T keys of their row.
 
     Shapes: ``query`` and the result ``[N, H, D]``, ``key`` and ``value`` ``[T, H', D]``. With a
-    ``window`` a query sees so many of its branch's keys, itself included.
+    ``window``, a query sees that many of its branch's keys, including its own.
     """
     if isinstance(queries, VarlenQueries):
         return _varlen(query, key, value, queries, scaling, window)
@@ -118,7 +117,7 @@ def _varlen(
     window: int | None,
 ) -> Tensor:
     """Make one flash-attention call over all branches; ``[N, H, D]`` in and out."""
-    from torch.nn.attention.varlen import varlen_attn  # compiles on import: 2 s where not used
+    from torch.nn.attention.varlen import varlen_attn  # late: importing it compiles for 2 s
 
     # Rotary embeddings leave queries and keys in float32 under autocast.
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -128,21 +127,21 @@ def _varlen(
         value.index_select(0, packed.key_positions),
         packed.query_starts,
         packed.key_starts,
-        packed.most_queries,
-        packed.most_keys,
+        packed.max_queries,
+        packed.max_keys,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        **_grouped_heads(varlen_attn),
+        **_gqa_options(varlen_attn),
     )
-    assert isinstance(output, Tensor)  # a pair only where auxiliary values are asked for
+    assert isinstance(output, Tensor)  # a tuple only if auxiliary outputs are requested
     return output
 
 
 @lru_cache
-def _grouped_heads(varlen_attn: Callable[..., Any]) -> dict[str, Any]:
-    """Ask for heads that share keys; torch 2.11 takes them as they are and cannot be asked."""
-    is_asked = "enable_gqa" in inspect.signature(varlen_attn).parameters
-    return {"enable_gqa": True} if is_asked else {}
+def _gqa_options(varlen_attn: Callable[..., Any]) -> dict[str, Any]:
+    """Return the option that lets heads share keys; torch 2.11 always does and has no option."""
+    has_option = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return {"enable_gqa": True} if has_option else {}
 
 
 def _grouped(
@@ -153,7 +152,7 @@ def _grouped(
     scaling: float,
     window: int | None,
 ) -> Tensor:
-    """Call scaled_dot_product_attention once for each group; ``[N, H, D]`` in and out."""
+    """Call scaled_dot_product_attention once per group; ``[N, H, D]`` in and out."""
     key, value = (tensor.index_select(0, packed.key_positions) for tensor in (key, value))
     times = query.shape[1] // key.shape[1]
     if times > 1 and _repeats_keys(query):
@@ -180,10 +179,10 @@ def _grouped(
 
 
 def _repeats_keys(query: Tensor) -> bool:
-    """Tell whether keys are repeated for every head that shares them.
+    """Return whether to repeat keys and values for every head that shares them.
 
-    On GPUs none of PyTorch's kernels takes shared keys under a mask, or in float32, but the plain
-    arithmetic, which keeps the probabilities.
+    On GPUs, with a mask or in float32, only PyTorch's math kernel supports shared keys, and it
+    keeps all attention probabilities in memory.
     """
     return query.is_cuda
 
@@ -194,7 +193,7 @@ def _as_batch(rows: Tensor, num_branches: int) -> Tensor:
 
 
 def _mask(group: BranchGroup, window: int | None) -> Tensor | None:
-    """Return which keys each query sees, ``[G, 1, Q, K]``; none for plain causal attention."""
+    """Return which keys each query sees, ``[G, 1, Q, K]``; None for plain causal attention."""
     if window is None or window >= group.num_keys:
         return group.mask
     ranks = group.query_ranks[:, None, :, None]

@@ -1,4 +1,4 @@
-"""Whether the files of a base model hold every weight that is trained, by their headers alone."""
+"""The check that a base model's files hold every trained weight, from their headers alone."""
 
 from __future__ import annotations
 
@@ -16,50 +16,51 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rm_ray.config.train_config import ModelConfig
-from rm_ray.errors import InputError
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.errors import InputError, first_line
 from rm_ray.model.weight_files import (
     choose_weight_files,
     list_some,
     read_headers,
     refuse_pointer,
 )
+from rm_ray.pretrained import base_model
 
 HEAD = "score."
-"""What the names of the head's weights begin with; it is drawn anew, whatever a checkpoint has."""
+"""Prefix of the head's weights; training always initializes a new head."""
 
 LANGUAGE_HEADS = ("lm_head.", "embed_out.")
-"""Heads that predict tokens, which a reward model has no use for."""
+"""Prefixes of heads that predict tokens; a reward model does not use them."""
 
 WRAPPERS = {
-    "_orig_mod.": "torch.compile; save what it wraps, model._orig_mod",
-    "module.": "DistributedDataParallel; save what it wraps, model.module",
-    "_fsdp_wrapped_module.": "FSDP; save its full state dict",
-    "_checkpoint_wrapped_module.": "a checkpoint wrapper; save what it wraps",
-    "_forward_module.": "Lightning Fabric; save what it wraps",
-    "base_model.model.": "PEFT; merge the adapter first, with merge_and_unload()",
+    "_orig_mod.": "torch.compile. Save the wrapped model, model._orig_mod",
+    "module.": "DistributedDataParallel. Save the wrapped model, model.module",
+    "_fsdp_wrapped_module.": "FSDP. Save its full state dict",
+    "_checkpoint_wrapped_module.": "a checkpoint wrapper. Save the wrapped model",
+    "_forward_module.": "Lightning Fabric. Save the wrapped model",
+    "base_model.model.": "PEFT. Merge the adapter first, with merge_and_unload()",
 }
-"""What wrappers of a model put into the names of its weights, and how to save it without."""
+"""Prefixes that wrappers add to weight names, and how to save without them."""
 
 TRAINABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """What the files of a base model hold."""
+    """The weights in a base model's files."""
 
     num_weights: int
     has_head: bool
-    """Whether there is a score head among them."""
+    """Whether they include a score head."""
     unused: tuple[str, ...] = ()
-    """Names of weights that the reward model has no place for, language heads aside."""
+    """Names of weights that the reward model does not have, excluding language heads."""
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Return the weights in a model's folder as tensors without values, by their names in it.
+    """Return the weights in a model's folder as tensors without values, by name.
 
     Raises:
-        InputError: it has none, or a file is missing or not whole.
+        InputError: the folder has no weights, or a file is missing or incomplete.
     """
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".model", ".jinja", ".txt") and file.is_file():
@@ -70,14 +71,14 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 def check_base(
     config: ModelConfig, architecture: PretrainedConfig, weights: Mapping[str, Tensor]
 ) -> BaseModel:
-    """Compare weights without values, as files name them, with those that are trained.
+    """Compare the weights in a model's files, without values, with those that training needs.
 
-    transformers itself renames, converts and ties them, as when it reads the model.
+    transformers renames, converts and ties them exactly as when it loads the model.
 
     Raises:
-        InputError: some are missing, of another shape, or quantized.
+        InputError: a weight is missing, has the wrong shape, or is quantized.
     """
-    what = f"model.name_or_path '{config.name_or_path}'"
+    model = base_model(config).text
     quantized = [
         name
         for name, weight in weights.items()
@@ -86,39 +87,40 @@ def check_base(
     if quantized:
         dtype = str(weights[quantized[0]].dtype).removeprefix("torch.")
         raise InputError(
-            f"{what} is quantized: {list_some(quantized)} as {dtype}; choose the model that it was "
-            "made from, in float32, bfloat16 or float16"
+            f"{model} is quantized: {list_some(quantized)} as {dtype}. Choose the unquantized "
+            "model, in float32, bfloat16 or float16"
         )
     try:
-        found = _compare(architecture, weights)
+        comparison = _compare(architecture, weights)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{what}: transformers cannot read its weights ({reason})") from None
-    if found.missing:
-        raise InputError(f"{what} {_describe_missing(architecture, weights, found)}")
-    if found.mismatched:
-        name, (there, wanted) = next(iter(sorted(found.mismatched.items())))
-        more = f" (and {len(found.mismatched) - 1} more)" if len(found.mismatched) > 1 else ""
+        reason = first_line(error)
+        raise InputError(f"{model}: transformers cannot read its weights ({reason})") from None
+    if comparison.missing:
+        raise InputError(f"{model} {_describe_missing(architecture, weights, comparison)}")
+    if comparison.mismatched:
+        name, (found, expected) = next(iter(sorted(comparison.mismatched.items())))
+        num_more = len(comparison.mismatched) - 1
+        more = f" (and {num_more} more)" if num_more else ""
         raise InputError(
-            f"{what} has weights of other shapes than its config.json says: {name} is "
-            f"{list(there)} and should be {list(wanted)}{more}; take config.json and weights of "
-            "one model"
+            f"{model} has weights whose shapes do not match its config.json: {name} is "
+            f"{list(found)} and should be {list(expected)}{more}. Use the config.json and weights "
+            "of the same model"
         )
     return BaseModel(
         num_weights=len(weights),
-        has_head=found.has_head,
-        unused=tuple(n for n in found.unused if not n.startswith((*LANGUAGE_HEADS, HEAD))),
+        has_head=comparison.has_head,
+        unused=tuple(n for n in comparison.unused if not n.startswith((*LANGUAGE_HEADS, HEAD))),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Comparison:
-    """Weights by the model's own names; the head is neither missing nor mismatched."""
+    """Weights by the model's own names; the head never counts as missing or mismatched."""
 
-    num_wanted: int
+    num_expected: int
     missing: list[str]
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """Shapes in the files and in the model."""
+    """Shape in the files and shape in the model."""
     unused: list[str]
     has_head: bool
 
@@ -128,7 +130,7 @@ def _compare(architecture: PretrainedConfig, weights: Mapping[str, Tensor]) -> _
         type(architecture)
     ]
     with _quiet():
-        model, told = model_class.from_pretrained(
+        model, loading = model_class.from_pretrained(
             None,
             config=architecture,
             state_dict=dict(weights),
@@ -138,55 +140,56 @@ def _compare(architecture: PretrainedConfig, weights: Mapping[str, Tensor]) -> _
             output_loading_info=True,
         )
     mismatched = {
-        name: (tuple(there), tuple(wanted)) for name, there, wanted in told["mismatched_keys"]
+        name: (tuple(found), tuple(expected))
+        for name, found, expected in loading["mismatched_keys"]
     }
-    lacking = set(told["missing_keys"])
+    missing = set(loading["missing_keys"]) - mismatched.keys()
     return _Comparison(
-        num_wanted=sum(not name.startswith(HEAD) for name in model.state_dict()),
-        missing=sorted(n for n in lacking - mismatched.keys() if not n.startswith(HEAD)),
+        num_expected=sum(not name.startswith(HEAD) for name in model.state_dict()),
+        missing=sorted(n for n in missing if not n.startswith(HEAD)),
         mismatched={n: both for n, both in mismatched.items() if not n.startswith(HEAD)},
-        unused=sorted(told["unexpected_keys"]),
-        has_head=not any(name.startswith(HEAD) for name in lacking - mismatched.keys()),
+        unused=sorted(loading["unexpected_keys"]),
+        has_head=not any(name.startswith(HEAD) for name in missing),
     )
 
 
 def _describe_missing(
-    architecture: PretrainedConfig, weights: Mapping[str, Tensor], found: _Comparison
+    architecture: PretrainedConfig, weights: Mapping[str, Tensor], comparison: _Comparison
 ) -> str:
+    missing, unused = comparison.missing, comparison.unused
     lacks = (
-        f"lacks {len(found.missing)} of its {found.num_wanted} weights "
-        f"({list_some(found.missing)}), which training would begin with at random"
+        f"lacks {len(missing)} of its {comparison.num_expected} weights ({list_some(missing)}), "
+        "so training would start from random values"
     )
     if not weights:
-        return f"{lacks}: its files are empty; download it again"
+        return f"{lacks}: its files are empty. Download it again"
     for wrapper, remedy in WRAPPERS.items():
         bare = {name.replace(wrapper, ""): weight for name, weight in weights.items()}
         if bare.keys() != weights.keys() and not _compare(architecture, bare).missing:
-            return f"{lacks}: its files name them with '{wrapper}', as in {remedy}"
-    if prefix := _find_prefix(found.missing, found.unused):
-        return f"{lacks}: its files name them with '{prefix}' before that; rename them"
-    has = f"; they have {list_some(found.unused)} instead" if found.unused else ""
-    return f"{lacks}: they are not in its files{has}. Download it again, or save all of it"
+            return f"{lacks}: the names in its files contain '{wrapper}', added by {remedy}"
+    if prefix := _find_prefix(missing, unused):
+        return f"{lacks}: the names in its files start with '{prefix}'. Remove that prefix"
+    instead = f", which have {list_some(unused)} instead" if unused else ""
+    return f"{lacks}: they are not in its files{instead}. Download or save the complete model"
 
 
 def _find_prefix(missing: Collection[str], unused: Collection[str]) -> str | None:
-    """Return what stands before every missing name among the names that are not used, if so."""
-    first = min(missing)
+    """Return the prefix with which every missing name is among the unused ones; None if none."""
+    first, names = min(missing), set(unused)
     prefixes = [name.removesuffix(first) for name in unused if name.endswith(first)]
-    there = set(unused)
-    return next((p for p in prefixes if all(p + name in there for name in missing)), None)
+    return next((p for p in prefixes if all(p + name in names for name in missing)), None)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from reporting what is compared here."""
+    """Silence transformers' report of the comparison."""
     verbosity = transformers_logging.get_verbosity()
-    shows = transformers_logging.is_progress_bar_enabled()
+    shows_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        if shows:
+        if shows_bar:
             transformers_logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""What Triton compiles Liger's kernels with on each machine: a C compiler and Python's headers."""
+"""The C compiler and Python headers that Triton needs to compile Liger's kernels."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 INSTALL = (
-    "install gcc and Python's headers there ('apt-get install gcc python3-dev', or a Python from "
-    "uv or conda, which brings them), or set CC to a compiler"
+    "install gcc and Python's headers there ('apt-get install gcc python3-dev', or use a Python "
+    "from uv or conda, which includes the headers), or set CC to a compiler"
 )
-"""What to do where something is missing."""
+"""What to do if something is missing."""
 
 
 def find_missing(environment: Mapping[str, str] = os.environ, include: Path | None = None) -> str:
-    """Return what Triton misses on this machine to build its launcher; empty where it has all.
+    """Return what this machine lacks to build Triton's launcher; empty if it lacks nothing.
 
-    It takes CC, else gcc, else clang, and ``Python.h`` of the Python it runs in
-    (triton/runtime/build.py). CUDA's own tools come with Triton.
+    Triton uses CC, or else gcc or clang, and ``Python.h`` of the running Python
+    (triton/runtime/build.py). It ships CUDA's own tools.
     """
     missing = []
     path = environment.get("PATH", os.defpath)
     named = environment.get("CC")
     if named is not None and shutil.which(named, path=path) is None:
-        missing.append(f"the compiler '{named}' that CC names")
+        missing.append(f"the compiler '{named}' set in CC")
     elif named is None and not any(shutil.which(name, path=path) for name in ("gcc", "clang")):
         missing.append("a C compiler (gcc)")
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")

@@ -1,4 +1,4 @@
-"""The directory that every Hugging Face client reads alike."""
+"""The export folder, which every Hugging Face client reads the same way."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rm_ray.model.reward_model import RewardModel
 CONFIG = "config.json"
 
 PREFIX = "classifier."
-"""What the names of a reward model's parameters begin with, beside those of its classifier."""
+"""Prefix of the classifier's parameters in a reward model."""
 
 
 def export_model(
@@ -39,7 +39,7 @@ def export_model(
 ) -> None:
     """Write weights, config and tokenizer for ``AutoModelForSequenceClassification``.
 
-    ``weights`` are those of the reward model, gathered whole on the CPU.
+    ``weights`` are the reward model's full weights on the CPU.
     """
     state = {
         name.removeprefix(PREFIX): tensor.to(dtype).contiguous() for name, tensor in weights.items()
@@ -47,26 +47,26 @@ def export_model(
     classifier = model.classifier
     classifier.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
-    _mend_config(folder / CONFIG, dtype)
-    _mend_tokenizer_config(folder / "tokenizer_config.json", tokenizer.chat_template)
+    _add_legacy_fields(folder / CONFIG, dtype)
+    _fix_tokenizer_config(folder / "tokenizer_config.json", tokenizer.chat_template)
 
 
 def export_skeleton(
     model: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype
 ) -> None:
-    """Write all that ``export_model`` does, except the weights; the model may have none."""
+    """Write an export without weights; the model's own may be on ``meta``."""
     config = copy.deepcopy(model.classifier.config)
     config.architectures = [type(model.classifier).__name__]
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _mend_config(folder / CONFIG, dtype)
-    _mend_tokenizer_config(folder / "tokenizer_config.json", tokenizer.chat_template)
+    _add_legacy_fields(folder / CONFIG, dtype)
+    _fix_tokenizer_config(folder / "tokenizer_config.json", tokenizer.chat_template)
 
 
 def export_weights(
     read: Callable[[Mapping[str, torch.Size]], Mapping[str, Tensor]], skeleton: Path, folder: Path
 ) -> None:
-    """Write a model from its skeleton and whatever ``read`` finds for the parameters' shapes."""
+    """Write a full export from a skeleton and the weights that ``read`` returns for its shapes."""
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(
             AutoConfig.from_pretrained(skeleton)
@@ -76,7 +76,7 @@ def export_weights(
     shutil.copytree(skeleton, folder, dirs_exist_ok=True)
 
 
-_PROBES = (
+_TEXTS = (
     "It's 3.14, 2,718 and 1000000 -- isn't it?",
     "  two spaces,\ttab\n\n\nlines  ",
     "Héllo wörld, 你好，世界, здравствуй 🙂",
@@ -85,31 +85,30 @@ _PROBES = (
 
 
 def check_exportable(architecture: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that clients would read otherwise beside this model.
+    """Refuse a tokenizer that clients of this model would load differently.
 
-    For some families transformers' ``AutoTokenizer`` rebuilds the tokenizer by the model's type.
+    For some families, ``AutoTokenizer`` rebuilds the tokenizer based on the model type.
 
     Raises:
-        InputError: it gives other ids than the tokenizer itself.
+        InputError: the rebuilt tokenizer returns different ids.
     """
     with tempfile.TemporaryDirectory(prefix="rm_ray-tokenizer-") as folder:
         tokenizer.save_pretrained(folder)
-        _mend_tokenizer_config(Path(folder) / "tokenizer_config.json", tokenizer.chat_template)
+        _fix_tokenizer_config(Path(folder) / "tokenizer_config.json", tokenizer.chat_template)
         architecture.save_pretrained(folder)
         read = AutoTokenizer.from_pretrained(folder)
-    for probe in _PROBES:
-        expected, got = tokenizer(probe)["input_ids"], read(probe)["input_ids"]
+    for text in _TEXTS:
+        expected, got = tokenizer(text)["input_ids"], read(text)["input_ids"]
         if got != expected:
             raise InputError(
-                f"model.tokenizer: beside a '{architecture.model_type}' model transformers reads "
-                f"this tokenizer as {type(read).__name__} and gives other ids for {probe!r}, so "
-                "clients of the trained model would score other tokens; use the model's own "
-                "tokenizer"
+                f"model.tokenizer: for a '{architecture.model_type}' model, transformers reads "
+                f"this tokenizer as {type(read).__name__}, which returns different ids for "
+                f"{text!r}, so clients would score different tokens. Use the model's own tokenizer"
             )
 
 
-def _mend_config(path: Path, dtype: torch.dtype) -> None:
-    """Add what transformers 4 and the servers built on it read under older names."""
+def _add_legacy_fields(path: Path, dtype: torch.dtype) -> None:
+    """Add the older field names that transformers 4 and servers built on it read."""
     config = json.loads(path.read_text())
     name = str(dtype).removeprefix("torch.")
     config |= {"dtype": name, "torch_dtype": name, "use_cache": True}
@@ -121,13 +120,13 @@ def _mend_config(path: Path, dtype: torch.dtype) -> None:
         config["rope_scaling"] = None if is_plain else scaling
         if "partial_rotary_factor" in rope:
             config["partial_rotary_factor"] = rope["partial_rotary_factor"]
-        if config["model_type"] == "gpt_neox":  # it has names of its own for both
+        if config["model_type"] == "gpt_neox":  # its older names differ
             config["rotary_emb_base"] = rope["rope_theta"]
             config["rotary_pct"] = rope["partial_rotary_factor"]
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _mend_tokenizer_config(path: Path, chat_template: str) -> None:
+def _fix_tokenizer_config(path: Path, chat_template: str) -> None:
     config = json.loads(path.read_text())
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -1,10 +1,9 @@
-"""The arithmetic that pairs need of a model, however it is computed.
+"""The FLOPs that pairs need from a model, independent of how a run computes them.
 
-Counted are the products of matrices, two FLOPs for each number multiplied and added: each distinct
-token of a pair goes once through the matrices of every layer, and once against each key that it
-attends to. Of a last layer that can be trimmed only what a reward is read from counts. Embeddings,
-norms and activations are no products of matrices. What is computed beyond that (padding, prefixes
-again, masked products, activations again for the backward pass) is no progress, and left out.
+Only matrix products count, at two FLOPs per multiply-add: each distinct token of a pair passes
+once through every layer's matrices and meets each key that it attends to once. In a last layer
+that can be trimmed, only the work behind a reward counts. Embeddings, norms and activations are
+excluded, and so is overhead: padding, repeated prefixes, masked products, recomputed activations.
 """
 
 from __future__ import annotations
@@ -21,54 +20,53 @@ from rm_ray.model.attention import head_size
 from rm_ray.model.last_layer import is_trimmable
 
 BACKWARD = 2
-"""FLOPs of a backward pass in those of its forward pass: two products for each, one for the
-gradient of either factor (arXiv:2001.08361, p. 7)."""
+"""FLOPs of a backward pass per FLOP of the forward pass: each product needs two more, one for the
+gradient of each factor (arXiv:2001.08361, p. 7)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFlops:
-    """What one layer takes, forward."""
+    """The forward FLOPs of one layer."""
 
     token: int
-    """FLOPs of a token in the layer's matrices."""
+    """FLOPs per token in the layer's matrices."""
 
     product: int
-    """FLOPs of a query and a key that it attends to, over all heads; 0 in layers of another make
-    than attention."""
+    """FLOPs per query-key pair, over all heads; 0 in layers without attention."""
 
     window: int | None = None
-    """Keys that a query sees at most, itself included."""
+    """The most keys that a query sees, including its own; None for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrimmedFlops:
-    """What a last layer takes that is computed where a reward is read alone, forward."""
+    """The forward FLOPs of a last layer that is computed only for rewards."""
 
     token: int
-    """FLOPs of each token: its key and its value."""
+    """FLOPs per token: its key and its value."""
 
     reward: int
-    """FLOPs of each token that a reward is read from: all other matrices."""
+    """FLOPs per token that a reward is read from: all other matrices."""
 
     product: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlops:
-    """What a reward model takes for pairs of given lengths."""
+    """The FLOPs of a reward model for pairs of given lengths."""
 
     layers: tuple[LayerFlops, ...]
-    """Those that every token goes through."""
+    """The layers that every token passes through."""
 
     last: TrimmedFlops | None
-    """The last layer where it can be trimmed; otherwise it is one of ``layers``."""
+    """The last layer if it can be trimmed; None if it is one of ``layers``."""
 
     head: int
-    """FLOPs of a reward in the head."""
+    """FLOPs per reward in the head."""
 
     @classmethod
     def of(cls, classifier: PreTrainedModel) -> ModelFlops:
-        """Read the sizes of a classifier; its weights are not needed, but must not be sharded."""
+        """Read a classifier's sizes; its weights may be on ``meta``, but must not be sharded."""
         config = classifier.config.get_text_config()
         settings = config.to_dict()
         modules = next(m for m in classifier.base_model.children() if isinstance(m, nn.ModuleList))
@@ -99,7 +97,7 @@ class ModelFlops:
         return flops
 
     def attention(self, lengths: PairLengths) -> np.ndarray:
-        """Return the forward FLOPs of N pairs in queries against keys: ``[N]`` float64."""
+        """Return the forward FLOPs of N pairs in attention: ``[N]`` float64."""
         flops = np.zeros(len(lengths))
         for window in {layer.window for layer in self.layers}:
             products = sum(layer.product for layer in self.layers if layer.window == window)
@@ -110,7 +108,7 @@ class ModelFlops:
         return flops
 
     def forward(self, lengths: PairLengths) -> np.ndarray:
-        """Return the FLOPs of scoring each of N pairs: ``[N]`` float64."""
+        """Return the FLOPs of a forward pass over each of N pairs: ``[N]`` float64."""
         flops: np.ndarray = self.matrices(lengths) + self.attention(lengths)
         return flops
 
@@ -121,7 +119,7 @@ class ModelFlops:
 
 
 def _matrices(layer: nn.Module, settings: dict[str, Any]) -> int:
-    """Return the FLOPs of a token in a layer's matrices; of experts in those that it is sent to."""
+    """Return the FLOPs of a token in a layer's matrices, counting only the experts it uses."""
     flops = 0
     for name, parameter in layer.named_parameters():
         path = name.split(".")
@@ -136,15 +134,15 @@ def _matrices(layer: nn.Module, settings: dict[str, Any]) -> int:
 
 
 def _num_experts(layer: nn.Module, path: list[str], parameter: nn.Parameter) -> int:
-    """Return how many experts there are: modules of a list, or the first dimension of a tensor."""
+    """Return the number of experts: the modules of a list, or a tensor's first dimension."""
     experts = layer.get_submodule(".".join(path[: path.index("experts") + 1]))
     return len(experts) if isinstance(experts, nn.ModuleList) else len(parameter)
 
 
 def _product(num_heads: int, width: int, settings: dict[str, Any]) -> int:
-    """Return the FLOPs of a query and a key in all heads: their product, and the value's.
+    """Return the FLOPs of a query-key pair over all heads: its score, and the weighted value.
 
-    Heads of queries and of values may be of two sizes (arXiv:2405.04434, p. 7).
+    Query and value heads may differ in size (arXiv:2405.04434, p. 7).
     """
     query = settings.get("qk_head_dim") or width
     value = settings.get("v_head_dim") or width
@@ -152,12 +150,12 @@ def _product(num_heads: int, width: int, settings: dict[str, Any]) -> int:
 
 
 def _attends(kind: list[str]) -> bool:
-    """Tell whether a layer is attention: not a state-space layer or a convolution."""
+    """Return whether a layer of this kind is attention, not a state space or a convolution."""
     return not kind or (kind[0].endswith("attention") and kind[0] != "linear_attention")
 
 
 def _window(kind: list[str], settings: dict[str, Any]) -> int | None:
-    """Return how many keys a query sees in a layer of this kind, or of the only kind."""
+    """Return the most keys that a query sees in a layer of this kind; None for all."""
     if kind and kind[0] != "sliding_attention":
         return None
     return settings.get("sliding_window") or None

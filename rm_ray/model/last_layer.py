@@ -1,7 +1,7 @@
-"""The last decoder layer, computed only where a reward is read.
+"""The last decoder layer, computed only at the tokens that rewards are read from.
 
-Of the last layer only the two last tokens of a pair are used: keys and values are needed of every
-token, but queries, output projection and feed-forward of those two alone.
+A pair's rewards use only the layer's output at the last token of each branch. Every token needs a
+key and a value, but only those two need a query, the output projection and the feed-forward.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rm_ray.model.attention import attend
 LIKE_LLAMA = frozenset(
     {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 )
-"""Layers that norm first, project queries, keys and values apart, and rotate whole heads."""
+"""Pre-norm layers with separate query, key and value projections that rotate whole heads."""
 
 NORMED_HEADS = frozenset({"Qwen3DecoderLayer"})
-"""Those of them that norm each head of queries and keys."""
+"""Layers of ``LIKE_LLAMA`` that normalize each query and key head."""
 
 
 def is_trimmable(backbone: nn.Module) -> bool:
-    """Tell whether the last layer is of a make that can be trimmed, without sliding windows."""
+    """Return whether the last layer can be trimmed: a known class without a sliding window."""
     layers = backbone._modules.get("layers")
     if not isinstance(layers, nn.ModuleList) or type(layers[-1]).__name__ not in LIKE_LLAMA:
         return False
@@ -35,9 +35,9 @@ def is_trimmable(backbone: nn.Module) -> bool:
 
 
 def trim_last_layer(backbone: nn.Module) -> bool:
-    """Make the last layer of a decoder return only the last tokens of packed pairs.
+    """Make a decoder's last layer return only the last tokens of packed pairs.
 
-    Tells whether it was done.
+    Returns whether the layer was changed.
     """
     if not is_trimmable(backbone):
         return False
@@ -49,15 +49,15 @@ def trim_last_layer(backbone: nn.Module) -> bool:
 
 def _forward(
     layer: Any,
-    whole: Callable[..., Tensor],
+    full_forward: Callable[..., Tensor],
     hidden: Tensor,
     *arguments: Any,
     packed: PackedPairs | None = None,
     **options: Any,
 ) -> Tensor:
-    """Map ``[1, T, hidden]`` to ``[1, 2P, hidden]``; padded batches go through as a whole."""
+    """Map ``[1, T, hidden]`` to ``[1, 2P, hidden]``; padded batches run the full layer."""
     if packed is None:
-        return whole(hidden, *arguments, **options)
+        return full_forward(hidden, *arguments, **options)
     attention, last = layer.self_attn, packed.last_positions
     cos, sin = options["position_embeddings"]
     normed = layer.input_layernorm(hidden)
@@ -80,7 +80,7 @@ def _heads(states: Tensor, head_dim: int) -> Tensor:
 
 
 def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate ``[1, N, H, D]`` by the positions of its tokens (arXiv:2104.09864, p. 7)."""
+    """Rotate ``[1, N, H, D]`` by the tokens' positions (arXiv:2104.09864, p. 7)."""
     left, right = states.chunk(2, dim=-1)
     turned = torch.cat([-right, left], dim=-1)
     return states * cos.unsqueeze(2) + turned * sin.unsqueeze(2)

@@ -1,4 +1,4 @@
-"""How long a sequence a model can take, by its config."""
+"""The longest sequence that a model supports, from its config."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from rm_ray.errors import InputError
 
 
 def count_positions(architecture: PretrainedConfig) -> int | None:
-    """Return the most tokens of a sequence; None where the config sets no limit.
+    """Return the most tokens of a sequence; None if the config sets no limit.
 
-    Tables of learned positions end there. Rotary embeddings go on, to angles that the model never
-    saw; a scaling of them by a factor reaches that many times what it was made for.
+    Learned position tables end at the limit. Rotary embeddings do not, but beyond it they use
+    angles that the model never saw. Scaled ones reach the original limit times their factor.
     """
     settings = architecture.get_text_config().to_dict()
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
@@ -29,15 +29,14 @@ def count_positions(architecture: PretrainedConfig) -> int | None:
 
 
 def check_positions(architecture: PretrainedConfig, max_length: int, *, model: str) -> None:
-    """See that the longest conversation that is let through has positions for all its tokens.
+    """Check that a conversation of ``max_length`` tokens fits the model.
 
     Raises:
-        InputError: it may have more tokens than the model has positions.
+        InputError: ``max_length`` exceeds the model's positions.
     """
     limit = count_positions(architecture)
     if limit is not None and max_length > limit:
         raise InputError(
             f"data.max_length is {max_length}, but model.name_or_path '{model}' has {limit} "
-            f"positions; set data.max_length to {limit} or less, or choose a model of longer "
-            "context"
+            "positions. Lower data.max_length, or choose a model with a longer context"
         )

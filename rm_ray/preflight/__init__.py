@@ -1,1 +1,1 @@
-"""What a run needs and would do, before anything of the cluster is claimed."""
+"""Checks, plans and estimates of a run before it claims any resources."""

@@ -1,71 +1,74 @@
-"""Settings that are 'auto' -> a fast way to train that fits, by estimate and prediction."""
+"""Resolution of 'auto' settings: a simple and fast way to train that fits, by estimate."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
-from rm_ray.config.train_config import CHOSEN, TrainConfig, ZeroStage, flatten
+from rm_ray.config.fields import AUTO, flatten
+from rm_ray.config.train_config import AUTO_NAMES, TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.estimate.activations import ForwardPass
 from rm_ray.estimate.gpu_memory import GIGABYTE
-from rm_ray.estimate.memory import MemorySetting, alternatives, estimate
+from rm_ray.estimate.gpu_speed import COMPUTE_SHARE, GPU_PEAK, Compute
+from rm_ray.estimate.memory import estimate
+from rm_ray.estimate.memory_setting import MemorySetting, alternatives
 from rm_ray.estimate.network import GPUS_PER_NODE, Network
-from rm_ray.estimate.prediction import EQUAL, Choice, choices_of, preferred
-from rm_ray.estimate.timing import COMPUTE_SHARE, GPU_PEAK, Compute
+from rm_ray.estimate.prediction import EQUAL, Choice, choices_of, prefer
 from rm_ray.estimate.workload import measure_workload
 from rm_ray.model.flops import ModelFlops
+from rm_ray.preflight.estimate_inputs import architecture_of, memory_setting, why_not_estimated
 from rm_ray.preflight.machines import Machine, ask_gpus
-from rm_ray.preflight.resolve import ResolvedRun
-from rm_ray.preflight.run_estimate import architecture_of, memory_setting, why_not_estimated
+from rm_ray.preflight.resolved_run import PlannedRun, ResolvedRun
 from rm_ray.preflight.summary import smallest_gpu
+from rm_ray.runs.layout import RUN
+from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 STEPS = 40
-"""How many steps are looked at."""
+"""Steps sampled."""
 
 NETWORK = Network.assumed()
 ASSUMED = Compute(peak=GPU_PEAK, reached=COMPUTE_SHARE * GPU_PEAK, source="assumed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
-    """Where a run is to fit."""
+class Hardware:
+    """The memory, network and compute speed that a run has to work with."""
 
     gpu_memory: int | None = None
-    """Bytes of the smallest GPU."""
+    """Bytes of the smallest GPU; None if unknown."""
     machine_memory: int | None = None
-    """Bytes of a machine's own memory for each worker that trains on its CPUs."""
+    """Bytes of host memory per worker that trains on CPUs; None if unknown."""
     network: Network = NETWORK
     compute: Compute = ASSUMED
 
 
-def find_room(config: TrainConfig, machines: Sequence[Machine]) -> Room:
-    """Ask the cluster what a worker may take, where something is to be chosen."""
-    if not is_open(config):
-        return Room()
+def find_hardware(config: TrainConfig, machines: Sequence[Machine]) -> Hardware:
+    """Find the memory and network available to a worker; defaults if no setting is 'auto'."""
+    if not has_auto(config):
+        return Hardware()
     cluster = config.cluster
     if not cluster.use_gpu:
-        return Room(machine_memory=memory_of_a_worker(config, machines))
+        return Hardware(machine_memory=memory_per_worker(config, machines))
     with_gpus = [machine for machine in machines if machine.num_gpus]
     gpu_memory = smallest_gpu(machines)
     if gpu_memory is None:
-        told = [gpu.memory for reports in ask_gpus(with_gpus) for gpu in reports.gpus]
-        gpu_memory = min((size for size in told if size), default=None)
-    network = Network.assumed(gpus_per_node=gpus_of_a_machine(machines) or GPUS_PER_NODE)
-    return Room(gpu_memory=gpu_memory, network=network)
+        sizes = [gpu.memory for reports in ask_gpus(with_gpus) for gpu in reports.gpus]
+        gpu_memory = min((size for size in sizes if size), default=None)
+    network = Network.assumed(gpus_per_node=most_gpus_per_machine(machines) or GPUS_PER_NODE)
+    return Hardware(gpu_memory=gpu_memory, network=network)
 
 
-def gpus_of_a_machine(machines: Sequence[Machine]) -> int:
-    """Return the GPUs of the machine with the most."""
+def most_gpus_per_machine(machines: Sequence[Machine]) -> int:
+    """Return the GPU count of the machine with the most GPUs."""
     return max((machine.num_gpus for machine in machines), default=0)
 
 
-def memory_of_a_worker(config: TrainConfig, machines: Sequence[Machine]) -> int | None:
-    """Return the bytes of a machine's memory for each worker that it may get, the least of all."""
+def memory_per_worker(config: TrainConfig, machines: Sequence[Machine]) -> int | None:
+    """Return the least host memory per worker over all machines, in bytes; None if unknown."""
     workers, cpus = (config.cluster.worker_bounds or (1, 1))[1], config.cluster.cpus_per_worker
     shares = [
         machine.memory // min(places, workers)
@@ -75,81 +78,86 @@ def memory_of_a_worker(config: TrainConfig, machines: Sequence[Machine]) -> int 
     return min(shares, default=None)
 
 
-def is_open(config: TrainConfig) -> bool:
-    """Tell whether a setting is yet to be chosen."""
+def has_auto(config: TrainConfig) -> bool:
+    """Return whether any setting is 'auto'."""
+    return bool(auto_names(config))
+
+
+def auto_names(config: TrainConfig) -> list[str]:
+    """Return the names of the settings that are 'auto'."""
     settings = flatten(config.to_json())
-    return any(settings[name] == "auto" for name in CHOSEN)
+    return [name for name in AUTO_NAMES if settings[name] == AUTO]
 
 
-def choose(resolved: ResolvedRun, room: Room, *, num_workers: int) -> ResolvedRun:
-    """Fill in what is 'auto' for the fewest workers that the run may go on with; say it in a line.
+def keep_choices(config: TrainConfig, run_folder: Storage) -> TrainConfig:
+    """Replace 'auto' and None by the choices that the run recorded, the use of GPUs included.
 
-    On GPUs ``preferred`` decides: of the ways that fit and are predicted within 10% of the fastest
-    of them, that of the lowest stage, then without recomputation, without a second partition, with
-    the least traffic. On CPUs it is the first that fits of the order in which settings are to be
-    preferred, stage 0 without recomputation before all others. Where nothing fits, what needs the
-    least memory is taken.
+    So a resumed run waits for GPUs instead of moving to CPUs.
+    """
+    record = run_folder.read_json(RUN)
+    if record is None:
+        return config
+    stage_before = record["config"]["cluster"].get("zero_stage")
+    for setting in ("cluster.use_gpu", *AUTO_NAMES):
+        section, name = setting.split(".")
+        mine = getattr(config, section)
+        before = record["config"][section].get(name)
+        if name == "zero_secondary_partition" and config.cluster.zero_stage != stage_before:
+            # It was chosen for another stage, and only stage 3 has a second partition.
+            before = None if config.cluster.zero_stage == 3 else False
+        if getattr(mine, name) in (None, AUTO) and before is not None:
+            config = replace(config, **{section: replace(mine, **{name: before})})
+    return config
+
+
+def choose(planned: PlannedRun, hardware: Hardware, *, num_workers: int) -> ResolvedRun:
+    """Resolve 'auto' settings for ``num_workers``, the fewest that may train, and log the result.
+
+    On GPUs ``prefer`` decides: among the choices that fit and are predicted within 10% of the
+    fastest, it takes the lowest stage, then no recomputation, no second partition, and the least
+    traffic. On CPUs the first of ``alternatives`` that fits is taken: stage 0 without recomputation
+    comes first. If nothing fits, the choice that needs the least memory is taken.
 
     Raises:
-        InputError: the memory of GPUs or of the model is not known.
+        InputError: the memory of the GPUs or of the model is unknown.
     """
-    config = resolved.config
-    if not is_open(config):
-        return resolved
-    plain = replace(resolved, config=_with(config, stage=0, recomputes=False, is_secondary=False))
-    if not config.cluster.use_gpu:
-        setting, why = _choose_on_cpus(plain, config, room, num_workers)
-    else:
-        setting, why = _choose_on_gpus(plain, config, room, num_workers)
-    chosen = _with(
-        config,
-        stage=setting.zero_stage,
-        recomputes=setting.checkpointing,
-        is_secondary=setting.secondary_over > 0,
+    config = planned.config
+    plain = planned.settle(config.settle())
+    names = auto_names(config)
+    if not names:
+        return plain
+    choose_setting = _choose_on_gpus if config.cluster.use_gpu else _choose_on_cpus
+    setting, why = choose_setting(plain, config, hardware, num_workers)
+    settled = config.settle(
+        zero_stage=setting.zero_stage,
+        zero_secondary_partition=setting.secondary_size > 0,
+        gradient_checkpointing=setting.checkpointing,
     )
-    asked, now = flatten(config.to_json()), flatten(chosen.to_json())
-    told = ", ".join(f"{name} {now[name]}" for name in CHOSEN if asked[name] == "auto")
-    logger.info("auto: %s (%s)", told, why)
-    return replace(resolved, config=chosen)
+    values = flatten(settled.to_json())
+    logger.info("auto: %s (%s)", ", ".join(f"{name} {values[name]}" for name in names), why)
+    return planned.settle(settled)
 
 
-def _with(config: TrainConfig, *, stage: int, recomputes: bool, is_secondary: bool) -> TrainConfig:
-    """Return the settings with what is 'auto' replaced."""
-    cluster, model = config.cluster, config.model
-    if cluster.zero_stage != "auto":
-        stage = cluster.zero_stage
-    if cluster.zero_secondary_partition != "auto":
-        is_secondary = cluster.zero_secondary_partition
-    if model.gradient_checkpointing == "auto":
-        model = replace(model, gradient_checkpointing=recomputes)
-    cluster = replace(
-        cluster,
-        zero_stage=cast(ZeroStage, stage),
-        zero_secondary_partition=is_secondary and stage == 3,
-    )
-    return replace(config, model=model, cluster=cluster)
-
-
-def _is_asked(setting: MemorySetting, config: TrainConfig) -> bool:
-    """Tell whether a way to train keeps the stage and the recomputation that the settings fix."""
+def _matches_config(setting: MemorySetting, config: TrainConfig) -> bool:
+    """Return whether a choice keeps the stage and recomputation that the config fixes."""
     stage, recomputes = config.cluster.zero_stage, config.model.gradient_checkpointing
-    has_stage = stage in ("auto", setting.zero_stage)
+    has_stage = stage in (AUTO, setting.zero_stage)
     is_partitioned = setting.zero_stage == 3 or config.cluster.zero_secondary_partition is not True
-    return has_stage and is_partitioned and recomputes in ("auto", setting.checkpointing)
+    return has_stage and is_partitioned and recomputes in (AUTO, setting.checkpointing)
 
 
 def _choose_on_cpus(
-    plain: ResolvedRun, config: TrainConfig, room: Room, num_workers: int
+    plain: ResolvedRun, config: TrainConfig, hardware: Hardware, num_workers: int
 ) -> tuple[MemorySetting, str]:
     workload = measure_workload(plain.plan, world_size=num_workers, most_steps=STEPS)
     setting = memory_setting(plain, workload, world_size=num_workers)
-    options = [option for option in alternatives(setting) if _is_asked(option, config)]
+    options = [option for option in alternatives(setting) if _matches_config(option, config)]
     if why := why_not_estimated(plain):
-        return options[0], f"memory is not estimated, since {why}"
+        return options[0], f"memory is not estimated: {why}"
     architecture = architecture_of(plain)
     row = ForwardPass.of(workload.largest, layout=setting.layout, attention=setting.attention)
     needs = [(option, estimate(architecture, row, option).machine) for option in options]
-    return _first_that_fits(needs, room.machine_memory)
+    return _first_that_fits(needs, hardware.machine_memory)
 
 
 def _first_that_fits(
@@ -157,64 +165,63 @@ def _first_that_fits(
 ) -> tuple[MemorySetting, str]:
     for option, needed in needs:
         if memory is None or needed <= memory:
-            return option, f"a worker needs {needed / GIGABYTE:.2f} GB by estimate"
+            return option, f"a worker needs an estimated {needed / GIGABYTE:.2f} GB"
     option, needed = min(needs, key=lambda need: need[1])
-    return option, f"nothing fits; this needs the least, {needed / GIGABYTE:.2f} GB a worker"
+    return option, f"nothing fits; this needs the least, {needed / GIGABYTE:.2f} GB per worker"
 
 
 def _choose_on_gpus(
-    plain: ResolvedRun, config: TrainConfig, room: Room, num_workers: int
+    plain: ResolvedRun, config: TrainConfig, hardware: Hardware, num_workers: int
 ) -> tuple[MemorySetting, str]:
     why = why_not_estimated(plain)
-    if not why and room.gpu_memory is None:
-        why = "it is not known what memory the GPUs have"
+    if not why and hardware.gpu_memory is None:
+        why = "the memory of the GPUs is unknown"
     if why:
-        names = [name for name in CHOSEN if flatten(config.to_json())[name] == "auto"]
-        raise InputError(f"{' and '.join(names)} cannot be 'auto': {why}; set a value")
+        raise InputError(f"{' and '.join(auto_names(config))} cannot be 'auto': {why}; set a value")
     secondary = config.cluster.zero_secondary_partition
     return _simplest(
         [
             choice
-            for choice in predict_ways(plain, room, num_workers=num_workers)
-            if _is_asked(choice.setting, config)
-            and secondary in ("auto", choice.setting.secondary_over > 0)
+            for choice in predict_ways(plain, hardware, num_workers=num_workers)
+            if _matches_config(choice.setting, config)
+            and secondary in (AUTO, choice.setting.secondary_size > 0)
         ]
     )
 
 
-def predict_ways(resolved: ResolvedRun, room: Room, *, num_workers: int) -> list[Choice]:
-    """Return every way to train on so many GPUs with its time, and whether it fits."""
+def predict_ways(resolved: ResolvedRun, hardware: Hardware, *, num_workers: int) -> list[Choice]:
+    """Return every choice on ``num_workers`` GPUs, with its time and whether it fits."""
     workload = measure_workload(resolved.plan, world_size=num_workers, most_steps=STEPS)
     _, choices = choices_of(
         resolved.plan,
         ModelFlops.of(resolved.classifier),
         architecture_of(resolved),
         memory_setting(resolved, workload, world_size=num_workers),
-        compute=room.compute,
-        network=room.network,
-        gpu_memory=room.gpu_memory,
+        compute=hardware.compute,
+        network=hardware.network,
+        gpu_memory=hardware.gpu_memory,
     )
     return choices
 
 
 def _simplest(known: Sequence[Choice]) -> tuple[MemorySetting, str]:
-    """Return the preferred way that fits, else what needs the least memory.
+    """Return the preferred choice that fits, or else the one that needs the least memory, and why.
 
     Raises:
-        InputError: a second partition is asked for where there can be none.
+        InputError: a second partition is requested but impossible.
     """
     if not known:
         raise InputError(
-            "cluster.zero_secondary_partition is true, which takes several machines that are full "
-            "of workers; set it to false or 'auto'"
+            "cluster.zero_secondary_partition is true, but it needs several machines with a worker "
+            "on every GPU. Set it to false or 'auto'."
         )
-    best = preferred(known)
+    best = prefer(known)
     if best is None:
-        best = min(known, key=lambda choice: choice.estimated.device)
-        needed = best.estimated.device / GIGABYTE
-        return best.setting, f"nothing fits; this needs the least, {needed:.1f} GB a GPU"
+        best = min(known, key=lambda choice: choice.memory.device)
+        needed = best.memory.device / GIGABYTE
+        return best.setting, f"nothing fits; this needs the least, {needed:.1f} GB per GPU"
     fitting = sum(choice.fits is not False for choice in known)
     return best.setting, (
-        f"of {fitting} ways that fit the simplest predicted within {EQUAL - 1:.0%} of the fastest: "
-        f"{best.time.seconds:.3f} s a step, {best.estimated.device / GIGABYTE:.1f} GB a GPU"
+        f"simplest of {fitting} that fit and are predicted within {EQUAL - 1:.0%} of the fastest: "
+        f"{best.time.seconds:.3f} s per step, {best.memory.device / GIGABYTE:.1f} GB per GPU"
     )

@@ -1,4 +1,4 @@
-"""The token caches of a run: training and held-out pairs, and what both have."""
+"""The token caches of training and held-out pairs, and the prompts that they share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from transformers import PreTrainedTokenizerBase
 
 from rm_ray.config.train_config import TrainConfig
+from rm_ray.data.cache.cache_build import build_token_cache
 from rm_ray.data.cache.overlap import count_overlap, join_keys
-from rm_ray.data.cache.token_cache import TokenCache, build_token_cache
-from rm_ray.data.rows.reading import describe_all, refuse_lost_columns, refuse_missing_columns
+from rm_ray.data.cache.token_cache import TokenCache
+from rm_ray.data.rows.column_readings import (
+    describe_all,
+    refuse_lost_columns,
+    refuse_missing_columns,
+)
 from rm_ray.errors import InputError
 from rm_ray.storage import Storage
 
@@ -20,25 +25,25 @@ logger = logging.getLogger(__name__)
 def build_caches(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, storage: Storage
 ) -> tuple[TokenCache, TokenCache | None]:
-    """Tokenise training and held-out pairs, and log what became of the rows.
+    """Tokenise training and held-out pairs, and log how many rows were kept and refused.
 
     Raises:
-        InputError: something given cannot be trained on.
+        InputError: the data is not suitable for training.
     """
     held_out = _cache(config, "eval", tokenizer, storage) if config.data.held_out else None
     without = held_out if config.data.drop_overlap else None
     train = _cache(config, "train", tokenizer, storage, without)
     if config.data.eval is None and held_out is None:
         logger.info(
-            "no evaluation: data.eval names no held-out pairs; give some with --data.eval SOURCE"
+            "no evaluation: data.eval is not set; pass held-out pairs with --data.eval SOURCE"
         )
     readings = [*train.readings, *(held_out.readings if held_out else ())]
     refuse_missing_columns(config.data.rules.columns, readings)
     return train, held_out
 
 
-def find_held_out_trained_on(train: TokenCache, held_out: TokenCache | None) -> dict[str, int]:
-    """Count, by source, the held-out pairs whose prompt is trained on too, and warn of them."""
+def find_prompt_overlap(train: TokenCache, held_out: TokenCache | None) -> dict[str, int]:
+    """Count by source the held-out pairs whose prompt is also trained on, and log a warning."""
     if held_out is None:
         return {}
     batches = list(held_out.parts.scan(("prompt_hash", "source"), refused=False))
@@ -47,8 +52,8 @@ def find_held_out_trained_on(train: TokenCache, held_out: TokenCache | None) -> 
     overlap = count_overlap(keys, sources, train.prompt_keys)
     if overlap:
         logger.warning(
-            "%s of %s held-out pairs have a prompt that is trained on too (%s), so accuracy on "
-            "them says little of new prompts; data.drop_overlap leaves such training pairs out",
+            "%s of %s held-out pairs have a prompt that is also trained on (%s), so accuracy on "
+            "them says little about new prompts. Set data.drop_overlap to drop such pairs",
             f"{sum(overlap.values()):,}",
             f"{held_out.num_pairs:,}",
             ", ".join(f"{name}: {count:,}" for name, count in overlap.items()),
@@ -78,8 +83,8 @@ def _cache(
         logger.info("  refused rows are in %s", cache.quarantine)
     if cache.duplicates or cache.contradictions:
         logger.warning(
-            "  of the %s pairs, %s repeat another one (same prompt and responses) and %s "
-            "contradict one (the preference turned around)",
+            "  %s pairs: %s duplicate another pair (same prompt and responses), %s contradict one "
+            "(opposite preference)",
             name,
             f"{cache.duplicates:,}",
             f"{cache.contradictions:,}",
@@ -94,6 +99,6 @@ def _cache(
         raise InputError(
             f"data.{name}: {cache.num_refused} of {rows} rows were refused ({reasons}), more than "
             f"data.max_refused_fraction {config.data.max_refused_fraction} allows. See "
-            f"{cache.quarantine}; mend the data, or raise the fraction"
+            f"{cache.quarantine}. Fix the data, or raise the fraction."
         )
     return cache

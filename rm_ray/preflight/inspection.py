@@ -1,4 +1,4 @@
-"""What would be trained on, before anything is: rows as messages, as text and in tokens."""
+"""Data sources as training would read them: rows as messages, text and tokens."""
 
 from __future__ import annotations
 
@@ -11,71 +11,77 @@ from typing import Any
 
 import numpy as np
 
-from rm_ray.config.train_config import DataConfig
+from rm_ray.config.sections.data import DataConfig
 from rm_ray.data.cache.cache_rows import tokenize_rows
 from rm_ray.data.cache.pair_tokens import common_prefix
+from rm_ray.data.rows.column_readings import (
+    ColumnReading,
+    describe_all,
+    refuse_lost_columns,
+    sum_up,
+)
 from rm_ray.data.rows.pairs import parse_pair
-from rm_ray.data.rows.reading import Reading, describe_all, refuse_lost_columns, sum_up
 from rm_ray.data.sources import mixture
 from rm_ray.data.sources.discovery import locate
 from rm_ray.data.sources.source_spec import SourceSpec
-from rm_ray.data.tokens.tokenization import PairTokenizer
-from rm_ray.preflight.report import histogram
+from rm_ray.data.tokens.pair_tokenizer import PairTokenizer
+from rm_ray.preflight.report.histogram import histogram
 
 ROWS_AT_ONCE = 256
+"""Rows tokenised together."""
 
 
 @dataclass(kw_only=True)
 class SourceFinding:
-    """What a source would give, counted over all rows that are taken of it."""
+    """Counts over all rows of a source that training would use, and its first rows."""
 
     source: str
     read_as: str
     rows: int = 0
     pairs: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-    readings: list[Reading] = field(default_factory=list)
+    readings: list[ColumnReading] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    """Tokens of each conversation that is trained on."""
-    shown: list[dict[str, Any]] = field(default_factory=list)
-    """The first rows, refused ones in their place."""
+    """Tokens of each conversation that would be trained on."""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """The first rows in order, refused ones included."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the counts; columns are named by what they became."""
+        """Return the counts, and the columns used for each part of a pair."""
         used: dict[str, list[str]] = {}
         for reading in self.readings:
             for part, columns in reading.used.items():
                 known = used.setdefault(part, [])
                 known += [name for name in columns if name not in known]
-        left = dict.fromkeys(name for reading in self.readings for name in reading.left)
+        unused = dict.fromkeys(name for reading in self.readings for name in reading.left)
         return {
             "source": self.source,
             "read_as": "; ".join([self.read_as, *describe_all(self.readings)]),
             "used": used,
-            "not_used": list(left),
+            "not_used": list(unused),
             "rows": self.rows,
             "pairs": self.pairs,
             "refused": dict(self.refused.most_common()),
         }
 
     def describe(self) -> str:
-        """Return counts, rows and lengths as lines."""
+        """Return counts, example rows and a histogram of lengths as text."""
         lines = [f"{self.source}: {self.read_as}"]
         lines += [f"  {line}" for line in describe_all(self.readings)]
         lines.append(f"  {self.pairs:,} pairs of {self.rows:,} rows")
         lines += [f"  refused {count:6d}  {why}" for why, count in self.refused.most_common()]
-        for row in self.shown:
+        for row in self.examples:
             lines += ["", *_describe_row(row)]
         if self.lengths:
-            lines += ["", "tokens of a conversation:"]
+            lines += ["", "tokens per conversation:"]
             lines += [f"  {line}" for line in histogram(np.array(self.lengths))]
         return "\n".join(lines)
 
 
 def inspect_source(
-    text: str, data: DataConfig, tokenizer: PairTokenizer, *, seed: int, num_shown: int
+    text: str, data: DataConfig, tokenizer: PairTokenizer, *, seed: int, num_examples: int
 ) -> SourceFinding:
-    """Read, check and tokenise a source as a training would, in this process.
+    """Read, check and tokenise a source as training would, in this process.
 
     Raises:
         InputError: the source cannot be read.
@@ -96,19 +102,19 @@ def inspect_source(
                     finding.pairs += 1
                     counts[row["reading"]] += 1
                     finding.lengths += [len(row["chosen_ids"]), len(row["rejected_ids"])]
-                if len(finding.shown) < num_shown:
+                if len(finding.examples) < num_examples:
                     about = {"source": text, "row": number}
                     shown = _refusal(row) if row["reason"] else _pair(raw, row, tokenizer, origin)
-                    finding.shown.append({**about, **shown})
+                    finding.examples.append({**about, **shown})
         finding.readings.append(sum_up(origin, counts))
     return finding
 
 
 def refuse_lost(findings: Sequence[SourceFinding]) -> None:
-    """Stop where a training would, since a column is not used that should be.
+    """Refuse sources with an unused conversation column, as training would.
 
     Raises:
-        InputError: naming source and columns.
+        InputError: a column is unused; the message names source and columns.
     """
     refuse_lost_columns(reading for finding in findings for reading in finding.readings)
 
@@ -123,7 +129,7 @@ def _refusal(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pair(raw: str, row: dict[str, Any], tokenizer: PairTokenizer, origin: str) -> dict[str, Any]:
-    """Return a pair as messages and as the text whose ids are trained on."""
+    """Return a pair as messages and as the text that is trained on."""
     pair = parse_pair(json.loads(raw), origin, tokenizer.config.rules)
     shown: dict[str, Any] = {}
     for side, messages in (("chosen", pair.chosen), ("rejected", pair.rejected)):

@@ -1,4 +1,4 @@
-"""The network between the workers that will train, measured by them."""
+"""Measurement of the network between the workers that will train."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from rm_ray.cluster.connectivity import (
     ranks_across_machines,
     ranks_by_machine,
 )
+from rm_ray.cluster.failures import explain
 from rm_ray.cluster.process_group import ProcessGroupConfig, describe_host
 from rm_ray.cluster.timeouts import COMPANY_S, EXCHANGE_S
-from rm_ray.config.train_config import ClusterConfig
-from rm_ray.driver.fit import explain
+from rm_ray.config.sections.cluster import ClusterConfig
 from rm_ray.errors import InputError, LostError, TrainingError
 from rm_ray.estimate.network import Network
 from rm_ray.storage import Storage
 
 
 def measure_network(cluster: ClusterConfig, storage: Storage) -> tuple[Network, str]:
-    """Let the workers exchange messages for a few seconds; return the network, and a line on it.
+    """Let workers exchange messages for a few seconds; return the network and a summary line.
 
-    All links are in use at once, as in training: within every machine, then from every worker to
-    its counterparts on the other machines.
+    All links are busy at once, as in training: first within every machine, then between every
+    worker and its counterparts on the other machines.
 
     Raises:
-        InputError: there is one worker alone, or the workers do not reach one another.
+        InputError: there is only one worker, or the workers cannot reach each other.
     """
     if cluster.num_workers == 1:
         raise InputError(
-            "--measure_network needs two workers or more, and cluster.num_workers is 1"
+            "--measure_network needs at least two workers, but cluster.num_workers is 1"
         )
     name = f".preflight-{uuid4().hex}"
     trainer = TorchTrainer(
@@ -59,7 +59,7 @@ def measure_network(cluster: ClusterConfig, storage: Storage) -> tuple[Network, 
     try:
         found = dict(trainer.fit().return_value or {})
     except ray.train.TrainingFailedError as error:
-        cause = explain(error, None, storage.folder(name))
+        cause = explain(error, can_read=lambda: False)
         if not isinstance(cause, InputError | LostError | TrainingError):
             raise
         raise InputError(str(cause).splitlines()[0]) from None
@@ -69,7 +69,7 @@ def measure_network(cluster: ClusterConfig, storage: Storage) -> tuple[Network, 
 
 
 def _measure() -> dict[str, Any]:
-    """Measure on every worker; all return the same."""
+    """Measure the links; runs on every worker, and all return the same."""
     device = ray.train.torch.get_device()
     connect(device, describe_host())
     hosts = meet(describe_host(), limit_s=COMPANY_S)
@@ -84,11 +84,11 @@ def _measure() -> dict[str, Any]:
 def summarise_links(
     hosts: Sequence[str], within: LinkSpeed | None, across: LinkSpeed | None, everyone: LinkSpeed
 ) -> tuple[Network, str]:
-    """Return the network that a time model takes, and a line for people.
+    """Return the network for the time model, and a summary line.
 
-    ``within`` is None where every machine has one worker, and ``across`` where there is one
-    machine; the other links then stand for those that are not there. Of machines with different
-    numbers of workers the largest counts.
+    ``within`` is None if every machine has one worker, ``across`` is None if there is one machine;
+    the other links then stand in for the missing ones. ``gpus_per_node`` is the number of workers
+    on the machine with the most.
     """
     machines = ranks_by_machine(hosts)
     near, far = _slower(within), _slower(across)
@@ -101,7 +101,7 @@ def summarise_links(
     )
     ranks, count = len(hosts), len(machines)
     links = [f"{speed / 1e9:.3g} GB/s within a machine" for speed in (near,) if speed]
-    links += [f"{speed / 1e9:.3g} GB/s a worker between machines" for speed in (far,) if speed]
+    links += [f"{speed / 1e9:.3g} GB/s per worker between machines" for speed in (far,) if speed]
     return network, (
         f"{ranks} workers on {count} machine{'s' * (count != 1)}: {', '.join(links)}; "
         f"{everyone.latency_s * 1e6:,.0f} microseconds for the smallest all-reduce"

@@ -1,4 +1,4 @@
-"""The machines of the cluster, and what a task on each of them finds out there."""
+"""The machines of the cluster, and the report that a task makes on each."""
 
 from __future__ import annotations
 
@@ -7,34 +7,39 @@ import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rm_ray.cluster.gpus import Gpu, find_cuda, find_gpus
 from rm_ray.errors import InputError
+from rm_ray.local_home import local_home
 from rm_ray.model.compiler import find_missing
-from rm_ray.storage import Storage, local_home
+from rm_ray.storage import Storage
 
 ANSWER_S = 120.0
-"""How long a machine may take to answer; the first task of a job starts a process there."""
+"""Seconds that a machine may take to answer; a job's first task starts a process there."""
 
 SHORT_ANSWER_S = 20.0
-"""The same before a training, which has its own checks in every worker."""
+"""Seconds to answer right before training, whose workers make their own checks."""
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "ray", "numpy")
-"""Packages that all machines must have alike."""
+"""Packages that must have the same version on all machines."""
 
 KIND = "accelerator_type:"
-"""What Ray's resource for the kind of a machine's GPUs begins with."""
+"""Prefix of the Ray resource that names a machine's GPU kind."""
+
+DRIVER_FILE = "driver"
+"""File that the driver writes and all machines read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A machine as Ray knows it."""
+    """A machine as Ray sees it."""
 
     node_id: str
     name: str
@@ -42,33 +47,33 @@ class Machine:
 
     @property
     def num_cpus(self) -> int:
-        """CPUs that Ray counts with."""
+        """CPUs that Ray schedules."""
         return int(self.resources.get("CPU", 0))
 
     @property
     def num_gpus(self) -> int:
-        """GPUs that Ray counts with."""
+        """GPUs that Ray schedules."""
         return int(self.resources.get("GPU", 0))
 
     @property
     def gpu_kind(self) -> str | None:
-        """Ray's name of its GPUs, as in 'H100'."""
+        """Ray's name for its GPUs, such as 'H100'; None if unnamed."""
         return next((name[len(KIND) :] for name in self.resources if name.startswith(KIND)), None)
 
     @property
     def memory(self) -> int:
-        """Bytes of its memory that Ray counts with."""
+        """Bytes of memory that Ray schedules, the object store included."""
         names = ("memory", "object_store_memory")
         return int(sum(self.resources.get(name, 0) for name in names))
 
     def places(self, *, cpus: int, use_gpu: bool) -> int:
-        """Return for how many workers it has room."""
+        """Return how many workers fit on this machine by CPUs and GPUs."""
         places = self.num_cpus // cpus
         return min(places, self.num_gpus) if use_gpu else places
 
 
 def list_machines() -> list[Machine]:
-    """Return the machines that are there."""
+    """Return the live machines."""
     return [
         Machine(node_id=node["NodeID"], name=node["NodeName"], resources=node["Resources"])
         for node in ray.nodes()
@@ -78,74 +83,93 @@ def list_machines() -> list[Machine]:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineProbe:
-    """What is to be found out on every machine."""
+    """What to find out on every machine."""
 
     storage: Storage
     token: str
-    """The name of a folder in the storage, with a file 'driver' that holds this name."""
+    """Name of a folder in the storage; its ``DRIVER_FILE`` contains this name."""
     node_id: str = ""
     paths: tuple[str, ...] = ()
     """Files and folders that every machine needs."""
     has_gpus: bool = False
 
+    def on(self, machine: Machine) -> MachineProbe:
+        """Return the probe of one machine."""
+        return replace(self, node_id=machine.node_id, has_gpus=machine.num_gpus > 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MachineReport:
-    """What a machine has, as a task on it found."""
+    """Findings of a task on one machine."""
 
     name: str = ""
     error: str = ""
-    """Why nothing was found out."""
+    """Why the report is missing; empty if it is not."""
     storage_error: str = ""
-    """Why the storage could not be written or read there."""
+    """Why the machine could not write or read the storage; empty if it could."""
     staging: str = ""
-    """The folder that checkpoints are written to first."""
+    """Folder that checkpoints are first written to."""
     staging_free: int = 0
+    """Free bytes in ``staging``."""
     staging_error: str = ""
     missing_paths: tuple[str, ...] = ()
     software: Mapping[str, str] = field(default_factory=dict)
+    """Version of each package."""
     cuda: str | None = None
-    """The CUDA that its PyTorch was built for."""
+    """CUDA version that PyTorch was built for; None if built without."""
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str = ""
     missing_compiler: str = ""
-    """What Triton misses on a machine with GPUs."""
+    """What Triton lacks on a machine with GPUs; empty if nothing."""
 
 
-def probe_machines(machines: Sequence[Machine], question: MachineProbe) -> list[MachineReport]:
-    """Return what a task on each machine finds; it claims no CPU and no GPU."""
+def probe_machines(machines: Sequence[Machine], probe: MachineProbe) -> list[MachineReport]:
+    """Return each machine's report, made by a task that claims no CPU or GPU."""
     task = ray.remote(num_cpus=0, max_retries=0)(make_report)
-    answers = [
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
-        ).remote(_on(question, machine))
-        for machine in machines
-    ]
-    ray.wait(answers, num_returns=len(answers), timeout=ANSWER_S)
-    return [_collect(answer, machine) for answer, machine in zip(answers, machines, strict=True)]
+    answers = [task.options(**_on_node(machine)).remote(probe.on(machine)) for machine in machines]
+    return _collect_all(answers, machines, timeout_s=ANSWER_S)
 
 
 def ask_gpus(machines: Sequence[Machine]) -> list[MachineReport]:
-    """Return what a task on each machine finds of its GPUs; those that do not answer are left out.
+    """Return the GPU reports of all machines that answer.
 
-    Training begins right after, so a machine that is slow is not waited for long.
+    Training starts right after, so this does not wait for slow machines.
     """
-    task = ray.remote(num_cpus=0, max_retries=0)(report_gpus)
-    answers = [
-        task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
-        ).remote()
-        for machine in machines
-    ]
-    if not answers:
+    if not machines:
         return []
-    ray.wait(answers, num_returns=len(answers), timeout=SHORT_ANSWER_S)
-    found = [_collect(answer, machine) for answer, machine in zip(answers, machines, strict=True)]
-    return [reports for reports in found if not reports.error]
+    task = ray.remote(num_cpus=0, max_retries=0)(report_gpus)
+    answers = [task.options(**_on_node(machine)).remote() for machine in machines]
+    reports = _collect_all(answers, machines, timeout_s=SHORT_ANSWER_S)
+    return [report for report in reports if not report.error]
+
+
+def _on_node(machine: Machine) -> dict[str, Any]:
+    """Return the Ray task options that pin a task to a machine."""
+    strategy = NodeAffinitySchedulingStrategy(machine.node_id, soft=False)
+    return {"scheduling_strategy": strategy}
+
+
+def _collect_all(
+    answers: Sequence[ray.ObjectRef], machines: Sequence[Machine], *, timeout_s: float
+) -> list[MachineReport]:
+    """Return the reports in order; one that does not arrive in time is replaced by an error."""
+    ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
+    return [_collect(answer, machine) for answer, machine in zip(answers, machines, strict=True)]
+
+
+def _collect(answer: ray.ObjectRef, machine: Machine) -> MachineReport:
+    try:
+        report: MachineReport = ray.get(answer, timeout=0)
+        return report
+    except ray.exceptions.GetTimeoutError:
+        return MachineReport(name=machine.name, error=f"no answer in {ANSWER_S:.0f} s")
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return MachineReport(name=machine.name, error=reason[-1])
 
 
 def report_gpus() -> MachineReport:
-    """Look at this machine's GPUs, and at what compiles for them."""
+    """Report on this machine's GPUs and compiler."""
     gpus, gpu_error = find_gpus()
     return MachineReport(
         name=socket.gethostname(),
@@ -156,67 +180,46 @@ def report_gpus() -> MachineReport:
     )
 
 
-def _on(question: MachineProbe, machine: Machine) -> MachineProbe:
-    return MachineProbe(
-        storage=question.storage,
-        token=question.token,
-        node_id=machine.node_id,
-        paths=question.paths,
-        has_gpus=machine.num_gpus > 0,
-    )
-
-
-def _collect(answer: ray.ObjectRef, machine: Machine) -> MachineReport:
-    try:
-        reports: MachineReport = ray.get(answer, timeout=0)
-        return reports
-    except ray.exceptions.GetTimeoutError:
-        return MachineReport(name=machine.name, error=f"no answer in {ANSWER_S:.0f} s")
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return MachineReport(name=machine.name, error=reason[-1])
-
-
-def make_report(question: MachineProbe) -> MachineReport:
-    """Look around on this machine."""
+def make_report(probe: MachineProbe) -> MachineReport:
+    """Report on this machine: storage, disk, files, software and GPUs."""
     staging, staging_free, staging_error = "", 0, ""
     try:
         staging = str(local_home())
         staging_free = shutil.disk_usage(staging).free
     except (InputError, OSError) as error:
         staging_error = str(error)
-    gpus, gpu_error = find_gpus() if question.has_gpus else ((), "")
+    gpus, gpu_error = find_gpus() if probe.has_gpus else ((), "")
     return MachineReport(
         name=socket.gethostname(),
-        storage_error=_try_storage(question),
+        storage_error=_try_storage(probe),
         staging=staging,
         staging_free=staging_free,
         staging_error=staging_error,
-        missing_paths=tuple(path for path in question.paths if not Path(path).exists()),
+        missing_paths=tuple(path for path in probe.paths if not Path(path).exists()),
         software=find_software(),
         cuda=find_cuda(),
         gpus=gpus,
         gpu_error=gpu_error,
-        missing_compiler=find_missing() if question.has_gpus else "",
+        missing_compiler=find_missing() if probe.has_gpus else "",
     )
 
 
-def _try_storage(question: MachineProbe) -> str:
-    """Read what the driver wrote, and leave a file for it; return what went wrong."""
-    folder = question.storage.folder(question.token)
+def _try_storage(probe: MachineProbe) -> str:
+    """Read the driver's file and write one in reply; return what went wrong, empty if nothing."""
+    folder = probe.storage.folder(probe.token)
     try:
-        if not folder.exists("driver"):
-            return "what the driver wrote is not there: it is not the same folder"
-        if folder.read_text("driver") != question.token:
-            return "what the driver wrote reads back differently"
-        folder.write_text(question.node_id, question.node_id)
+        if not folder.exists(DRIVER_FILE):
+            return "the driver's file is missing: this is not the same folder"
+        if folder.read_text(DRIVER_FILE) != probe.token:
+            return "the driver's file reads back differently"
+        folder.write_text(probe.node_id, probe.node_id)
     except OSError as error:
         return str(error)
     return ""
 
 
 def find_software() -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter."""
+    """Return the versions of Python and of ``PACKAGES``."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):

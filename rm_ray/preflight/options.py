@@ -1,4 +1,4 @@
-"""What a preflight may be asked, as options of its command."""
+"""The options of the preflight command."""
 
 from __future__ import annotations
 
@@ -12,58 +12,57 @@ import tyro
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.estimate.gpu_memory import GIGABYTE
+from rm_ray.estimate.gpu_speed import COMPUTE_SHARE, GPU_PEAK, TERA, Compute
 from rm_ray.estimate.network import GPUS_PER_NODE, Network
-from rm_ray.estimate.timing import COMPUTE_SHARE, GPU_PEAK, TERA, Compute
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightCommand:
-    """Say what a run would compute and need, and check everything that it depends on.
+    """Report what a run would compute and need, and check everything that it depends on.
 
-    Takes the settings of ``jobs/train.py``. Nothing is trained, and no GPU is claimed unless
-    ``--measure_network`` asks for it; pairs are tokenised and stay so for the run. It works without
-    the cluster that will train: give ``--gpu_memory_gb`` then. The exit status is 0, 1 where a
-    check failed, 2 where something given is wrong.
+    Takes the settings of ``jobs/train.py``. It trains nothing, and claims no GPU except for
+    ``--measure_network``; the run reuses the pairs that it tokenises. It also works without the
+    cluster that will train: pass ``--gpu_memory_gb`` then. Exits with 0, with 1 if a check failed,
+    or with 2 if an input is wrong.
     """
 
     recipe: Path | None = None
-    """YAML file with the settings of the run, by section."""
+    """YAML file with the run's settings by section."""
 
     gpu_memory_gb: float | None = None
-    """What a GPU has, in GB of 10^9 bytes, where the cluster at hand is not the one that will
-    train; none: the smallest GPU of the cluster."""
+    """Memory of a GPU in GB (10^9 bytes), if another cluster will train; none: that of the smallest
+    GPU in this cluster."""
 
     pairs_per_second: float | None = None
-    """How fast all workers are together, as the summary of a run says."""
+    """Speed of all workers together, as in the summary of a run."""
 
     measure: int = 0
-    """Forward and backward passes of so many steps on this machine's device, to know the speed."""
+    """Measure the speed: run forward and backward passes of N steps on this machine's device."""
 
     within_node_gb_per_s: float | None = None
-    """What a GPU sends to the others of its machine, in GB of 10^9 bytes per second: 450 by the
-    NVLink of an H100."""
+    """What a GPU can send to the others in its machine, in GB/s (10^9 bytes): 450 for an H100's
+    NVLink."""
 
     between_nodes_gb_per_s: float | None = None
-    """What a GPU sends to other machines, in GB per second: 50 by a card of 400 Gbit/s for each
-    GPU. A machine's network divided by its GPUs, where they share it."""
+    """What a GPU can send to other machines, in GB/s: 50 with a 400 Gbit/s card per GPU. If GPUs
+    share a card, divide its bandwidth by their number."""
 
     gpus_per_node: int = GPUS_PER_NODE
-    """GPUs of a machine that will train."""
+    """GPUs per machine that will train."""
 
     measure_network: bool = False
-    """Claim the workers for some seconds and measure what they send one another, within machines
-    and between them, instead of being given it."""
+    """Claim the workers for a few seconds and measure the network within and between machines."""
 
     gpu_peak_tflops: float = GPU_PEAK / TERA
-    """What a GPU's data sheet promises in the run's arithmetic, in 10^12 FLOP/s: 989 of an H100 in
-    bfloat16. What is predicted of the time relates to it."""
+    """Peak of a GPU's data sheet in the run's dtype, in 10^12 FLOP/s: 989 for an H100 in bfloat16.
+    The assumed speed and the MFU are relative to it."""
 
     compute_share: float = COMPUTE_SHARE
-    """Share of that peak that forward and backward passes reach by themselves, where ``--measure``
-    does not find it on a GPU; 0.4 is an assumption."""
+    """Share of the peak that forward and backward passes reach, unless ``--measure`` measures it on
+    a GPU; 0.4 is an assumption."""
 
     json: bool = False
-    """Print one JSON document instead, and everything else to the standard error."""
+    """Print one JSON document instead; everything else goes to standard error."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(
         default_factory=TrainConfig
@@ -86,33 +85,25 @@ class PreflightCommand:
         if self.gpus_per_node < 1:
             raise InputError(f"--gpus_per_node must be at least 1, got {self.gpus_per_node}")
         if (self.within_node_gb_per_s is None) != (self.between_nodes_gb_per_s is None):
-            raise InputError("give --within_node_gb_per_s and --between_nodes_gb_per_s together")
+            raise InputError("pass --within_node_gb_per_s and --between_nodes_gb_per_s together")
         if self.measure_network and self.within_node_gb_per_s is not None:
             raise InputError(
-                "--measure_network and --within_node_gb_per_s both say how fast the network is: "
-                "give one"
+                "--measure_network and --within_node_gb_per_s both set the network speed: pass one"
             )
         if self.measure < 0:
             raise InputError(f"--measure must be at least 0, got {self.measure}")
         if self.measure and self.pairs_per_second is not None:
-            raise InputError("--measure and --pairs_per_second both say how fast it is: give one")
+            raise InputError("--measure and --pairs_per_second both set the speed: pass one")
 
     def compute(self, measured: float | None) -> Compute:
-        """Return how fast a GPU's arithmetic is, given the FLOP/s that were measured on one."""
-        peak = self.gpu_peak_tflops * TERA
-        if measured is not None:
-            source = f"{measured / TERA:.0f} TFLOP/s a GPU in its passes, as measured on one"
-            return Compute(peak=peak, reached=measured, source=source)
-        reached = self.compute_share * peak
-        source = (
-            f"{reached / TERA:.0f} TFLOP/s a GPU in its passes, assumed: {self.compute_share:g} of "
-            f"a peak of {self.gpu_peak_tflops:g}"
+        """Return the compute speed of a GPU; ``measured`` is in FLOP/s, None if not measured."""
+        return Compute.of(
+            peak=self.gpu_peak_tflops * TERA, share=self.compute_share, measured=measured
         )
-        return Compute(peak=peak, reached=reached, source=source)
 
     @property
     def network(self) -> Network | None:
-        """Return the network that was given, if one was."""
+        """The network given by the options; None if they are not set."""
         if self.within_node_gb_per_s is None or self.between_nodes_gb_per_s is None:
             return None
         return Network(

@@ -1,360 +1,214 @@
-"""One preflight: all of it in order."""
+"""The preflight run: all checks and estimates in order."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
-import torch
-
-from rm_ray.cluster.ray_cluster import fit_to_cluster, ray_cluster
-from rm_ray.config.train_config import BUILTIN, ClusterConfig, TrainConfig
+from rm_ray.config.train_config import TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.estimate.gpu_memory import GIGABYTE
-from rm_ray.estimate.memory import FLOAT32
 from rm_ray.estimate.network import Network
-from rm_ray.estimate.prediction import Choice, preferred
-from rm_ray.preflight import checks
+from rm_ray.estimate.prediction import prefer
 from rm_ray.preflight.auto_settings import (
-    Room,
+    Hardware,
     choose,
-    gpus_of_a_machine,
-    memory_of_a_worker,
+    keep_choices,
+    memory_per_worker,
+    most_gpus_per_machine,
     predict_ways,
 )
-from rm_ray.preflight.checks import Verdict
-from rm_ray.preflight.machines import (
-    Machine,
-    MachineProbe,
-    MachineReport,
-    find_software,
-    list_machines,
-    probe_machines,
-)
-from rm_ray.preflight.report import (
-    ADVICE,
-    Alternative,
-    RunEstimate,
-    Speed,
-    describe_plan,
-    describe_setting,
-    describe_verdicts,
-    preflight_to_json,
-)
-from rm_ray.preflight.resolve import ResolvedRun, keep_choices, resolve_for_workers
-from rm_ray.preflight.run_estimate import count_workers, estimate_run, flops_of_pair, predict_times
-from rm_ray.preflight.services import ask_services
-from rm_ray.runs.attempts import list_checkpoints
+from rm_ray.preflight.checks.machines import check_machines
+from rm_ray.preflight.checks.resources import check_resources
+from rm_ray.preflight.checks.services import check_services
+from rm_ray.preflight.checks.verdict import Verdict, fail, ok, warn
+from rm_ray.preflight.estimate_inputs import count_workers
+from rm_ray.preflight.machines import Machine, MachineReport, list_machines
+from rm_ray.preflight.options import PreflightCommand
+from rm_ray.preflight.planning import plan_run
+from rm_ray.preflight.report.findings import Findings
+from rm_ray.preflight.resolved_run import PlannedRun, ResolvedRun
+from rm_ray.preflight.run_estimate import RunEstimate, estimate_run, predict_times, recommend_choice
+from rm_ray.preflight.speed import find_speed
+from rm_ray.preflight.target_cluster import TargetCluster, find_target, open_any_cluster
 from rm_ray.storage import Storage
 
-if TYPE_CHECKING:
-    from rm_ray.preflight.options import PreflightCommand
-
 STEPS = 500
-"""How many steps are looked at in each layout."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What a preflight found; nothing is planned where something given is wrong."""
-
-    verdicts: tuple[Verdict, ...]
-    planned: RunEstimate | None = None
-    error: str = ""
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether a check failed."""
-        return any(verdict.outcome == "failed" for verdict in self.verdicts)
-
-    def describe(self) -> str:
-        """Return the page that people read."""
-        pages = [describe_verdicts(self.verdicts)]
-        if self.planned is not None:
-            pages.append(describe_plan(self.planned))
-        return "\n\n".join(["", *pages])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same as plain values."""
-        return preflight_to_json(self.verdicts, self.planned) | {"error": self.error or None}
+"""Steps sampled per layout."""
 
 
 def run_preflight(command: PreflightCommand) -> Findings:
-    """Check what can be checked, then count and estimate.
+    """Run all checks and estimate the run.
 
     Raises:
-        InputError: there is no Ray at the given address.
+        InputError: no Ray cluster answers at the given address.
     """
-    config = _kept(command.config)
-    verdicts: list[Verdict] = []
-    with _some_cluster(config.cluster):
+    config = keep_earlier_choices(command.config)
+    with open_any_cluster(config.cluster):
         machines = list_machines()
-        cluster, verdict, is_elsewhere = _fit(
+        target = find_target(
             config.cluster, machines, may_be_elsewhere=command.gpu_memory_gb is not None
         )
-        config = replace(config, cluster=cluster)
-        verdicts.append(verdict)
+        verdicts = [target.verdict]
         try:
-            storage = Storage.open(config.run.storage_path)
-            reports = _ask_machines(config, machines, storage, verdicts)
-            verdicts += ask_services(config, storage)
-            if reports is None:  # pairs could not be kept anywhere
-                return Findings(verdicts=tuple(verdicts))
-            resolved = resolve_for_workers(config)
-            network, told = _network(command, resolved, is_elsewhere=is_elsewhere)
-            verdicts += [told] if told else []
-            known = [] if is_elsewhere else machines
-            room = _room(command, config, known, network, gpu_memory=_gpu_memory(command, reports))
-            least = (command.config.cluster.worker_bounds or (count_workers(resolved),))[0]
-            resolved = choose(resolved, room, num_workers=least)
-            config = resolved.config
-            planned = estimate_run(
-                resolved,
-                least_workers=least,
-                gpu_memory=room.gpu_memory,
-                most_steps=STEPS,
-                gpus_per_node=room.network.gpus_per_node,
-            )
-            predicts = bool(config.cluster.use_gpu) and not planned.why_no_memory
-            if predicts and room.gpu_memory is not None:
-                best = preferred(predict_ways(resolved, room, num_workers=least))
-                planned = replace(planned, alternatives=_recommend(planned.alternatives, best))
+            estimate = _check_and_estimate(command, config, target, machines, verdicts)
         except InputError as error:
             return Findings(verdicts=tuple(verdicts), error=str(error))
-        verdicts += _judge(resolved, planned, machines, reports, is_elsewhere=is_elsewhere)
-        try:
-            planned = replace(planned, speed=_speed(command, resolved, planned))
-        except InputError as error:
-            verdicts.append(checks.warn("speed", str(error), "measure where it trains"))
-        if network is not None and predicts:
-            measured = planned.speed.flops_per_second if planned.speed else None
-            prediction = predict_times(
-                resolved,
-                compute=replace(command.compute(measured), is_measured=measured is not None),
-                network=network,
-                gpu_memory=planned.gpu_memory,
-            )
-            planned = replace(planned, prediction=prediction)
-    return Findings(verdicts=tuple(verdicts), planned=planned)
+    return Findings(verdicts=tuple(verdicts), estimate=estimate)
 
 
-@contextmanager
-def _some_cluster(config: ClusterConfig) -> Iterator[None]:
-    """Use the cluster that there is, or a local one, as small as this machine if need be."""
-    cores = os.cpu_count() or 1
-    least, _ = config.worker_bounds or (1, 1)
-    fits = least * config.cpus_per_worker <= cores
-    with ray_cluster(config if fits else ClusterConfig()):
-        yield
-
-
-def _fit(
-    config: ClusterConfig, machines: Sequence[Machine], *, may_be_elsewhere: bool
-) -> tuple[ClusterConfig, Verdict, bool]:
-    """Return the workers that there will be, and whether that is on another cluster than this.
+def _check_and_estimate(
+    command: PreflightCommand,
+    config: TrainConfig,
+    target: TargetCluster,
+    machines: Sequence[Machine],
+    verdicts: list[Verdict],
+) -> RunEstimate | None:
+    """Append all verdicts; return the estimate, or None if the storage is not writable.
 
     Raises:
-        InputError: it is on another one, and nobody says how many there are.
+        InputError: the config or its data is not suitable for training.
     """
-    refusal, bounds = None, config.worker_bounds
-    try:
-        fitted = fit_to_cluster(config)
-    except InputError as error:
-        refusal, fitted = str(error), replace(config, num_workers=(bounds or (1, 1))[1])
-    has_gpus = any(machine.num_gpus for machine in machines)
-    is_elsewhere = may_be_elsewhere and (refusal is not None or not has_gpus)
-    if is_elsewhere:
-        if bounds is None:
-            raise InputError(
-                "with --gpu_memory_gb the cluster that will train may be another one than that at "
-                "hand, so say how many workers it has by --cluster.num_workers"
-            )
-        fitted = replace(config, num_workers=bounds[1], use_gpu=config.use_gpu is not False)
-    each = checks.count(fitted.cpus_per_worker, "CPU") + (" and a GPU" if fitted.use_gpu else "")
-    room = f"{checks.count(int(fitted.num_workers or 1), 'worker')} of {each}"
-    verdict = checks.check_cluster(machines, room, refusal, is_elsewhere=is_elsewhere)
-    return fitted, verdict, is_elsewhere
-
-
-def _ask_machines(
-    config: TrainConfig, machines: Sequence[Machine], storage: Storage, verdicts: list[Verdict]
-) -> list[MachineReport] | None:
-    """Ask every machine and judge what it says; return what those said that answered.
-
-    None where the storage cannot be written.
-    """
-    try:
-        with checks.left_by_driver(storage) as token:
-            reports = probe_machines(
-                machines, MachineProbe(storage=storage, token=token, paths=_paths(config))
-            )
-            written = {info.base_name for info in storage.list(token)} - {"driver"}
-    except InputError as error:
-        verdicts.append(checks.fail("storage", str(error), "give this user a folder or URI"))
+    storage = Storage.open(config.run.storage_path)
+    use_gpu = bool(target.cluster.use_gpu)
+    findings = check_machines(machines, storage, config.model, use_gpu=use_gpu)
+    verdicts += [*findings.verdicts, *check_services(config, storage)]
+    if not findings.is_storage_writable:  # the tokenised pairs could not be stored
         return None
-    verdicts.append(checks.check_answers(reports))
-    if not (reports := [one for one in reports if not one.error]):
-        return reports
-    use_gpu = bool(config.cluster.use_gpu)
-    found = [
-        checks.check_software(reports, find_software()),
-        checks.check_gpus(reports, use_gpu=use_gpu, dtype=config.model.dtype),
-        checks.check_compiler(reports, use_gpu=use_gpu, liger=config.model.liger),
-        checks.check_storage(reports, written, storage),
-        checks.check_paths(reports),
-    ]
-    verdicts += [verdict for verdict in found if verdict is not None]
-    return reports
-
-
-def _paths(config: TrainConfig) -> tuple[str, ...]:
-    """Return the files and folders of this machine that workers read."""
-    names = (config.model.name_or_path, config.model.tokenizer or BUILTIN)
-    paths = [Path(name).expanduser().resolve() for name in names if name != BUILTIN]
-    return tuple(str(path) for path in paths if path.exists())
-
-
-def _gpu_memory(command: PreflightCommand, reports: Sequence[MachineReport]) -> int | None:
-    """Return the bytes of the smallest GPU that may train."""
-    if command.gpu_memory_gb is not None:
-        return int(command.gpu_memory_gb * GIGABYTE)
-    sizes = [gpu.memory for f in reports for gpu in f.gpus]
-    return None if None in sizes else min((size for size in sizes if size), default=None)
-
-
-def _speed(command: PreflightCommand, resolved: ResolvedRun, planned: RunEstimate) -> Speed | None:
-    if command.pairs_per_second is not None:
-        return Speed(pairs_per_second=command.pairs_per_second, source="given")
-    if not command.measure:
-        return None
-    from rm_ray.preflight.speed import measure_speed
-
-    workers = planned.num_workers
-    chosen = next((option for option in planned.alternatives if option.is_chosen), None)
-    activations = 0 if chosen is None else chosen.estimated.part("activations")
-    one = measure_speed(
-        resolved,
-        num_steps=command.measure,
-        world_size=workers,
-        needed=2 * FLOAT32 * planned.num_parameters + activations,
+    planned = plan_run(replace(config, cluster=target.cluster), storage)
+    network = find_network(command, planned, verdicts, is_elsewhere=target.is_elsewhere)
+    hardware = hardware_of(
+        command,
+        planned.config,
+        [] if target.is_elsewhere else machines,
+        network,
+        gpu_memory=find_gpu_memory(command.gpu_memory_gb, findings.reports),
     )
-    source = f"{one:.1f} on this machine's device, times {workers}, without exchange or optimizer"
-    reached = None
-    if torch.cuda.is_available():
-        again = 4 / 3 if resolved.config.model.recomputes else 1.0
-        reached = one * flops_of_pair(resolved) * again
-    return Speed(pairs_per_second=one * workers, source=source, flops_per_second=reached)
-
-
-def _recommend(alternatives: Sequence[Alternative], best: Choice | None) -> tuple[Alternative, ...]:
-    """Mark the way that 'auto' would take, in the table of memory too."""
-    if best is None:
-        return tuple(alternatives)
-    wanted = (best.setting.zero_stage, best.setting.offload, best.setting.checkpointing)
-    return tuple(
-        replace(
-            option,
-            is_recommended=wanted
-            == (option.setting.zero_stage, option.setting.offload, option.setting.checkpointing),
-        )
-        for option in alternatives
+    least = (config.cluster.worker_bounds or (count_workers(planned),))[0]
+    resolved = choose(planned, hardware, num_workers=least)
+    estimate = _estimate(resolved, hardware, least_workers=least)
+    verdicts += check_resources(
+        resolved, estimate, machines, findings.reports, is_elsewhere=target.is_elsewhere
     )
+    estimate = _add_speed(command, resolved, estimate, verdicts)
+    return _add_prediction(command, resolved, estimate, network)
 
 
-def _kept(config: TrainConfig) -> TrainConfig:
-    """Return the settings with what a run of that name chose as it began.
+def keep_earlier_choices(config: TrainConfig) -> TrainConfig:
+    """Return the settings with the choices that an earlier attempt of this run recorded.
 
-    A storage that cannot be read is judged by its check.
+    An unreadable storage is ignored here; its own check reports it.
     """
     with suppress(InputError, OSError):
         return keep_choices(config, Storage.open(config.run.storage_path).folder(config.run.name))
     return config
 
 
-def _room(
+def find_gpu_memory(given_gb: float | None, reports: Sequence[MachineReport]) -> int | None:
+    """Return the bytes of the smallest GPU, given or reported; None if unknown."""
+    if given_gb is not None:
+        return int(given_gb * GIGABYTE)
+    sizes = [gpu.memory for report in reports for gpu in report.gpus]
+    return None if None in sizes else min((size for size in sizes if size), default=None)
+
+
+def find_network(
+    command: PreflightCommand,
+    planned: PlannedRun,
+    verdicts: list[Verdict],
+    *,
+    is_elsewhere: bool,
+) -> Network | None:
+    """Return the given network, or measure it and append a verdict; None if unknown."""
+    if not command.measure_network:
+        return command.network
+    if is_elsewhere:
+        found = "not measured: this is not the cluster of the run"
+        verdicts.append(warn("network", found, "measure it there, or pass its speed"))
+        return None
+    from rm_ray.preflight.link_speed import measure_network  # imports ray.train, which is slow
+
+    try:
+        network, found = measure_network(planned.config.cluster, planned.storage)
+    except InputError as error:
+        remedy = "see cluster/README.md for what fast networks need"
+        verdicts.append(fail("network", str(error), remedy))
+        return None
+    verdicts.append(ok("network", found))
+    return network
+
+
+def hardware_of(
     command: PreflightCommand,
     config: TrainConfig,
     machines: Sequence[Machine],
     network: Network | None,
     *,
     gpu_memory: int | None,
-) -> Room:
-    """Return where a run is to fit on these machines, on the network given or measured if any.
+) -> Hardware:
+    """Return the hardware for the run; without ``network``, the default one is assumed.
 
-    Of machines without GPUs, or none, those asked for by ``--gpus_per_node`` are assumed.
+    If no machine has GPUs, each is assumed to have ``--gpus_per_node``.
     """
-    gpus = gpus_of_a_machine(machines) or command.gpus_per_node
-    return Room(
+    gpus = most_gpus_per_machine(machines) or command.gpus_per_node
+    return Hardware(
         gpu_memory=gpu_memory,
-        machine_memory=memory_of_a_worker(config, machines),
+        machine_memory=memory_per_worker(config, machines),
         network=network or Network.assumed(gpus_per_node=gpus),
         compute=command.compute(None),
     )
 
 
-def _network(
-    command: PreflightCommand, resolved: ResolvedRun, *, is_elsewhere: bool
-) -> tuple[Network | None, Verdict | None]:
-    """Return the network that is given, or measured with what came of that."""
-    if not command.measure_network:
-        return command.network, None
-    if is_elsewhere:
-        found = "not measured: this is not the cluster of the run"
-        return None, checks.warn("network", found, "measure it there, or give its speed")
-    from rm_ray.preflight.link_speed import measure_network
-
-    try:
-        network, found = measure_network(resolved.config.cluster, resolved.storage)
-    except InputError as error:
-        remedy = "see cluster/README.md for what fast networks need"
-        return None, checks.fail("network", str(error), remedy)
-    return network, checks.passed("network", found)
-
-
-def _judge(
-    resolved: ResolvedRun,
-    planned: RunEstimate,
-    machines: Sequence[Machine],
-    reports: Sequence[MachineReport],
-    *,
-    is_elsewhere: bool,
-) -> list[Verdict]:
-    """Check disks and memory, now that it is known what is needed."""
-    config, size = resolved.config, planned.num_parameters
-    disks = [
-        checks.check_disk(
-            resolved.storage,
-            config.checkpoint,
-            num_parameters=size,
-            num_steps=planned.num_steps,
-            num_there=len(list_checkpoints(resolved.run_folder)),
-        ),
-    ]
-    use_gpu, cpus = bool(config.cluster.use_gpu), config.cluster.cpus_per_worker
-    trains = {m.name for m in machines if m.places(cpus=cpus, use_gpu=use_gpu)}
-    staging = [one for one in reports if is_elsewhere or one.name in trains]
-    if staging:
-        disks.append(checks.check_staging(staging, num_parameters=size))
-    found = [checks.elsewhere(verdict) for verdict in disks] if is_elsewhere else disks
-    chosen = next((option for option in planned.alternatives if option.is_chosen), None)
-    if chosen is None:
-        return found
-    cluster = config.cluster
-    if cluster.use_gpu:
-        best = next((option for option in planned.alternatives if option.is_recommended), None)
-        advice = ADVICE if best is None else describe_setting(best.setting)
-        found.append(checks.check_gpu_memory(chosen.estimated, planned.gpu_memory, advice=advice))
-    known = [] if is_elsewhere else machines
-    found.append(
-        checks.check_machine_memory(
-            chosen.estimated,
-            known,
-            num_workers=planned.num_workers,
-            places=[machine.places(cpus=cpus, use_gpu=use_gpu) for machine in known],
-        )
+def _estimate(resolved: ResolvedRun, hardware: Hardware, *, least_workers: int) -> RunEstimate:
+    """Return the estimate; if GPU memory is known, recommend what 'auto' would choose."""
+    estimate = estimate_run(
+        resolved,
+        least_workers=least_workers,
+        gpu_memory=hardware.gpu_memory,
+        most_steps=STEPS,
+        gpus_per_node=hardware.network.gpus_per_node,
     )
-    return found
+    if not estimate.is_predictable or hardware.gpu_memory is None:
+        return estimate
+    best = prefer(predict_ways(resolved, hardware, num_workers=least_workers))
+    return replace(estimate, alternatives=tuple(recommend_choice(estimate.alternatives, best)))
+
+
+def _add_speed(
+    command: PreflightCommand,
+    resolved: ResolvedRun,
+    estimate: RunEstimate,
+    verdicts: list[Verdict],
+) -> RunEstimate:
+    """Add the given or measured speed; append a warning if it cannot be measured here."""
+    try:
+        speed = find_speed(
+            resolved,
+            estimate,
+            pairs_per_second=command.pairs_per_second,
+            num_steps=command.measure,
+        )
+    except InputError as error:
+        verdicts.append(warn("speed", str(error), "measure on the cluster that will train"))
+        return estimate
+    return replace(estimate, speed=speed)
+
+
+def _add_prediction(
+    command: PreflightCommand,
+    resolved: ResolvedRun,
+    estimate: RunEstimate,
+    network: Network | None,
+) -> RunEstimate:
+    """Add the predicted time if the network is known and the model is supported."""
+    if network is None or not estimate.is_predictable:
+        return estimate
+    measured = estimate.speed.flops_per_second if estimate.speed else None
+    prediction = predict_times(
+        resolved,
+        compute=replace(command.compute(measured), is_measured=measured is not None),
+        network=network,
+        gpu_memory=estimate.gpu_memory,
+    )
+    return replace(estimate, prediction=prediction)

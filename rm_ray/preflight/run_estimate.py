@@ -1,28 +1,105 @@
-"""What is prepared -> what the run would compute and need."""
+"""A resolved run -> its estimated computation, memory and time at every ZeRO stage."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-import torch
-
-from rm_ray.config.train_config import ClusterConfig, Layout
-from rm_ray.data.cache.token_table import open_table
-from rm_ray.estimate.activations import FAMILIES, WITH_LIGER, Attention, ForwardPass
-from rm_ray.estimate.architecture import Architecture
-from rm_ray.estimate.memory import MemoryEstimate, MemorySetting, alternatives, estimate
+from rm_ray.config.sections.batch import Layout
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.estimate.gpu_memory import usable_memory
+from rm_ray.estimate.gpu_speed import Compute
+from rm_ray.estimate.memory import estimate
+from rm_ray.estimate.memory_setting import MemorySetting, alternatives
+from rm_ray.estimate.moments import MemoryEstimate
 from rm_ray.estimate.network import GPUS_PER_NODE, Network
-from rm_ray.estimate.prediction import Prediction, predict_run
-from rm_ray.estimate.timing import Compute
+from rm_ray.estimate.prediction import Choice, Prediction, predict_run
 from rm_ray.estimate.workload import Workload, in_layout, measure_workload
-from rm_ray.model.attention import head_size, suits_flash, why_not_packed
+from rm_ray.model.attention import why_not_packed
 from rm_ray.model.flops import ModelFlops
-from rm_ray.model.reward_model import has_weights
-from rm_ray.preflight.report import Alternative, RunEstimate
-from rm_ray.preflight.resolve import ResolvedRun
+from rm_ray.preflight.estimate_inputs import (
+    architecture_of,
+    count_workers,
+    forward_pass_of,
+    memory_setting,
+    why_not_estimated,
+)
+from rm_ray.preflight.resolved_run import ResolvedRun
 
 LAYOUTS: tuple[Layout, ...] = ("packed", "padded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """One way to train, and a worker's memory with it."""
+
+    setting: MemorySetting
+    memory: MemoryEstimate
+    is_chosen: bool
+    """Whether it matches the settings."""
+    is_recommended: bool = False
+
+    def fits(self, gpu_memory: int | None) -> bool | None:
+        """Return whether a worker fits on a GPU; None if GPU memory is unknown."""
+        return None if gpu_memory is None else self.memory.device <= usable_memory(gpu_memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """The speed of all workers together, and where it comes from."""
+
+    pairs_per_second: float
+    source: str
+    flops_per_second: float | None = None
+    """FLOP/s of one GPU in forward and backward passes; None if not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEstimate:
+    """The estimated computation, memory and time of a run."""
+
+    config: TrainConfig
+    lengths: PairLengths
+    num_eval_pairs: int
+    num_refused: int
+    num_steps: int
+    num_episodes: int
+    workloads: tuple[Workload, ...]
+    """One per layout, the run's own first."""
+    num_parameters: int
+    num_workers: int
+    gpu_memory: int | None
+    """Bytes of the smallest GPU; None if unknown."""
+    alternatives: tuple[Alternative, ...]
+    """In order of preference; empty if memory is not estimated."""
+    why_no_memory: str = ""
+    """Why memory is not estimated; empty if it is."""
+    speed: Speed | None = None
+    prediction: Prediction | None = None
+    """The predicted time; None if the network between GPUs is unknown."""
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of training steps, without startup, evaluation and checkpoints; None if unknown."""
+        if self.speed is None:
+            return None
+        return self.num_episodes / self.speed.pairs_per_second / 3600
+
+    @property
+    def is_predictable(self) -> bool:
+        """Whether time can be predicted: on GPUs, for a model whose memory is estimated."""
+        return bool(self.config.cluster.use_gpu) and not self.why_no_memory
+
+    @property
+    def chosen(self) -> Alternative | None:
+        """The alternative that matches the settings; None if memory is not estimated."""
+        return next((option for option in self.alternatives if option.is_chosen), None)
+
+    @property
+    def recommended(self) -> Alternative | None:
+        """The recommended alternative; None if nothing fits."""
+        return next((option for option in self.alternatives if option.is_recommended), None)
 
 
 def estimate_run(
@@ -33,13 +110,13 @@ def estimate_run(
     most_steps: int,
     gpus_per_node: int = GPUS_PER_NODE,
 ) -> RunEstimate:
-    """Return what a run computes in both layouts, and its memory at every stage.
+    """Estimate what a run computes in both layouts, and a worker's memory at every stage.
 
-    Memory is that of the fewest workers that it may go on with, if there is such a number.
+    Memory is estimated for ``least_workers``, the fewest that may train; None means all workers.
     """
     num_workers = count_workers(resolved)
     mine = resolved.plan.settings.layout
-    others = [layout for layout in LAYOUTS if layout != mine and _can_be(layout, resolved)]
+    others = [layout for layout in LAYOUTS if layout != mine and _suits(layout, resolved)]
     workloads = tuple(
         measure_workload(
             in_layout(resolved.plan, layout), world_size=num_workers, most_steps=most_steps
@@ -52,18 +129,10 @@ def estimate_run(
         fewest = least_workers or num_workers
         largest = measure_workload(resolved.plan, world_size=fewest, most_steps=most_steps)
         setting = memory_setting(resolved, largest, world_size=fewest, gpus_per_node=gpus_per_node)
-        architecture, row = architecture_of(resolved), forward_pass_of(resolved, largest, setting)
-        options = [
-            Alternative(
-                setting=other,
-                estimated=estimate(architecture, row, other),
-                is_chosen=other == setting,
-            )
-            for other in alternatives(setting)
-        ]
+        options = _list_alternatives(resolved, largest, setting)
     return RunEstimate(
         config=resolved.config,
-        lengths=open_table(resolved.train.parts).lengths,
+        lengths=resolved.plan.lengths,
         num_eval_pairs=resolved.held_out.num_pairs if resolved.held_out else 0,
         num_refused=sum(row["rows"] for row in resolved.refused),
         num_steps=resolved.plan.steps.total,
@@ -77,10 +146,25 @@ def estimate_run(
     )
 
 
+def _list_alternatives(
+    resolved: ResolvedRun, workload: Workload, setting: MemorySetting
+) -> list[Alternative]:
+    """Return a worker's memory at every stage, with and without recomputation and offload."""
+    architecture, forward_pass = architecture_of(resolved), forward_pass_of(workload, setting)
+    return [
+        Alternative(
+            setting=option,
+            memory=estimate(architecture, forward_pass, option),
+            is_chosen=option == setting,
+        )
+        for option in alternatives(setting)
+    ]
+
+
 def predict_times(
     resolved: ResolvedRun, *, compute: Compute, network: Network, gpu_memory: int | None
 ) -> Prediction:
-    """Return the time of a run at every stage and on other numbers of GPUs, predicted."""
+    """Predict the time of a run at every stage, and on other numbers of GPUs."""
     workload = measure_workload(resolved.plan, world_size=count_workers(resolved), most_steps=1)
     return predict_run(
         resolved.plan,
@@ -94,13 +178,13 @@ def predict_times(
 
 
 def flops_of_pair(resolved: ResolvedRun) -> float:
-    """Return the FLOPs that a pair needs on average, forward and backward."""
+    """Return the average FLOPs per pair, forward and backward."""
     flops = ModelFlops.of(resolved.classifier).training(resolved.plan.lengths)
     return float(flops.mean())
 
 
 def recommend(options: Iterable[Alternative], gpu_memory: int | None) -> list[Alternative]:
-    """Mark the first that fits: they come in the order in which they are to be preferred."""
+    """Mark the first alternative that fits; they come in order of preference."""
     marked: list[Alternative] = []
     for option in options:
         is_first = not any(other.is_recommended for other in marked)
@@ -109,86 +193,22 @@ def recommend(options: Iterable[Alternative], gpu_memory: int | None) -> list[Al
     return marked
 
 
-def _can_be(layout: Layout, resolved: ResolvedRun) -> bool:
+def recommend_choice(options: Iterable[Alternative], best: Choice | None) -> list[Alternative]:
+    """Mark the alternative that matches ``best`` instead; keep the marks if it is None."""
+    if best is None:
+        return list(options)
+    setting = best.setting
+    wanted = (setting.zero_stage, setting.offload, setting.checkpointing)
+    return [
+        replace(
+            option,
+            is_recommended=wanted
+            == (option.setting.zero_stage, option.setting.offload, option.setting.checkpointing),
+        )
+        for option in options
+    ]
+
+
+def _suits(layout: Layout, resolved: ResolvedRun) -> bool:
+    """Return whether the model supports a layout."""
     return layout == "padded" or why_not_packed(resolved.classifier.config) is None
-
-
-def count_workers(resolved: ResolvedRun) -> int:
-    """Return how many workers there will be."""
-    bounds = resolved.config.cluster.worker_bounds
-    return bounds[1] if bounds else 1
-
-
-def why_not_estimated(resolved: ResolvedRun) -> str:
-    """Return why the memory of a model is not known, or nothing."""
-    family = resolved.classifier.config.get_text_config().model_type
-    if family in FAMILIES:
-        return ""
-    return f"the layers of '{family}' are not known here ({', '.join(FAMILIES)} are)"
-
-
-def architecture_of(resolved: ResolvedRun) -> Architecture:
-    """Return the sizes of the model, with room for all tokens of its tokenizer."""
-    return Architecture.of(resolved.classifier, vocab_size=len(resolved.tokenizer))
-
-
-def forward_pass_of(
-    resolved: ResolvedRun, workload: Workload, setting: MemorySetting
-) -> ForwardPass:
-    """Return the largest forward pass."""
-    return ForwardPass.of(workload.largest, layout=setting.layout, attention=setting.attention)
-
-
-def memory_setting(
-    resolved: ResolvedRun,
-    workload: Workload,
-    *,
-    world_size: int | None = None,
-    gpus_per_node: int = GPUS_PER_NODE,
-) -> MemorySetting:
-    """Return what decides a worker's memory in these settings, on ``world_size`` if it is given."""
-    num_workers = world_size or count_workers(resolved)
-    config, on_gpu = resolved.config, bool(resolved.config.cluster.use_gpu)
-    family = resolved.classifier.config.get_text_config().model_type
-    return MemorySetting(
-        dtype=config.model.dtype,
-        zero_stage=config.cluster.stage,
-        offload=config.cluster.offload,
-        checkpointing=config.model.recomputes,
-        world_size=num_workers,
-        on_gpu=on_gpu,
-        layout=workload.layout,
-        attention=_attention(resolved, workload.layout, on_gpu=on_gpu),
-        liger=on_gpu and config.model.liger != "off" and family in WITH_LIGER,
-        accumulates=workload.most_micro_batches > 1,
-        from_files=has_weights(config.model),
-        secondary_over=secondary_over(config.cluster, num_workers, gpus_per_node),
-    )
-
-
-def secondary_over(cluster: ClusterConfig, num_workers: int, gpus_per_node: int) -> int:
-    """Return how many workers share a second partition where machines are full; 0: none do."""
-    whole, rest = divmod(num_workers, gpus_per_node)
-    is_of_use = whole > 1 and rest == 0 and gpus_per_node > 1
-    return gpus_per_node if cluster.has_secondary_partition and is_of_use else 0
-
-
-def _attention(resolved: ResolvedRun, layout: Layout, *, on_gpu: bool) -> Attention:
-    """Return the kernel, for GPUs from Ampere on."""
-    if layout == "padded":
-        return resolved.config.model.attention
-    architecture = architecture_of(resolved)
-    dtype = getattr(torch, resolved.config.model.dtype)
-    if not on_gpu:
-        return "grouped"
-    if suits_flash(dtype, head_size=head_size(resolved.classifier.config)):
-        return "varlen"
-    return "repeated" if architecture.key_width != architecture.query_width else "grouped"
-
-
-def estimate_now(resolved: ResolvedRun, workload: Workload) -> MemoryEstimate:
-    """Return the memory of a worker in these settings."""
-    setting = memory_setting(resolved, workload)
-    return estimate(
-        architecture_of(resolved), forward_pass_of(resolved, workload, setting), setting
-    )

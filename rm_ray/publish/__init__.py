@@ -1,1 +1,1 @@
-"""Models on the Hugging Face Hub."""
+"""Publishing models on the Hugging Face Hub, and registering them in MLflow."""

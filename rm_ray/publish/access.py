@@ -1,4 +1,4 @@
-"""What a token may do on the Hugging Face Hub, and whether a model there is whole."""
+"""Permissions of a Hugging Face Hub token, and the files of models on the Hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor
 
-from rm_ray.errors import InputError
+from rm_ray.errors import InputError, first_line
 from rm_ray.model.weight_files import (
     INDEXES,
     WHOLE,
@@ -34,53 +34,53 @@ from rm_ray.publish.hub import REMEDIES, HubAwayError
 T = TypeVar("T")
 
 ANSWER_S = 20.0
-"""How long the Hub may say nothing; it is asked once."""
+"""Timeout of a request, in seconds; requests are not retried."""
 
 WRITES = ("write", "contributor", "admin")
-"""Roles, of a token or in an organisation, that may write."""
+"""Roles of a token or of an organization member that may write."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubAccess:
-    """Who a token belongs to, and what it may do with a repository."""
+    """A token's user, and its access to a repository."""
 
     user: str
     exists: bool
-    """Whether the repository is there."""
+    """Whether the repository exists."""
     obstacle: str = ""
-    """Why it may not be written to, if so."""
+    """Why the token may not write to it; empty if it may."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelListing:
-    """The files of a model, and what its index says of those with weights."""
+    """A Hub repository's file list, and its index of weight files."""
 
     files: frozenset[str]
     index: dict[str, Any] | None = None
 
 
 def find_access(repo_id: str, *, endpoint: str | None = None) -> HubAccess:
-    """Ask the Hub whose token this is, and whether it may write to a repository.
+    """Return the token's user, and whether the token may write to a repository.
 
     Raises:
-        InputError: there is no token, or it is refused.
+        InputError: there is no token, or the Hub refuses it.
         HubAwayError: the Hub does not answer.
     """
     api = _api(endpoint)
-    told: dict[str, Any] = _ask(f"hub.repo_id '{repo_id}'", api.whoami)
+    answer: dict[str, Any] = _ask(f"hub.repo_id '{repo_id}'", api.whoami)
     try:
         _ask(f"hub.repo_id '{repo_id}'", lambda: api.model_info(repo_id))
         exists = True
     except RepositoryNotFoundError as error:
         exists = isinstance(error, GatedRepoError)
     return HubAccess(
-        user=str(told.get("name", "")), exists=exists, obstacle=find_obstacle(told, repo_id)
+        user=str(answer.get("name", "")), exists=exists, obstacle=find_obstacle(answer, repo_id)
     )
 
 
-def find_obstacle(told: dict[str, Any], repo_id: str) -> str:
-    """Judge the Hub's answer to who the token is; return why it may not write, or nothing."""
-    token = (told.get("auth") or {}).get("accessToken") or {}
+def find_obstacle(answer: dict[str, Any], repo_id: str) -> str:
+    """Return why a token may not write, from the Hub's ``whoami`` response; empty if it may."""
+    token = (answer.get("auth") or {}).get("accessToken") or {}
     role, namespace = str(token.get("role", "")), repo_id.split("/")[0]
     if role == "fineGrained":
         scopes = (token.get("fineGrained") or {}).get("scoped") or []
@@ -93,29 +93,31 @@ def find_obstacle(told: dict[str, Any], repo_id: str) -> str:
     if role and role not in WRITES:
         return f"the token's role is '{role}'"
     roles = {
-        str(org.get("name")): str(org.get("roleInOrg", "write")) for org in told.get("orgs") or ()
+        str(org.get("name")): str(org.get("roleInOrg", "write")) for org in answer.get("orgs") or ()
     }
-    if namespace != told.get("name") and namespace not in roles:
-        return f"the token's user '{told.get('name')}' is not '{namespace}', nor a member of it"
+    if namespace != answer.get("name") and namespace not in roles:
+        return (
+            f"the token's user '{answer.get('name')}' is neither '{namespace}' nor a member of it"
+        )
     if roles.get(namespace, "write") not in WRITES:
-        return f"the role of '{told.get('name')}' in '{namespace}' is '{roles[namespace]}'"
+        return f"the role of '{answer.get('name')}' in '{namespace}' is '{roles[namespace]}'"
     return ""
 
 
 def list_model(
     name: str, *, revision: str | None = None, endpoint: str | None = None
 ) -> ModelListing:
-    """List a model's files and read its config and index, but none of its weights.
+    """List a model's files and read its config and weight index, but no weights.
 
     Raises:
-        InputError: the model may not be read, or is not there.
+        InputError: the model does not exist, or may not be read.
         HubAwayError: the Hub does not answer.
     """
     api, what = _api(endpoint), f"model.name_or_path '{name}'"
     try:
         info = _ask(what, lambda: api.model_info(name, revision=revision))
         files = frozenset(file.rfilename for file in info.siblings or ())
-        if "config.json" in files:  # which a gated model tells about and does not give
+        if "config.json" in files:  # a gated model lists its files but refuses downloads
             _ask(what, lambda: api.hf_hub_download(name, "config.json", revision=revision))
         index = choose_index(files)
         if index is None:
@@ -123,7 +125,7 @@ def list_model(
         path = _ask(what, lambda: api.hf_hub_download(name, index, revision=revision))
     except GatedRepoError:
         raise InputError(
-            f"{what}: it is gated; ask for access on its page, and set HF_TOKEN to a token of yours"
+            f"{what}: it is gated; request access on its page, and set HF_TOKEN to your token"
         ) from None
     except RepositoryNotFoundError:
         raise InputError(f"{what}: {REMEDIES[404]}") from None
@@ -133,12 +135,12 @@ def list_model(
 def read_hub_headers(
     name: str, *, revision: str | None = None, endpoint: str | None = None
 ) -> dict[str, Tensor] | None:
-    """Return a model's weights without values, by their names in its files on the Hub.
+    """Return a Hub model's weights without values, by name; None if they are pickled.
 
-    None where they are pickled: the Hub tells nothing of what is inside.
+    The Hub serves headers of safetensors files only.
 
     Raises:
-        InputError: the model may not be read or is not there, or a file of it is missing.
+        InputError: the model or one of its files does not exist, or may not be read.
         HubAwayError: the Hub does not answer.
     """
     what = f"model.name_or_path '{name}'"
@@ -149,18 +151,18 @@ def read_hub_headers(
         return None
     api = _api(endpoint)
     try:
-        told = _ask(what, lambda: api.get_safetensors_metadata(name, revision=revision))
+        metadata = _ask(what, lambda: api.get_safetensors_metadata(name, revision=revision))
     except SafetensorsParsingError as error:
-        raise InputError(f"{what} on the Hub: {_first_line(error)}") from None
+        raise InputError(f"{what} on the Hub: {first_line(error)}") from None
     return {
         weight: without_values(tensor.shape, tensor.dtype)
-        for file in told.files_metadata.values()
+        for file in metadata.files_metadata.values()
         for weight, tensor in file.tensors.items()
     }
 
 
 def find_cached(name: str, *, revision: str | None = None) -> list[Path] | None:
-    """Return a Hub model's weight files that this machine has already; None unless it has all."""
+    """Return a Hub model's weight files in this machine's cache; None unless all are cached."""
 
     def find(file: str) -> Path | None:
         found = try_to_load_from_cache(name, file, revision=revision)
@@ -184,7 +186,7 @@ def _api(endpoint: str | None) -> HfApi:
 
 
 def _ask(what: str, action: Callable[[], T]) -> T:
-    """Ask once; a repository that is not there is for the caller to judge."""
+    """Make one request and translate its errors, except RepositoryNotFoundError."""
     try:
         return action()
     except RepositoryNotFoundError:
@@ -197,10 +199,6 @@ def _ask(what: str, action: Callable[[], T]) -> T:
         status = error.response.status_code
         if status in REMEDIES:
             raise InputError(f"{what}: the Hub refuses ({status}): {REMEDIES[status]}") from None
-        raise HubAwayError(f"the Hub answers with status {status}") from error
+        raise HubAwayError(f"the Hub returned status {status}") from error
     except (httpx2.TransportError, OSError) as error:
-        raise HubAwayError(f"the Hub does not answer: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HubAwayError(f"the Hub does not answer: {first_line(error)}") from error

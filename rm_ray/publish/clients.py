@@ -1,7 +1,7 @@
-"""Scores conversations as those do who only have the exported folder and transformers.
+"""Scoring as client code would: with only the exported folder and transformers.
 
-A program of its own, which knows nothing of this package: ``python -P clients.py FOLDER`` reads
-JSON from its standard input and answers with JSON on its standard output.
+A standalone program, independent of this package: ``python -P clients.py FOLDER`` reads JSON from
+standard input and writes JSON to standard output.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def _rewards(model: Any, tokenizer: Any, ids: list[list[int]]) -> list[float]:
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str | None:
-    """Return a text that the tokenizer turns into these ids; None where there is none."""
-    for start in (0, 1):  # a tokenizer may add the first token itself
+    """Return a text that tokenizes to exactly these ids; None if there is none."""
+    for start in (0, 1):  # the tokenizer may add the first token itself
         text: str = tokenizer.decode(ids[start:], clean_up_tokenization_spaces=False)
         if tokenizer(text)["input_ids"] == ids:
             return text

@@ -1,4 +1,4 @@
-"""The export gate: what clients make of a folder, beside the rewards of training."""
+"""The export gate: a comparison of client rewards with training rewards."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 CLIENTS = Path(__file__).with_name("clients.py")
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.04}
-"""How far a reward may be off, for each 1 + the largest of them. In bfloat16 numbers lie 0.008
-apart for each 1, and layers and head are computed by other kernels than in training; what that
-does to a reward goes with the size of what is added up to it, and not with its own."""
+"""Largest allowed difference, in units of 1 + the largest absolute reward, by dtype. The bfloat16
+spacing at 1 is 0.008, and clients use other kernels for layers and head than training; a reward's
+error scales with its largest terms, not with the reward itself."""
 
 PATIENCE_S = 3_600.0
-"""How long the clients may take, where a large model is scored on CPUs."""
+"""Time limit in seconds; clients may score a large model on CPUs."""
 
 
 class ClientsError(Exception):
@@ -29,26 +29,26 @@ class ClientsError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class GateResult:
-    """What came of it."""
+    """Result of the comparison."""
 
     differences: dict[str, float]
-    """How far each client's rewards are from those of training, at most."""
+    """Largest difference from the training rewards, by client."""
     num_conversations: int
     problem: str = ""
-    """What differs, and by how much; empty where all agree."""
+    """What differs and by how much; empty if all clients agree."""
 
 
-def run_export_gate(folder: Path, probes: Mapping[str, Any], dtype: str) -> GateResult:
-    """Score a run's probes in a fresh process, with plain transformers, and compare.
+def run_export_gate(folder: Path, reference: Mapping[str, Any], dtype: str) -> GateResult:
+    """Score a run's reference pairs with plain transformers in a fresh process, and compare.
 
-    ``probes`` has the ``pairs`` with their ids and rewards, and the ``conversations`` with theirs.
+    ``reference`` has ``pairs`` with their ids and rewards, and ``conversations`` with their ids.
 
     Raises:
-        ClientsError: the clients did not answer, which may be an accident.
+        ClientsError: the clients did not answer; a retry may succeed.
     """
-    sides = [(pair, side) for pair in probes["pairs"] for side in ("chosen", "rejected")]
+    sides = [(pair, side) for pair in reference["pairs"] for side in ("chosen", "rejected")]
     expected = [pair[f"{side}_reward"] for pair, side in sides]
-    conversations = probes["conversations"]
+    conversations = reference["conversations"]
     asked = {
         "ids": [pair[f"{side}_ids"] for pair, side in sides],
         "conversations": [each["messages"] for each in conversations],
@@ -56,14 +56,14 @@ def run_export_gate(folder: Path, probes: Mapping[str, Any], dtype: str) -> Gate
     answer = _ask(folder, asked)
     tokenized = answer.pop("conversations")
     problems = [
-        f"the conversation {each['messages']!r} becomes other ids"
+        f"the conversation {each['messages']!r} tokenizes to different ids"
         for each, ids in zip(conversations, tokenized, strict=True)
         if ids != each["ids"]
     ]
     differences = {}
     for client, rewards in answer.items():
         if all(reward is None for reward in rewards):
-            continue  # it takes text alone, and no text becomes these ids
+            continue  # the pipeline takes only text, and no text tokenizes to these ids
         differences[client], problem = compare(expected, rewards, TOLERANCE[dtype])
         problems += [f"{client}: {problem}"] if problem else []
     return GateResult(
@@ -74,12 +74,12 @@ def run_export_gate(folder: Path, probes: Mapping[str, Any], dtype: str) -> Gate
 def compare(
     expected: Sequence[float], got: Sequence[float | None], tolerance: float
 ) -> tuple[float, str]:
-    """Return the largest difference, and what is said of the worst one that is too large.
+    """Return the largest difference, and a description of it if it exceeds the tolerance.
 
-    Rewards that a client could not be asked for are None.
+    Rewards that a client could not compute are None.
     """
     if not all(map(math.isfinite, expected)):
-        return math.inf, "rewards of training itself are no finite numbers"
+        return math.inf, "the training rewards are not finite numbers"
     largest, worst, problem = 0.0, 0.0, ""
     allowed = tolerance * (1 + max(map(abs, expected)))
     for i, (ours, theirs) in enumerate(zip(expected, got, strict=True)):
@@ -92,17 +92,17 @@ def compare(
         if difference > allowed and difference > worst:
             worst = difference
             problem = (
-                f"the reward of conversation {i} is {theirs:.6f} and was {ours:.6f} in training, "
-                f"{difference:.2g} apart where {allowed:.2g} is allowed"
+                f"the reward of conversation {i} is {theirs:.6f}, but was {ours:.6f} in training: "
+                f"they differ by {difference:.2g}, and {allowed:.2g} is allowed"
             )
     return largest, problem
 
 
 def _ask(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """Run the clients, without a network and without secrets.
+    """Run the clients without network access and secrets; return their answer.
 
     Raises:
-        ClientsError: they did not answer.
+        ClientsError: the clients did not answer.
     """
     secret = ("TOKEN", "KEY", "SECRET", "PASSWORD")
     environment = {
@@ -115,7 +115,7 @@ def _ask(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
-            start_new_session=True,  # Ctrl-C is for the command, which then ends it
+            start_new_session=True,  # keep Ctrl-C from reaching the clients
             env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
         if done.returncode != 0:

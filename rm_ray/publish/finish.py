@@ -1,4 +1,4 @@
-"""The end of publishing: all that a run has to publish, the best model on main, the registry."""
+"""Finishing a run's publication: all pending versions, then the best model on main."""
 
 from __future__ import annotations
 
@@ -7,45 +7,46 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
 
 from rm_ray.config.recipe import parse_config
-from rm_ray.config.train_config import HubConfig
+from rm_ray.config.sections.hub import HubConfig
 from rm_ray.errors import InputError
 from rm_ray.publish.export_gate import ClientsError
 from rm_ray.publish.hub import HubRepo
-from rm_ray.publish.mirror import Mirror, best_step
+from rm_ray.publish.mirror import Mirror
 from rm_ray.runs.layout import RESULT, read_record
-from rm_ray.runs.manifest import FoundCheckpoint, read_manifest
+from rm_ray.runs.manifest import read_checkpoint
+from rm_ray.runs.retention import best_name, best_step
 from rm_ray.runs.versions import Version
 from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PublishReport:
-    """What is on the Hub, what is not yet, and why."""
+    """Published and pending versions of a run, and what keeps the rest from the Hub."""
 
     repo_id: str
-    versions: list[Version] = field(default_factory=list)
-    main: str | None = None
-    """The tag of what is on main."""
-    is_over: bool = False
-    """Whether the run is finished, so that main is to have its best model."""
-    problem: str = ""
-    """What keeps the rest from being published."""
+    versions: list[Version]
+    main: str | None
+    """Tag of the version on main, if any."""
+    is_over: bool
+    """Whether the run is finished, so that its best model belongs on main."""
+    problem: str
+    """Why publishing is incomplete; empty if nothing went wrong."""
 
     def tags(self, state: str) -> list[str]:
         """Return the tags of the versions in a state."""
         return [version.tag for version in self.versions if version.state == state]
 
     @property
-    def is_whole(self) -> bool:
-        """Whether there is nothing left to do."""
+    def is_complete(self) -> bool:
+        """Whether nothing is left to publish."""
         missing = self.is_over and self.main is None and not self.tags("refused")
         return not (self.tags("waiting") or missing or self.problem)
 
@@ -57,15 +58,15 @@ def finish_publishing(
     limit_s: float | None = None,
     retries_refused: bool = False,
 ) -> PublishReport:
-    """Publish all that a run has to publish, for ``limit_s`` at most.
+    """Publish everything that a run still has to publish, within ``limit_s`` seconds.
 
-    ``folder`` is the run's, as a path or a URI; without a ``hub`` it is the run's own. A Hub that
-    is away is asked again for ``hub.patience_s``. What is there is not sent again. With
-    ``retries_refused`` what was refused is tried once more. The checkpoints of a finished run that
-    stayed for its own repository alone are deleted once they are not needed for it.
+    ``folder`` is the run's path or URI; ``hub`` defaults to the run's settings. Hub outages are
+    retried for ``hub.patience_s``. Published versions are not uploaded again; refused ones are
+    retried only with ``retries_refused``. Once a finished run is complete on its own repository,
+    checkpoints kept only for publishing are deleted.
 
     Raises:
-        InputError: there is no such run, or it has no repository.
+        InputError: the run does not exist, or has no repository.
     """
     run_folder = Storage.open(folder)
     record, result = read_record(run_folder), run_folder.read_json(RESULT)
@@ -78,41 +79,43 @@ def finish_publishing(
     mirror = Mirror(run_folder=run_folder, config=config, last_step=last_step)
     if retries_refused:
         mirror.retry_refused()
-    published = PublishReport(repo_id=config.hub.repo_id, is_over=result is not None)
     problem = _within(limit_s, lambda: _publish_all(mirror, result))
-    versions = mirror.versions.read()
-    published.versions = [version for _, version in sorted(versions.items())]
-    published.main = mirror.versions.main
-    published.problem = problem
-    if published.is_over and published.is_whole and is_own:
+    report = PublishReport(
+        repo_id=config.hub.repo_id,
+        versions=[version for _, version in sorted(mirror.versions.read().items())],
+        main=mirror.versions.main,
+        is_over=result is not None,
+        problem=problem,
+    )
+    if report.is_over and report.is_complete and is_own:
         mirror.release()
-    return published
+    return report
 
 
 def _within(seconds: float | None, action: Callable[[], None]) -> str:
-    """Do something, for so long at most; return what went wrong, if anything did."""
+    """Run an action with a time limit; return what went wrong, or an empty string."""
     problems: list[Exception] = []
 
     def work() -> None:
         try:
             action()
-        except Exception as error:  # whatever it is, it is told as what keeps the rest
+        except Exception as error:  # reported as the problem
             problems.append(error)
 
     thread = threading.Thread(target=work, name="publishing", daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        return f"it was not done within {seconds:.0f} s"
+        return f"not finished within {seconds:.0f} s"
     return (str(problems[0]) or repr(problems[0])) if problems else ""
 
 
 def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
-    """Publish what waits and what is to be made ready, and put the best on main."""
+    """Publish all waiting versions and wanted checkpoints, and put the best version on main."""
     hub, is_over = mirror.config.hub, result is not None
     left = len(mirror.find_waiting()) + len(mirror.find_wanted())
     if not left and (not is_over or mirror.versions.main is not None):
-        return  # the Hub need not be asked
+        return  # nothing to do; skip contacting the Hub
 
     @functools.cache
     def repo() -> HubRepo:
@@ -120,11 +123,11 @@ def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
 
     problems: list[ClientsError] = []
     with tqdm(total=left + 2 * is_over, desc=f"publishing on {hub.repo_id}", disable=None) as bar:
-        for version in _find_left(mirror, result, problems):
+        for version in _remaining_versions(mirror, result, problems):
             bar.set_postfix_str(version.tag)
             mirror.publish(version, repo())
             bar.update()
-        best = None if result is None else _make_ends_ready(mirror, result)
+        best = None if result is None else _last_and_best(mirror, result)
         for version in mirror.find_waiting():
             bar.set_postfix_str(version.tag)
             mirror.publish(version, repo())
@@ -139,12 +142,12 @@ def _publish_all(mirror: Mirror, result: dict[str, Any] | None) -> None:
         raise problems[0]
 
 
-def _find_left(
+def _remaining_versions(
     mirror: Mirror, result: dict[str, Any] | None, problems: list[ClientsError]
 ) -> Iterator[Version]:
-    """Yield what waits, and then each checkpoint that is wanted, once it is ready.
+    """Yield the waiting versions, then prepare and yield a version of each wanted checkpoint.
 
-    One that clients do not answer for is left out, and becomes one of the ``problems``.
+    If the clients do not answer for a checkpoint, skip it and append the error to ``problems``.
     """
     yield from mirror.find_waiting()
     for found in mirror.find_wanted():
@@ -157,19 +160,16 @@ def _find_left(
             yield version
 
 
-def _make_ends_ready(mirror: Mirror, result: dict[str, Any]) -> Version | None:
-    """Make the last model and the best one ready; return what is to be on main."""
+def _last_and_best(mirror: Mirror, result: dict[str, Any]) -> Version:
+    """Prepare the last and the best version; return the one that belongs on main."""
     versions = mirror.read_versions()
-    last = versions.get(result["steps"]) or mirror.make_last_ready(result)
-    best = best_step(mirror.config, result)
+    last = versions.get(result["steps"]) or mirror.builder.from_export(result)
+    best = best_step(result, best_by=mirror.config.checkpoint.keep_best_by)
     if best == last.step or best in versions:
         return versions.get(best, last)
-    name = str(result["best_checkpoint"]).rpartition("/")[2]
-    manifest = read_manifest(mirror.run_folder, name)
-    version = None
-    if manifest is not None:
-        found = FoundCheckpoint(name=name, manifest=manifest)
-        version = mirror.make_ready(found, result=result)
+    name = best_name(result)
+    found = read_checkpoint(mirror.run_folder, name)
+    version = None if found is None else mirror.make_ready(found, result=result)
     if version is None:
-        logger.warning("%s is the best, and is not whole; the last one is taken", name)
+        logger.warning("the best checkpoint, %s, is not intact; using the last one instead", name)
     return version or last

@@ -1,7 +1,7 @@
-"""A model repository on the Hugging Face Hub: whole versions under tags, and the best on main.
+"""A model repository on the Hugging Face Hub: complete versions under tags, the best on main.
 
-A version is uploaded to a branch of its own, compared with what lies here, and only then tagged: a
-tag is a whole version. Every step may be repeated after any interruption.
+A version is uploaded to its own branch, compared with the local files, and only then tagged: a tag
+is always a complete version. Every step can be repeated after any interruption.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from rm_ray.errors import InputError
+from rm_ray.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 ANSWER_S = 60.0
-"""How long the Hub may say nothing."""
+"""Timeout of one request, in seconds."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 
 MAY_PASS = (408, 409, 412, 429)
-"""Statuses of requests that may succeed the next time, beside those from 500 on."""
+"""Statuses, besides 5xx, of requests worth retrying."""
 
 REMEDIES = {
     401: "the token is wrong or has expired; set HF_TOKEN to one that may write",
-    402: "the account's storage is used up or unpaid; free some, or choose another repository",
+    402: "the account's storage is full or unpaid; free some, or choose another repository",
     403: "the token may not write there; set HF_TOKEN to one that may",
     404: "there is no such repository for this token",
-    413: "it is larger than the account's storage allows",
+    413: "the upload exceeds the account's storage limit",
 }
 
 NOT_THE_MODEL = {".gitattributes"}
@@ -54,28 +54,28 @@ NOT_THE_MODEL = {".gitattributes"}
 
 
 UPLOADS = 3
-"""How often a version is sent whose files do not arrive as they are."""
+"""Upload attempts for a version whose files arrive changed."""
 
 
 _OUTSIDE = (httpx2.TransportError, OSError, HfHubHTTPError)
-"""What the Hub's library raises for what is not of its own making, or wraps in RuntimeError."""
+"""Failures outside huggingface_hub, which raises them or wraps them in RuntimeError."""
 
 
 class HubAwayError(Exception):
-    """The Hub does not answer, or not as it should; it may later."""
+    """The Hub does not answer, or not properly; a later retry may succeed."""
 
 
 class HubRefusedError(InputError):
-    """The Hub refuses the token or the account, and will until someone changes that."""
+    """The Hub refuses the token or the account; a retry does not help."""
 
 
 class HubContentsError(InputError):
-    """What the Hub has under a name is something else."""
+    """A revision on the Hub has other contents than the local files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubRepo:
-    """One repository. Every method raises HubAwayError once patience is over."""
+    """A repository. Every method raises HubAwayError after retrying for ``patience_s``."""
 
     api: HfApi
     repo_id: str
@@ -85,25 +85,25 @@ class HubRepo:
     def open(
         cls, repo_id: str, *, private: bool, patience_s: float, endpoint: str | None = None
     ) -> HubRepo:
-        """Find the repository, or create it; the token is that of the environment.
+        """Open the repository, creating it if needed, with the token from the environment.
 
         Raises:
             HubRefusedError: the token may not write to it.
             HubAwayError: the Hub does not answer.
         """
         set_client_factory(_client)
-        constants.HF_HUB_DISABLE_XET = True  # it has no time-outs, and its own idea of errors
+        constants.HF_HUB_DISABLE_XET = True  # Xet has no timeouts and its own error types
         disable_progress_bars()
         repo = cls(api=HfApi(endpoint=endpoint), repo_id=repo_id, patience_s=patience_s)
         repo._ask(lambda: repo.api.create_repo(repo_id, private=private, exist_ok=True))
         return repo
 
     def publish(self, folder: Path, tag: str, *, message: str) -> str:
-        """Upload a folder as a version, unless it is there; return its commit.
+        """Upload a folder as a version, unless the tag exists; return its commit.
 
         Raises:
-            HubContentsError: the tag is another version's, or what arrives is not what lies here.
-            HubRefusedError: the Hub refuses it.
+            HubContentsError: the tag exists with other contents, or the files arrive changed.
+            HubRefusedError: the Hub refuses the token or the account.
             HubAwayError: the Hub does not answer.
         """
         done = self._tags().get(tag)
@@ -112,20 +112,20 @@ class HubRepo:
             self._ask(lambda: self.api.create_branch(self.repo_id, branch=branch, exist_ok=True))
             commit = self._upload(folder, branch, message)
             self._ask(lambda: self._tag(tag, commit))
-            done = self._tags()[tag]  # another's, where two publish the same at once
+            done = self._tags()[tag]  # another process may have tagged it first
         self._compare(folder, done)
         return done
 
     def promote(self, tag: str, *, message: str, instead: Path | None = None) -> None:
-        """Make a version what ``main`` holds, in one commit; files in ``instead`` in their place.
+        """Put a version on ``main`` in one commit; files in ``instead`` replace its own.
 
         Raises:
-            HubRefusedError, HubAwayError: as ``publish``.
+            HubRefusedError, HubAwayError: as for ``publish``.
         """
         self._ask(lambda: self._promote(tag, message, instead))
 
     def _promote(self, tag: str, message: str, instead: Path | None) -> None:
-        """Commit what differs; refused by the Hub where ``main`` has moved on in the meantime."""
+        """Commit the differences; the Hub refuses if ``main`` has changed in the meantime."""
         refs = self.api.list_repo_refs(self.repo_id)
         head = next(ref.target_commit for ref in refs.branches if ref.name == "main")
         theirs, ours = self._list(head), self._list(tag)
@@ -154,7 +154,7 @@ class HubRepo:
             )
 
     def _upload(self, folder: Path, branch: str, message: str) -> str:
-        """Send a folder to a branch until it has arrived as it is; return the commit."""
+        """Upload a folder to a branch until it arrives unchanged; return the commit."""
         for tries_left in reversed(range(UPLOADS)):
             commit = self._ask(
                 lambda: self.api.upload_folder(
@@ -162,7 +162,7 @@ class HubRepo:
                     folder_path=folder,
                     revision=branch,
                     commit_message=message,
-                    delete_patterns="*",  # what an interrupted upload of something else left
+                    delete_patterns="*",  # remove leftovers of interrupted uploads
                 )
             ).oid
             try:
@@ -170,7 +170,7 @@ class HubRepo:
             except HubContentsError as error:
                 if not tries_left:
                     raise
-                logger.warning("%s; it is sent again", error)
+                logger.warning("%s. Uploading again", error)
             else:
                 break
         return str(commit)
@@ -180,7 +180,7 @@ class HubRepo:
         return {ref.name: ref.target_commit for ref in refs.tags}
 
     def _tag(self, tag: str, commit: str) -> None:
-        """Tag a commit; a tag that is there already is there because an answer was lost."""
+        """Tag a commit; ignore an existing tag, since an earlier response may have been lost."""
         try:
             self.api.create_tag(self.repo_id, tag=tag, revision=commit)
         except HfHubHTTPError as error:
@@ -195,7 +195,11 @@ class HubRepo:
         return {item.path: item for item in tree if isinstance(item, RepoFile)}
 
     def _compare(self, folder: Path, revision: str) -> None:
-        """See that a revision holds the folder's files, byte for byte by their checksums."""
+        """Check by checksum that a revision has exactly the folder's files.
+
+        Raises:
+            HubContentsError: it has not.
+        """
         there = self._files(revision)
         here = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
         different = sorted(
@@ -206,15 +210,16 @@ class HubRepo:
         if different:
             raise HubContentsError(
                 f"{self.repo_id} at {revision} has other contents than {folder}: "
-                f"{', '.join(different)}. Give it another revision, or delete that one on the Hub"
+                f"{', '.join(different)}. Set another hub.revision_prefix, or delete that revision "
+                "on the Hub"
             )
 
     def _ask(self, action: Callable[[], T]) -> T:
-        """Do something with the Hub, again and again while that may help.
+        """Make a request, retrying while that may help.
 
         Raises:
-            HubRefusedError: the Hub refuses it for good.
-            HubAwayError: patience is over.
+            HubRefusedError: the Hub refuses for good.
+            HubAwayError: the Hub did not answer for ``patience_s``.
         """
         give_up, delay = time.monotonic() + self.patience_s, FIRST_DELAY_S
         while True:
@@ -223,35 +228,37 @@ class HubRepo:
             except (*_OUTSIDE, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not isinstance(error.__cause__, _OUTSIDE):
                     raise
-                # A file's upload goes to a link that may have expired: the next try gets another.
+                # An upload link may have expired: a retry gets a new one.
                 _refuse(self.repo_id, error)
-                told = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
                 if time.monotonic() + delay > give_up:
-                    raise HubAwayError(f"the Hub does not answer: {told}") from error
-                logger.warning("the Hub does not answer, and is asked again: %s", told)
+                    raise HubAwayError(f"the Hub does not answer: {reason}") from error
+                logger.warning("the Hub does not answer; retrying: %s", reason)
             time.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY_S)
 
 
 def _refuse(repo_id: str, error: Exception) -> None:
-    """Raise what asking again cannot mend."""
+    """Raise HubRefusedError for an error that a retry cannot fix."""
     if not isinstance(error, HfHubHTTPError):
         return
     status = error.response.status_code
     if status >= 500 or status in MAY_PASS:
         return
-    told = str(error.server_message or error).strip().splitlines()[0]
+    answer = str(error.server_message or error).strip().splitlines()[0]
     remedy = REMEDIES.get(status, "see the Hub's message")
-    raise HubRefusedError(f"hub.repo_id '{repo_id}': the Hub refuses ({status}: {told}): {remedy}")
+    raise HubRefusedError(
+        f"hub.repo_id '{repo_id}': the Hub refuses ({status}: {answer}): {remedy}"
+    )
 
 
 def _client() -> httpx2.Client:
-    """Return the Hub library's client, with time-outs, which its own does not have."""
+    """Return a client for huggingface_hub with timeouts; its default client has none."""
     return httpx2.Client(follow_redirects=True, timeout=ANSWER_S)
 
 
 def _is_same(path: Path, found: RepoFile) -> bool:
-    """Compare by SHA-256 where the Hub keeps the file by LFS, else by git's name of the blob."""
+    """Compare by SHA-256 if the Hub stores the file in LFS, else by git blob id."""
     size = path.stat().st_size
     if size != found.size:
         return False

@@ -1,4 +1,4 @@
-"""The mirror as a Ray actor: it publishes while the workers train, and nobody waits for it."""
+"""The mirror as a Ray actor, which publishes during training without delaying it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rm_ray.storage import Storage
 from rm_ray.tracking.channel import ChannelWriter
 from rm_ray.tracking.prometheus import RunGauges
 
-if TYPE_CHECKING:  # the driver does not wait for these imports
+if TYPE_CHECKING:  # keep the driver's imports light
     from rm_ray.publish.hub import HubRepo
     from rm_ray.publish.mirror import Mirror
 
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 2.0
 
 AFTER_FAILURE_S = 15.0
-"""How long it waits after something failed."""
+"""Pause in seconds after a failure."""
 
 PATIENCE_S = 30.0
-"""How long one call to the Hub is tried; then the next look does it again."""
+"""How long one call to the Hub is retried, in seconds; the next look tries it again."""
 
 REFUSED_AGAIN_S = 600.0
-"""How long a Hub that refuses the token or the account is not asked again."""
+"""Pause in seconds after the Hub refuses the token or the account."""
 
 
 class Backoff:
-    """When what failed is tried again: each time after twice as long, up to ``most_s``."""
+    """Exponential backoff by name: delays double with each failure, up to ``most_s`` seconds."""
 
     def __init__(self, first_s: float = LOOK_EVERY_S, most_s: float = 600.0) -> None:
         self._first_s, self._most_s = first_s, most_s
@@ -48,27 +48,27 @@ class Backoff:
         self._due: dict[str, float] = {}
 
     def is_due(self, name: str) -> bool:
-        """Tell whether it is to be tried now."""
+        """Return whether to try it now."""
         return time.monotonic() >= self._due.get(name, 0.0)
 
     def put_off(self, name: str) -> None:
-        """Note that it has failed."""
+        """Record a failure."""
         delay = self._delays.get(name, self._first_s)
         self._due[name] = time.monotonic() + delay
         self._delays[name] = min(2 * delay, self._most_s)
 
 
 class HubMirror:
-    """Makes checkpoints of a run ready and publishes them, in two threads, until it is killed.
+    """Prepares and publishes a run's checkpoints, in two threads, until it is killed.
 
-    A Hub that hangs does not keep checkpoints from being made ready, which they are held for.
+    Checkpoints are prepared even while the Hub hangs, so that none has to be kept for long.
     """
 
     def __init__(
         self, channel: str, run_folder: Storage, config: dict[str, Any], last_step: int
     ) -> None:
-        os.nice(19)  # training comes first where they share CPUs
-        self._channel, self._run, self._last_step = channel, run_folder, last_step
+        os.nice(19)  # yield shared CPUs to training
+        self._channel, self._run_folder, self._last_step = channel, run_folder, last_step
         self._config = parse_config(config)
         self._gauges = RunGauges(self._config.run.name)
         self._repo: HubRepo | None = None
@@ -77,11 +77,12 @@ class HubMirror:
         threading.Thread(target=self._work, name="mirror", daemon=True).start()
 
     def _work(self) -> None:
-        from rm_ray.publish.mirror import Mirror, scratch_folder  # takes seconds to import
+        from rm_ray.publish.mirror import Mirror  # these take seconds to import
+        from rm_ray.publish.version_builder import scratch_home
 
-        shutil.rmtree(scratch_folder(self._run.read_json(RUN)["key"]), ignore_errors=True)
+        shutil.rmtree(scratch_home(self._run_folder.read_json(RUN)["key"]), ignore_errors=True)
         making, publishing = (
-            Mirror(run_folder=self._run, config=self._config, last_step=self._last_step)
+            Mirror(run_folder=self._run_folder, config=self._config, last_step=self._last_step)
             for _ in range(2)
         )
         with self._gauges, ChannelWriter(ray.get_actor(self._channel)):
@@ -97,7 +98,7 @@ class HubMirror:
         wanted = mirror.find_wanted()
         self._gauges.set("mirror_waiting", len(wanted) + len(mirror.find_waiting()))
         problem: Exception | None = None
-        for found in wanted:  # one that fails keeps no other from being published
+        for found in wanted:  # a failing checkpoint does not block the others
             if not self._not_ready.is_due(found.name):
                 continue
             try:
@@ -110,7 +111,7 @@ class HubMirror:
             raise problem
 
     def _publish(self, mirror: Mirror) -> None:
-        """Upload what waits; what is wrong with the token shows at once."""
+        """Upload the waiting versions; open the repository first, to find token problems early."""
         from rm_ray.publish.hub import HubRefusedError, HubRepo
 
         if time.monotonic() - self._refused_at < REFUSED_AGAIN_S:
@@ -128,30 +129,31 @@ class HubMirror:
             raise
 
     def _repeat(self, action: Callable[[Mirror], None], mirror: Mirror) -> None:
-        """Do something again and again; tell once of each kind of thing that is in the way."""
-        told: set[str] = set()
+        """Repeat an action forever; report each kind of failure once."""
+        reported: set[str] = set()
         while True:
             delay = LOOK_EVERY_S
             try:
                 action(mirror)
-            except Exception as error:  # nothing may end training or the mirror
+            except Exception as error:  # no failure may stop training or the mirror
                 kind = f"{type(error).__name__}{error.args[:1] and str(error)[:60]}"
-                if kind not in told:
+                if kind not in reported:
                     logger.warning(
-                        "%s. Training goes on; what is not published stays with the run, and is "
-                        "tried again",
+                        "%s. Training continues; unpublished versions stay with the run and are "
+                        "retried",
                         str(error) or repr(error),
                     )
                     logger.debug("%s", traceback.format_exc())
-                told.add(kind)
+                reported.add(kind)
                 delay = AFTER_FAILURE_S
             time.sleep(delay)
 
 
 def start_mirror(channel: str, run_folder: Storage, config: TrainConfig, last_step: int) -> Any:
-    """Start the mirror beside the driver, where the Hub's token is; Ray starts it again if lost.
+    """Start the mirror on the driver's machine, which has the Hub token; Ray restarts it if lost.
 
-    ``board`` is the name of the run's board: Ray warns of handles given to actors like this one.
+    ``channel`` is the name of the run's channel, since Ray warns about handles passed to such
+    actors.
     """
     mirror = ray.remote(max_restarts=-1)(HubMirror).options(**beside_the_driver())
     return mirror.remote(channel, run_folder, config.to_json(), last_step)

@@ -1,4 +1,4 @@
-"""The models of a finished run in MLflow's registry, which refers to the Hub or to the run."""
+"""Registration of a finished run's models in MLflow, with sources on the Hub or in the run."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from rm_ray.config.train_config import MlflowConfig
-from rm_ray.runs.attempts import step_of
+from rm_ray.config.sections.mlflow import MlflowConfig
+from rm_ray.errors import MlflowAwayError
 from rm_ray.runs.layout import EXPORT, RESULT, RUN
+from rm_ray.runs.retention import best_step
 from rm_ray.runs.versions import Version, Versions
 from rm_ray.storage import Storage, below
 from rm_ray.tracking.registry import BEST, LAST, RegisteredModel, register
-from rm_ray.tracking.target import MlflowAwayError, MlflowTarget
+from rm_ray.tracking.target import MlflowTarget
 
 logger = logging.getLogger(__name__)
 
 
 def register_models(folder: str, repo_id: str | None) -> bool:
-    """Register the last model of a run and the best one; tell whether all is registered.
+    """Register a run's last and best models; return False if a retry is needed.
 
-    ``folder`` is the run's, as a path or a URI. A model on the Hub is referred to there.
+    ``folder`` is the run's path or URI. Models on the Hub are registered with their Hub URL.
     """
     run_folder = Storage.open(folder)
     record, result = run_folder.read_json(RUN), run_folder.read_json(RESULT)
     if record is None or result is None:
-        return True  # it is registered once the run is finished
+        return True  # registered once the run is finished
     config = MlflowConfig(**record["config"]["mlflow"])
     if config.registered_model is None:
         return True
@@ -35,16 +36,16 @@ def register_models(folder: str, repo_id: str | None) -> bool:
     if result["mlflow_run_id"] is None:
         logger.warning("the model is not registered: the run is not in MLflow yet")
         return False
-    place = folder if "://" in folder else run_folder.path  # without a ~, for MLflow's clients
+    place = folder if "://" in folder else run_folder.path  # expand ~ for MLflow's clients
     models = choose_models(place, record, result, _published(run_folder, repo_id), repo_id)
     is_local = any("://" not in model.source for model in models.values())
     if is_local and target.tracking_uri.startswith("http"):
         logger.warning(
-            "the model is not registered: MLflow's servers refuse local paths such as %s. Publish "
-            "it with hub.repo_id, or keep runs at a URI",
+            "the model is not registered: MLflow servers refuse local paths such as %s. Publish "
+            "it with hub.repo_id, or set run.storage_path to a URI",
             models[LAST].source,
         )
-        return True  # to try again would not help
+        return True  # a retry would not help
     try:
         numbers = register(target.tracking_uri, config.registered_model, models)
     except MlflowAwayError as error:
@@ -65,12 +66,13 @@ def choose_models(
     published: dict[int, Version],
     repo_id: str | None,
 ) -> dict[str, RegisteredModel]:
-    """Return what to register under which alias.
+    """Return the models to register, by alias.
 
-    A best model other than the last is there only on the Hub, in a form that clients can load.
+    A best model other than the last is registered only if published: clients can load it only from
+    the Hub.
     """
     last = int(result["steps"])
-    best = step_of(str(result["best_checkpoint"] or "").rpartition("/")[2]) or last
+    best = best_step(result, best_by=record["config"]["checkpoint"].get("keep_best_by"))
     steps = {LAST: last} | ({BEST: best} if best == last or best in published else {})
     models = {}
     for alias, step in steps.items():

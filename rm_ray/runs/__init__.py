@@ -1,1 +1,1 @@
-"""A run's folder: what it is called, holds and may go on with."""
+"""A run's folder: its files, records, checkpoints and versions."""

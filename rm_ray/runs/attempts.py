@@ -1,14 +1,11 @@
-"""The attempts at a run: how each began and ended, and where the run's time went."""
+"""Attempts at a run: how each started and ended, and where the run's time went."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
-
-from pyarrow import fs as pafs
 
 from rm_ray.storage import Storage
 
@@ -17,57 +14,57 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = "attempts.json"
 
 LOST_COMMAND = "the command was killed, or its machine lost"
-"""Why an attempt ended whose end nobody wrote down."""
-
-_CHECKPOINT = re.compile(r"checkpoint_\d{8,}_\d{4,}")
+"""Cause of an attempt whose end was not recorded."""
 
 Ending = Literal["running", "finished", "stopped", "lost", "refused", "failed"]
 
 
 @dataclass(kw_only=True)
 class Attempt:
-    """One process group's go at a run, from its command to its end."""
+    """One process group's attempt at a run, from start to exit."""
 
     number: int
     began: float
-    """Seconds since 1970, as every time here."""
+    """Start in Unix seconds, like every time here."""
     updated: float
+    """Last update; the end of an attempt that has ended."""
     command: str = ""
-    """What tells the command that made it from every other."""
+    """Id of the command that started the attempt."""
     ending: Ending = "running"
     cause: str = ""
-    """Why it ended."""
+    """Why the attempt ended."""
     signature: str = ""
-    """What tells an error in code or data from another; empty where a process was lost."""
+    """Identifies an error in code or data; empty if a process was lost."""
     is_outage: bool = False
-    """Whether it was lost because a storage, a network or Ray did not answer."""
+    """Whether the attempt was lost because a storage, a network or Ray did not answer."""
     skips: int | None = None
-    """A step (counted from 0) whose loss was not finite, and which later attempts leave out."""
+    """Step (counted from 0) whose loss was not finite; later attempts skip it."""
     num_workers: int = 0
     first_step: int | None = None
-    """Steps that were done when it began to train; none where it did not get there."""
+    """Steps completed when training started; None if it never did."""
     step: int = 0
-    """Steps that it got to."""
+    """Steps completed at the end."""
     saved_step: int | None = None
-    """Step of the newest checkpoint, where it was stopped after one."""
+    """Step of the newest checkpoint if the attempt stopped after saving one."""
     startup: dict[str, float] = field(default_factory=dict)
+    """Seconds until the first step, by phase."""
     mlflow_unsent: int = 0
-    """Records and tables that MLflow has not taken."""
+    """Records and tables that MLflow has not accepted."""
     spent: dict[str, float] = field(default_factory=dict)
-    """Seconds by what they went into, from its first step on."""
+    """Seconds since the first step, by activity."""
 
     @property
     def seconds(self) -> float:
-        """How long it lasted, or has lasted."""
-        return max(self.updated - self.began, 0.0)  # clocks may be set back
+        """Duration so far."""
+        return max(self.updated - self.began, 0.0)  # a clock may be set back
 
 
 def read_attempts(run_folder: Storage) -> list[Attempt]:
-    """Return the attempts so far; one whose command was lost with it ended when last heard of."""
+    """Return the attempts so far; an attempt still marked as running counts as lost."""
     try:
         attempts = [Attempt(**entry) for entry in run_folder.read_json(ATTEMPTS) or []]
     except (ValueError, TypeError) as error:
-        logger.warning("%s is unreadable, and begun anew: %s", run_folder.join(ATTEMPTS), error)
+        logger.warning("%s is unreadable, starting a new one: %s", run_folder.join(ATTEMPTS), error)
         return []
     for attempt in attempts:
         if attempt.ending == "running":
@@ -76,47 +73,20 @@ def read_attempts(run_folder: Storage) -> list[Attempt]:
 
 
 def write_attempts(run_folder: Storage, attempts: Sequence[Attempt]) -> None:
-    """Write all attempts at once."""
+    """Write all attempts atomically."""
     run_folder.write_json(ATTEMPTS, [asdict(attempt) for attempt in attempts])
 
 
-def checkpoint_name(step: int, attempt: int) -> str:
-    """Return a folder's name that no other attempt at the run writes to."""
-    return f"checkpoint_{step:08d}_{attempt:04d}"
-
-
-def step_of(name: str) -> int:
-    """Return the step of a checkpoint; 0 for a folder of another name."""
-    step = name.removeprefix("checkpoint_").partition("_")[0]
-    return int(step) if step.isdigit() else 0
-
-
-def attempt_of(name: str) -> int:
-    """Return the number of the attempt that wrote a checkpoint; 0 for a folder of another name."""
-    number = name.rpartition("_")[2]
-    return int(number) if number.isdigit() else 0
-
-
-def list_checkpoints(run_folder: Storage) -> list[str]:
-    """Return the names of all checkpoint folders, whole or not, newest first.
-
-    A folder of another name, such as a copy that someone made, is left alone.
-    """
-    folders = (info for info in run_folder.list() if info.type == pafs.FileType.Directory)
-    names = (info.base_name for info in folders)
-    return sorted((name for name in names if _CHECKPOINT.fullmatch(name)), reverse=True)
-
-
 def account(attempts: Sequence[Attempt], kept: dict[str, float]) -> dict[str, float]:
-    """Return where the seconds of a run went: ``kept`` work, start-up, work done again, the rest.
+    """Return where a run's seconds went: ``kept`` work, start-up, redone work, the rest.
 
-    ``goodput`` is the share of the steps that count.
+    ``goodput`` is the share of the total spent on steps that count.
     """
     total = sum(attempt.seconds for attempt in attempts)
     spent = sum(sum(attempt.spent.values()) for attempt in attempts)
     redone = max(spent - sum(kept.values()), 0.0)
     startup = sum(
-        # One that was lost before its first step did nothing but start.
+        # An attempt lost before its first step spent all its time starting up.
         sum(attempt.startup.values()) or max(attempt.seconds - sum(attempt.spent.values()), 0.0)
         for attempt in attempts
     )

@@ -1,4 +1,4 @@
-"""The metrics of a run, step by step: kept with the weights, so that both resume together."""
+"""Metrics of a run by step, saved in every checkpoint so that they resume with the weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ RecordKind = Literal["train", "eval"]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Metrics of one kind at one step; ``timestamp`` in milliseconds since 1970."""
+    """Metrics of one kind at one step."""
 
     step: int
     kind: RecordKind
     episode: int
-    """Pairs trained on until then."""
+    """Pairs trained on so far."""
     hours: float
-    """Time spent on the run until then, over all its attempts."""
+    """Hours spent on the run so far, over all attempts."""
     metrics: dict[str, float]
     timestamp: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    """Unix milliseconds."""
 
 
 @dataclass
@@ -36,14 +37,14 @@ class History:
         self.records.append(record)
 
     def last(self, kind: RecordKind) -> dict[str, float]:
-        """Return the newest metrics of a kind; empty where there are none."""
+        """Return the newest metrics of a kind; empty if there are none."""
         return next((r.metrics for r in reversed(self.records) if r.kind == kind), {})
 
     def to_json_lines(self) -> str:
-        """Write one JSON object a line."""
+        """Return one JSON object per line."""
         return "".join(json.dumps(asdict(record)) + "\n" for record in self.records)
 
     @classmethod
     def from_json_lines(cls, lines: Iterable[str]) -> History:
-        """Read what ``to_json_lines`` wrote."""
+        """Parse the output of ``to_json_lines``."""
         return cls([Record(**json.loads(line)) for line in lines if line.strip()])

@@ -1,4 +1,4 @@
-"""What a run began with, kept in its folder: the same name goes on with the same."""
+"""A run's record, ``run.json``: the settings and data that a resumed run must match."""
 
 from __future__ import annotations
 
@@ -8,52 +8,30 @@ import os
 import platform
 import subprocess
 import uuid
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rm_ray.config.train_config import CHOSEN, TrainConfig, flatten
+from rm_ray.config.fields import flatten
+from rm_ray.config.train_config import AUTO_NAMES, MAY_CHANGE_NAMES, ResolvedConfig, TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.runs.layout import RESULT, RUN
 from rm_ray.storage import Storage
 
-if TYPE_CHECKING:  # takes seconds to import, which looking at a finished run does not need
-    from rm_ray.preflight.resolve import ResolvedRun
-
 logger = logging.getLogger(__name__)
 
-_MAY_CHANGE = (
-    "run.deterministic",
-    "run.storage_path",
-    "cluster.num_workers",
-    "cluster.use_gpu",
-    "cluster.cpus_per_worker",
-    "cluster.zero_stage",
-    "cluster.offload",
-    "cluster.zero_secondary_partition",
-    "model.gradient_checkpointing",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "checkpoint.storage_patience_s",
-    "optimizer.max_skipped_steps",
-    "mlflow.registered_model",
-    "hub.repo_id",
-    "hub.private",
-    "hub.every",
-    "hub.revision_prefix",
-    "hub.patience_s",
-)
-"""Fields that a resumed run may change: what trains and where, not what is trained."""
 
+def open_run(
+    storage: Storage, config: TrainConfig, *, again: bool = False
+) -> tuple[Storage, dict[str, Any] | None]:
+    """Return the run's folder in a storage, and its ``result.json`` if the run is finished.
 
-def open_run(config: TrainConfig, *, again: bool = False) -> tuple[Storage, dict[str, Any] | None]:
-    """Return the run's folder, and its ``result.json`` if the run is finished.
+    ``again`` skips the check that the storage is writable, which may fail during an outage.
 
     Raises:
-        InputError: the folder cannot be written (``again``, it may fail for a while), or its run
-            began with another configuration.
+        InputError: the storage cannot be written, or the run began with another configuration.
     """
-    storage = Storage.open(config.run.storage_path)
     if not again:
         storage.check_writable()
     run_folder = storage.folder(config.run.name)
@@ -61,28 +39,30 @@ def open_run(config: TrainConfig, *, again: bool = False) -> tuple[Storage, dict
     result = run_folder.read_json(RESULT)
     if result is not None:
         _keep_changes(run_folder, config)
-        logger.info("run '%s' is finished; give another --run.name to train anew", config.run.name)
+        logger.info(
+            "run '%s' is finished; to train again, choose another --run.name", config.run.name
+        )
     return run_folder, result
 
 
 def refuse_other_config(run_folder: Storage, config: TrainConfig) -> None:
-    """Compare with what the run of this name began with.
+    """Compare the settings with those that the run of this name began with.
 
     Raises:
-        InputError: naming each field that differs, with both values.
+        InputError: settings differ; the message names each with both values.
     """
     started = run_folder.read_json(RUN)
     if started is None:
         return
-    # What the run began without, as a setting that there was not yet, it had by default.
+    # A setting that did not exist when the run began had its default.
     before = flatten(TrainConfig().to_json()) | flatten(started["config"])
     now = flatten(config.to_json())
     differing = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
-        and name not in _MAY_CHANGE
-        and not (name in CHOSEN and now.get(name) == "auto")
+        and name not in MAY_CHANGE_NAMES
+        and not (name in AUTO_NAMES and now.get(name) == "auto")
     ]
     if differing:
         raise InputError(
@@ -91,63 +71,69 @@ def refuse_other_config(run_folder: Storage, config: TrainConfig) -> None:
         )
 
 
-def open_record(resolved: ResolvedRun, data: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the run since its beginning, which may be now.
+def open_record(
+    run_folder: Storage,
+    config: ResolvedConfig,
+    *,
+    identity: dict[str, str],
+    data: dict[str, Any],
+    template_date: date,
+    num_steps: int,
+) -> dict[str, Any]:
+    """Return the run's record; create it for a new run, or update its settings.
 
-    Its settings are those of the newest command, which may change some of them.
+    ``identity`` holds the hashes that a resumed run must match; ``data`` describes the pairs.
     """
-    record = resolved.run_folder.read_json(RUN)
+    settings = config.to_json()
+    record = run_folder.read_json(RUN)
     if record is None:
         record = {
             "key": uuid.uuid4().hex,
-            "config": resolved.config.to_json(),
-            "identity": resolved.identity,
+            "config": settings,
+            "identity": identity,
             "data": data,
-            "template_date": resolved.template_date.isoformat(),
-            "steps": resolved.plan.steps.total,
+            "template_date": template_date.isoformat(),
+            "steps": num_steps,
             "versions": versions(),
         }
-        resolved.run_folder.write_json(RUN, record)
-    elif record["config"] != resolved.config.to_json():  # what a resumed run may change
-        record["config"] = resolved.config.to_json()
-        resolved.run_folder.write_json(RUN, record)
+        run_folder.write_json(RUN, record)
+    elif record["config"] != settings:  # a resumed run may change some
+        record["config"] = settings
+        run_folder.write_json(RUN, record)
     return dict(record)
 
 
 def _keep_changes(run_folder: Storage, config: TrainConfig) -> None:
-    """Note what this command has changed for a finished run: how it is published and registered.
-
-    What it was trained on stays.
-    """
+    """Record changed settings of a finished run, except where and how it was trained."""
     record, now = run_folder.read_json(RUN), config.to_json()
-    if record is None:  # only its result was kept: nothing goes on from here
+    if record is None:  # the user kept only the result
         return
     changed = copy.deepcopy(record)
-    for section, name in (field.split(".") for field in _MAY_CHANGE):
+    for section, name in (field.split(".") for field in MAY_CHANGE_NAMES):
         if section not in ("cluster", "model", "run"):
             changed["config"][section][name] = now[section][name]
     if changed != record:
         run_folder.write_json(RUN, changed)
 
 
-def refuse_other_data(resolved: ResolvedRun, record: dict[str, Any]) -> None:
+def refuse_other_data(record: dict[str, Any], identity: dict[str, str], *, name: str) -> None:
     """Compare pairs and tokens with those that the run of this name began with.
 
     Raises:
-        InputError: saying what differs.
+        InputError: they differ; the message names the parts.
     """
-    then, now = record["identity"], resolved.identity
-    differing = [name for name in now if then.get(name) != now[name]]
+    before = record["identity"]
+    differing = [part for part in identity if before.get(part) != identity[part]]
     if differing:
         raise InputError(
-            f"run '{resolved.config.run.name}' began with other pairs, tokenizer or chat template "
-            f"than those of now (differing: {', '.join(differing)}), though its configuration is "
-            "the same; restore them, or choose another --run.name"
+            f"run '{name}' began with other pairs, tokenizer or chat template (differing: "
+            f"{', '.join(differing)}), although its configuration is the same. Restore them, or "
+            "choose another --run.name"
         )
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
+    """Return the versions of the packages that results may depend on, and our commit."""
     packages = ("torch", "ray", "transformers", "accelerate", "deepspeed", "liger-kernel")
     found = {f"version.{name}": version(name) for name in packages}
     commit = _find_commit()
@@ -159,20 +145,20 @@ def versions() -> dict[str, str]:
 
 
 def _find_commit() -> str | None:
-    """Return the commit of this code, marked where files differ; None where nothing says it.
+    """Return the commit of this code, marked if files are modified; None if unknown.
 
-    Outside of a clone an image says it in ``rm_ray/commit.txt``, and who submits a job in
-    ``RM_RAY_COMMIT``.
+    Outside of a clone it comes from ``rm_ray/commit.txt`` (written into an image) or from
+    ``RM_RAY_COMMIT`` (set for a submitted job).
     """
     root = Path(__file__).resolve().parents[2]
-    told = root / "rm_ray" / "commit.txt"
-    elsewhere = told.read_text().strip() if told.exists() else os.environ.get("RM_RAY_COMMIT")
+    file = root / "rm_ray" / "commit.txt"
+    elsewhere = file.read_text().strip() if file.exists() else os.environ.get("RM_RAY_COMMIT")
     git = ["git", "-C", str(root)]
     try:
         top = subprocess.run([*git, "rev-parse", "--show-toplevel", "HEAD"], **_QUIET)
         changed = subprocess.run([*git, "status", "--porcelain"], **_QUIET)
     except OSError:
-        return elsewhere or None  # there is no git here
+        return elsewhere or None  # git is not installed
     if top.returncode or top.stdout.split()[0] != str(root):
         return elsewhere or None
     return str(top.stdout.split()[1][:12]) + "+changes" * bool(changed.stdout.strip())

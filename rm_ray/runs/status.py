@@ -1,65 +1,56 @@
-"""How the runs of a storage path are doing, read from their folders alone."""
+"""Status of the runs in a storage path, read only from their folders."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from pyarrow import fs as pafs
-
-from rm_ray.config.train_config import RunConfig
-from rm_ray.errors import InputError
-from rm_ray.logs import log_to_stdout
-from rm_ray.runs.attempts import ATTEMPTS, Attempt, list_checkpoints, step_of
+from rm_ray.runs.attempts import ATTEMPTS, Attempt
+from rm_ray.runs.checkpoint_names import list_checkpoints, step_of
 from rm_ray.runs.layout import RESULT, RUN
 from rm_ray.runs.manifest import read_manifest
 from rm_ray.runs.versions import Version, Versions
 from rm_ray.storage import Storage
 
-logger = logging.getLogger(__name__)
-
 SILENT_S = 60.0
-"""A run under way writes every 5 s; one that has not for so long has lost its command."""
+"""A running run writes every 5 s; after this long without a write, its command is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """One run, as its folder tells it."""
+    """Status of one run."""
 
     name: str
     state: str
-    """``running``, ``silent`` (its command is gone), how the latest attempt ended, or
-    ``unreadable``."""
+    """``begun``, ``starting``, ``running``, ``silent`` (its command is gone), ``finished``,
+    ``unreadable``, or how the latest attempt ended."""
     step: int = 0
     total_steps: int | None = None
     pairs_per_second: float | None = None
     seconds_left: float | None = None
     updated: float | None = None
-    """When it was last heard of, in seconds since 1970."""
+    """Last update in Unix seconds."""
     checkpoint_step: int | None = None
     """Step of the newest checkpoint that has a manifest."""
     num_attempts: int = 0
     num_workers: int = 0
     goodput: float | None = None
     mirror: str = ""
-    """Versions on the Hub, and those that wait or were refused; empty where none are wanted."""
+    """Counts of published, waiting and refused versions; empty without a Hub repository."""
     mlflow_unsent: int = 0
     cause: str = ""
     """Why the latest attempt ended."""
 
 
 def read_status(run_folder: Storage, *, now: float | None = None) -> RunStatus | None:
-    """Return how a run is doing; None where the folder holds none."""
+    """Return a run's status; None if the folder holds no run."""
     name = run_folder.path.rstrip("/").rpartition("/")[2]
     try:
         return _read_status(run_folder, name, time.time() if now is None else now)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        # of another version of this project, or written by something else
+        # written by another version of this project, or by something else
         return RunStatus(name=name, state="unreadable", cause=f"{type(error).__name__}: {error}")
 
 
@@ -80,7 +71,7 @@ def _read_status(run_folder: Storage, name: str, now: float) -> RunStatus | None
         pace = _steps_per_second(latest)
         speed = pace * batch if pace else None
         left = (total - step) / pace if pace and total and latest.ending == "running" else None
-    # By the storage's clock: that of the command's machine may be another.
+    # The storage's clock: the clock of the command's machine may be wrong.
     updated = (run_folder.modified(ATTEMPTS) or latest.updated) if latest else None
     state = _describe_state(latest, result, now - (updated or now))
     return RunStatus(
@@ -116,7 +107,7 @@ def _describe_state(
 
 
 def _steps_per_second(attempt: Attempt) -> float | None:
-    """Return the pace of an attempt, all that it spends its time on counted."""
+    """Return an attempt's pace, including the time spent on evaluation and checkpoints."""
     seconds = sum(attempt.spent.values())
     steps = attempt.step - (attempt.first_step or 0)
     return steps / seconds if seconds > 0 and steps > 0 else None
@@ -144,14 +135,14 @@ def _describe_mirror(run_folder: Storage, record: Mapping[str, Any]) -> str:
 
 
 def list_runs(storage: Storage) -> list[RunStatus]:
-    """Return all runs of a storage path, the one heard of last first."""
-    folders = [info for info in storage.list() if info.type == pafs.FileType.Directory]
-    found = [read_status(storage.folder(info.base_name)) for info in folders]
+    """Return all runs of a storage path, most recently updated first."""
+    folders = [entry for entry in storage.list() if entry.is_folder]
+    found = [read_status(storage.folder(entry.name)) for entry in folders]
     return sorted((s for s in found if s is not None), key=lambda s: -(s.updated or 0.0))
 
 
 def status_table(runs: Sequence[RunStatus], *, now: float | None = None) -> str:
-    """Return the runs as people read them, a line each."""
+    """Format the runs as a table for people."""
     now = time.time() if now is None else now
     header = ("run", "state", "step", "pairs/s", "left", "heard", "checkpoint", "attempts",
               "workers", "goodput", "Hub", "MLflow")  # fmt: skip
@@ -193,45 +184,3 @@ def _duration(seconds: float) -> str:
     if days:
         return f"{days} d {hours} h"
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def main_status(arguments: Sequence[str]) -> int:
-    """List runs; return the exit status."""
-    default = RunConfig().storage_path
-    parser = argparse.ArgumentParser(
-        prog="python jobs/status.py",
-        description="List the runs of a storage path: state, step, speed, time left, last "
-        "checkpoint, what the Hub and MLflow lack. It reads the runs' folders alone, so that it "
-        "works also when no cluster is up.",
-    )
-    parser.add_argument(
-        "storage_path", nargs="?", default=default, help=f"run.storage_path; {default}"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object a run, a line each")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="again and again, so often")
-    options = parser.parse_args(arguments)
-    if options.watch is not None and not options.watch > 0:
-        parser.error(f"--watch {options.watch:g}: must be more than 0 seconds")
-    log_to_stdout()
-    try:
-        return _show(Storage.open(options.storage_path), options.json, options.watch)
-    except (InputError, OSError) as error:
-        logger.error("error: %s", error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
-def _show(storage: Storage, as_json: bool, watch: float | None) -> int:
-    while True:
-        runs = list_runs(storage)
-        if as_json:
-            for run in runs:
-                logger.info("%s", json.dumps(asdict(run)))
-        elif runs:
-            logger.info("%s", status_table(runs))
-        else:
-            logger.info("there are no runs in %s", storage.path)
-        if watch is None:
-            return 0
-        time.sleep(watch)

@@ -1,1 +1,1 @@
-"""Published reward models at work: rewards of any rows, and how right they are."""
+"""Scoring of rows with published reward models, and evaluation of the rewards."""

@@ -1,4 +1,4 @@
-"""A chunk of rows -> a file of the same rows with rewards, and one of those that are refused."""
+"""A chunk of rows -> a file of the same rows with rewards, and a file of the refused rows."""
 
 from __future__ import annotations
 
@@ -14,38 +14,31 @@ from typing import Any
 import numpy as np
 import torch
 
+from rm_ray.config.column_rules import ColumnRules
 from rm_ray.config.scoring import ScoringModel
-from rm_ray.config.train_config import ClusterConfig
-from rm_ray.data.rows.columns import ColumnRules
-from rm_ray.data.rows.contract import Reason, RefusedError
-from rm_ray.data.rows.reading import refuse_lost_columns, sum_up
-from rm_ray.data.tokens.conversation_tokens import ConversationTokenizer
+from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.data.rows.column_readings import refuse_lost_columns, sum_up
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.tokens.conversation_tokenizer import ConversationTokenizer
 from rm_ray.data.tokens.template_date import pin_date
 from rm_ray.errors import InputError
 from rm_ray.scoring.conversations import Conversations, parse_conversations
+from rm_ray.scoring.output import READINGS, REFUSED, ROWS, chunk_name, to_json_lines
 from rm_ray.scoring.scorer import Ids, Scorer
 from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
-
-PARTS, REFUSED, READINGS = "rows", "quarantine", "readings"
-"""Folders with a file for each chunk: scored rows, refused ones, how often rows were read how."""
 
 ADDED = {
     "conversation": ("reward", "num_tokens"),
     "pair": ("chosen_reward", "rejected_reward", "chosen_tokens", "rejected_tokens"),
     "responses": ("rewards", "best", "best_response", "num_tokens"),
 }
-"""Columns that a row gets, by its form."""
-
-
-def file_name(fragment: int, chunk: int) -> str:
-    """Return the name of a chunk's files."""
-    return f"part-{fragment:05d}-{chunk:08d}.jsonl"
+"""Columns added to a row, by its form."""
 
 
 class ChunkScorer:
-    """Scores a chunk and writes its file; Ray Data makes one for each worker."""
+    """Scores chunks and writes their files; Ray Data creates one per worker."""
 
     def __init__(
         self,
@@ -63,8 +56,8 @@ class ChunkScorer:
         self._device = torch.device("cuda" if cluster.use_gpu else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Score one chunk; return its counts, or what is the user's to mend."""
-        name, error = file_name(int(batch["fragment"][0]), int(batch["chunk"][0])), ""
+        """Score one chunk; return its counts, or an error that the user can fix."""
+        name, error = chunk_name(int(batch["fragment"][0]), int(batch["chunk"][0])), ""
         num_rows, num_tokens = 0, 0
         try:
             num_rows, num_tokens = self._score(batch, name)
@@ -88,63 +81,64 @@ class ChunkScorer:
         assert self._model.max_length is not None
         tokenizer = self._scorer.tokenizer
         if pin_date(tokenizer, self._day):
-            logger.info("the chat template asks for the date, and is told %s", self._day)
+            logger.info("the chat template asks for the date and gets %s", self._day)
         return ConversationTokenizer(tokenizer, max_length=self._model.max_length)
 
     def _score(self, batch: dict[str, np.ndarray], name: str) -> tuple[int, int]:
-        """Score one chunk and write its file; return how many rows and tokens it has."""
+        """Score one chunk and write its files; return the number of rows and of tokens."""
         origin, texts = self._origins[int(batch["fragment"][0])], batch["json"][0]
         rows = [json.loads(text) for text in texts]
         read = [_read(row, origin, self._rules) for row in rows]
         ids, unwritten = self._tokenize(read)
-        readings = _count(read, unwritten)
+        readings = _count_readings(read, unwritten)
         refuse_lost_columns([sum_up(origin, readings)], prefix="")
         rewards = self._scorer.score([one for one in ids if not isinstance(one, RefusedError)])
         if not all(np.isfinite(values).all() for values in rewards):
             raise InputError(
-                f"the model gives rewards that are not finite numbers, to rows of {origin} from "
-                f"row {batch['row'][0][0]} on; its weights are broken, or its dtype overflows"
+                f"the model's rewards are not finite for rows of {origin}, starting at row "
+                f"{batch['row'][0][0]}; its weights are broken, or its dtype overflows"
             )
         scored, refused, tokens = [], [], 0
         left = iter(rewards)
-        for number, row, what, found in zip(batch["row"][0], rows, read, ids, strict=True):
-            if isinstance(found, RefusedError) or isinstance(what, RefusedError):
+        for number, row, parsed, found in zip(batch["row"][0], rows, read, ids, strict=True):
+            if isinstance(found, RefusedError) or isinstance(parsed, RefusedError):
                 assert isinstance(found, RefusedError)
-                about = {"origin": origin, "row": int(number)}
+                place = {"origin": origin, "row": int(number)}
                 why = {"reason": str(found.reason), "detail": found.detail}
-                refused.append({**about, **why, "raw": row})
+                refused.append({**place, **why, "raw": row})
             else:
-                scored.append(_add(row, what, found, next(left).tolist()))
+                scored.append(_add_rewards(row, parsed, found, next(left).tolist()))
                 tokens += sum(map(len, found))
         if refused:
-            self._folder.write_text(f"{REFUSED}/{name}", _lines(refused))
+            self._folder.write_text(f"{REFUSED}/{name}", to_json_lines(refused))
         self._folder.write_text(f"{READINGS}/{name}", json.dumps(readings) + "\n")
-        self._folder.write_text(f"{PARTS}/{name}", _lines(scored))  # last: it says that all is done
+        # Written last: this file marks the chunk as finished.
+        self._folder.write_text(f"{ROWS}/{name}", to_json_lines(scored))
         return len(rows), tokens
 
     def _tokenize(
         self, read: Sequence[Conversations | RefusedError]
     ) -> tuple[list[list[list[int]] | RefusedError], list[tuple[str, ...]]]:
-        """Return the ids of each row's conversations, or why it is refused.
+        """Return the token ids of each row's conversations, or the row's refusal.
 
-        Beside them stand the keys of each row that the chat template does not write.
+        The second list has the keys of each row that the chat template does not render.
         """
-        found = [what for what in read if isinstance(what, Conversations)]
-        messages = [m for what in found for m in what.messages]
-        contexts = [what.context for what in found for _ in what.messages]
+        parsed = [row for row in read if isinstance(row, Conversations)]
+        messages = [conversation for row in parsed for conversation in row.messages]
+        contexts = [row.context for row in parsed for _ in row.messages]
         left = iter(self._tokenizer.read(messages, contexts))
         result: list[list[list[int]] | RefusedError] = []
         unwritten: list[tuple[str, ...]] = []
-        for what in read:
+        for row in read:
             unwritten.append(())
-            if isinstance(what, RefusedError):
-                result.append(what)
+            if isinstance(row, RefusedError):
+                result.append(row)
                 continue
-            each = [next(left) for _ in what.messages]
+            each = [next(left) for _ in row.messages]
             refusal = next((one for one in each if isinstance(one, RefusedError)), None)
-            whole = [one for one in each if not isinstance(one, RefusedError)]
-            result.append(refusal or [one.ids for one in whole])
-            unwritten[-1] = tuple(dict.fromkeys(key for one in whole for key in one.unwritten))
+            written = [one for one in each if not isinstance(one, RefusedError)]
+            result.append(refusal or [one.ids for one in written])
+            unwritten[-1] = tuple(dict.fromkeys(key for one in written for key in one.unwritten))
         return result, unwritten
 
 
@@ -157,19 +151,19 @@ def _read(row: Any, origin: str, rules: ColumnRules) -> Conversations | RefusedE
         return refusal
 
 
-def _count(
+def _count_readings(
     read: Sequence[Conversations | RefusedError], unwritten: Sequence[tuple[str, ...]]
 ) -> Counter[str]:
-    """Count the ways in which rows were read."""
+    """Count the rows by how they were read."""
     return Counter(
-        replace(what.reading, unwritten=keys).to_json()
-        for what, keys in zip(read, unwritten, strict=True)
-        if isinstance(what, Conversations)
+        replace(row.reading, unwritten=keys).to_json()
+        for row, keys in zip(read, unwritten, strict=True)
+        if isinstance(row, Conversations)
     )
 
 
-def _add(
-    row: dict[str, Any], what: Conversations, ids: Sequence[Ids], rewards: list[float]
+def _add_rewards(
+    row: dict[str, Any], parsed: Conversations, ids: Sequence[Ids], rewards: list[float]
 ) -> dict[str, Any]:
     """Return the row with its rewards."""
     lengths = [len(one) for one in ids]
@@ -177,16 +171,11 @@ def _add(
     values: dict[str, tuple[Any, ...]] = {
         "conversation": (rewards[0], lengths[0]),
         "pair": (*rewards[:2], *lengths[:2]),
-        "responses": (rewards, best, what.responses[best], lengths),
+        "responses": (rewards, best, parsed.responses[best], lengths),
     }
-    added = dict(zip(ADDED[what.form], values[what.form], strict=True))
+    added = dict(zip(ADDED[parsed.form], values[parsed.form], strict=True))
     if taken := sorted(added.keys() & row.keys()):
         raise InputError(
-            f"the rows have a column '{taken[0]}' already, which scoring would write; rename it"
+            f"the rows already have a column '{taken[0]}', which scoring would overwrite; rename it"
         )
     return {**row, **added}
-
-
-def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    return text.encode(errors="backslashreplace").decode()  # half a character, as JSON escapes it

@@ -1,46 +1,43 @@
-"""A raw row -> the conversations in it, to be scored: one, a pair, or a prompt's responses."""
+"""A raw row -> its conversations to score: one, a pair, or a prompt's responses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rm_ray.data.rows.columns import NO_RULES, ColumnRules, RowColumns
-from rm_ray.data.rows.contract import (
-    NO_CONTEXT,
-    Context,
-    Message,
-    Reason,
-    RefusedError,
-    check_turns,
-)
-from rm_ray.data.rows.pairs import read_columns, take_context, take_pair, take_source
-from rm_ray.data.rows.prompts import Prompt, read_prompt
-from rm_ray.data.rows.reading import RowReading
+from rm_ray.config.column_rules import NO_RULES, ColumnRules
+from rm_ray.data.rows.columns import RowColumns
+from rm_ray.data.rows.context import NO_CONTEXT, Context, take_context
+from rm_ray.data.rows.pairs import take_pair, take_source
+from rm_ray.data.rows.prompt_columns import read_prompt
+from rm_ray.data.rows.prompts import Prompt
+from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.rows.row_readings import RowReading, find_reading
+from rm_ray.data.rows.turns import Message, check_turns
 
 Form = Literal["conversation", "pair", "responses"]
 
-PARTS = ("chosen", "rejected", "messages", "response", "responses")
-"""One of them at least is in every row."""
+SCORED_PARTS = ("chosen", "rejected", "messages", "response", "responses")
+"""Every row has at least one of these parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversations:
-    """What is scored of a row."""
+    """The conversations of a row."""
 
     form: Form
     messages: list[list[Message]]
-    """Whole conversations, each ending in the response."""
+    """Complete conversations, each ending with the response."""
     context: Context = NO_CONTEXT
-    """What the chat template is given beside each of them."""
+    """Tools and documents for the chat template, shared by all conversations."""
     num_correct: int = 0
-    """How many of them, the first ones, are known to be right."""
+    """The first ``num_correct`` conversations have a right response; 0 if unknown."""
     margin: float = 0.0
     source: str = ""
     subset: str = ""
     id: str = ""
     responses: list[str] = field(default_factory=list)
-    """What the last turns say."""
+    """Contents of the last turns."""
     reading: RowReading = field(default_factory=RowReading)
     """How the columns were read."""
 
@@ -48,18 +45,18 @@ class Conversations:
 def parse_conversations(
     row: dict[str, Any], default_source: str = "", rules: ColumnRules = NO_RULES
 ) -> Conversations:
-    """Find the conversations of a raw row.
+    """Parse the conversations of a raw row.
 
-    A preference pair has ``chosen`` and ``rejected``, as for training; where these are lists of
-    strings, each is a response to the prompt (RewardBench 2). Else ``messages`` is a conversation,
-    and ``response`` or ``responses`` answer the prompt.
+    A preference pair has ``chosen`` and ``rejected``, as in training; if these are lists of
+    strings, each string is a response to the prompt (RewardBench 2). Otherwise ``messages`` is a
+    conversation, and ``response`` or ``responses`` answer the prompt.
 
     Raises:
-        RefusedError: it has none, or a broken one.
+        RefusedError: the row has no conversation, or a malformed one.
     """
     columns = RowColumns(row, rules)
     about: dict[str, Any] = {part: _text(columns.take(part)) for part in ("subset", "id")}
-    values = {part: _peek(columns, part) for part in PARTS}
+    values = {part: _peek(columns, part) for part in SCORED_PARTS}
     chosen, rejected = values["chosen"], values["rejected"]
     if _is_responses(chosen) and _is_responses(rejected):
         answers = [*columns.take("chosen"), *columns.take("rejected")]
@@ -81,11 +78,11 @@ def parse_conversations(
         responses = columns.take("responses", blank=True)
         return _build("responses", columns, _answer(read_prompt(columns), responses), **about)
     there = ", ".join(row) or "none"
-    raise RefusedError(Reason.MISSING_FIELD, f"of {', '.join(PARTS)}; columns: {there}")
+    raise RefusedError(Reason.MISSING_FIELD, f"of {', '.join(SCORED_PARTS)}; columns: {there}")
 
 
 def _peek(columns: RowColumns, part: str) -> Any:
-    """Return the value of a part without taking it."""
+    """Return a part's value without marking its column as used."""
     return next((value for _, value in columns.candidates(part) if value is not None), None)
 
 
@@ -94,7 +91,7 @@ def _is_responses(value: Any) -> bool:
 
 
 def _answer(prompt: Prompt, answers: list[Any]) -> list[list[Message]]:
-    """Return a prompt's conversations, one for each answer."""
+    """Return a prompt's conversations, one per answer."""
     if not answers:
         raise RefusedError(Reason.EMPTY, "there are no responses")
     conversations = [prompt.answer(answer, "a response") for answer in answers]
@@ -116,7 +113,7 @@ def _build(
         messages=messages,
         context=context,
         responses=[conversation[-1].get("content", "") for conversation in messages],
-        reading=read_columns(columns, messages, context),
+        reading=find_reading(columns, messages, context),
         **about,
     )
 

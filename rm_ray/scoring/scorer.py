@@ -1,15 +1,15 @@
-"""A published reward model -> the rewards of conversations, packed as in training."""
+"""Rewards of conversations from a published reward model, packed as in training."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,10 +20,10 @@ from transformers import (
 
 from rm_ray.batches.collate import Collator
 from rm_ray.batches.spread import spread_packed, spread_padded
-from rm_ray.config.scoring import Dtype
-from rm_ray.config.train_config import Layout
+from rm_ray.config.scoring import Dtype, ScoringModel
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import join_pairs
-from rm_ray.data.tokens.tokenization import load_tokenizer
+from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.model.attention import (
     PACKED_ATTENTION,
@@ -31,22 +31,26 @@ from rm_ray.model.attention import (
     head_size,
     why_not_packed,
 )
-from rm_ray.model.reward_model import Float32Linear, RewardModel
+from rm_ray.model.heads import Float32Linear
+from rm_ray.model.reward_model import RewardModel
+from rm_ray.pretrained import PretrainedName
 
 logger = logging.getLogger(__name__)
 
 Ids = Sequence[int]
 
+CONTENTS = "a folder with config.json, weights and tokenizer"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """A reward model that only scores."""
+    """A reward model for inference."""
 
     model: RewardModel
     tokenizer: PreTrainedTokenizerBase
     collator: Collator
     tokens_per_forward: int
-    """Upper bound on the tokens of a forward pass; a conversation that is larger stands alone."""
+    """Maximum tokens per forward pass; a larger pair gets a pass of its own."""
 
     @classmethod
     def load(
@@ -58,40 +62,39 @@ class Scorer:
         device: torch.device,
         tokens_per_forward: int,
     ) -> Scorer:
-        """Load a folder that a run exported, or any sequence classifier of one label on the Hub.
+        """Load a folder that a run exported, or any sequence classifier with one label on the Hub.
 
         Raises:
-            InputError: it cannot be found, or is no reward model.
+            InputError: the model is missing or unreadable, or is not a reward model.
         """
-        architecture = load_architecture(name_or_path, revision)
+        name = model_name(name_or_path, revision)
+        architecture = load_architecture(name)
         tokenizer = load_tokenizer(name_or_path, revision=revision)
         reason = why_not_packed(architecture)
         layout: Layout = "padded" if reason else "packed"
         if reason:
-            logger.info("conversations are padded instead of packed, since %s", reason)
+            logger.info("conversations are padded instead of packed, because %s", reason)
         wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
-        try:
+        with name.loading(CONTENTS):
             classifier, found = AutoModelForSequenceClassification.from_pretrained(
-                _place(name_or_path),
+                name.place,
                 revision=revision,
                 trust_remote_code=False,
                 dtype=wanted,
                 attn_implementation="sdpa" if reason else PACKED_ATTENTION,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-            raise _refuse(name_or_path, error) from None
-        if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+        if missing := sorted(found["missing_keys"]):  # transformers would initialize them randomly
             raise InputError(
-                f"--model '{name_or_path}' has no weights for {', '.join(missing[:3])}"
-                f"{' and others' * (len(missing) > 3)}, so it would score at random; it is no "
-                "reward model, or its weights are not all there"
+                f"{name.text} has no weights for {', '.join(missing[:3])}"
+                f"{' and others' * (len(missing) > 3)}, so it would score at random; it is not a "
+                "reward model, or its weights are incomplete"
             )
         head = classifier._modules.get("score")
         if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is not None:
             raise InputError(
-                f"--model '{name_or_path}' has no 'score' head of one number on its last token; a "
-                "reward model is a sequence classifier of one label (num_labels 1)"
+                f"{name.text} has no 'score' head with a single output and no bias; a "
+                "reward model is a sequence classifier with one label (num_labels 1)"
             )
         exact = Float32Linear(head.in_features, 1, bias=False)
         exact.weight = head.weight
@@ -111,9 +114,10 @@ class Scorer:
         )
 
     def score(self, prompts: Sequence[Sequence[Ids]]) -> list[np.ndarray]:
-        """Return the rewards, float32, of each prompt's conversations, one at least.
+        """Return the float32 rewards of each prompt's conversations, of which it has at least one.
 
-        Two at a time share their common prefix; a last one without a partner is its own.
+        Conversations are computed in pairs that share a prefix; an odd last one is paired with
+        itself.
         """
         places = [
             (prompt, first, min(first + 1, len(conversations) - 1))
@@ -134,7 +138,7 @@ class Scorer:
         return rewards
 
     def _groups(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[np.ndarray]:
-        """Yield which pairs are computed together."""
+        """Yield the indices of the pairs of each forward pass."""
         if not pairs:
             return
         lengths = join_pairs(pairs).lengths
@@ -147,34 +151,35 @@ class Scorer:
             yield members
 
 
-def load_architecture(name_or_path: str, revision: str | None = None) -> PretrainedConfig:
+def model_name(name_or_path: str, revision: str | None = None) -> PretrainedName:
+    """Return the name of a reward model, as set by ``--model``."""
+    return PretrainedName(name=name_or_path, option="--model", revision=revision)
+
+
+def load_architecture(name: PretrainedName) -> PretrainedConfig:
     """Return a reward model's config.
 
     Raises:
-        InputError: it cannot be found, or has more labels than one.
+        InputError: the model is missing or unreadable, or does not have exactly one label.
     """
-    try:
-        architecture = AutoConfig.from_pretrained(
-            _place(name_or_path), revision=revision, trust_remote_code=False
+    with name.loading(CONTENTS):
+        architecture: PretrainedConfig = AutoConfig.from_pretrained(
+            name.place, revision=name.revision, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _refuse(name_or_path, error) from None
     if architecture.num_labels != 1:
         raise InputError(
-            f"--model '{name_or_path}' has {architecture.num_labels} labels; a reward model has one"
+            f"{name.text} has {architecture.num_labels} labels; a reward model has one"
         )
     return architecture
 
 
-def _place(name_or_path: str) -> str:
-    path = Path(name_or_path).expanduser()
-    return str(path) if path.is_dir() else name_or_path
-
-
-def _refuse(name_or_path: str, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputError(
-        f"--model '{name_or_path}' cannot be loaded: it must be a folder with config.json, weights "
-        "and tokenizer, or a name on the Hugging Face Hub that this machine can reach (HF_TOKEN "
-        f"for a private one, HF_ENDPOINT for a mirror). {reason}"
-    )
+def model_fingerprint(model: ScoringModel, architecture: PretrainedConfig) -> str:
+    """Hash what determines the rewards; a local folder by its files' names, sizes and mtimes."""
+    path = model_name(model.model).path
+    version: object
+    if path.is_dir():
+        version = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in path.iterdir())
+    else:
+        version = [model.model, architecture._commit_hash]
+    settings = [version, model.dtype, model.max_length]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Attempt after attempt, until the run is finished or cannot be."""
+"""Running attempts until the run finishes or fails for good."""

@@ -1,4 +1,4 @@
-"""Signals to the command, passed on to the attempt that is under way."""
+"""Forwarding of SIGINT and SIGTERM to the running attempt."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rm_ray.errors import StoppedError
 logger = logging.getLogger(__name__)
 
 INTERRUPTED, TERMINATED = "interrupted", "terminated"
-"""Reasons to stop that end the command; after others, such as a resize, the run goes on."""
+"""Reasons to stop that end the command; after any other, such as a resize, the run resumes."""
 
 
 class Signals:
-    """Asks the attempt to stop at the first signal, and ends it at the second."""
+    """Asks the attempt to stop on the first signal, and kills it on the second."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self._reason: str | None = None
 
     def __enter__(self) -> Signals:
-        """Begin to listen."""
+        """Install the handlers."""
         self._before = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -31,12 +31,12 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave signals as they were."""
+        """Restore the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def watch_over(self, process: subprocess.Popen[str], task: str) -> None:
-        """Give an attempt its task, and from now on pass the signals on, also one that came."""
+        """Send an attempt its task, then forward signals to it, including one already received."""
         say(process, task)
         self.process = process
         if self._reason is not None:
@@ -46,7 +46,7 @@ class Signals:
         """Wait between attempts.
 
         Raises:
-            StoppedError: a signal came.
+            StoppedError: a signal was received.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end and self._reason is None:
@@ -62,15 +62,15 @@ class Signals:
         if again:
             self.process.kill()
         else:
-            logger.warning("saving a checkpoint, and stopping; a second signal stops at once")
+            logger.warning("saving a checkpoint and stopping; a second signal stops immediately")
             say(self.process, self._reason)
 
 
 def say(process: subprocess.Popen[str], line: str) -> None:
-    """Write a line to an attempt."""
+    """Write a line to an attempt's standard input."""
     assert process.stdin is not None
     try:
         process.stdin.write(line + "\n")
         process.stdin.flush()
     except BrokenPipeError:
-        pass  # it has ended, which is seen elsewhere
+        pass  # it has exited; run_attempt notices

@@ -1,1 +1,1 @@
-"""What a run leaves for people to look at: MLflow, its local history, plots."""
+"""Run tracking: heartbeats, console, MLflow, Prometheus and plots."""

@@ -1,4 +1,4 @@
-"""The pulse of a worker: a thread that says, every second, what the training does."""
+"""Heartbeat of a worker: a thread that reports the training's state every second."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ RESIZED = "resized"
 Phase = Literal[
     "starting", "connecting", "waiting", "training", "evaluating", "saving", "exporting"
 ]
-"""Connecting is to the other ranks, waiting for data."""
+"""What a rank does: "connecting" to the other ranks, "waiting" for data, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """What a rank does."""
+    """State of a rank at one moment."""
 
     rank: int
     pid: int
@@ -32,20 +32,20 @@ class Beat:
     phase: Phase
     step: int
     num_beats: int
-    """Goes up with every micro-batch."""
+    """Number of times training has made progress, such as a micro-batch."""
     stack: str
-    """Where its training thread is."""
+    """Stack trace of the training thread."""
     first_step: int | None = None
-    """Steps that were done when this attempt began to train; none before that."""
+    """Step at which this attempt starts training; None until known."""
     startup: dict[str, float] = field(default_factory=dict)
-    """Seconds until its first step, by phase; empty before it."""
+    """Seconds until the first step, by phase; empty before it."""
     spent: dict[str, float] = field(default_factory=dict)
-    """Seconds of this attempt by what they went into."""
+    """Seconds of this attempt, by activity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeartbeatReading:
-    """A rank's last pulse, when it came, and when the first with as many beats came."""
+    """A rank's latest beat, when it arrived, and when training last made progress."""
 
     beat: Beat
     received: float
@@ -53,10 +53,10 @@ class HeartbeatReading:
 
 
 class Heartbeat(threading.Thread):
-    """Sends the pulse of the thread that makes it, and learns when to stop."""
+    """Reports on the thread that creates it, and receives requests to stop."""
 
     def __init__(self, channel: Any, rank: int) -> None:
-        super().__init__(name="pulse", daemon=True)
+        super().__init__(name="heartbeat", daemon=True)
         self._channel, self._rank = channel, rank
         self._thread_id = threading.get_ident()
         self._node_id = ray.get_runtime_context().get_node_id()
@@ -67,34 +67,34 @@ class Heartbeat(threading.Thread):
         self.startup: dict[str, float] = {}
         self.spent: dict[str, float] = {}
         self.reason_to_stop: str | None = None
-        """Why this attempt is to end after the step at hand, if it is."""
+        """Why this attempt should end after the current step; None to continue."""
 
     def __enter__(self) -> Heartbeat:
-        """Begin."""
+        """Start beating."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Send a last pulse, with the step that was got to, and stop."""
+        """Send a last beat, with the last step, and stop."""
         self._ended.set()
         self._send(patience_s=5.0)
 
     def beat(self) -> None:
-        """Say that something moved on."""
+        """Count one unit of progress."""
         self._num_beats += 1
 
     def enter(self, phase: Phase, step: int) -> None:
-        """Say what is done from now on."""
+        """Set the phase and step to report from now on."""
         self._phase, self._step = phase, step
         self.beat()
 
     def run(self) -> None:
-        """Send pulses until the training ends, or the driver has."""
+        """Send beats until training or the driver ends."""
         while not self._ended.wait(BEAT_EVERY_S) and self._send():
             pass
 
     def _send(self, patience_s: float | None = None) -> bool:
-        """Send a pulse; tell whether it arrived."""
+        """Send a beat; return whether it arrived."""
         frame = sys._current_frames().get(self._thread_id)
         beat = Beat(
             rank=self._rank,
@@ -117,5 +117,5 @@ class Heartbeat(threading.Thread):
 
 
 def more_pressing(reason: str | None, other: str | None) -> str | None:
-    """Return the reason to stop that counts: the first one, but any before a resize."""
+    """Return the reason to stop that takes effect: the first, but any other beats a resize."""
     return other if reason is None or (reason == RESIZED and other is not None) else reason

@@ -1,4 +1,4 @@
-"""Six panels of a run: accuracy, loss, both rewards, margin and learning rate."""
+"""Plots of a run: accuracy, loss, both rewards, margin and learning rate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plot_run(
 
 
 def _draw(axes: Axes, records: Sequence[Record], name: str, axis: str) -> None:
-    """Draw the batch means with their running mean, and the held-out points over them."""
+    """Draw the batch means, their running mean, and the held-out points on top."""
     axes.set_title(f"train/rm/{name}", fontsize=10)
     axes.grid(alpha=0.25)
     axes.locator_params(axis="x", nbins=5)
@@ -59,7 +59,7 @@ def _series(
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Average over a window of a twentieth of the run, narrower at both ends."""
+    """Average over a window of 1/20 of the run, narrower at both ends."""
     half = max(1, len(values) // 40)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     low = np.maximum(np.arange(len(values)) - half, 0)

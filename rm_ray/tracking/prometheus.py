@@ -1,4 +1,4 @@
-"""A run's newest figures as gauges, which Ray's metrics agent shows to Prometheus."""
+"""Prometheus gauges of a run's latest metrics, exported by Ray's metrics agent."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TAG = "rm_run"
 
 
 REPEAT_EVERY_S = 5.0
-"""Ray forgets a gauge that is not set within twice its report interval, which is 10 s by default:
-it would forget the last evaluation, or a step that is longer."""
+"""Ray drops a gauge that is not set within twice its report interval (10 s by default), so the last
+evaluation, or any metric during a long step, would disappear."""
 
 
 class RunGauges:
-    """One gauge for each metric, made when it first comes; all carry the run's name.
+    """One gauge per metric, created on first use and labelled with the run's name.
 
-    While it is entered, a thread repeats the newest figures.
+    Inside the context, a thread keeps repeating the latest values.
     """
 
     def __init__(self, run: str) -> None:
@@ -34,29 +34,29 @@ class RunGauges:
         self._thread = threading.Thread(target=self._repeat, name="gauges", daemon=True)
 
     def __enter__(self) -> RunGauges:
-        """Begin to repeat."""
+        """Start repeating values."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop."""
+        """Stop repeating values."""
         self._stop.set()
         self._thread.join()
 
     def show(self, records: Iterable[Record]) -> None:
-        """Show the newest of these metrics, and their step."""
+        """Export the newest value of each metric, and the step."""
         figures: dict[str, float] = {}
-        for record in records:  # a run that resumes brings all that it has
+        for record in records:  # a resumed run posts its whole history
             figures |= {"step": record.step, **record.metrics}
         for name, value in figures.items():
             self.set(name, value)
 
     def set(self, name: str, value: float) -> None:
-        """Show one figure, by the name that it has in MLflow."""
+        """Export one value, under its MLflow name."""
         with self._lock:
             if name not in self._gauges:
-                described = f"{name} of a run, as in MLflow"
-                gauge = Gauge(gauge_name(name), description=described, tag_keys=(TAG,))
+                description = f"{name} of a run, as in MLflow"
+                gauge = Gauge(gauge_name(name), description=description, tag_keys=(TAG,))
                 self._gauges[name] = gauge.set_default_tags({TAG: self._run})
             self._figures[name] = value
             self._gauges[name].set(value)
@@ -69,7 +69,7 @@ class RunGauges:
 
 
 def gauge_name(metric: str) -> str:
-    """Return what a metric is called here; Ray puts ``ray_`` before it.
+    """Return the gauge's name of a metric, which Ray prefixes with ``ray_``.
 
     ``train/rm/loss`` is ``rm_train_loss``, ``perf/goodput`` is ``rm_perf_goodput``.
     """

@@ -1,4 +1,4 @@
-"""A run's models in MLflow's registry, by reference: MLflow gets no copy of the weights."""
+"""Registration of a run's models in MLflow by reference; MLflow gets no copy of the weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException, RestException
 
-from rm_ray.tracking.mlflow_run import naming_the_server, open_client
+from rm_ray.tracking.mlflow_run import open_client, translate_errors
 
 logger = logging.getLogger(__name__)
 
 MODEL_TAG = "rm_ray.model"
-"""Tag that tells a version of ours, by the run's key and the step."""
+"""Tag that identifies a version of ours by the run's key and the step."""
 
 BEST, LAST = "best", "last"
 """Aliases."""
@@ -25,21 +25,21 @@ class RegisteredModel:
     """A model to register."""
 
     key: str
-    """What tells it from every other: the run's key and the step."""
+    """Unique key: the run's key and the step."""
     source: str
-    """Where its weights are."""
+    """Location of the weights."""
     run_id: str
     tags: Mapping[str, str] = field(default_factory=dict)
-    """Such as its revision on the Hub."""
+    """Tags of the version, such as its revision on the Hub."""
 
 
 def register(tracking_uri: str, name: str, models: Mapping[str, RegisteredModel]) -> dict[str, int]:
-    """Register models under their aliases, each once; return the versions' numbers.
+    """Register each model once, under its alias; return the version number by alias.
 
     Raises:
-        MlflowAwayError: MLflow does not answer, or refuses.
+        MlflowAwayError: MLflow does not answer, or rejects a request.
     """
-    with naming_the_server(tracking_uri):
+    with translate_errors(tracking_uri):
         client = open_client(tracking_uri)
         try:
             client.create_registered_model(name)

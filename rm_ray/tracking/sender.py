@@ -1,4 +1,4 @@
-"""Sends metrics to MLflow from a thread of the driver; training never waits for it."""
+"""Background sender of metrics to MLflow; training never waits for it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rm_ray.errors import InputError
+from rm_ray.errors import InputError, MlflowAwayError
 from rm_ray.runs.history import Record, RecordKind
-from rm_ray.tracking.target import MlflowAwayError, MlflowTarget, RunDescription
+from rm_ray.tracking.target import MlflowTarget, RunDescription
 
-if TYPE_CHECKING:  # mlflow takes seconds to import, which the thread spends
+if TYPE_CHECKING:  # mlflow takes seconds to import, so the thread imports it
     from rm_ray.tracking.mlflow_run import MlflowRun
 
 T = TypeVar("T")
@@ -25,16 +25,13 @@ logger = logging.getLogger(__name__)
 RECORDS_PER_CALL = 40
 
 TRIES_OF_A_TABLE = 8
-"""About two minutes."""
-
-ANSWER_S, FILE_ANSWER_S = 10.0, 60.0
-"""How long the answer of a server, or of a file, is waited for before a training."""
+"""About two minutes of retries."""
 
 Table = tuple[str, list[dict[str, Any]]]
 
 
 def mlflow_opener(target: MlflowTarget, description: RunDescription) -> Callable[[], MlflowRun]:
-    """Return what opens a run in MLflow, or finds it."""
+    """Return a function that opens the run in MLflow, or finds it."""
 
     def open_run() -> MlflowRun:
         from rm_ray.tracking.mlflow_run import MlflowRun
@@ -44,123 +41,89 @@ def mlflow_opener(target: MlflowTarget, description: RunDescription) -> Callable
     return open_run
 
 
-class EarlyMlflowCheck:
-    """Asks MLflow, beside what else is to be done before a training, whether it takes a run."""
-
-    def __init__(self, target: MlflowTarget) -> None:
-        self._target = target
-        self._refusal: InputError | None = None
-        self._thread = threading.Thread(target=self._ask, name="mlflow-question", daemon=True)
-        file = target.sqlite_file
-        if file is None or file.exists():  # else the run makes it
-            self._thread.start()
-
-    def refuse(self, patience_s: float | None = None) -> None:
-        """Wait for an answer; where there is none, training goes on without.
-
-        A file of this machine is waited for longer than a server that may be away.
-
-        Raises:
-            InputError: MLflow will take nothing of this run.
-        """
-        if patience_s is None:
-            patience_s = ANSWER_S if self._target.sqlite_file is None else FILE_ANSWER_S
-        if self._thread.ident is not None:
-            self._thread.join(patience_s)
-        if self._refusal is not None:
-            raise self._refusal
-
-    def _ask(self) -> None:
-        from rm_ray.tracking.mlflow_run import ask_mlflow
-
-        try:
-            ask_mlflow(self._target)
-        except InputError as error:
-            self._refusal = error
-        except MlflowAwayError:
-            pass  # it is told once there is something to send
-
-
 class MetricSender:
-    """Takes records and tables as they come and brings each to MLflow once.
+    """Sends each record and table to MLflow once, from a background thread.
 
-    What MLflow has already, from an earlier attempt at the same steps, is not sent again. The run
-    in MLflow is opened, or found, when the first item comes.
+    Records that MLflow already has from an earlier attempt are not sent again. The MLflow run is
+    opened or found when the first item arrives.
     """
 
     def __init__(self, open_run: Callable[[], MlflowRun]) -> None:
-        """Begin; ``open_run`` is called in the thread, again and again until MLflow answers."""
+        """Start the thread, which calls ``open_run`` until MLflow answers."""
         self._open_run = open_run
         self._queue: queue.Queue[Record | Table | None] = queue.Queue()
         self._unsent = 0
         self.mlflow_run: MlflowRun | None = None
-        """The run, once MLflow has answered."""
+        """The MLflow run; None until MLflow has answered."""
         self.refusal: InputError | None = None
-        """Why MLflow will take nothing, whatever is waited for."""
-        self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
+        """Why MLflow rejects the run for good; None if it does not."""
+        self._thread = threading.Thread(target=self._work, name="mlflow-sender", daemon=True)
         self._thread.start()
 
     @property
     def unsent(self) -> int:
-        """Return how many records and tables MLflow has not taken yet."""
+        """Number of records and tables that MLflow has not accepted yet."""
         return self._unsent
 
     def send(self, record: Record) -> None:
-        """Hand over the metrics of a step."""
+        """Queue the metrics of a step."""
         self._put(record)
 
     def send_table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Hand over a table, shown under ``name`` among the run's artifacts."""
+        """Queue a table, which becomes the artifact ``name`` of the run."""
         self._put((name, rows))
 
-    def _put(self, item: Record | Table) -> None:
-        self._unsent += 1
-        self._queue.put(item)
-
     def close(self, patience_s: float = 30.0) -> int:
-        """Send what is left, for so long; return how many items stay unsent."""
+        """Send the rest for up to ``patience_s`` seconds; return the number of unsent items."""
         self._queue.put(None)
         self._thread.join(patience_s)
         return self._unsent
 
     def end(self, status: Literal["FAILED", "KILLED"]) -> None:
-        """Close, and mark the run, if MLflow answers soon."""
+        """Close, and set the run's status if MLflow answers within seconds."""
         if self.close(patience_s=5.0) or self.mlflow_run is None:
             return
         with suppress(MlflowAwayError):
             self.mlflow_run.end(status)
 
+    def _put(self, item: Record | Table) -> None:
+        self._unsent += 1
+        self._queue.put(item)
+
     def _work(self) -> None:
-        shipped: dict[RecordKind, set[int]] = {}
-        is_open = True
+        is_open, logged = True, dict[RecordKind, set[int]]()
         while is_open:
-            items = [self._queue.get()]
-            time.sleep(0.5)  # let a batch gather
-            while not self._queue.empty():
-                items.append(self._queue.get())
-            is_open = None not in items
-            if self.mlflow_run is None and any(item is not None for item in items):
+            items, is_open = self._take()
+            if items and self.mlflow_run is None:
                 try:
-                    self.mlflow_run = mlflow_run = self._retry(self._open_run)
+                    self.mlflow_run = self._retry(self._open_run)
                 except InputError as error:
                     self.refusal = error
-                    logger.warning("%s; training goes on, and keeps its metrics", error)
+                    logger.warning("%s; training continues, and keeps its metrics", error)
                     return
-                shipped = self._retry(mlflow_run.logged_steps)
-            records = [item for item in items if isinstance(item, Record)]
-            if records:
-                self._ship(mlflow_run, records, shipped)
-            for item in items:
-                if isinstance(item, tuple):
-                    self._ship_table(mlflow_run, item)
+                logged = self._retry(self.mlflow_run.logged_steps)
+            if self.mlflow_run is not None:
+                records = [item for item in items if isinstance(item, Record)]
+                self._send_records(self.mlflow_run, records, logged)
+                for item in items:
+                    if isinstance(item, tuple):
+                        self._send_table(self.mlflow_run, item)
 
-    def _ship(
-        self, mlflow_run: MlflowRun, records: Sequence[Record], shipped: dict[RecordKind, set[int]]
+    def _take(self) -> tuple[list[Record | Table], bool]:
+        """Wait for items; return them, and whether more may follow."""
+        found = [self._queue.get()]
+        time.sleep(0.5)  # let a batch gather
+        while not self._queue.empty():
+            found.append(self._queue.get())
+        return [item for item in found if item is not None], None not in found
+
+    def _send_records(
+        self, mlflow_run: MlflowRun, records: Sequence[Record], logged: dict[RecordKind, set[int]]
     ) -> None:
         new = []
         for record in records:
-            if record.step not in shipped[record.kind]:
-                shipped[record.kind].add(record.step)
+            if record.step not in logged[record.kind]:
+                logged[record.kind].add(record.step)
                 new.append(record)
         self._unsent -= len(records) - len(new)
         for first in range(0, len(new), RECORDS_PER_CALL):
@@ -168,21 +131,21 @@ class MetricSender:
             self._retry(partial(mlflow_run.log, batch))
             self._unsent -= len(batch)
 
-    def _ship_table(self, mlflow_run: MlflowRun, table: Table) -> None:
-        """Send a table, unless its store fails while MLflow answers; metrics matter more."""
+    def _send_table(self, mlflow_run: MlflowRun, table: Table) -> None:
+        """Send a table; give up if MLflow's file store fails, so that metrics still get sent."""
         name, rows = table
         try:
             self._retry(partial(mlflow_run.log_table, name, rows), tries=TRIES_OF_A_TABLE)
         except MlflowAwayError as error:
-            logger.warning("%s is not in MLflow, whose store of files fails: %s", name, error)
+            logger.warning("%s was not sent, because MLflow's file store fails: %s", name, error)
         else:
             self._unsent -= 1
 
     def _retry(self, call: Callable[[], T], *, tries: int | None = None) -> T:
-        """Call until MLflow answers; waiting longer each time, at most half a minute.
+        """Call until MLflow answers, with growing delays of up to 30 s.
 
         Raises:
-            MlflowAwayError: it has not, in as many ``tries``.
+            MlflowAwayError: MLflow has not answered after ``tries`` calls.
         """
         delay = 1.0
         while True:
@@ -193,6 +156,6 @@ class MetricSender:
                 if tries == 0:
                     raise
                 if delay == 1.0:
-                    logger.warning("%s; training goes on, and it is tried again", error)
+                    logger.warning("%s; training continues, retrying", error)
                 time.sleep(delay)
                 delay = min(2 * delay, 30.0)

@@ -1,4 +1,4 @@
-"""Where a run's metrics go, and what MLflow is told of it."""
+"""The MLflow server and experiment of a run, and its description there."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from rm_ray.config.train_config import MlflowConfig, flatten
+from rm_ray.config.fields import flatten
+from rm_ray.config.sections.mlflow import MlflowConfig
 from rm_ray.storage import Storage
 
 SQLITE = "sqlite:///"
-"""What the URI of an SQLite file begins with; its path follows, as in ``sqlite:////data/x.db``."""
-
-
-class MlflowAwayError(Exception):
-    """MLflow does not answer, or refuses."""
+"""Prefix of an SQLite file's URI, followed by its path, as in ``sqlite:////data/x.db``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +26,20 @@ class MlflowTarget:
 
     @classmethod
     def of(cls, config: MlflowConfig, storage: Storage) -> MlflowTarget:
-        """Return what the config names, or else an SQLite file in the storage."""
+        """Return the config's target; by default an SQLite file in the storage."""
         uri = config.tracking_uri or SQLITE + _quote(storage.join("mlflow.db"))
         return cls(tracking_uri=_from_here(uri), experiment=config.experiment)
 
     @property
     def sqlite_file(self) -> Path | None:
-        """The SQLite file that it is; None where it is something else."""
+        """The SQLite file; None if the target is something else."""
         path = self.tracking_uri.removeprefix(SQLITE).partition("?")[0]
         is_file = self.tracking_uri.startswith(SQLITE) and path.startswith("/")
         return Path(unquote(path)) if is_file else None
 
     @property
     def view_command(self) -> str:
-        """The command that shows the runs in a browser, or the address that does already."""
+        """The server's address, or a command that shows the runs in a browser."""
         if self.tracking_uri.startswith("http"):
             return self.tracking_uri
         words = (sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", self.tracking_uri)
@@ -50,12 +47,12 @@ class MlflowTarget:
 
 
 def _quote(path: str) -> str:
-    """Write a path so that what ends it in a URI does not end it."""
+    """Escape the characters of a path that are special in a URI."""
     return path.replace("%", "%25").replace("?", "%3F")
 
 
 def _from_here(uri: str) -> str:
-    """Return a database's URI with a path that stays what it is in any folder."""
+    """Return an SQLite URI with an absolute path; other URIs are unchanged."""
     path = uri.removeprefix(SQLITE)
     if not uri.startswith(SQLITE) or path.startswith(("/", ":", "file:")) or not path:
         return uri
@@ -64,7 +61,7 @@ def _from_here(uri: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """A run as MLflow knows it; the key finds it again, whatever it is called."""
+    """A run's name, parameters and tags in MLflow; its key finds it again."""
 
     name: str
     key: str
@@ -73,7 +70,7 @@ class RunDescription:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> RunDescription:
-        """Describe a run by its ``run.json``."""
+        """Describe a run from its ``run.json``."""
         return cls(
             name=record["config"]["run"]["name"],
             key=record["key"],

@@ -1,1 +1,1 @@
-"""The training loop, from one optimizer step to a whole Ray Train run."""
+"""One optimizer step, without Ray: engine, loss, metrics and collectives."""

@@ -1,4 +1,4 @@
-"""Kernels that add in a fixed order, so that a run can be repeated bit for bit."""
+"""Deterministic kernels, with which a run repeats bit for bit."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from rm_ray.errors import InputError
 
 KERNELS = {
-    # cuBLAS sums in the same order only with workspaces of fixed sizes, which it reads once.
+    # cuBLAS sums in a fixed order only with fixed workspace sizes.
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # The flash_attn package, which transformers calls for padded pairs.
+    # Read by the flash_attn package, which transformers uses for padded pairs.
     "FLASH_ATTENTION_DETERMINISTIC": "1",
 }
 
 
 def ask_for_determinism() -> None:
-    """Set what libraries read when they are first used: call it before anything is computed."""
+    """Set the variables that libraries read once, on first use; call it before any computation."""
     os.environ.update(KERNELS)
 
 
 def compute_deterministically() -> None:
-    """Have PyTorch take deterministic kernels, and raise where an operation has none.
+    """Make PyTorch use deterministic kernels, and raise if an operation has none.
 
-    With it flash attention's backward pass adds up queries' gradients without atomics, efficient
-    attention does not split keys, and ``index_add_`` sorts. Liger's norms, gates and rotations
-    have no atomics. Memory is not filled: nothing here reads what it has not written.
+    Flash attention's backward pass then sums query gradients without atomics, efficient attention
+    does not split keys, and ``index_add_`` sorts. Liger's norms, gates and rotations use no
+    atomics. Uninitialized memory stays unfilled, since nothing here reads it.
     """
-    import torch  # takes seconds, which a worker uses to read its first steps
+    import torch  # late: takes seconds, in which a worker reads its first steps
 
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -37,10 +37,10 @@ def compute_deterministically() -> None:
 
 @contextmanager
 def refusing_operations() -> Iterator[None]:
-    """Name the setting where an operation has no kernel that ``compute_deterministically`` allows.
+    """Turn PyTorch's error about a nondeterministic operation into one that names the setting.
 
     Raises:
-        InputError: there is such an operation.
+        InputError: an operation has no deterministic kernel.
     """
     try:
         yield
@@ -49,6 +49,6 @@ def refusing_operations() -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[0].split(", but you set")[0]
         raise InputError(
-            f"run.deterministic is true, but the model needs an operation that PyTorch cannot "
-            f"repeat bit for bit ({reason}); set run.deterministic to false"
+            "run.deterministic is true, but the model needs an operation that PyTorch cannot "
+            f"repeat bit for bit ({reason}). Set run.deterministic to false"
         ) from error

@@ -1,4 +1,4 @@
-"""True means over pairs: sums and a count, added up over micro-batches and ranks."""
+"""Exact means over pairs, from sums and a count over micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _FLOPS = _COUNT + 1 + len(TokenCounts._fields)
 
 @dataclass
 class PairMetrics:
-    """Sums over pairs, in float64 and on the rewards' device until they are asked for."""
+    """Sums over pairs, in float64 on the rewards' device."""
 
     sums: Tensor
     """``[11]``: loss, accuracy, chosen, rejected, margin, ties; pairs; the three token counts;
-    FLOPs that the pairs need."""
+    the FLOPs that the pairs need."""
 
     @classmethod
     def zero(cls, device: torch.device) -> PairMetrics:
-        """Start with no pairs."""
+        """Return sums over no pairs."""
         return cls(torch.zeros(_FLOPS + 1, dtype=torch.float64, device=device))
 
     def add(self, rewards: Tensor, losses: Tensor, weights: Tensor, *, tokens: TokenCounts) -> None:
         """Add P pairs: ``rewards`` ``[2P]``, ``losses`` and ``weights`` ``[P]``.
 
-        A tie counts as half a correct answer. A weight of 0 leaves a pair out, whatever it holds.
+        A tie counts as half correct. A weight of 0 excludes a pair, even if its loss is not finite.
         """
         chosen, rejected = rewards.detach().double().chunk(2)
         margins = chosen - rejected
@@ -45,7 +45,7 @@ class PairMetrics:
             self.sums[i] += count
 
     def add_flops(self, flops: float) -> None:
-        """Add what pairs need of the model, forward and backward."""
+        """Add the FLOPs that pairs need, forward and backward."""
         self.sums[_FLOPS] += flops
 
     def means(self, prefix: str) -> dict[str, float]:
@@ -55,15 +55,15 @@ class PairMetrics:
 
     @property
     def count(self) -> int:
-        """Pairs added."""
+        """The number of pairs."""
         return round(self.sums[_COUNT].item())
 
     @property
     def tokens(self) -> TokenCounts:
-        """Tokens of all pairs added."""
+        """Token counts over all pairs."""
         return TokenCounts(*(round(count) for count in self.sums[_COUNT + 1 : _FLOPS].tolist()))
 
     @property
     def flops(self) -> float:
-        """FLOPs that all pairs added need, forward and backward."""
+        """The FLOPs that all pairs need, forward and backward."""
         return self.sums[_FLOPS].item()

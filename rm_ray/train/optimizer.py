@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups and the learning rate of each step."""
+"""AdamW, its parameter groups, and the learning rate per step."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-from rm_ray.config.train_config import OptimizerConfig
+from rm_ray.config.sections.optimizer import OptimizerConfig
 
 
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, *, fused: bool = False
 ) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices and none on vectors (norms, biases).
+    """Return AdamW with weight decay on matrices, but not on vectors (norms, biases).
 
-    ``fused`` passes over a tensor once, on GPUs and on CPUs, with no memory beside it.
+    ``fused`` updates each tensor in a single pass without temporary memory.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -33,9 +33,9 @@ def build_optimizer(
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> Callable[[int], float]:
-    """Return the learning rate as a function of the steps completed, from 0 to ``num_steps``.
+    """Return the learning rate as a function of completed steps, from 0 to ``num_steps``.
 
-    The shapes are transformers' ``get_scheduler``'s, over the run's steps counted once.
+    The schedules are those of transformers' ``get_scheduler``, in optimizer steps of the run.
     """
     placeholder = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     scheduler = get_scheduler(

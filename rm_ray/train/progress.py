@@ -1,4 +1,4 @@
-"""How far a run is and how fast it goes."""
+"""The progress and the speed of a run."""
 
 from __future__ import annotations
 
@@ -9,28 +9,24 @@ from rm_ray.data.cache.pair_tokens import TokenCounts
 
 @dataclass(kw_only=True)
 class Progress:
-    """The position of a run and what it has measured of its own speed; saved with the weights."""
+    """The position of a run and its speed so far; saved with the weights."""
 
     step: int = 0
     """Optimizer steps completed."""
     episode: int = 0
     """Pairs trained on."""
     seconds: float = 0.0
-    """Time spent since the first step began, over all attempts."""
+    """Time since the first step began, over all attempts."""
     timed_pairs: int = 0
-    """Pairs in the steps that count for the speed: all but the first of each attempt."""
+    """Pairs in the steps that count for the speed: all but each attempt's first."""
     timed_tokens: int = 0
     timed_distinct_tokens: int = 0
     timed_computed_tokens: int = 0
     timed_flops: float = 0.0
-    """FLOPs that the pairs need, however they are computed."""
+    """FLOPs that the pairs need, excluding overhead such as padding."""
     timed_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
-    """Seconds of steps, data wait, evaluation and checkpoints, work that was lost left out."""
-
-    def spend(self, what: str, seconds: float) -> None:
-        """Count seconds for what they went into."""
-        self.spent[what] = self.spent.get(what, 0.0) + seconds
+    """Seconds of steps, data wait, evaluation and checkpoints, excluding lost work."""
 
     def add_timed(self, pairs: int, tokens: TokenCounts, flops: float, seconds: float) -> None:
         """Count a step for the speed."""
@@ -43,32 +39,32 @@ class Progress:
 
     @property
     def pairs_per_second(self) -> float:
-        """Pairs trained on per second of steady state, evaluation and checkpoints left out."""
+        """Pairs per second in steady state, excluding evaluation and checkpoints."""
         return self.timed_pairs / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of both conversations per second of steady state."""
+        """Tokens of both conversations per second in steady state."""
         return self.timed_tokens / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
     def distinct_tokens_per_second(self) -> float:
-        """Tokens per second of steady state, a pair's shared prefix counted once."""
+        """Tokens per second in steady state, counting a pair's shared prefix once."""
         return self.timed_distinct_tokens / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
     def flops_per_second(self) -> float:
-        """FLOPs that the pairs need per second of steady state."""
+        """FLOPs that the pairs need per second in steady state."""
         return self.timed_flops / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
     def computed_over_distinct_tokens(self) -> float:
-        """Token positions computed for each distinct token."""
+        """Computed token positions per distinct token."""
         return self.timed_computed_tokens / max(self.timed_distinct_tokens, 1)
 
 
 def progress_line(progress: Progress, num_steps: int, metrics: dict[str, float]) -> str:
-    """Return the live line of a run."""
+    """Return a run's live progress line."""
     speed = metrics["perf/pairs_per_second"]
     steps_left = num_steps - progress.step
     pairs_a_step = progress.episode / max(progress.step, 1)

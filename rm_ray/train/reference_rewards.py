@@ -1,4 +1,4 @@
-"""A few pairs whose rewards are kept with every checkpoint, to compare what clients make of it."""
+"""Reference pairs, whose rewards every checkpoint stores for comparison with clients."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rm_ray.config.train_config import Layout
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import PairTokens, join_pairs
 
-if TYPE_CHECKING:  # a worker reads this module before it has time for those
+if TYPE_CHECKING:  # slow imports, and a worker imports this module early
     from transformers import PreTrainedTokenizerBase
 
     from rm_ray.batches.collate import Collator
@@ -38,14 +38,14 @@ _CONVERSATIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ReferencePairs:
-    """Pairs to score, and conversations with the ids that training would give them."""
+    """Pairs to score, and conversations with the token ids that training uses for them."""
 
     pairs: PairTokens
     conversations: tuple[dict[str, Any], ...]
     """Each with ``messages`` and ``ids``."""
 
     def score(self, engine: Engine, collator: Collator, *, tokens_per_pass: int) -> dict[str, Any]:
-        """Return ids and rewards, as a run keeps them; all ranks call it and compute the same."""
+        """Return ids and rewards in the stored format; every rank calls it, with equal results."""
         import torch
 
         with engine.evaluating():
@@ -66,9 +66,9 @@ class ReferencePairs:
         return {"pairs": scored, "conversations": self.conversations}
 
     def passes(self, layout: Layout, tokens_per_pass: int) -> list[list[int]]:
-        """Divide the pairs, in order, into as few passes as the tokens of one allow.
+        """Divide the pairs, in order, into as few passes of ``tokens_per_pass`` as possible.
 
-        A pair that is larger has one of its own.
+        A larger pair gets its own pass.
         """
         lengths, passes = self.pairs.lengths, [[0]]
         for i in range(1, len(self.pairs)):
@@ -82,7 +82,7 @@ class ReferencePairs:
         return passes
 
     def lay_out(self, collator: Collator, pairs: Sequence[int]) -> PaddedPairs | PackedPairs:
-        """Return some of the pairs on the device."""
+        """Return the given pairs, laid out on the device."""
         ids = [(self.pairs.chosen(i).tolist(), self.pairs.rejected(i).tolist()) for i in pairs]
         nothing = np.zeros(len(pairs))
         laid_out = collator.arrange(join_pairs(ids), margins=nothing, weights=nothing)
@@ -90,7 +90,7 @@ class ReferencePairs:
 
 
 def choose_reference_pairs(table: TokenTable, tokenizer: PreTrainedTokenizerBase) -> ReferencePairs:
-    """Choose pairs spread over the shorter half of a table, so that they cost little anywhere."""
+    """Choose pairs across the shorter half of a table, so that scoring them is cheap."""
     by_length = np.argsort(table.lengths.distinct, kind="stable")
     shorter = np.sort(by_length[: max(len(by_length) // 2, NUM_PAIRS)])
     chosen = shorter[np.linspace(0, len(shorter) - 1, min(NUM_PAIRS, len(shorter))).astype(int)]
@@ -98,13 +98,13 @@ def choose_reference_pairs(table: TokenTable, tokenizer: PreTrainedTokenizerBase
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase) -> Sequence[dict[str, Any]]:
-    from rm_ray.data.tokens.rendering import TEMPLATE_FAILURES
+    from rm_ray.data.tokens.chat_renderer import TEMPLATE_FAILURES
 
     tokenized = []
     for messages in _CONVERSATIONS:
         try:
             ids = tokenizer.apply_chat_template(messages, return_dict=False)
         except TEMPLATE_FAILURES:
-            continue  # a template may take conversations of another form alone
+            continue  # a template may not support this conversation
         tokenized.append({"messages": messages, "ids": list(ids)})
     return tokenized

@@ -1,7 +1,7 @@
-"""Weights and optimizer state as slices of flat parameters, whatever number of ranks holds them.
+"""Weights and optimizer state as slices of flat parameters, for any number of ranks.
 
-A rank's file holds the slices that it writes, under ``kind/start/parameter``. Any number of ranks
-reads the files of any other: each copies from them what overlaps its own slices.
+Each rank writes one file with its slices, named ``kind/start/parameter``. Any number of ranks can
+read the files of any other number: each copies the parts that overlap its own slices.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 Extent = tuple[int, int]
-"""First element of a flat parameter, and the one after the last."""
+"""The first element in a flat parameter, and the one after the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """A part of one flat parameter with its optimizer state, on the rank that holds it."""
+    """A part of one flat parameter and its optimizer state, on a rank that holds it."""
 
     parameter: str
     start: int
-    """Where it begins in the flat parameter."""
+    """Its first element in the flat parameter."""
     tensors: dict[str, Tensor]
-    """``weight``, ``exp_avg``, ``exp_avg_sq``: ``[length]`` views of the state that trains."""
+    """``weight``, ``exp_avg``, ``exp_avg_sq``: ``[length]`` views of the live training state."""
     is_written: bool
-    """Whether this rank writes it; others may hold the same."""
+    """Whether this rank writes it to checkpoints; other ranks may hold it too."""
 
     @property
     def extent(self) -> Extent:
-        """Return where it lies in the flat parameter."""
+        """The part of the flat parameter that the slice covers."""
         return self.start, self.start + len(self.tensors["weight"])
 
 
 def write_slices(slices: Iterable[Slice], path: Path) -> None:
-    """Write those that this rank is to write."""
+    """Write the slices with ``is_written`` to a file."""
     tensors = {
         f"{kind}/{part.start}/{part.parameter}": tensor.detach().cpu().contiguous()
         for part in slices
@@ -49,10 +49,10 @@ def write_slices(slices: Iterable[Slice], path: Path) -> None:
 
 
 def list_extents(path: Path) -> dict[str, list[Extent]]:
-    """Return what a file holds: the extents of each parameter."""
+    """Return the extents in a file by parameter."""
     extents: dict[str, list[Extent]] = {}
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  (it is no mapping)
+        for key in file.keys():  # noqa: SIM118  (not a mapping)
             kind, start, parameter = key.split("/", 2)
             if kind == "weight":
                 length = file.get_slice(key).get_shape()[0]
@@ -64,7 +64,7 @@ def read_slices(slices: Sequence[Slice], paths: Iterable[Path]) -> None:
     """Fill every slice from the files that hold parts of it.
 
     Raises:
-        ValueError: the files do not hold the whole of a slice.
+        ValueError: the files do not cover a slice.
     """
     read: dict[tuple[str, int], list[Extent]] = {(p.parameter, p.start): [] for p in slices}
     for path in paths:
@@ -82,18 +82,16 @@ def read_slices(slices: Sequence[Slice], paths: Iterable[Path]) -> None:
                     read[part.parameter, part.start].append((low, high))
     short = [p.parameter for p in slices if not _covers(read[p.parameter, p.start], p)]
     if short:
-        raise ValueError(
-            f"the checkpoint does not hold the whole of {', '.join(sorted(set(short)))}"
-        )
+        raise ValueError(f"the checkpoint does not hold all of {', '.join(sorted(set(short)))}")
 
 
 def read_weights(
     shapes: Mapping[str, torch.Size], paths: Iterable[Path], *, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return whole parameters, of these shapes, from the files that hold parts of them.
+    """Return full parameters of the given shapes, from the files that hold parts of them.
 
     Raises:
-        ValueError: the files do not hold the whole of one.
+        ValueError: the files do not cover a parameter.
     """
     parts = [
         Slice(
@@ -109,7 +107,7 @@ def read_weights(
 
 
 def _covers(read: Iterable[Extent], part: Slice) -> bool:
-    """Tell whether the extents leave nothing of a slice out."""
+    """Return whether the extents cover a slice."""
     start, end = part.extent
     for low, high in sorted(read):
         if low <= start:

@@ -1,4 +1,4 @@
-"""How fast a step is, against the arithmetic it takes and what the device could do."""
+"""The speed of a step, relative to the FLOPs it needs and to the device's measured peak."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from dataclasses import dataclass
 import torch
 
 from rm_ray.batches.collate import ReadyMicroBatch
-from rm_ray.config.train_config import Layout
+from rm_ray.config.sections.batch import Layout
 from rm_ray.model.flops import ModelFlops
 from rm_ray.train.metrics import PairMetrics
 
 GIGABYTE = 10**9
 
 SIZES = {"cpu": (256, 512, 1_024, 2_048), "cuda": (4_096, 8_192, 16_384)}
-"""Sizes of the matrices by which the peak is measured; the largest three take 3.2 GB in float32."""
+"""Matrix sizes for measuring the peak; the three largest matrices take 3.2 GB in float32."""
 
 SIZE_SECONDS = 0.15
-"""How long each size is tried."""
+"""Seconds to measure each size for."""
 
-LONGEST = 0.3
-"""Seconds of a product that are too many: a size whose products would take more is left out."""
+MAX_PRODUCT_SECONDS = 0.3
+"""Stop before a size whose products would take longer than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """What a model needs for pairs, and what its devices could do together."""
+    """The FLOPs that a model needs for pairs, and the peak of all its devices."""
 
     flops: ModelFlops
     matrix_peak: float
-    """Measured FLOP/s of large matrix products, over all ranks."""
+    """Measured FLOP/s of large matrix products, summed over ranks."""
     device: torch.device
     layout: Layout
 
     def count(self, micro_batches: Sequence[ReadyMicroBatch]) -> float:
-        """Return the FLOPs of forward and backward passes over the pairs that count."""
+        """Return the FLOPs of forward and backward passes over the pairs with a weight."""
         flops = 0.0
         for micro_batch in micro_batches:
             loaded = micro_batch.loaded
@@ -47,7 +47,7 @@ class Throughput:
         return flops
 
     def peak_ratio(self, flops_per_second: float) -> float:
-        """Return the share of the devices' matrix products that is progress."""
+        """Return the achieved share of the devices' peak."""
         return flops_per_second / self.matrix_peak
 
     def metrics(self, measured: PairMetrics, *, seconds: float, waited: float) -> dict[str, float]:
@@ -69,26 +69,25 @@ class Throughput:
 
 
 def measure_matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the most FLOP/s that square matrix products reach, in about half a second.
+    """Measure the highest FLOP/s of square matrix products, in about half a second.
 
-    Which size is the fastest depends on the device: its caches, its number of processors, its units
-    for half precision, which many CPUs have not. The best product of all counts: whatever else
-    keeps the device busy makes products slower, and nothing makes them faster.
+    The fastest size depends on the device: its caches, cores and half-precision units. The single
+    best product counts, since other load only ever slows products down.
     """
     best = 0.0
     for size in SIZES["cuda" if device.type == "cuda" else "cpu"]:
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        _seconds_of_product(left, right)  # finds memory and kernels
+        _time_product(left, right)  # warm up: allocates memory and selects kernels
         started, quickest = time.perf_counter(), math.inf
         while quickest == math.inf or time.perf_counter() - started < SIZE_SECONDS:
-            quickest = min(quickest, _seconds_of_product(left, right))
+            quickest = min(quickest, _time_product(left, right))
         best = max(best, 2 * size**3 / quickest)
-        if 2**3 * quickest > LONGEST:
+        if 2**3 * quickest > MAX_PRODUCT_SECONDS:
             break
     return best
 
 
-def _seconds_of_product(left: torch.Tensor, right: torch.Tensor) -> float:
+def _time_product(left: torch.Tensor, right: torch.Tensor) -> float:
     synchronize(left.device)
     started = time.perf_counter()
     torch.mm(left, right)
@@ -97,19 +96,19 @@ def _seconds_of_product(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was asked to."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Count the most memory of a GPU from now on: the start may have taken more than training."""
+    """Reset a GPU's peak memory, since the start-up may take more than training."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory held so far: of the device, or of this process on a CPU."""
+    """Return the peak memory of a GPU or, on a CPU, of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,1 +1,1 @@
-"""What runs in every worker of Ray Train."""
+"""The Ray Train worker: one rank's training loop."""

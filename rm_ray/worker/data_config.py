@@ -1,4 +1,4 @@
-"""Which stream each worker gets; Ray Train's controller imports it, so it stays light."""
+"""Each worker's stream. Keep imports light: Ray Train's controller imports this module."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rm_ray.batches.stream import PlannedPairs, RankStream
 
 
 class PerRankStreams(DataConfig):  # type: ignore[misc]
-    """Hands every training worker the stream of its own rank."""
+    """Gives each worker the stream of its rank."""
 
     def configure(
         self, datasets: dict[str, PlannedPairs], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, RankStream]]:
-        """Return, for each rank, its stream of each dataset."""
+        """Return each rank's streams by dataset."""
         return [
             {
                 name: RankStream(planned=planned, rank=rank, world_size=world_size)

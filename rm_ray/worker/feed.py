@@ -1,4 +1,4 @@
-"""Loaded steps -> micro-batches on the device, one step after another, each laid out ahead."""
+"""Loaded steps -> micro-batches on the device, laid out in advance."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def ready_steps(
     collator: Collator,
     heartbeat: Heartbeat,
     phase: Literal["training", "evaluating"],
-    count_step: Callable[[], int],
+    current_step: Callable[[], int],
 ) -> Iterator[list[ReadyMicroBatch]]:
-    """Lay steps out ahead of their turn, and move each when it is due.
+    """Yield the micro-batches of each step, laid out in advance and moved to the device when due.
 
-    The heart is in ``phase``, at the step that ``count_step`` gives, while the reader computes, and
-    "waiting" until the next step is there: the first one may take minutes, as its pipeline starts.
+    The heartbeat is in ``phase``, at ``current_step()``, while the caller computes, and "waiting"
+    until the next step is ready. The first step may take minutes while the pipeline starts.
     """
-    heartbeat.enter("waiting", count_step())
+    heartbeat.enter("waiting", current_step())
     for micro_batches in map(collator.move, read_ahead(map(collator.lay_out, steps))):
-        heartbeat.enter(phase, count_step())
+        heartbeat.enter(phase, current_step())
         yield micro_batches
-        heartbeat.enter("waiting", count_step())
-    heartbeat.enter(phase, count_step())
+        heartbeat.enter("waiting", current_step())
+    heartbeat.enter(phase, current_step())

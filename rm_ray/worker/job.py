@@ -1,4 +1,4 @@
-"""What a worker is told."""
+"""The job that starts a worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rm_ray.batches.plan import Steps
-from rm_ray.config.train_config import Layout, TrainConfig
+from rm_ray.config.sections.batch import Layout
+from rm_ray.config.train_config import ResolvedConfig
 from rm_ray.runs.startup import Startup
 from rm_ray.storage import Storage
 
@@ -19,31 +20,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TrainJob:
-    """All that a worker is told: settings, where the run is kept, and how long it is."""
+    """One attempt at a run: its settings, its data, and where its results go."""
 
-    config: TrainConfig
+    config: ResolvedConfig
     tokenizer: PreTrainedTokenizerBase
     run_folder: Storage
     steps: Steps
+    """The run's training steps."""
     eval_steps: Steps | None
+    """The steps of one evaluation; None without held-out pairs."""
     use_gpu: bool
     plan_fingerprint: str
+    """Identifies pairs, seed and batch sizes; a checkpoint's must be equal."""
     layout: Layout
     startup: Startup
     channel: Any
+    """The handle of the ``Channel`` actor."""
     run_key: str
-    """What tells this run from every other."""
+    """Distinguishes this run from every other."""
     attempt: int
-    """Which attempt at the run this is, counted from 1."""
+    """The number of this attempt, counted from 1."""
     skipped: frozenset[int]
-    """Steps, counted from 0, that are left out."""
-    probes: ReferencePairs
-    """Pairs whose rewards are kept with every checkpoint."""
+    """Steps to skip, counted from 0."""
+    reference_pairs: ReferencePairs
+    """Pairs whose rewards are stored with every checkpoint."""
     eval_labels: Labels | None
-    """What the held-out pairs are counted under."""
+    """Labels of the held-out pairs that break down evaluations; None for no breakdown."""
     run_began: float
-    """When the run began, by the wall clock, time without any attempt left out."""
+    """Start of the run, shifted by the gaps between attempts (Unix seconds)."""
 
     def __repr__(self) -> str:
-        """Name the attempt: Ray's dashboard shows this, and the rest holds conversations."""
+        """Return only attempt and run name: Ray's dashboard shows it, and the rest holds data."""
         return f"attempt {self.attempt} at run '{self.config.run.name}'"

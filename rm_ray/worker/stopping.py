@@ -1,16 +1,18 @@
-"""Why and how a worker's attempt ends before the last step."""
+"""The decision to stop an attempt early: on preemption, to resize, or on a signal."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
-import ray.train
+import torch
 
-from rm_ray.tracking.heartbeat import RESIZED, more_pressing
-from rm_ray.worker.state import WorkerState
+from rm_ray.tracking.heartbeat import RESIZED, Heartbeat, more_pressing
+from rm_ray.train.collectives import any_rank, gather_objects
+from rm_ray.worker.context import RankContext
 
 logger = logging.getLogger(__name__)
 
@@ -18,60 +20,86 @@ PREEMPTED = "preempted"
 """Reason to stop: a machine is about to be taken away."""
 
 RESIZE_AGAIN_S = 300.0
-"""How long a run that could not save does not try to grow."""
+"""Seconds for which a run that could not save ignores room for more workers."""
 
-ASK_EVERY_S = 5.0
-"""How often Ray is asked whether a machine is."""
+CHECK_EVERY_S = 5.0
+"""Seconds between the ranks' checks for preemption."""
 
-
-def wants_to_stop(state: WorkerState) -> bool:
-    """Tell whether this rank knows of a reason to end this attempt."""
-    reason = state.heartbeat.reason_to_stop
-    if reason == RESIZED:
-        return time.monotonic() > state.goes_on_until
-    return reason is not None
+NUM_VOTES = 2
 
 
-def is_to_ask(state: WorkerState) -> bool:
-    """Tell, on rank 0, whether it is time to ask Ray whether a machine is about to go."""
-    return state.engine.rank == 0 and time.monotonic() - state.asked_at > ASK_EVERY_S
+class Stopping:
+    """Decides whether this attempt ends after the current step, the same on every rank.
 
-
-def decides_to_stop(state: WorkerState, wants: bool, asks: bool) -> bool:
-    """Tell, on every rank alike, whether any rank wants to stop or Ray has a reason to.
-
-    Ray is asked where any rank asks, by all of them at once: it is a barrier.
+    Before each decision, every rank votes. An all-reduce counts the votes, during training the one
+    of the step itself.
     """
-    if asks:
-        state.asked_at = time.monotonic()
-        if ray.train.get_preemption_info() is not None:
-            state.heartbeat.reason_to_stop = PREEMPTED
-            return True
-    return wants
 
+    def __init__(
+        self,
+        heartbeat: Heartbeat,
+        context: RankContext,
+        *,
+        rank: int,
+        device: torch.device,
+        last_step: int,
+    ) -> None:
+        self._heartbeat, self._context = heartbeat, context
+        self._rank, self._device, self._last_step = rank, device, last_step
+        self._is_preempted = False
+        self._checked_at = 0.0
+        self._not_before = 0.0
+        """The time before which room for more workers is not a reason to stop."""
+        self.is_stopping = False
+        """Whether this attempt ends after the current step."""
 
-def gives_up_evaluation(state: WorkerState) -> bool:
-    """Tell, on every rank alike, whether the next attempt is to evaluate instead of this one."""
-    votes = state.engine.any_rank(wants_to_stop(state), is_to_ask(state))
-    return decides_to_stop(state, *votes) and state.progress.step < state.job.steps.total
+    @property
+    def reason(self) -> str | None:
+        """Why this rank wants to stop."""
+        return PREEMPTED if self._is_preempted else self._heartbeat.reason_to_stop
 
+    def votes(self) -> tuple[bool, bool]:
+        """Return whether this rank wants to stop, and whether it wants a preemption check.
 
-def stop(state: WorkerState) -> dict[str, Any] | None:
-    """End this attempt after a checkpoint, for the reason that any rank has; None to go on.
+        Only rank 0 requests the check. All ranks then make it together, since it is a barrier.
+        """
+        reason, now = self.reason, time.monotonic()
+        wants = now > self._not_before if reason == RESIZED else reason is not None
+        return wants, self._rank == 0 and now - self._checked_at > CHECK_EVERY_S
 
-    It goes on at its last step, and where growing would throw away steps that cannot be saved.
-    """
-    step = state.progress.step
-    if step == state.job.steps.total:
-        return None
-    state.checkpointer.finish()
-    reasons = state.engine.gather_objects(
-        (state.heartbeat.reason_to_stop, state.checkpointer.last_step)
-    )
-    reason = functools.reduce(more_pressing, (reason for reason, _ in reasons))
-    _, saved = reasons[0]
-    if reason == RESIZED and saved < step:
-        logger.warning("there is room for more workers, but no checkpoint to go on from")
-        state.is_stopping, state.goes_on_until = False, time.monotonic() + RESIZE_AGAIN_S
-        return None
-    return {"stopped": {"reason": reason, "step": step, "saved_step": saved}}
+    def decide(self, votes: Sequence[bool]) -> None:
+        """Decide from the votes; each is true if any rank voted yes."""
+        self.is_stopping = self._is_decided(votes)
+
+    def interrupts_evaluation(self, step: int) -> bool:
+        """Count votes, and return whether to stop now and leave the evaluation to the next attempt.
+
+        Every rank calls it equally often. Nothing interrupts the evaluation after the last step.
+        """
+        votes = any_rank(self.votes(), self._device)
+        if self._is_decided(votes) and step < self._last_step:
+            self.is_stopping = True
+        return self.is_stopping and step < self._last_step
+
+    def end_attempt(self, step: int, saved_step: int) -> dict[str, Any] | None:
+        """Return why and at which step this attempt ends; None if it continues.
+
+        Every rank calls it after a checkpoint. Rank 0's ``saved_step`` is the newest checkpoint's
+        step. An attempt does not stop to resize if that would lose steps it could not save.
+        """
+        votes = gather_objects((self.reason, saved_step))
+        reason = functools.reduce(more_pressing, (reason for reason, _ in votes))
+        _, saved_step = votes[0]
+        if reason == RESIZED and saved_step < step:
+            logger.warning("not resizing: there is no checkpoint of step %d to resume from", step)
+            self.is_stopping, self._not_before = False, time.monotonic() + RESIZE_AGAIN_S
+            return None
+        return {"reason": reason, "step": step, "saved_step": saved_step}
+
+    def _is_decided(self, votes: Sequence[bool]) -> bool:
+        wants, checks = votes
+        if checks:
+            self._checked_at = time.monotonic()
+            if self._context.is_preempted():
+                self._is_preempted = True
+        return wants or self._is_preempted

@@ -46,14 +46,14 @@ from rm_ray.batches.collate import Collator  # noqa: E402
 from rm_ray.batches.loading import load_step  # noqa: E402
 from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
 from rm_ray.batches.read_ahead import read_ahead  # noqa: E402
-from rm_ray.config.train_config import Layout, ModelConfig, OptimizerConfig  # noqa: E402
+from rm_ray.config.sections.batch import Layout  # noqa: E402
+from rm_ray.config.sections.model import ModelConfig  # noqa: E402
+from rm_ray.config.sections.optimizer import OptimizerConfig  # noqa: E402
+from rm_ray.model.architecture import attention_weight  # noqa: E402
 from rm_ray.model.attention import choose_kernel, head_size  # noqa: E402
+from rm_ray.model.build import build_reward_model  # noqa: E402
 from rm_ray.model.flops import ModelFlops  # noqa: E402
-from rm_ray.model.reward_model import (  # noqa: E402
-    apply_liger,
-    attention_weight,
-    build_reward_model,
-)
+from rm_ray.model.liger import apply_liger  # noqa: E402
 from rm_ray.train.step import train_step  # noqa: E402
 from rm_ray.train.throughput import measure_matrix_peak  # noqa: E402
 

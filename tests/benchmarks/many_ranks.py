@@ -43,9 +43,9 @@ from report import markdown_table, print_report  # noqa: E402
 import rm_ray.batches.stream  # noqa: E402
 from rm_ray.batches.plan import PlanSettings, Steps  # noqa: E402
 from rm_ray.batches.stream import PlannedPairs  # noqa: E402
-from rm_ray.config.train_config import DataConfig  # noqa: E402
-from rm_ray.data.cache.token_cache import build_token_cache  # noqa: E402
-from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.config.sections.data import DataConfig  # noqa: E402
+from rm_ray.data.cache.cache_build import build_token_cache  # noqa: E402
+from rm_ray.data.tokens.tokenizer import load_tokenizer  # noqa: E402
 from rm_ray.storage import Storage  # noqa: E402
 from rm_ray.tracking.channel import open_channel  # noqa: E402
 from rm_ray.tracking.heartbeat import Heartbeat  # noqa: E402
@@ -198,7 +198,7 @@ def read_in_step(settings: dict[str, Any]) -> None:
     from ray.train.collective import barrier
 
     # A rank's second task of Ray Data would hold another 0.14 GB, of which 64 do not fit.
-    rm_ray.batches.stream.TASKS_AT_ONCE = 1
+    rm_ray.batches.stream.CONCURRENT_TASKS = 1
     rank, channel = ray.train.get_context().get_world_rank(), settings["board"]
     stream = ray.train.get_dataset_shard("train")
     pairs, told = [], defaultdict(list)

@@ -27,29 +27,31 @@ from machine import ROOT, describe_machine
 from report import limit, markdown_table, print_report
 from turns import resident_bytes
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "parity")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 # Tensors lie in mappings of their own, which go back to the system when they are freed.
 os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from core import add_model_options, describe_model, write_model  # noqa: E402
+from gloo_ranks import spawn  # noqa: E402
 from pair_set import PairSet, pairs_that_share  # noqa: E402
-from ranks import spawn  # noqa: E402
 
 from rm_ray.batches.collate import Collator  # noqa: E402
 from rm_ray.batches.loading import load_step  # noqa: E402
 from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
-from rm_ray.config.train_config import ClusterConfig, Layout, ModelConfig, OptimizerConfig  # noqa: E402
+from rm_ray.config.sections.batch import Layout  # noqa: E402
+from rm_ray.config.sections.cluster import ClusterConfig  # noqa: E402
+from rm_ray.config.sections.model import ModelConfig  # noqa: E402
+from rm_ray.config.sections.optimizer import OptimizerConfig  # noqa: E402
 from rm_ray.estimate.activations import Attention, ForwardPass  # noqa: E402
 from rm_ray.estimate.architecture import Architecture  # noqa: E402
-from rm_ray.estimate.memory import MemoryEstimate, MemorySetting, estimate  # noqa: E402
+from rm_ray.estimate.memory import estimate  # noqa: E402
+from rm_ray.estimate.memory_setting import MemorySetting  # noqa: E402
+from rm_ray.estimate.moments import MemoryEstimate  # noqa: E402
 from rm_ray.estimate.workload import measure_workload  # noqa: E402
-from rm_ray.model.reward_model import (  # noqa: E402
-    apply_liger,
-    build_reward_model,
-    check_architecture,
-)
+from rm_ray.model.build import build_reward_model, check_architecture  # noqa: E402
+from rm_ray.model.liger import apply_liger  # noqa: E402
 from rm_ray.train.step import train_step  # noqa: E402
 
 MOST_ERROR = 0.10
@@ -228,7 +230,8 @@ def compare(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, 
     small = write_model(tiny, pairs.vocabulary.size, folder / "tiny")
     expected = expect(case, model, pairs)
     file = str(pairs.save(folder / "pairs.npz"))
-    spawn(measure, case.ranks, case, model, small, file, str(folder))
+    arguments = (case, model, small, file, str(folder))
+    spawn(measure, case.ranks, *arguments, start_method="spawn")  # forks would share memory
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(case.ranks)]
     return {
         **asdict(case),

@@ -156,7 +156,7 @@ def read_pairs(source: str, *, max_length: int = 1024) -> PairSet:
     from rm_ray.data.sources.fragments import Fragment
     from rm_ray.data.sources.readers import read_rows
     from rm_ray.data.sources.synthetic import generate_pairs
-    from rm_ray.data.tokens.tokenization import load_tokenizer
+    from rm_ray.data.tokens.tokenizer import load_tokenizer
 
     tokenizer: Any = load_tokenizer(TOKENIZERS[source])
     rows = generate_pairs("train")

@@ -50,10 +50,11 @@ from transformers import AutoModelForSequenceClassification  # noqa: E402
 from turns import Figures, Turn, resident_bytes, take_turns  # noqa: E402
 
 from rm_ray.batches.padding import pad_pairs  # noqa: E402
-from rm_ray.config.train_config import Layout, ModelConfig  # noqa: E402
-from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.config.sections.batch import Layout  # noqa: E402
+from rm_ray.config.sections.model import ModelConfig  # noqa: E402
+from rm_ray.data.tokens.tokenizer import load_tokenizer  # noqa: E402
+from rm_ray.model.build import build_reward_model  # noqa: E402
 from rm_ray.model.export import export_model  # noqa: E402
-from rm_ray.model.reward_model import build_reward_model  # noqa: E402
 
 LEARNING_RATE, MAX_GRAD_NORM = 1e-5, 1.0
 OVER_TRL_DEFAULT, OVER_BEST_PADDED = 4.0, 1.6

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rm_ray.batches.packing import PackedPairs
 from rm_ray.batches.padding import PaddedPairs
-from rm_ray.config.train_config import OptimizerConfig
+from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.optimizer import build_optimizer
 
@@ -59,10 +58,3 @@ class PlainEngine:
         self._optimizer.step()
         self._optimizer.zero_grad()
         return numbers, grad_norm
-
-    def sum_over_ranks(self, tensor: Tensor) -> None:
-        """Leave a tensor as it is, the only rank's."""
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """Return the only rank's value."""
-        return [value]

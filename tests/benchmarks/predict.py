@@ -28,16 +28,16 @@ from transformers import (  # noqa: E402
 from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
 from rm_ray.data.cache.pair_tokens import PairLengths  # noqa: E402
 from rm_ray.estimate.architecture import Architecture  # noqa: E402
-from rm_ray.estimate.memory import MemorySetting  # noqa: E402
+from rm_ray.estimate.gpu_speed import COMPUTE_SHARE, GPU_PEAK, Compute  # noqa: E402
+from rm_ray.estimate.memory_setting import MemorySetting  # noqa: E402
 from rm_ray.estimate.network import Network  # noqa: E402
 from rm_ray.estimate.prediction import (  # noqa: E402
     Prediction,
     describe_prediction,
     predict_run,
 )
-from rm_ray.estimate.timing import COMPUTE_SHARE, GPU_PEAK, Compute  # noqa: E402
+from rm_ray.model.architecture import attention_weight  # noqa: E402
 from rm_ray.model.flops import ModelFlops  # noqa: E402
-from rm_ray.model.reward_model import attention_weight  # noqa: E402
 
 RECIPE = ROOT / "jobs" / "recipes" / "tulu3_8b.yaml"
 

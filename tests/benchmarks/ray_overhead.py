@@ -96,7 +96,7 @@ def train_bare(folder: Path, steps: int, threads: int) -> float:
     from rm_ray.batches.read_ahead import read_ahead
     from rm_ray.config.recipe import read_recipe
     from rm_ray.data.sources.synthetic import SPLITS
-    from rm_ray.model.reward_model import build_reward_model
+    from rm_ray.model.build import build_reward_model
     from rm_ray.train.engine import Engine
     from rm_ray.train.optimizer import learning_rate_schedule
     from rm_ray.train.step import train_step

@@ -72,9 +72,10 @@ def build(source: Path) -> dict[str, float]:
     import ray
 
     from rm_ray.cluster.ray_cluster import ray_cluster
-    from rm_ray.config.train_config import ClusterConfig, DataConfig
-    from rm_ray.data.cache.token_cache import build_token_cache
-    from rm_ray.data.tokens.tokenization import load_tokenizer
+    from rm_ray.config.sections.cluster import ClusterConfig
+    from rm_ray.config.sections.data import DataConfig
+    from rm_ray.data.cache.cache_build import build_token_cache
+    from rm_ray.data.tokens.tokenizer import load_tokenizer
     from rm_ray.storage import Storage
 
     ray.init(

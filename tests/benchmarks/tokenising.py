@@ -202,8 +202,9 @@ def make_turn(tables: list[Any], processor_s: float, began: float, ended: float)
 @functools.cache
 def load_pair_tokenizer(name: str) -> Any:
     """Load a tokenizer as the token cache does; nothing is too long for it here."""
-    from rm_ray.config.train_config import DataConfig
-    from rm_ray.data.tokens.tokenization import PairTokenizer, load_tokenizer
+    from rm_ray.config.sections.data import DataConfig
+    from rm_ray.data.tokens.pair_tokenizer import PairTokenizer
+    from rm_ray.data.tokens.tokenizer import load_tokenizer
 
     return PairTokenizer(load_tokenizer(name), DataConfig(max_length=1_000_000))
 
@@ -223,7 +224,7 @@ def raw_rows(tokenizer: str) -> list[str]:
 @functools.cache
 def raw_blocks(tokenizer: str, part: int, parts: int) -> list[dict[str, np.ndarray]]:
     """Return every ``parts``-th raw row, in blocks as Ray Data hands them to a task."""
-    from rm_ray.data.cache.token_table import ROWS_PER_BATCH
+    from rm_ray.data.cache.token_parts import ROWS_PER_BATCH
 
     rows = raw_rows(tokenizer)[part::parts]
     starts = range(0, len(rows), ROWS_PER_BATCH)

@@ -29,12 +29,12 @@ from tables import SHARED_DATA  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from rm_ray.config.train_config import ModelConfig  # noqa: E402
+from rm_ray.config.sections.model import ModelConfig  # noqa: E402
 from rm_ray.data.sources.synthetic import generate_pairs  # noqa: E402
-from rm_ray.data.tokens.conversation_tokens import ConversationTokenizer  # noqa: E402
-from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.data.tokens.conversation_tokenizer import ConversationTokenizer  # noqa: E402
+from rm_ray.data.tokens.tokenizer import load_tokenizer  # noqa: E402
+from rm_ray.model.build import build_reward_model  # noqa: E402
 from rm_ray.model.export import check_exportable, export_model  # noqa: E402
-from rm_ray.model.reward_model import build_reward_model  # noqa: E402
 from rm_ray.scoring.scorer import Scorer  # noqa: E402
 
 HERE = Path(__file__).resolve().parent

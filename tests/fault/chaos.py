@@ -10,26 +10,19 @@ import json
 import random
 import re
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs import (
-    PATIENCE_S,
-    Job,
-    assert_same_outcome,
-    assert_tidy,
-    command,
-    finish,
-    history,
-    result,
-    running,
-    small_job,
-)
+import psutil
+from outcomes import assert_same_outcome, history, result
+
+from jobs import PATIENCE_S, Job, assert_tidy, command, finish, running, small_job
 
 KINDS = {
     "driver": r"rm_ray\.train\.attempt",
@@ -100,7 +93,7 @@ class Chaos:
         took = "nothing stopped"
         if name == "command":
             job.process.wait(PATIENCE_S)
-            took = "the same command goes on"
+            took = "rerun the same command to resume"
         elif until(lambda: driver_of(job) != driver, job, NOTICED_S.get(name, 10.0)) and until(
             lambda: steps_begun(job) > begun, job
         ):

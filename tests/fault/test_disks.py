@@ -6,18 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from outcomes import assert_same_outcome, result
 
-from jobs import (
-    INJECT,
-    Job,
-    assert_same_outcome,
-    assert_tidy,
-    command,
-    finish,
-    result,
-    running,
-    small_job,
-)
+from jobs import INJECT, Job, assert_tidy, command, finish, running, small_job
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +70,7 @@ def run_on_small_disk(
 
 def test_a_storage_that_fails_for_a_while_is_tried_again(quiet: Path, tmp_path: Path) -> None:
     with run_on_small_disk(tmp_path, "for-a-while", patience_s=300) as (job, disk):
-        job.wait_for(lambda: "fails, and is tried again" in job.printed, "a failure")
+        job.wait_for(lambda: "failed, retrying" in job.printed, "a failure")
         resize(disk, "500m")
         assert job.wait() == 0, job.printed
         assert_same_outcome(job.folder, quiet)

@@ -7,18 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from outcomes import assert_same_losses, result
 from servers import RAY, RayMachines
 
-from jobs import (
-    INJECT,
-    PATIENCE_S,
-    assert_same_losses,
-    assert_tidy,
-    finish,
-    result,
-    running,
-    small_job,
-)
+from jobs import INJECT, PATIENCE_S, assert_tidy, finish, running, small_job
 
 pytestmark = pytest.mark.slow
 

@@ -13,18 +13,10 @@ from typing import Any
 
 import pytest
 from hosts import MISSING, Host, two_hosts
+from outcomes import assert_same_losses, assert_same_outcome, result
 from servers import RAY, RayMachines, without_ray
 
-from jobs import (
-    PATIENCE_S,
-    Job,
-    assert_same_losses,
-    assert_same_outcome,
-    finish,
-    result,
-    running,
-    small_job,
-)
+from jobs import PATIENCE_S, Job, finish, running, small_job
 
 pytestmark = [
     pytest.mark.slow,

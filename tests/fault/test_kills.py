@@ -9,18 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from outcomes import assert_same_outcome, history, result
 
-from jobs import (
-    INJECT,
-    Job,
-    assert_same_outcome,
-    assert_tidy,
-    finish,
-    history,
-    result,
-    running,
-    small_job,
-)
+from jobs import INJECT, Job, assert_tidy, finish, running, small_job
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["alone", "together"])
@@ -133,7 +124,8 @@ def test_a_signal_is_answered_with_a_checkpoint(quiet: Path, number: int, status
         assert job.wait() == status, job.printed
         assert time.monotonic() - asked < 25
         (saved,) = job.checkpoints()
-        stopped = re.search(r"ed at step (\d+); its newest checkpoint is of step \1;", job.printed)
+        line = r"ed at step (\d+); its newest checkpoint is from step \1;"
+        stopped = re.search(line, job.printed)
         assert stopped is not None
         assert f"{int(stopped[1]):08d}" in saved.name
     with running(settings, log) as job:
@@ -152,7 +144,7 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(quiet: Path) -> Non
         job.process.send_signal(signal.SIGTERM)
         assert job.wait() == 143, job.printed
         assert "evaluation at step" not in job.printed
-        assert "terminated at step 20; its newest checkpoint is of step 20" in job.printed
+        assert "terminated at step 20; its newest checkpoint is from step 20" in job.printed
     with running(settings, log) as job:
         check(job, quiet)
         assert {folder.name for folder in job.checkpoints()} == {
@@ -185,7 +177,7 @@ def test_a_hung_collective_is_found_and_started_again(quiet: Path) -> None:
     with running(job_like(quiet, "hung-rank"), log, PYTHONPATH=INJECT, HANGS_ONCE=str(mark)) as job:
         job.wait_for(mark.exists, "the hang")
         hung = time.monotonic()
-        job.wait_for(lambda: "no rank went on for" in job.printed, "the watch")
+        job.wait_for(lambda: "no rank made progress for" in job.printed, "the watch")
         assert time.monotonic() - hung < 60
         check(job, quiet)
         assert "in hang" in job.printed

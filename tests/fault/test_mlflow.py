@@ -7,9 +7,10 @@ from typing import Any
 
 import mlflow
 import pytest
+from outcomes import history, result
 from servers import MlflowServer
 
-from jobs import ROOT, Job, finish, history, result, running, small_job
+from jobs import ROOT, Job, finish, running, small_job
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from hub_server import ask_for
+from outcomes import assert_same_outcome
 from servers import HubServer
 
-from jobs import ROOT, Job, assert_same_outcome, running, small_job
+from jobs import ROOT, Job, running, small_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -169,7 +170,7 @@ def test_a_token_that_is_refused_is_told_once_and_training_goes_on(
     fault = {"match": "repos/create", "kind": "status", "status": 401, "count": 999}
     with published(hub, tmp_path, "refused", **fault) as job:
         assert job.wait() == 0, job.printed
-        assert job.printed.count("Training goes on; what is not published stays") == 1
+        assert job.printed.count("Training continues; unpublished versions stay") == 1
         assert "the token is wrong or has expired" in job.printed
         assert f"python jobs/publish.py {job.folder} --repo_id" in job.printed
     ask_for(hub.address)

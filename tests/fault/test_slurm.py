@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from outcomes import assert_same_outcome, result
 from slurm_site import MISSING, SlurmSite, slurm_site, wait_for
 
-from jobs import assert_same_outcome, finish, result, small_job
+from jobs import finish, small_job
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,7 +57,7 @@ def test_a_job_comes_back_from_the_queue_and_goes_on(site: SlurmSite, tmp_path: 
         site.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def saved() -> list[str]:
-        return re.findall(r"ed at step (\d+); its newest checkpoint is of step \1;", printed())
+        return re.findall(r"ed at step (\d+); its newest checkpoint is from step \1;", printed())
 
     number = submit()
     wait_for_steps(1)

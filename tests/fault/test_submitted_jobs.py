@@ -11,9 +11,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from outcomes import assert_same_outcome, result
 from servers import RAY, RayMachines, wait_for_answer, without_ray
 
-from jobs import PATIENCE_S, ROOT, Job, assert_same_outcome, finish, result, small_job
+from jobs import PATIENCE_S, ROOT, Job, finish, small_job
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ def test_a_job_that_is_stopped_saves_and_the_same_command_resumes_it(
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
         job.wait()
         said = re.search(
-            r"terminated at step (\d+); its newest checkpoint is of step \1;", job.printed
+            r"terminated at step (\d+); its newest checkpoint is from step \1;", job.printed
         )
         assert said is not None, job.printed
     assert "Job 'first' was stopped" in job_command(machines, "status", "first").stdout

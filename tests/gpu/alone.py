@@ -10,7 +10,8 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers.integrations import unset_hf_deepspeed_config
 
 from gpu.bench import Bench
-from rm_ray.config.train_config import ClusterConfig, OptimizerConfig, ZeroStage
+from rm_ray.config.sections.cluster import ClusterConfig, ZeroStage
+from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.engine import Engine
 

@@ -6,7 +6,7 @@ import torch
 from plain_engine import PlainEngine
 from torch import Tensor, nn
 
-from rm_ray.config.train_config import OptimizerConfig
+from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.optimizer import build_optimizer
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from outcomes import result
 
 from gpu.bench import Bench
 from gpu.finding import Values, describe_error
-from jobs import Job, result, running
+from jobs import Job, running
 from rm_ray.publish.export_gate import run_export_gate
-from rm_ray.runs.layout import EXPORT, PROBES
+from rm_ray.runs.layout import EXPORT, REFERENCE_REWARDS
 
 CORES_A_JOB = 3
 """Cores that Ray, its data and a worker keep busy while a run starts."""
@@ -143,7 +144,7 @@ def describe_run(asked: Asked) -> Values:
     """
     gate = run_export_gate(
         asked.folder / EXPORT,
-        json.loads((asked.folder / PROBES).read_text()),
+        json.loads((asked.folder / REFERENCE_REWARDS).read_text()),
         asked.settings["model"]["dtype"],
     )
     assert not gate.problem, gate.problem

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from gpu.bench import Bench
 from gpu.finding import Finding, Values, attempt
+from rm_ray.batches.attention_index import Kernel
 from rm_ray.batches.collate import Collator
-from rm_ray.batches.packing import Kernel, PackedPairs, pack_pairs
-from rm_ray.config.train_config import ModelConfig
+from rm_ray.batches.packing import PackedPairs, pack_pairs
+from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.cache.pair_tokens import PairTokens
 from rm_ray.model.attention import attend
-from rm_ray.model.reward_model import build_reward_model
+from rm_ray.model.build import build_reward_model
 
 MOST_ERROR = 2.0
 """How many times the rounding error of PyTorch's own bfloat16 attention ours may be."""

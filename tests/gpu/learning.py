@@ -19,10 +19,12 @@ from gpu.finding import Finding, Values, attempt
 from rm_ray.batches.collate import Collator
 from rm_ray.batches.loading import load_step
 from rm_ray.batches.plan import Plan, PlanSettings
-from rm_ray.config.train_config import ModelConfig, OptimizerConfig
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.data.cache.token_table import TokenTable
 from rm_ray.model.attention import choose_kernel, head_size
-from rm_ray.model.reward_model import apply_liger, build_reward_model
+from rm_ray.model.build import build_reward_model
+from rm_ray.model.liger import apply_liger
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.step import train_step
 

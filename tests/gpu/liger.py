@@ -18,8 +18,9 @@ from gpu.finding import Finding, Values, attempt
 from gpu.kernels import errors_of
 from gpu.shapes import Workload, build_on, set_layout, set_recomputation, shape
 from gpu.syncs import pass_through
-from rm_ray.config.train_config import Layout
-from rm_ray.model.reward_model import RewardModel, apply_liger
+from rm_ray.config.sections.batch import Layout
+from rm_ray.model.liger import apply_liger
+from rm_ray.model.reward_model import RewardModel
 
 FAMILIES = ("llama", "qwen3")
 

@@ -49,13 +49,13 @@ STRIPPED = (
 )  # fmt: skip
 """Folders that training never reads: Java, C++, reinforcement learning and pages for browsers."""
 
-IMPORTERS = ("rm_ray", "jobs", "tests/gpu", "tests/fault/jobs.py", "tests/tables.py",
-             "tests/families.py", "tests/varlen_operator.py", "tests/benchmarks/core.py",
-             "tests/benchmarks/memory_estimate.py", "tests/benchmarks/needs.py",
-             "tests/benchmarks/turns.py",
-             "tests/benchmarks/pair_set.py", "tests/benchmarks/machine.py",
-             "tests/benchmarks/plain_engine.py", "tests/benchmarks/report.py",
-             "tests/parity/ranks.py")  # fmt: skip
+IMPORTERS = (
+    "rm_ray", "jobs", "tests/gpu", "tests/fault/jobs.py", "tests/outcomes.py", "tests/tables.py",
+    "tests/families.py", "tests/varlen_operator.py", "tests/benchmarks/core.py",
+    "tests/benchmarks/memory_estimate.py", "tests/benchmarks/needs.py", "tests/benchmarks/turns.py",
+    "tests/benchmarks/pair_set.py", "tests/benchmarks/machine.py",
+    "tests/benchmarks/plain_engine.py", "tests/benchmarks/report.py", "tests/gloo_ranks.py",
+)  # fmt: skip
 """Code that runs there."""
 
 

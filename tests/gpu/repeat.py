@@ -5,10 +5,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 
+from outcomes import assert_same_outcome
+
 from gpu.bench import Bench
 from gpu.finding import Finding
 from gpu.jobs_here import Asked, settings_of, train_all
-from jobs import assert_same_outcome
 
 STEPS_AN_EPOCH = 10
 """What ``assert_same_outcome`` counts the ledger by."""

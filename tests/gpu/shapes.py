@@ -15,14 +15,17 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from gpu.bench import Bench
+from rm_ray.batches.attention_index import Kernel
 from rm_ray.batches.collate import Collator, ReadyMicroBatch
 from rm_ray.batches.loading import load_step
-from rm_ray.batches.packing import Kernel
 from rm_ray.batches.plan import Plan, PlanSettings
-from rm_ray.config.train_config import Layout, ModelConfig
+from rm_ray.config.sections.batch import Layout
+from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
+from rm_ray.model.architecture import load_config
 from rm_ray.model.attention import PACKED_ATTENTION
-from rm_ray.model.reward_model import Float32Linear, RewardModel, load_config
+from rm_ray.model.heads import Float32Linear
+from rm_ray.model.reward_model import RewardModel
 
 WIDE = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,

@@ -26,9 +26,11 @@ from gpu.shapes import NARROW, WIDE, Workload, build_on, set_layout, set_recompu
 from gpu.trace import Trace, record
 from rm_ray.batches.collate import Collator, ReadyMicroBatch
 from rm_ray.batches.padding import PaddedPairs
-from rm_ray.config.train_config import Layout, OptimizerConfig
+from rm_ray.config.sections.batch import Layout
+from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.model.flops import ModelFlops
-from rm_ray.model.reward_model import RewardModel, apply_liger
+from rm_ray.model.liger import apply_liger
+from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.step import train_step
 from rm_ray.train.throughput import measure_matrix_peak

@@ -18,8 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpu.bench import Bench
 from gpu.finding import Finding, Values, attempt, guard
 from gpu.shapes import Workload, build_on, set_layout, set_recomputation, shape
-from rm_ray.config.train_config import Layout, OptimizerConfig
-from rm_ray.model.reward_model import RewardModel, apply_liger
+from rm_ray.config.sections.batch import Layout
+from rm_ray.config.sections.optimizer import OptimizerConfig
+from rm_ray.model.liger import apply_liger
+from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.step import train_step
 
@@ -156,7 +158,6 @@ def whole_step(bench: Bench, model: RewardModel, engine: Any, name: str) -> Iter
                 batches,
                 num_pairs=work.pairs_per_step,
                 learning_rate=1e-5,
-                votes=(False, False),
             )
     counts = [("values read, all", reads.seen.total()), *places.most_common()]
     for place, times in counts:

@@ -16,8 +16,8 @@ from gpu.finding import Finding, Values, attempt
 from gpu.liger import untouched
 from gpu.shapes import NARROW, WIDE, Workload, build_on
 from gpu.trace import record
-from rm_ray.config.train_config import ZeroStage
-from rm_ray.model.reward_model import apply_liger
+from rm_ray.config.sections.cluster import ZeroStage
+from rm_ray.model.liger import apply_liger
 from rm_ray.train.step import train_step
 
 STAGES: tuple[ZeroStage, ...] = (0, 2, 3)
@@ -71,7 +71,6 @@ def take_steps(bench: Bench, stage: ZeroStage, tokens: int, layers: int) -> tupl
         engine,
         num_pairs=work.pairs_per_step,
         learning_rate=1e-5,
-        votes=(False, False),
     )
     ready = functools.partial(work.ready, layout="packed", kernel="varlen", device=bench.device)
     seconds, speeds = [], []

@@ -1,4 +1,4 @@
-"""One local Ray cluster for all integration tests, and one finished run on two workers."""
+"""One local Ray cluster for all integration tests, one MLflow, and one finished run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import ray
 from runs import SECRETS, FinishedRun, small_run
+from servers import MlflowServer
 
-from rm_ray.cluster.session import ray_cluster
+from rm_ray.cluster.ray_cluster import ray_cluster
 from rm_ray.config.recipe import parse_config
-from rm_ray.config.train_config import ClusterConfig
-from rm_ray.driver.run import train
+from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.driver.drive import drive
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +33,16 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real MLflow server on loopback."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    with server.running():
+        yield server.address
+
+
+@pytest.fixture(scope="session")
 def finished(cluster: None, storage: Path) -> FinishedRun:
-    """An uninterrupted run; the others are compared with it."""
-    settings = small_run(storage, "quiet")
-    result = train(parse_config(settings))
+    """An uninterrupted run under ZeRO-3, with which the interrupted one is compared."""
+    settings = small_run(storage, "quiet", zero_stage=3)
+    result = drive(parse_config(settings))
     return FinishedRun(settings, storage / "quiet", result)

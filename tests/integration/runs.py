@@ -1,8 +1,14 @@
-"""The small run that the integration tests share."""
+"""The small run that the integration tests share, and what is held of every such run."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import mlflow
+
+from rm_ray.data.sources.mixture import select
+from rm_ray.data.sources.source_spec import SourceSpec
+from rm_ray.data.sources.synthetic import generate_pairs
 
 NUM_STEPS = 20
 
@@ -22,7 +28,7 @@ class FinishedRun:
     result: dict[str, Any]
 
 
-def small_run(storage: Path, name: str) -> dict[str, Any]:
+def small_run(storage: Path, name: str, *, zero_stage: int | str = "auto") -> dict[str, Any]:
     """Settings of 20 steps over 153 generated pairs with 41 held out, on two workers."""
     return {
         "run": {"name": name, "storage_path": str(storage), "seed": 1},
@@ -30,8 +36,53 @@ def small_run(storage: Path, name: str) -> dict[str, Any]:
         "batch": {"global_batch_size": 16, "tokens_per_micro_batch": 700},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 4, "epochs": 2},
         "model": {"gradient_checkpointing": "auto"},
-        "cluster": {"num_workers": 2, "zero_stage": "auto"},
+        "cluster": {"num_workers": 2, "zero_stage": zero_stage},
         "evaluation": {"every_steps": 10, "sample_rows": 5},
         "checkpoint": {"every_steps": 5, "keep": 2, "keep_best_by": "eval/rm/loss"},
         "mlflow": {"experiment": "tests"},
     }
+
+
+TRAIN_METRICS = {
+    "episode", "epoch", "train/rm/accuracy", "train/rm/loss", "train/rm/chosen_rewards",
+    "train/rm/rejected_rewards", "train/rm/reward_margin", "train/rm/lr", "train/rm/grad_norm",
+}  # fmt: skip
+EVAL_METRICS = {
+    f"eval/rm/{name}"
+    for name in (
+        "accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "ties",
+    )
+}  # fmt: skip
+
+
+def held_out_pairs() -> list[dict[str, Any]]:
+    """The pairs that the small run holds out, in its order."""
+    rows = set(select([SourceSpec.parse("builtin:test=41")], seed=1)[0].rows.tolist())
+    return [pair for i, pair in enumerate(generate_pairs("test")) if i in rows]
+
+
+def check_mlflow(result: dict[str, Any]) -> None:
+    """See that MLflow has every metric of every step once, and the files of a finished run."""
+    client = mlflow.MlflowClient(result["mlflow_tracking_uri"])
+    run_id = result["mlflow_run_id"]
+    for name in TRAIN_METRICS:
+        steps = [point.step for point in client.get_metric_history(run_id, name)]
+        assert sorted(steps) == list(range(1, NUM_STEPS + 1)), name
+    for name in EVAL_METRICS:
+        steps = [point.step for point in client.get_metric_history(run_id, name)]
+        assert sorted(steps) == [5, 10, 15, 20], name
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optimizer.learning_rate"] == "0.001"
+    assert run.data.params["run.seed"] == "1"
+    artifacts = {item.path for item in client.list_artifacts(run_id)}
+    assert {"config.yaml", "plots", "eval_samples"} <= artifacts
+    samples = {item.path for item in client.list_artifacts(run_id, "eval_samples")}
+    assert samples == {f"eval_samples/step-{step:06d}.json" for step in (5, 10, 15, 20)}
+    plots = {item.path for item in client.list_artifacts(run_id, "plots")}
+    assert plots == {"plots/training_over_episodes.png", "plots/training_over_hours.png"}
+
+
+def first_checkpoint(folder: Path) -> Path | None:
+    """A finished checkpoint of a run, if it has one."""
+    return next((path.parent for path in folder.glob("checkpoint_*/manifest.json")), None)

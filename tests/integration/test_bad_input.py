@@ -136,7 +136,7 @@ def test_an_unknown_dataset_name(cluster, storage, capsys, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     error = run(storage, capsys, "--data.train", "no/such-dataset:train")
-    assert "'no/such-dataset:train' is no file or folder here and cannot be loaded" in error
+    assert "'no/such-dataset:train' is not a local file or folder, and cannot be loaded" in error
 
 
 def test_more_workers_than_the_cluster_has(cluster, storage, capsys):

@@ -2,10 +2,10 @@
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from tables import SHARED_DATA, chosen_ids, rejected_ids
 
 from rm_ray.batches.plan import PlanSettings
 from rm_ray.batches.stream import PlannedPairs, RankStream
-from rm_ray.config.train_config import DataConfig, TrainConfig
-from rm_ray.data.cache.token_cache import build_token_cache
+from rm_ray.config.sections.data import DataConfig
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.data.cache.cache_build import build_token_cache
 from rm_ray.data.cache.token_table import open_table
-from rm_ray.data.tokens.tokenization import load_tokenizer
+from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
-from rm_ray.preflight.caches import build_caches, find_held_out_trained_on
+from rm_ray.preflight.caches import build_caches, find_prompt_overlap
 from rm_ray.storage import Storage
 from rm_ray.worker.data_config import PerRankStreams
 
@@ -87,12 +88,12 @@ def test_training_pairs_with_a_held_out_prompt_are_counted_and_left_out_on_deman
     config = TrainConfig(data=data)
     kept, held_out = build_caches(config, tokenizer, storage)
     assert (kept.num_pairs, kept.duplicates, kept.contradictions) == (10, 1, 2)
-    assert find_held_out_trained_on(kept, held_out) == {held: 1}
+    assert find_prompt_overlap(kept, held_out) == {held: 1}
     without = replace(config, data=replace(data, drop_overlap=True))
     left, same = build_caches(without, tokenizer, storage)
     assert left.refused == {"prompt is held out too": 2}
     assert (left.num_pairs, left.duplicates, left.contradictions) == (8, 1, 0)
-    assert find_held_out_trained_on(left, same) == {}
+    assert find_prompt_overlap(left, same) == {}
     assert same.identity == held_out.identity and left.identity != kept.identity
 
 
@@ -119,41 +120,57 @@ def test_the_same_key_is_found_and_a_changed_one_is_built(cluster, tmp_path):
     assert fewer.data_hash != first.data_hash
     for manifest in storage.glob("token_cache/*/manifest.json"):
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"build": "../../x"}))
-    with pytest.raises(InputError, match=r"names the build '\.\./\.\./x', which is none"):
+    with pytest.raises(InputError, match=r"'\.\./\.\./x', which is not a valid build name"):
         build([spec], storage)
 
 
-def test_an_interrupted_build_never_passes_for_a_finished_one(tmp_path):
-    """A process that builds a cache is killed with its Ray as soon as a part is written."""
+BUILDER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from rm_ray.cluster.ray_cluster import ray_cluster
+from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.config.sections.data import DataConfig
+from rm_ray.data.cache.cache_build import build_token_cache
+from rm_ray.data.tokens.tokenizer import load_tokenizer
+from rm_ray.storage import Storage
+
+with ray_cluster(ClusterConfig()):
+    build_token_cache([sys.argv[3]], DataConfig(), load_tokenizer("builtin"), seed=0,
+                      storage=Storage.open(sys.argv[2]))
+"""
+
+
+def test_an_interrupted_build_never_passes_for_a_finished_one(cluster, tmp_path):
+    """A process that builds a cache is killed with its tasks as soon as a part is written."""
     storage = tmp_path / "storage"
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from rm_ray.config.train_config import ClusterConfig, DataConfig\n"
-        "from rm_ray.data.cache.token_cache import build_token_cache\n"
-        "from rm_ray.data.tokens.tokenization import load_tokenizer\n"
-        "from rm_ray.storage import Storage\n"
-        "from rm_ray.cluster.ray_cluster import ray_cluster\n"
-        "with ray_cluster(ClusterConfig()):\n"
-        "    cache = build_token_cache(['builtin:train'], DataConfig(),\n"
-        "        load_tokenizer('builtin'), seed=0, storage=Storage.open(sys.argv[2]))\n"
-        "    print(cache.num_pairs, len(cache.parts.origins))\n"
+    began = time.time()
+    builder = subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(ROOT), str(storage), "builtin:train=2000"]
     )
-    command = [sys.executable, "-c", script, str(ROOT), str(storage)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    builder = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     while builder.poll() is None and not list(storage.glob("token_cache/*/build-*/parts/*")):
         time.sleep(0.01)
-    processes = psutil.Process(builder.pid).children(recursive=True)
+    below = psutil.Process().children(recursive=True)
+    tasks = [process for process in below if is_task_since(began, process)]
     builder.kill()
-    builder.wait()
-    for process in processes:
-        if process.is_running():
+    for process in tasks:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
+    builder.wait()
+    psutil.wait_procs(tasks, timeout=60)
+    assert tasks
     assert list(storage.glob("token_cache/*/build-*/parts/*"))
     assert not list(storage.glob("token_cache/*/manifest.json"))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split() == ["6000", "1"]
+    cache = build(["builtin:train=2000"], storage)
+    assert (cache.num_pairs, len(cache.parts.origins)) == (2000, 1)
     assert len(list(storage.glob("token_cache/*/manifest.json"))) == 1
+
+
+def is_task_since(began: float, process: psutil.Process) -> bool:
+    """Tell whether a process is one of Ray's that was started after a time."""
+    try:
+        return process.create_time() > began and process.cmdline()[0].startswith("ray::")
+    except (psutil.NoSuchProcess, IndexError):
+        return False
 
 
 def test_real_rows_that_are_broken_upstream_are_all_refused(cluster, tmp_path):
@@ -212,5 +229,5 @@ def test_a_rank_refuses_a_micro_batch_that_is_not_its_own(planned, monkeypatch):
     other = RankStream(planned=planned, rank=1, world_size=2)
     rows = [micro_batch for step in other.steps(0, 2) for micro_batch in step]
     monkeypatch.setattr(RankStream, "_rows", lambda self, *steps: iter(rows))
-    with pytest.raises(RuntimeError, match=r"rank 0 was sent .*\(0, 0, 1\) instead of \(0, 0, 0\)"):
+    with pytest.raises(RuntimeError, match=r"rank 0 received .*\(0, 0, 1\), expected \(0, 0, 0\)"):
         list(mine.steps(0, 2))

@@ -11,11 +11,11 @@ from hub_server import TOKEN, serving
 from runs import small_run
 from servers import MlflowServer
 
-from rm_ray.commands.preflight import main_preflight
+from rm_ray.commands.preflight import main
 from rm_ray.config.recipe import parse_config
 from rm_ray.preflight import summary
-from rm_ray.preflight.auto_settings import Room, choose
 from rm_ray.preflight.resolve import resolve_run
+from rm_ray.storage import Storage
 
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
@@ -29,7 +29,7 @@ def preflight(storage: Path, capfd: pytest.CaptureFixture, *options: str) -> tup
     recipe = storage / "preflight.yaml"
     recipe.write_text(json.dumps(small_run(storage, "not-begun")))
     capfd.readouterr()
-    status = main_preflight(["--recipe", str(recipe), *options])
+    status = main(["--recipe", str(recipe), *options])
     assert not (storage / "not-begun").exists()
     assert not list(storage.glob(".preflight-*"))
     return status, capfd.readouterr().out
@@ -121,21 +121,21 @@ def test_too_large_a_cluster_fails_and_wrong_input_is_refused(cluster, storage, 
     assert "error: data source 'no/such/file.jsonl': no such file" in page
 
 
-def test_mlflow_and_the_hub_are_asked(cluster, storage, capfd, tmp_path, monkeypatch):
-    server = MlflowServer(tmp_path)
+def test_mlflow_and_the_hub_are_asked(
+    cluster, storage, mlflow_server, capfd, tmp_path, monkeypatch
+):
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    options = [
-        "--mlflow.tracking_uri", server.address, "--mlflow.registered_model", "rewards",
-        "--hub.repo_id", "someone/rewards",
-    ]  # fmt: skip
-    with serving(tmp_path / "hub") as endpoint, server.running():
+    services = ["--mlflow.registered_model", "rewards", "--hub.repo_id", "someone/rewards"]
+    options = [*services, "--mlflow.tracking_uri", mlflow_server, "--mlflow.experiment", "new"]
+    with serving(tmp_path / "hub") as endpoint:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
         status, page = preflight(storage, capfd, *options)
     assert status == 0
-    assert f"ok       MLflow          {server.address} answers; experiment 'tests' will" in page
-    assert "ok       Hub             someone/rewards will be made; 'someone' may write" in page
-    status, page = preflight(storage, capfd, *options)
+    assert f"ok       MLflow          {mlflow_server} answers; experiment 'new' will" in page
+    assert "ok       Hub             someone/rewards will be created; 'someone' may write" in page
+    away = MlflowServer(tmp_path).address
+    status, page = preflight(storage, capfd, *services, "--mlflow.tracking_uri", away)
     assert status == 0  # training would go on without them
     assert "WARNING  MLflow" in page
     assert "WARNING  Hub" in page
@@ -154,7 +154,8 @@ def test_a_deleted_experiment_fails(cluster, storage, capfd, tmp_path):
 def test_every_training_begins_with_the_same_in_short(cluster, storage, monkeypatch):
     said: list[str] = []
     settings: dict[str, Any] = small_run(storage, "in-short")
-    resolved = choose(resolve_run(parse_config(settings)), Room(), num_workers=2)
+    config = parse_config(settings)
+    resolved = resolve_run(config, Storage.open(str(storage)), config.cluster)
     monkeypatch.setattr(summary.logger, "info", lambda form, *values: said.append(form % values))
     monkeypatch.setattr(summary.logger, "warning", said.append)
     summary.log_summary(resolved)
@@ -169,5 +170,5 @@ def test_a_range_of_workers_is_judged_by_the_fewest(cluster, storage, capfd):
     status, page = preflight(storage, capfd, *options)
     assert status == 0
     assert "on 8 workers" in page
-    assert "memory of a GPU, estimated for 2, the fewest:" in page
+    assert "memory of a GPU, estimated for 2 workers, the fewest:" in page
     assert "not the cluster of this run, which has 8 workers" in page

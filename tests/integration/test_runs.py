@@ -1,62 +1,35 @@
-"""A run on a real Ray cluster: what it measures, leaves behind, and does when it is killed."""
+"""A run on a real Ray cluster: what it measures and leaves behind, and what it refuses."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
 import ray
 import torch
 import torch.nn.functional as F
-from runs import NUM_STEPS, SECRETS, FinishedRun, small_run
-from safetensors.torch import load_file
-from servers import MlflowServer
+from outcomes import history
+from runs import (
+    EVAL_METRICS,
+    NUM_STEPS,
+    SECRETS,
+    TRAIN_METRICS,
+    FinishedRun,
+    check_mlflow,
+    first_checkpoint,
+    held_out_pairs,
+    small_run,
+)
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_ray.batches.plan import PlanSettings, Steps
 from rm_ray.checkpoint.ledger import Ledger
 from rm_ray.commands.train import main
 from rm_ray.config.recipe import parse_config
-from rm_ray.data.sources.mixture import select
-from rm_ray.data.sources.source_spec import SourceSpec
-from rm_ray.data.sources.synthetic import generate_pairs
 from rm_ray.driver.drive import drive, dry_run
 from rm_ray.errors import InputError
-from rm_ray.runs.attempts import list_checkpoints
 from rm_ray.runs.manifest import find_fault, read_manifest
-from rm_ray.runs.startup import Startup
 from rm_ray.storage import Storage
-from rm_ray.supervisor.supervisor import supervise
-
-ROOT = Path(__file__).resolve().parents[2]
-
-TRAIN_METRICS = {
-    "episode", "epoch", "train/rm/accuracy", "train/rm/loss", "train/rm/chosen_rewards",
-    "train/rm/rejected_rewards", "train/rm/reward_margin", "train/rm/lr", "train/rm/grad_norm",
-}  # fmt: skip
-RESUMED = "resumed from the checkpoint of step"
-EVAL_METRICS = {
-    f"eval/rm/{name}"
-    for name in (
-        "accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "ties",
-    )
-}  # fmt: skip
-
-
-def history(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-
-
-def exported_weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "export" / "model.safetensors")
 
 
 def test_result_json_says_what_was_done(finished: FinishedRun) -> None:
@@ -75,11 +48,9 @@ def test_held_out_metrics_equal_those_of_the_exported_model(finished: FinishedRu
     """Each pair once, whatever the number of workers: scored again alone, by transformers."""
     model = AutoModelForSequenceClassification.from_pretrained(finished.folder / "export")
     tokenizer = AutoTokenizer.from_pretrained(finished.folder / "export")
-    rows = select([SourceSpec.parse("builtin:test=41")], seed=1)[0].rows
-    pairs = [row for i, row in enumerate(generate_pairs("test")) if i in set(rows.tolist())]
     rewards = {"chosen": [], "rejected": []}
     with torch.no_grad():
-        for pair in pairs:
+        for pair in held_out_pairs():
             for side, values in rewards.items():
                 ids = tokenizer.apply_chat_template(pair[side], return_tensors="pt")
                 values.append(model(**ids).logits[0, 0])
@@ -104,36 +75,13 @@ def test_the_learning_rate_runs_over_all_steps_once(finished: FinishedRun) -> No
 
 
 def test_mlflow_has_every_metric_of_every_step_once(finished: FinishedRun) -> None:
-    check_mlflow(finished.result, finished.settings)
-
-
-def check_mlflow(result: dict, settings: dict) -> None:
-    client = mlflow.MlflowClient(result["mlflow_tracking_uri"])
-    run_id = result["mlflow_run_id"]
-    for name in TRAIN_METRICS:
-        steps = [point.step for point in client.get_metric_history(run_id, name)]
-        assert sorted(steps) == list(range(1, NUM_STEPS + 1)), name
-    for name in EVAL_METRICS:
-        steps = [point.step for point in client.get_metric_history(run_id, name)]
-        assert sorted(steps) == [5, 10, 15, 20], name
-    run = client.get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["optimizer.learning_rate"] == "0.001"
-    assert run.data.params["run.seed"] == "1"
-    artifacts = {item.path for item in client.list_artifacts(run_id)}
-    assert {"config.yaml", "plots", "eval_samples"} <= artifacts
-    samples = {item.path for item in client.list_artifacts(run_id, "eval_samples")}
-    assert samples == {f"eval_samples/step-{step:06d}.json" for step in (5, 10, 15, 20)}
-    plots = {item.path for item in client.list_artifacts(run_id, "plots")}
-    assert plots == {"plots/training_over_episodes.png", "plots/training_over_hours.png"}
+    check_mlflow(finished.result)
 
 
 def test_samples_show_texts_and_rewards(finished: FinishedRun) -> None:
     samples = json.loads((finished.folder / "samples" / "step-000020.json").read_text())
-    rows = select([SourceSpec.parse("builtin:test=41")], seed=1)[0].rows[:5].tolist()
-    pairs = [row for i, row in enumerate(generate_pairs("test")) if i in rows]
     assert len(samples) == 5
-    for sample, pair in zip(samples, pairs, strict=True):
+    for sample, pair in zip(samples, held_out_pairs()[:5], strict=True):
         assert pair["chosen"][0]["content"] in sample["prompt"]
         assert sample["chosen"] == pair["chosen"][-1]["content"] + "<|end|>"
         assert sample["rejected"] == pair["rejected"][-1]["content"] + "<|end|>"
@@ -192,56 +140,6 @@ def test_a_dry_run_says_what_a_run_would_do(cluster: None, storage: Path) -> Non
     assert not (storage / "dry").exists()
 
 
-def first_checkpoint(folder: Path) -> Path | None:
-    return next((path.parent for path in folder.glob("checkpoint_*/manifest.json")), None)
-
-
-def kill_a_worker_after_the_first_checkpoint(of: int, folder: Path, killed: list[int]) -> None:
-    """Kill one of the workers that a process has started."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and first_checkpoint(folder) is None:
-        time.sleep(0.05)
-    for process in psutil.Process(of).children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
-            process.send_signal(signal.SIGKILL)
-            killed.append(process.pid)
-            return
-
-
-@pytest.fixture
-def mlflow_server(tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server on loopback."""
-    server = MlflowServer(tmp_path)
-    with server.running():
-        yield server.address
-
-
-def test_a_killed_worker_under_zero_3_goes_on_with_the_same_losses(
-    finished: FinishedRun, storage: Path, mlflow_server: str
-) -> None:
-    settings = small_run(storage, "zero-3")
-    settings["cluster"]["zero_stage"] = 3
-    settings["mlflow"]["tracking_uri"] = mlflow_server
-    killed: list[int] = []
-    killer = threading.Thread(
-        target=kill_a_worker_after_the_first_checkpoint,
-        args=(os.getpid(), storage / "zero-3", killed),
-    )
-    killer.start()
-    result = supervise(parse_config(settings), Startup())
-    killer.join()
-    assert len(killed) == 1
-    check_mlflow(result, settings)
-    ours, plain = history(storage / "zero-3"), history(finished.folder)
-    assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in plain]
-    for mine, other in zip(ours, plain, strict=True):
-        name = f"{mine['kind']}/rm/loss"
-        assert mine["metrics"][name] == pytest.approx(other["metrics"][name], abs=1e-4)
-    weights, expected = exported_weights(storage / "zero-3"), exported_weights(finished.folder)
-    assert weights.keys() == expected.keys()
-    assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in expected.items()}
-
-
 def test_no_secret_is_written_down(finished: FinishedRun, storage: Path) -> None:
     """Not in checkpoints, MLflow, results, the token cache, nor in the logs of Ray's processes."""
     (node,) = ray.nodes()
@@ -252,101 +150,6 @@ def test_no_secret_is_written_down(finished: FinishedRun, storage: Path) -> None
         content = path.read_bytes()
         for name, secret in SECRETS.items():
             assert secret.encode() not in content, (name, path)
-
-
-def whole_checkpoints(folder: Path) -> list[str]:
-    """Those that a run would go on from, the newest first."""
-    run_folder = Storage.open(str(folder))
-    names = list_checkpoints(run_folder)
-    return [
-        name
-        for name in names
-        if find_fault(run_folder, name, read_manifest(run_folder, name)) is None
-    ]
-
-
-def test_a_killed_worker_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
-    finished: FinishedRun, storage: Path, tmp_path: Path
-) -> None:
-    """The command trains on without the worker; again, from before the damaged checkpoint.
-
-    It is given in a folder of modules that are called like those of libraries, with a folder for
-    temporary files that is too long for sockets, on a terminal of ASCII; and the second time by
-    another path to its storage.
-    """
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(small_run(storage, "driver-killed")))
-    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--recipe", str(recipe)]
-    job_folder = tmp_path / ("job" * 30)
-    job_folder.mkdir()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"TMPDIR": str(job_folder), "PYTHONIOENCODING": "ascii"}
-    elsewhere = tmp_path / "elsewhere"
-    for module in ("peft/__init__", "datasets/__init__", "mlflow/__init__", "types", "random"):
-        path = elsewhere / f"{module}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("raise ImportError('this is not the library')")
-    (tmp_path / "linked").symlink_to(storage)
-    folder = storage / "driver-killed"
-    seen: set[str] = set()
-    with (tmp_path / "first.log").open("w") as log:
-        driver = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=elsewhere)
-        killed: list[int] = []
-        kill_a_worker_after_the_first_checkpoint(driver.pid, folder, killed)
-        assert len(killed) == 1
-        said = tmp_path / "first.log"
-        while driver.poll() is None and (len(seen) < 2 or RESUMED not in said.read_text()):
-            seen.update(whole_checkpoints(folder))
-            time.sleep(0.02)
-        children = psutil.Process(driver.pid).children(recursive=True)
-        trainers = [child for child in children if "Train" in " ".join(child.cmdline())]
-        driver.kill()
-        driver.wait()
-        assert not psutil.wait_procs(trainers, timeout=60)[1], "they would commit once more"
-    assert not (folder / "result.json").exists()
-    assert RESUMED in said.read_text()
-    damaged = folder / whole_checkpoints(folder)[0] / "slices-00001.safetensors"
-    content = bytearray(damaged.read_bytes())
-    content[-100] ^= 1
-    damaged.write_bytes(content)
-    again = subprocess.run(
-        [*command, "--run.storage_path", str(tmp_path / "linked")],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=elsewhere,
-        check=False,
-    )
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "Traceback" not in again.stdout + again.stderr
-    assert (
-        f"{damaged.parent.name} is not used: slices-00001.safetensors does not have" in again.stdout
-    )
-    assert RESUMED in again.stdout
-    assert "run 'driver-killed': 20 steps, 306 pairs" in again.stdout
-    assert_same_outcome(folder, finished.folder)
-    result = json.loads((folder / "result.json").read_text())
-    check_mlflow(result, small_run(storage, "driver-killed"))
-    client = mlflow.MlflowClient(result["mlflow_tracking_uri"])
-    experiment = client.get_experiment_by_name("tests")
-    runs = client.search_runs([experiment.experiment_id])
-    assert [run.info.run_name for run in runs].count("driver-killed") == 1
-    _, alive = psutil.wait_procs(children, timeout=120)
-    assert not alive, "a killed driver leaves no process of its local Ray behind"
-
-
-def assert_same_outcome(folder: Path, expected: Path) -> None:
-    """Weights bit for bit, and every metric of every step."""
-    weights, expected_weights = exported_weights(folder), exported_weights(expected)
-    assert weights.keys() == expected_weights.keys()
-    for name, weight in weights.items():
-        assert torch.equal(weight, expected_weights[name]), name
-    ours, theirs = history(folder), history(expected)
-    assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in theirs]
-    for mine, other in zip(ours, theirs, strict=True):
-        for name in mine["metrics"]:
-            if not name.startswith("perf/"):
-                assert mine["metrics"][name] == other["metrics"][name], (mine["step"], name)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs(

@@ -1,15 +1,16 @@
 """Evaluation and scoring of the model that the shared run exported, on the shared cluster."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import FinishedRun
+from runs import FinishedRun, held_out_pairs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rm_ray.commands.score import main_evaluate, main_score
+from rm_ray.commands import evaluate, score
 from rm_ray.data.sources.synthetic import generate_pairs
 
 
@@ -26,21 +27,6 @@ def reward(folder: str, messages: list[dict[str, str]]) -> float:
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, return_dict=False)
     return float(model(input_ids=torch.tensor([ids])).logits.item())
-
-
-def test_evaluation_gives_the_figures_of_the_run(
-    finished: FinishedRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    command = ["--model", finished.result["export"], "--data", "builtin:test=41", "--seed", "1"]
-    assert main_evaluate([*command, "--output", str(tmp_path)]) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
-    metrics = finished.result["metrics"]
-    assert report["overall"]["pairs"] == 41
-    for name in ("accuracy", "loss", "ties", "chosen_rewards", "rejected_rewards", "reward_margin"):
-        assert report["overall"][name] == pytest.approx(metrics[f"eval/rm/{name}"], abs=1e-5)
-    printed = capfd.readouterr().out
-    assert f"{metrics['eval/rm/accuracy']:.4f}" in printed
-    assert (tmp_path / "plots" / "evaluation.png").stat().st_size > 10_000
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -61,15 +47,64 @@ def mixed_rows() -> list[Any]:
     return rows
 
 
-def test_rows_of_every_form_keep_their_columns_and_get_rewards(
+def test_evaluation_gives_the_figures_of_the_run_and_the_benchmarks_own_averages(
     finished: FinishedRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    subsets = ["alpacaeval-easy", "mt-bench-easy", "math-prm"]
+    data = write(
+        tmp_path / "bench.jsonl",
+        [{**pair, "subset": subsets[i % 3], "id": i} for i, pair in enumerate(held_out_pairs())],
+    )
+    command = ["--model", finished.result["export"], "--data", str(data)]
+    assert evaluate.main([*command, "--output", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    metrics = finished.result["metrics"]
+    assert report["overall"]["pairs"] == 41
+    for name in ("accuracy", "loss", "ties", "chosen_rewards", "rejected_rewards", "reward_margin"):
+        assert report["overall"][name] == pytest.approx(metrics[f"eval/rm/{name}"], abs=1e-5)
+    scored = rows_of(tmp_path / "out")
+    right = {
+        subset: [r["chosen_reward"] > r["rejected_reward"] for r in scored if r["subset"] == subset]
+        for subset in subsets
+    }
+    share = {subset: sum(found) / len(found) for subset, found in right.items()}
+    chat = (100 * share["alpacaeval-easy"] + 28 * share["mt-bench-easy"]) / 128
+    assert report["benchmark"] == pytest.approx(
+        {"Chat": chat, "Reasoning": share["math-prm"], "Score": (chat + share["math-prm"]) / 2}
+    )
+    printed = capfd.readouterr().out
+    assert f"{metrics['eval/rm/accuracy']:.4f}" in printed
+    assert "by the benchmark's own averages" in printed
+    assert (tmp_path / "out" / "plots" / "evaluation.png").stat().st_size > 10_000
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows of every form that were scored by two workers, and the command that did it."""
+
+    data: Path
+    output: Path
+    command: list[str]
+
+
+@pytest.fixture(scope="module")
+def scored(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    """Scores in a folder in which a command that was refused has left its traces."""
+    folder = tmp_path_factory.mktemp("scored")
+    data, output = write(folder / "rows.jsonl", mixed_rows()), folder / "scored"
+    taken = write(folder / "taken.jsonl", [{"prompt": "a", "response": "b", "reward": 1.0}])
+    model = ["--model", finished.result["export"]]
+    assert score.main([*model, "--data", str(taken), "--output", str(output)]) == 2
+    command = [*model, "--data", str(data), "--output", str(output)]
+    assert score.main([*command, "--num_workers", "2"]) == 0
+    return Scored(data, output, command)
+
+
+def test_rows_of_every_form_keep_their_columns_and_get_rewards(
+    finished: FinishedRun, scored: Scored
+) -> None:
     model = finished.result["export"]
-    data, output = write(tmp_path / "rows.jsonl", mixed_rows()), tmp_path / "scored"
-    command = ["--model", model, "--data", str(data), "--output", str(output)]
-    assert main_score([*command, "--num_workers", "2"]) == 0
-    assert "697 rows scored" in capfd.readouterr().out
-    rows, given = rows_of(output), mixed_rows()
+    rows, given = rows_of(scored.output), mixed_rows()
     left_out = {7, 300, 301}
     assert [row["number"] for row in rows] == [i for i in range(700) if i not in left_out]
     for row in rows:
@@ -83,33 +118,31 @@ def test_rows_of_every_form_keep_their_columns_and_get_rewards(
     best = by_number[3]
     assert best["rewards"][best["best"]] == max(best["rewards"])
     assert best["best_response"] == given[3]["responses"][best["best"]]
-    refused = lines(output / "quarantine.jsonl")
+    refused = lines(scored.output / "quarantine.jsonl")
     assert {(row["row"], row["raw"] == given[row["row"]]) for row in refused} == {
         (number, True) for number in left_out
     }
-    assert all(row["reason"] and row["origin"] == str(data) for row in refused)
+    assert all(row["reason"] and row["origin"] == str(scored.data) for row in refused)
 
 
 def test_what_is_finished_is_not_scored_again(
-    finished: FinishedRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    scored: Scored, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data = write(tmp_path / "rows.jsonl", list(generate_pairs("train"))[:600])
-    output = tmp_path / "scored"
-    command = ["--model", finished.result["export"], "--data", str(data), "--output", str(output)]
-    assert main_score(command) == 0
-    expected = rows_of(output)
-    parts = sorted((output / "rows").glob("*.jsonl"))
+    expected = rows_of(scored.output)
+    parts = sorted((scored.output / "rows").glob("*.jsonl"))
     assert len(parts) == 3
     parts[1].unlink()  # as a kill leaves it, with a draft
-    (output / "rows" / f"{parts[1].name}.0123.tmp").write_text("{half")
+    (scored.output / "rows" / f"{parts[1].name}.0123.tmp").write_text("{half")
     before = {part: part.stat().st_mtime_ns for part in (parts[0], parts[2])}
-    capfd.readouterr()
-    assert main_score(command) == 0
-    assert "2 chunks were finished before" in capfd.readouterr().out
+    assert score.main(scored.command) == 0
+    printed = capfd.readouterr().out
+    assert "2 chunks are already finished" in printed
+    assert "697 rows scored" in printed
     assert {part: part.stat().st_mtime_ns for part in before} == before
-    assert rows_of(output) == expected
-    assert main_score([*command[:2], "--data", "builtin:test=41", *command[4:]]) == 2
-    assert "scores of another model or of other rows (rows differ)" in capfd.readouterr().out
+    assert rows_of(scored.output) == expected
+    others = [*scored.command[:2], "--data", "builtin:test=41", *scored.command[4:]]
+    assert score.main(others) == 2
+    assert "scores from another model or other rows (rows differ)" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -118,7 +151,7 @@ def test_what_is_finished_is_not_scored_again(
         (["--model", "/nowhere", "--data", "builtin"], "--model '/nowhere' cannot be loaded"),
         (["--data", "{tmp}/texts.jsonl"], "must have one of the columns chosen, rejected, "),
         (["--data"], "data must be a list of at least one source"),
-        (["--data", "{tmp}/taken.jsonl"], "have a column 'reward' already"),
+        (["--data", "{tmp}/taken.jsonl"], "already have a column 'reward'"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(
@@ -133,33 +166,5 @@ def test_what_cannot_be_scored_is_refused(
     given = [option.replace("{tmp}", str(tmp_path)) for option in options]
     model = [] if "--model" in given else ["--model", finished.result["export"]]
     output = ["--output", str(tmp_path / "out")]
-    assert main_score([*model, *given, *output]) == 2
+    assert score.main([*model, *given, *output]) == 2
     assert message in capfd.readouterr().out
-    if "taken" in given[-1]:  # a folder in which nothing was scored is free for what can be
-        sound = write(tmp_path / "sound.jsonl", [{"prompt": "a", "response": "b"}])
-        assert main_score([*model, "--data", str(sound), *output]) == 0
-
-
-def test_reward_bench_is_averaged_in_its_own_way(
-    finished: FinishedRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    pairs = list(generate_pairs("train"))[:60]
-    subsets = ["alpacaeval-easy", "mt-bench-easy", "math-prm"]
-    data = write(
-        tmp_path / "bench.jsonl",
-        [{**pair, "subset": subsets[i % 3], "id": i} for i, pair in enumerate(pairs)],
-    )
-    command = ["--model", finished.result["export"], "--data", str(data)]
-    assert main_evaluate([*command, "--output", str(tmp_path / "out")]) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    rows = rows_of(tmp_path / "out")
-    right = {
-        subset: [r["chosen_reward"] > r["rejected_reward"] for r in rows if r["subset"] == subset]
-        for subset in subsets
-    }
-    share = {subset: sum(found) / len(found) for subset, found in right.items()}
-    chat = (100 * share["alpacaeval-easy"] + 28 * share["mt-bench-easy"]) / 128
-    assert report["benchmark"] == pytest.approx(
-        {"Chat": chat, "Reasoning": share["math-prm"], "Score": (chat + share["math-prm"]) / 2}
-    )
-    assert "by the benchmark's own averages" in capfd.readouterr().out

@@ -29,14 +29,16 @@ from trl import RewardConfig, RewardTrainer  # noqa: E402
 
 from rm_ray.cluster.ray_cluster import ray_cluster  # noqa: E402
 from rm_ray.config.recipe import parse_config  # noqa: E402
-from rm_ray.config.train_config import ModelConfig, TrainConfig  # noqa: E402
+from rm_ray.config.sections.model import ModelConfig  # noqa: E402
+from rm_ray.config.train_config import TrainConfig  # noqa: E402
 from rm_ray.data.cache.token_table import open_table  # noqa: E402
-from rm_ray.data.tokens.tokenization import load_tokenizer  # noqa: E402
+from rm_ray.data.tokens.tokenizer import load_tokenizer  # noqa: E402
 from rm_ray.driver.drive import drive  # noqa: E402
 from rm_ray.logs import log_to_stdout  # noqa: E402
+from rm_ray.model.build import build_reward_model  # noqa: E402
 from rm_ray.model.export import export_model  # noqa: E402
-from rm_ray.model.reward_model import build_reward_model  # noqa: E402
 from rm_ray.preflight.resolve import resolve_run  # noqa: E402
+from rm_ray.storage import Storage  # noqa: E402
 
 MODEL = {
     "model_type": "llama", "hidden_size": 128, "intermediate_size": 384, "vocab_size": 4098,
@@ -66,7 +68,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     ours = drive(config)
     ours_seconds = time.monotonic() - started
     with ray_cluster(config.cluster):
-        resolved = resolve_run(config)
+        resolved = resolve_run(config, Storage.open(str(folder)), config.cluster)
     table = open_table(resolved.train.parts)
     rows = read_rows("train.jsonl.gz")
     order = [table.row[pair] for e in range(options.epochs) for pair in resolved.plan.order(e)]

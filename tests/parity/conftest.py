@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from plain_loop import Trained, train_plainly
 
-from rm_ray.config.train_config import ModelConfig
+from rm_ray.config.sections.model import ModelConfig
 
 WINDOWED = {
     "model_type": "mistral", "hidden_size": 64, "intermediate_size": 96, "vocab_size": 1024,

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from rm_ray.batches.plan import Plan
-from rm_ray.config.train_config import ModelConfig
-from rm_ray.model.reward_model import build_reward_model
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.model.build import build_reward_model
 
 Trained = tuple[list[tuple[float, float]], dict[str, Tensor]]
 """Each step's loss and gradient norm, and the weights after the last."""

@@ -1,25 +1,24 @@
 """What each process of a parity test runs: our engine and step, without Ray."""
 
 import os
-import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState, GradientState
 from tables import builtin_table, ready_step
 from varlen_operator import register_varlen_on_cpu
 
-from rm_ray.batches.packing import Kernel
+from rm_ray.batches.attention_index import Kernel
 from rm_ray.batches.plan import Plan, PlanSettings
-from rm_ray.config.train_config import ClusterConfig, Layout, ModelConfig, OptimizerConfig
-from rm_ray.model.reward_model import build_reward_model
+from rm_ray.config.sections.batch import Layout
+from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.config.sections.optimizer import OptimizerConfig
+from rm_ray.model.build import build_reward_model
 from rm_ray.train import engine
 from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.engine import Engine
@@ -28,7 +27,6 @@ from rm_ray.train.slices import read_slices, write_slices
 from rm_ray.train.step import NonFiniteLossError, train_step
 
 NUM_PAIRS, SEED = 24, 3
-RANKS_PER_NODE = 2
 SETTINGS = PlanSettings(
     # 24 = 3 x 7 + 3 and 60 = 2 x 24 + 12: short last steps, and an odd pair on 2 ranks.
     global_batch_size=7,
@@ -80,32 +78,6 @@ def varlen_case(stage: int, name: str, *, recomputing: bool = False, **more: Any
     return Case(stage, kernel="varlen", model=model, **more)
 
 
-def spawn(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
-    """Run ``function(rank, *arguments)`` in processes joined by gloo."""
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = Path(folder) / "store"
-        mp.spawn(_join, (world_size, meeting, function, arguments), nprocs=world_size)
-
-
-def _join(rank: int, world_size: int, meeting: Path, function: Any, arguments: Any) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": str(rank // RANKS_PER_NODE),
-        # Accelerate asks for them; the group is joined below, by a file.
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29500",
-    }
-    warnings.simplefilter("ignore", FutureWarning)  # of DeepSpeed's own calls
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size
-    )
-    function(rank, *arguments)
-    dist.destroy_process_group()
-
-
 class Trainer:
     """An engine over generated pairs that takes the plan's steps."""
 
@@ -150,7 +122,7 @@ class Trainer:
     def load(self, folder: Path) -> None:
         """Read what any number of ranks wrote."""
         read_slices(self.engine.slices(), sorted(folder.glob("*.safetensors")))
-        self.engine.restored(int((folder / "num_updates").read_text()))
+        self.engine.resume(int((folder / "num_updates").read_text()))
 
     def train(
         self, first_step: int, last_step: int, *, margin: float | None = None
@@ -184,7 +156,7 @@ class Trainer:
 
 def _reopen(folder: Path) -> Any:
     from rm_ray.data.cache.token_table import map_table
-    from rm_ray.data.tokens.tokenization import load_tokenizer
+    from rm_ray.data.tokens.tokenizer import load_tokenizer
 
     return map_table(folder), load_tokenizer("builtin")
 
@@ -322,7 +294,7 @@ def gather_over_nodes(rank: int, model: ModelConfig, folder: Path) -> None:
     """
     from deepspeed.runtime.zero import partition_parameters
 
-    from rm_ray.train import zero
+    from rm_ray.train import deepspeed_config
 
     real, gathered = partition_parameters._dist_allgather_fn, Counter[int]()
 
@@ -331,7 +303,7 @@ def gather_over_nodes(rank: int, model: ModelConfig, folder: Path) -> None:
         return real(mine, whole, group)
 
     partition_parameters._dist_allgather_fn = count
-    zero.LIVE = 1  # nothing stays gathered, as where the model is larger than that
+    deepspeed_config.LIVE = 1  # nothing stays gathered, as where the model is larger than that
     for secondary in (False, True):
         case = Case(3, model=model, secondary=secondary)
         before = Trainer(case, folder)

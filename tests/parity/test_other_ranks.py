@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Case, gather_head, resume_fused, spawn, train_over_nodes, train_third
+from gloo_ranks import spawn
+from ranks import Case, gather_head, resume_fused, train_over_nodes, train_third
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rm_ray.config.train_config import ModelConfig
+from rm_ray.config.sections.model import ModelConfig
 
 
 def test_offloaded_state_of_fused_adamw_resumes_bit_for_bit(tmp_path: Path) -> None:

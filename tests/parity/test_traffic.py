@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ranks import spawn
+from gloo_ranks import spawn
 from traffic_ranks import TrafficCase, count_all
 
 BEYOND = 8_192

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from gloo_ranks import spawn
 from plain_loop import Trained, check_against
 from ranks import (
     FROZEN,
     Case,
     interrupt_all,
     meet_infinite_losses,
-    spawn,
     varlen_case,
 )
 from ranks import train_all as train_all_cases
 
-from rm_ray.config.train_config import ModelConfig
+from rm_ray.config.sections.model import ModelConfig
 
 STAGES = (0, 1, 2, 3)
 

@@ -7,12 +7,14 @@ from tables import make_table, ready_step
 from trl import RewardConfig, RewardTrainer
 
 from rm_ray.batches.plan import Plan, PlanSettings
-from rm_ray.config.train_config import ClusterConfig, ModelConfig, OptimizerConfig
+from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.data.sources.synthetic import generate_pairs
-from rm_ray.data.tokens.tokenization import load_tokenizer
+from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.evaluation.held_out import evaluate_held_out
+from rm_ray.model.build import build_reward_model
 from rm_ray.model.export import export_model
-from rm_ray.model.reward_model import build_reward_model
 from rm_ray.train.engine import Engine
 
 NUM_PAIRS = 48

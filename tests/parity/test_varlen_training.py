@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from gloo_ranks import spawn
 from plain_loop import check_against
-from ranks import FROZEN, spawn, train_all, varlen_case
+from ranks import FROZEN, train_all, varlen_case
 
 
 @pytest.mark.slow

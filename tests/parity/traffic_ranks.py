@@ -11,11 +11,11 @@ from tables import ready_step
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rm_ray.config.train_config import ModelConfig
+from rm_ray.config.sections.model import ModelConfig
 from rm_ray.estimate.architecture import Architecture
-from rm_ray.estimate.memory import MemorySetting
+from rm_ray.estimate.memory_setting import MemorySetting
 from rm_ray.estimate.traffic import traffic_of
-from rm_ray.train import zero
+from rm_ray.train import deepspeed_config
 
 MODEL = {
     "model_type": "llama", "hidden_size": 384, "intermediate_size": 768, "num_hidden_layers": 3,
@@ -90,7 +90,7 @@ def count_all(rank: int, cases: list[TrafficCase], folder: Path) -> None:
         architecture = Architecture.of(AutoModelForSequenceClassification.from_config(config))
     counter, found = Counter(), []
     for i, case in enumerate(cases):
-        zero.LIVE = case.live
+        deepspeed_config.LIVE = case.live
         trainer = Trainer(
             Case(
                 case.zero_stage,
@@ -121,7 +121,7 @@ def count_all(rank: int, cases: list[TrafficCase], folder: Path) -> None:
                 zero_stage=case.zero_stage,
                 checkpointing=case.checkpointing,
                 world_size=engine.world_size,
-                secondary_over=2 if case.secondary else 0,
+                secondary_size=2 if case.secondary else 0,
             ),
             num_micro_batches=len(micro_batches),
             live=case.live,

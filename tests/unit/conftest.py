@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import os
 import subprocess
 import uuid
@@ -17,10 +18,10 @@ from huggingface_hub import snapshot_download
 from hypothesis import settings
 from transformers import PreTrainedTokenizerFast
 
-from rm_ray.config.train_config import ModelConfig
-from rm_ray.data.tokens.tokenization import load_tokenizer
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.data.tokens.tokenizer import load_tokenizer
+from rm_ray.model.build import build_reward_model
 from rm_ray.model.export import export_model
-from rm_ray.model.reward_model import build_reward_model
 from rm_ray.publish import hub
 
 settings.register_profile("no deadline", deadline=None)
@@ -28,8 +29,12 @@ settings.load_profile("no deadline")  # a busy machine is no failure
 
 
 def pytest_runtest_teardown() -> None:
-    """Undo what a command sets for the processes it starts: other tests start some too."""
+    """Undo what a command sets for its process and for those that it starts."""
     os.environ.pop("PYTHONSAFEPATH", None)
+    package = logging.getLogger("rm_ray")
+    package.handlers.clear()
+    package.setLevel(logging.NOTSET)
+    package.propagate = True  # caplog listens above
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"

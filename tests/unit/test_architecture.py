@@ -18,22 +18,22 @@ ROOT = Path(__file__).resolve().parents[2]
 DEBTS = Path(__file__).with_name("architecture_debts.txt").read_text().splitlines()
 
 LAYERS = (
-    "errors importing logs", "storage", "config", "cluster", "data", "batches", "model",
-    "runs", "tracking", "train", "checkpoint", "scoring", "evaluation", "publish", "estimate",
-    "preflight", "worker", "driver", "supervisor", "commands",
+    "errors importing logs", "local_home storage", "config", "pretrained", "cluster", "data",
+    "batches", "model", "runs", "tracking", "train", "checkpoint", "evaluation", "scoring",
+    "publish", "estimate", "preflight", "worker", "driver", "supervisor", "commands",
 )  # fmt: skip
 """Packages and modules, the lowest first; each imports from its own layer and those below."""
 
 HOMES = {
     "ray": (
-        "cluster", "data.cache.token_cache", "data.sources.mixture", "batches.stream",
+        "cluster", "data.cache.cache_build", "data.sources.mixture", "batches.stream",
         "tracking.channel", "tracking.prometheus", "tracking.heartbeat", "scoring.batch",
         "checkpoint", "publish.mirror_actor", "preflight", "worker", "driver",
     ),
     "mlflow": ("tracking",),
-    "huggingface_hub": ("publish", "data", "model"),
+    "huggingface_hub": ("publish", "data", "pretrained"),
     "accelerate": ("train.engine",),
-    "deepspeed": ("train.engine", "train.zero"),
+    "deepspeed": ("train.engine", "train.deepspeed_config"),
     "liger_kernel": ("model",),
     "matplotlib": ("evaluation.report", "tracking.plots"),
     "pyarrow": ("storage", "data", "batches"),

@@ -19,7 +19,7 @@ import pytest
 import ray.autoscaler
 import yaml
 
-from rm_ray.cluster.ray_cluster import _fit
+from rm_ray.cluster.ray_cluster import fit_to_machines
 from rm_ray.config.recipe import parse_config, read_recipe
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.sources.synthetic import CHAT_TEMPLATE
@@ -291,8 +291,8 @@ def test_a_cluster_has_room_for_the_recipe_and_cpus_for_ray_data_on_each_machine
     asked = tulu3_recipe().cluster
     with_gpus = [machine for machine in machines() if machine.get("GPU")]
 
-    assert _fit(asked, machines()) == asked
-    assert _fit(replace(asked, num_workers=None, use_gpu=None), machines()) == asked
+    assert fit_to_machines(asked, machines()) == asked
+    assert fit_to_machines(replace(asked, num_workers=None, use_gpu=None), machines()) == asked
     assert len(with_gpus) == 8
     for machine in with_gpus:
         assert machine["GPU"] * 8 == asked.num_workers

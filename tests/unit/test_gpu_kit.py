@@ -23,8 +23,8 @@ from gpu.trace import Kernel, Trace
 from machine import ROOT
 from needs import find_lacking
 
-from rm_ray.config.train_config import ModelConfig
-from rm_ray.model.reward_model import build_reward_model
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.model.build import build_reward_model
 
 QUICK = [name for name in run.PARTS if name not in ("whole", "repeat")]
 """Parts without Ray."""

@@ -12,7 +12,7 @@ from rm_ray.importing import ROOT, share_package
 def test_processes_started_anywhere_find_the_package(
     path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("PYTHONSAFEPATH", "")  # which is set, and is what it was afterwards
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # restored after the test
     monkeypatch.delenv("PYTHONPATH", raising=False)
     if path is not None:
         monkeypatch.setenv("PYTHONPATH", path)

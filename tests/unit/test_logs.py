@@ -4,7 +4,7 @@ import sys
 from rm_ray.importing import ROOT
 
 
-def test_a_terminal_without_letters_for_it_shows_text_all_the_same():
+def test_characters_that_a_terminal_cannot_encode_are_escaped():
     code = "import logging; from rm_ray.logs import log_to_stdout; log_to_stdout(); "
     code += "logging.getLogger('rm_ray').info('größe → 3')"
     done = subprocess.run(
@@ -15,3 +15,12 @@ def test_a_terminal_without_letters_for_it_shows_text_all_the_same():
     )
     assert done.stdout == rb"gr\xf6\xdfe \u2192 3" + b"\n"
     assert done.stderr == b""
+
+
+def test_stdout_is_reserved_for_a_document():
+    code = "import logging; from rm_ray.logs import log_to_stderr, log_to_stdout; log_to_stdout(); "
+    code += "log_to_stderr(); logging.getLogger('rm_ray').info('a line'); print('{}')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": ROOT}, capture_output=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"{}\n", b"a line\n")

@@ -1,21 +1,24 @@
 """What the pages say is there is there, and their commands for systems elsewhere are sound."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
+import settings_page
+import torch
 import yaml
-from pages import PAGES, ROOT, WALKED, Block, read_blocks
+from pages import ELSEWHERE, PAGES, PROOFS, ROOT, WALKED, Block, read_blocks, read_metrics
 
-ELSEWHERE = ("KubeRay", "ray up (AWS)", "Slurm", "Prometheus and Grafana")
-"""Sections for systems that are not on this machine: their commands meet stand-ins here."""
+from rm_ray.data.rows.refusals import Reason
+from rm_ray.train.metrics import PairMetrics
 
-PROOFS = ("Development", "What is proved, and how", "How this is tested")
-"""Sections of commands that are tests themselves."""
+MOST_LINES = 200
 
 STAND_INS = ("kubectl", "helm", "podman", "aws", "ray", "pip", "sbatch", "prometheus", "tail",
              "grafana-server")  # fmt: skip
@@ -47,34 +50,118 @@ def test_every_link_leads_somewhere(page: str) -> None:
             assert anchor in headings(str(path.resolve().relative_to(ROOT))), target
 
 
-def test_the_tree_of_the_code_names_every_module_once() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_short(page: str) -> None:
+    limit = {"README.md": 150, "rm_ray/README.md": 60}.get(page, MOST_LINES)
+    assert len((ROOT / page).read_text().splitlines()) <= limit
+
+
+def test_every_page_is_reached_from_the_first_one() -> None:
+    reached: set[Path] = set()
+    ahead = [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        links = re.findall(r"\]\(([^)#]+\.md)[^)]*\)", page.read_text())
+        ahead += {(page.parent / link).resolve() for link in links if "://" not in link} - reached
+    assert reached | {ROOT / "tests/gpu/results/README.md"} == {ROOT / page for page in PAGES}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "/" in page])
+def test_every_script_and_module_that_a_page_names_is_there(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.S)
+    homes = (ROOT, (ROOT / page).parent, ROOT / "tests", ROOT / "jobs")
+    for name in re.findall(r"`([\w./]+\.(?:py|sh))`", text):
+        assert any((home / name).is_file() for home in homes), name
+
+
+def test_the_page_of_the_code_names_every_package_once_in_the_order_of_its_layer() -> None:
     text = (ROOT / "rm_ray" / "README.md").read_text()
-    tree = text[text.index("```\nrm_ray/") : text.index("\njobs/")]
-    named: list[str] = []
-    folder = ""
-    for line in tree.splitlines()[2:]:
-        if match := re.match(r"  ([\w/]+)/$", line):
-            folder = f"{match[1]}/"
-        elif match := re.match(r"  (  )?(\w+\.py(?:, \w+\.py)*) ", line):
-            named += [f"{folder if match[1] else ''}{name}" for name in match[2].split(", ")]
-    there = {
-        str(path.relative_to(ROOT / "rm_ray"))
-        for path in (ROOT / "rm_ray").rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert Counter(named) == Counter(there)
+    named = re.findall(r"^\| \[?`([\w/]+)`", text, re.M)
+    folders = {path.parent.relative_to(ROOT / "rm_ray") for path in modules()}
+    assert Counter(named) == Counter(str(folder) for folder in folders if folder.name)
+    alone = {path.name for path in (ROOT / "rm_ray").glob("*.py")} - {"__init__.py"}
+    assert alone <= set(re.findall(r"`(\w+\.py)`", text))
+    layers = [layer for names in read_layers() for layer in names.split()]
+    order = [layers.index(name.split("/")[0]) for name in named]
+    assert order == sorted(order)
+
+
+def modules() -> list[Path]:
+    paths = (ROOT / "rm_ray").rglob("*.py")
+    return [path for path in paths if path.name != "__init__.py"]
+
+
+def read_layers() -> tuple[str, ...]:
+    """Return the layers that ``test_architecture.py`` holds the code to, the lowest first."""
+    for node in ast.parse((ROOT / "tests/unit/test_architecture.py").read_text()).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="LAYERS")], value=value):
+                return tuple(ast.literal_eval(value))
+    raise AssertionError("test_architecture.py has no LAYERS")
+
+
+def test_the_page_of_settings_says_what_the_fields_say() -> None:
+    page = settings_page.PAGE.read_text()
+    assert settings_page.with_tables(page) == page, "run: python tests/settings_page.py --write"
+
+
+def test_the_page_of_metrics_names_those_that_are_logged() -> None:
+    assert Counter(read_metrics()) == Counter(named_in_code())
+
+
+def named_in_code() -> set[str]:
+    """Return the metrics in the code; those of the means are put together from their parts."""
+    literal = re.compile(r'"((?:train/rm|eval/rm|perf)/\w+)"')
+    names = {name for path in modules() for name in literal.findall(path.read_text())}
+    for prefix in ("train/rm", "eval/rm"):
+        pairs = PairMetrics.zero(torch.device("cpu"))
+        pairs.sums += 1
+        names |= pairs.means(prefix).keys()
+    return names | {"episode", "epoch"}
+
+
+def test_the_page_of_data_has_every_reason_to_refuse_a_row() -> None:
+    page = (ROOT / "rm_ray/data/README.md").read_text()
+    listed = page.partition("<!-- reasons -->\n")[2].partition(".\n")[0]
+    plain = re.sub(r"\s*\([^)]*\)", "", listed).replace("\n", " ")
+    assert Counter(plain.split(", ")) == Counter(map(str, Reason))
+
+
+def test_the_messages_of_the_troubleshooting_page_are_in_the_code() -> None:
+    page = (ROOT / "jobs/troubleshooting.md").read_text().partition("## Ray\n")[0]
+    rows = re.findall(r"^\| (`.+?`) \| ", page, re.M)
+    assert len(rows) > 20
+    for message in (quoted for row in rows for quoted in re.findall(r"`([^`]+)`", row)):
+        pattern = re.compile(re.sub(r"\\\.\\\.\\\.|\b[NMS]\b|\b30\b", ".*", re.escape(message)))
+        assert any(pattern.search(text) for text in texts_in_code()), message
+
+
+@cache
+def texts_in_code() -> frozenset[str]:
+    """Return every text in the code, ``...`` where a value is put into it."""
+    found: set[str] = set()
+    for path in modules():
+        nodes = [*ast.walk(ast.parse(path.read_text()))]
+        docstrings = {node.value for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.Constant) and node not in docstrings:
+                found.add(str(node.value))
+            elif isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "..." for p in node.values)
+                found.add("".join(map(str, parts)))
+    return frozenset(found)
 
 
 def test_every_command_is_given_by_a_test() -> None:
-    sections = {(block.page, block.section) for page in PAGES for block in read_blocks(page)}
-    elsewhere = {("cluster/README.md", section) for section in ELSEWHERE}
-    proofs = {each for each in sections if each[1] in PROOFS}
-    assert sections == {*WALKED, *elsewhere, *proofs}
+    sections = {(page, block.section) for page in PAGES for block in read_blocks(page)}
+    assert {*WALKED} <= sections
+    assert {page for page, _ in sections - {*WALKED}} == {*ELSEWHERE, *PROOFS}
 
 
 def test_the_commands_that_are_proofs_exist() -> None:
     """Their scripts, and tests for what they select."""
-    blocks = [b for page in PAGES for b in read_blocks(page) if b.section in PROOFS]
+    blocks = [b for page in PROOFS for b in read_blocks(page) if (page, b.section) not in WALKED]
     for block in blocks:
         for line in block.script.splitlines():
             words = line.partition("#")[0].split()
@@ -131,7 +218,7 @@ def test_the_commands_for_clusters_elsewhere_name_what_the_manifests_have(elsewh
     """Each is given to a shell as it stands, with stand-ins for the systems that it is for."""
     (elsewhere / ".cache" / "huggingface").mkdir(parents=True)
     (elsewhere / ".cache" / "huggingface" / "token").write_text("hf_token")
-    blocks = [b for b in read_blocks("cluster/README.md") if b.section in ELSEWHERE]
+    blocks = [block for page in ELSEWHERE for block in read_blocks(page)]
     calls = [call for block in blocks for call in give(block, elsewhere)]
     assert {call[0] for call in calls} == {*STAND_INS, "python"}
     manifests = "\n".join(path.read_text() for path in (ROOT / "cluster").glob("*.yaml"))
@@ -158,11 +245,11 @@ def test_the_commands_for_clusters_elsewhere_name_what_the_manifests_have(elsewh
 def test_the_scripts_of_the_recipes_train_them(elsewhere: Path) -> None:
     """Those of the table, which need the Hugging Face Hub or a cluster, with stand-ins too."""
     table = re.findall(
-        r"^\| `(\w+)` \|.* `bash (jobs/\w+\.sh)`", (ROOT / "README.md").read_text(), re.M
+        r"^\| `(\w+)` \|.* `bash (jobs/\w+\.sh)`", (ROOT / "jobs" / "README.md").read_text(), re.M
     )
     assert [recipe for recipe, _ in table] == ["debug", "debug_hub", "tulu3_8b"]
     for recipe, script in table:
-        block = Block(page="README.md", section="", script=f"bash {script} --run.seed 3")
+        block = Block(page="jobs/README.md", section="", script=f"bash {script} --run.seed 3")
         (call,) = [c for c in give(block, elsewhere) if "jobs/train.py" in c]
         at = call.index("jobs/train.py")
         assert call[at + 1 : at + 3] == ["--recipe", f"jobs/recipes/{recipe}.yaml"]

@@ -21,7 +21,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def names(storage: Storage, folder: str = "") -> list[str]:
-    return [info.base_name for info in storage.list(folder)]
+    return [entry.name for entry in storage.list(folder)]
 
 
 def test_a_local_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -61,7 +61,7 @@ def test_an_unknown_scheme_is_refused_by_name():
     assert "run.storage_path 'nosuchscheme://bucket/runs' cannot be opened" in str(caught.value)
 
 
-def test_text_reads_back_as_it_was_written(storage: Storage):
+def test_text_reads_back_as_written(storage: Storage):
     storage.write_text("deep/down/a.txt", "für 好\n")
 
     assert storage.read_text("deep/down/a.txt") == "für 好\n"
@@ -75,7 +75,7 @@ def test_writing_again_replaces_the_text(storage: Storage):
     assert names(storage) == ["a.txt"]
 
 
-def test_a_reader_of_the_old_text_is_not_disturbed_by_the_new(tmp_path: Path):
+def test_a_reader_of_the_old_text_is_not_disturbed_by_a_write(tmp_path: Path):
     storage = Storage.open(str(tmp_path))
     storage.write_text("a.txt", "old")
 
@@ -86,7 +86,7 @@ def test_a_reader_of_the_old_text_is_not_disturbed_by_the_new(tmp_path: Path):
     assert storage.read_text("a.txt") == "new"
 
 
-def test_json_reads_back_and_is_none_where_there_is_no_file(storage: Storage):
+def test_json_reads_back_and_is_none_if_the_file_is_missing(storage: Storage):
     value = {"a": [1, 2.5, None], "ü": {"b": True}}
 
     storage.write_json("x/value.json", value)
@@ -96,7 +96,7 @@ def test_json_reads_back_and_is_none_where_there_is_no_file(storage: Storage):
     assert storage.read_json("x/other.json") is None
 
 
-def test_exists_knows_files_and_folders(storage: Storage):
+def test_exists_finds_files_and_folders(storage: Storage):
     storage.write_text("folder/file.txt", "")
 
     assert storage.exists("folder/file.txt")
@@ -105,21 +105,18 @@ def test_exists_knows_files_and_folders(storage: Storage):
     assert not storage.exists("other")
 
 
-def test_list_is_sorted_by_name_and_empty_where_there_is_no_folder(storage: Storage):
+def test_list_is_sorted_by_name_and_empty_if_the_folder_is_missing(storage: Storage):
     for name in ("b.txt", "a.txt", "c/d.txt"):
         storage.write_text(name, name)
 
     assert names(storage) == ["a.txt", "b.txt", "c"]
-    assert [info.type for info in storage.list()] == [
-        pafs.FileType.File,
-        pafs.FileType.File,
-        pafs.FileType.Directory,
-    ]
+    assert [entry.is_file for entry in storage.list()] == [True, True, False]
+    assert [entry.is_folder for entry in storage.list()] == [False, False, True]
     assert names(storage, "c") == ["d.txt"]
     assert names(storage, "missing") == []
 
 
-def test_a_folder_below_sees_the_same_files(storage: Storage):
+def test_a_nested_folder_sees_the_same_files(storage: Storage):
     storage.folder("run").folder("one").write_text("a.txt", "text")
 
     assert storage.read_text("run/one/a.txt") == "text"
@@ -142,7 +139,7 @@ def test_delete_removes_a_folder_with_its_contents_and_nothing_else(storage: Sto
     assert storage.read_text("stays/b.txt") == "b"
 
 
-def test_upload_copies_a_folder_with_what_is_below_it(storage: Storage, tmp_path: Path):
+def test_upload_copies_nested_folders(storage: Storage, tmp_path: Path):
     local = tmp_path / "local"
     (local / "deep").mkdir(parents=True)
     (local / "a.bin").write_bytes(b"\x00\x01\xff")
@@ -164,13 +161,13 @@ def test_a_check_leaves_nothing_behind(storage: Storage):
     assert names(storage) == ["a.txt"]
 
 
-def test_a_check_makes_a_folder_that_is_not_there_yet(tmp_path: Path):
+def test_a_check_creates_a_missing_folder(tmp_path: Path):
     Storage.open(str(tmp_path / "new" / "runs")).check_writable()
 
     assert (tmp_path / "new" / "runs").is_dir()
 
 
-def test_a_path_that_cannot_be_written_is_refused_with_what_to_do(tmp_path: Path):
+def test_an_unwritable_path_is_refused_with_what_to_do(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
 
     with pytest.raises(InputError) as caught:
@@ -181,7 +178,9 @@ def test_a_path_that_cannot_be_written_is_refused_with_what_to_do(tmp_path: Path
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_what_does_not_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_storage_that_does_not_read_back_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(Storage, "read_text", lambda self, name: "something else")
 
     with pytest.raises(InputError, match="does not read back"):
@@ -197,11 +196,51 @@ def test_what_does_not_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.
         ("/a?b", "/a?b/run"),
     ],
 )
-def test_what_is_below_a_uri_keeps_its_query_at_the_end(place: str, expected: str):
+def test_a_name_below_a_uri_keeps_the_query_at_the_end(place: str, expected: str):
     assert below(place, "run") == expected
 
 
-def test_json_that_is_cut_short_is_named(storage: Storage):
+def test_truncated_json_is_reported_with_its_path(storage: Storage):
     storage.write_text("half.json", '{"a": ')
-    with pytest.raises(InputError, match=r"half.json is not whole"):
+    with pytest.raises(InputError, match=r"half.json is not valid JSON"):
         storage.read_json("half.json")
+
+
+def test_a_missing_name_is_looked_up_as_neither_file_nor_folder(storage: Storage):
+    storage.write_text("run/a.txt", "four")
+
+    file, folder, missing = storage.look_up(["run/a.txt", "run", "run/b.txt"])
+
+    assert (file.name, file.size, file.is_file, file.is_folder) == ("run/a.txt", 4, True, False)
+    assert (folder.is_file, folder.is_folder) == (False, True)
+    assert (missing.is_file, missing.is_folder, missing.modified) == (False, False, None)
+
+
+def test_a_recursive_list_includes_nested_entries(storage: Storage):
+    for name in ("b/c/d.txt", "a.txt"):
+        storage.write_text(name, name)
+
+    assert [entry.name for entry in storage.list(recursive=True)] == ["a.txt", "b", "c", "d.txt"]
+
+
+def test_a_file_is_read_in_blocks_of_up_to_a_mebibyte(storage: Storage):
+    text = "".join(map(str, range(400_000)))
+    storage.write_text("long.txt", text)
+
+    blocks = list(storage.read_blocks("long.txt"))
+
+    assert b"".join(blocks) == text.encode()
+    assert [len(block) for block in blocks[:2]] == [2**20, 2**20]
+
+
+def test_files_and_folders_have_local_copies(storage: Storage):
+    for name in ("run/a.txt", "run/b/c.txt"):
+        storage.write_text(name, name)
+
+    assert [path.read_text() for path in storage.local_copies(["run/a.txt", "run/b/c.txt"])] == [
+        "run/a.txt",
+        "run/b/c.txt",
+    ]
+    with storage.folder("run").local_folder() as folder:
+        assert (folder / "b" / "c.txt").read_text() == "run/b/c.txt"
+    assert folder.exists() == storage.is_local  # a copy is deleted afterwards

@@ -1,1 +1,1 @@
-"""Raw rows to Parquet of token ids, once."""
+"""The token cache: raw rows, tokenised once and stored as Parquet."""

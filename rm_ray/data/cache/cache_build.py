@@ -1,4 +1,4 @@
-"""Raw rows -> a token cache, once, with Ray Data over all CPUs of the cluster."""
+"""Building a token cache from raw rows with Ray Data, on all CPUs of the cluster."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from rm_ray.storage import Storage
 logger = logging.getLogger(__name__)
 
 FORMAT = 5
-"""Raised whenever the same rows would be stored as something else."""
+"""Version of the cache contents; increase it whenever the same rows would be stored differently."""
 
 FIRST_ROWS = 4
-"""Rows of each file that are looked at before all are tokenised."""
+"""Rows per file that are checked before tokenisation starts."""
 
 ABANDONED_AFTER_S = 3_600.0
-"""A build folder untouched for so long belongs to nobody (a build writes every few seconds)."""
+"""Age at which an untouched build folder is deleted; a live build writes every few seconds."""
 
 
 def build_token_cache(
@@ -59,9 +59,9 @@ def build_token_cache(
     storage: Storage,
     without: TokenCache | None = None,
 ) -> TokenCache:
-    """Tokenise the sources over all CPUs of the cluster, or find that it was done before.
+    """Tokenise the sources on all CPUs of the cluster, or return the cache of an earlier build.
 
-    Pairs whose prompt is one of the cache ``without`` are refused.
+    Pairs whose prompt also occurs in the cache ``without`` are refused.
 
     Raises:
         InputError: a source cannot be read.
@@ -76,9 +76,9 @@ def build_token_cache(
     key = _hash(FORMAT, identity, origins)[:16]
     home = storage.folder(f"token_cache/{key}")
     if (manifest := home.read_json(MANIFEST)) is not None:
-        logger.info("token cache %s: found, %s pairs", key, f"{manifest['num_pairs']:,}")
+        logger.info("token cache %s: reused, %s pairs", key, f"{manifest['num_pairs']:,}")
         return read_manifest(home, manifest)
-    _try_first_rows(selections, config.rules)
+    _check_first_rows(selections, config.rules)
     _remove_abandoned(home)
     started = time.monotonic()
     build = f"build-{uuid.uuid4().hex[:8]}"
@@ -105,15 +105,15 @@ def _limits(config: DataConfig) -> list[int | str | None]:
 
 
 def _rules(config: DataConfig) -> list[object]:
-    """Return the settings that decide what a row becomes; nothing where there are none."""
+    """Return the settings that change how a row is read, or an empty list for the defaults."""
     return [sorted(config.columns), sorted(config.ignore_columns)] if config.rules.are_set else []
 
 
-def _try_first_rows(selections: Sequence[Selection], rules: ColumnRules) -> None:
-    """See from a few rows, before any work, whether a column is not used that should be.
+def _check_first_rows(selections: Sequence[Selection], rules: ColumnRules) -> None:
+    """Check a few rows for lost columns before any work starts.
 
     Raises:
-        InputError: one is not.
+        InputError: an unused column seems to hold part of the conversation.
     """
     for selection in selections:
         origin = selection.fragment.origin
@@ -124,7 +124,7 @@ def _try_first_rows(selections: Sequence[Selection], rules: ColumnRules) -> None
 
 
 def _find_revisions(selections: Sequence[Selection]) -> dict[str, str]:
-    """Return the commits that datasets of the Hub are read at, by origin."""
+    """Return the commit that each Hub dataset is read at, by origin."""
     fragments = {selection.fragment.origin: selection.fragment for selection in selections}
     found = {origin: find_revision(fragment) for origin, fragment in fragments.items()}
     return {origin: revision for origin, revision in found.items() if revision}
@@ -135,7 +135,7 @@ def _hash(*parts: object) -> str:
 
 
 def _remove_abandoned(home: Storage) -> None:
-    """Delete what interrupted builds left; a build that is still being written stays."""
+    """Delete the leftovers of interrupted builds; builds in progress stay."""
     for entry in home.list():
         files = home.list(entry.name, recursive=True) if entry.is_folder else []
         newest = max((each.modified or 0 for each in [entry, *files]), default=0)
@@ -145,16 +145,16 @@ def _remove_abandoned(home: Storage) -> None:
 
 @dataclass(frozen=True)
 class _SharedTokenizer:
-    """What is in Ray's object store, too large to travel with every task."""
+    """A reference to data that is too large to send with every task."""
 
     reference: ray.ObjectRef
-    """A pair tokenizer and the held-out prompts' sorted hashes."""
+    """A pair tokenizer and the sorted hashes of the held-out prompts."""
 
 
 @functools.lru_cache(maxsize=1)
 def _unpack(shared: _SharedTokenizer) -> tuple[PairTokenizer, np.ndarray]:
-    """Fetch the tokenizer, once in each process that uses it."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a task for each core
+    """Fetch the tokenizer and the hashes, once per process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a task already
     found: tuple[PairTokenizer, np.ndarray] = ray.get(shared.reference)
     return found
 

@@ -1,4 +1,4 @@
-"""Raw rows to rows of the token cache: token ids and hashes, or why they are refused."""
+"""Raw rows -> rows of the token cache: token ids and hashes, or the reason for refusal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tokenize_block(
     origins: Sequence[str],
     held_out: np.ndarray = NO_KEYS,
 ) -> pa.Table:
-    """Turn a block of raw rows (``fragment``, ``row``, ``json``) into cache rows."""
+    """Convert a block of raw rows (``fragment``, ``row``, ``json``) to cache rows."""
     rows = tokenize_rows(
         pair_tokenizer, batch["json"].tolist(), [origins[i] for i in batch["fragment"]], held_out
     )
@@ -39,7 +39,7 @@ def tokenize_rows(
     origins: Sequence[str],
     held_out: np.ndarray = NO_KEYS,
 ) -> list[dict[str, Any]]:
-    """Turn raw JSON rows into cache rows; a refused one keeps its reason and raw text.
+    """Convert raw JSON rows to cache rows; a refused row keeps its reason and raw text.
 
     Pairs whose prompt is among the ``held_out`` keys are refused.
     """
@@ -90,7 +90,7 @@ def _refuse_held_out(
 def parse_pair_row(
     text: str, origin: str, rules: ColumnRules
 ) -> tuple[Pair | RefusedError, RowReading | None]:
-    """Return the pair of a raw JSON row and how it was read, or why it is refused."""
+    """Return the pair of a raw JSON row and its reading, or the refusal and None."""
     try:
         row = json.loads(text)
         if not isinstance(row, dict):

@@ -1,4 +1,4 @@
-"""Pairs that are in the data twice: held-out prompts, duplicates and contradictions, by hashes."""
+"""Repeated data, found by hashes: held-out prompts, duplicates and contradictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rm_ray.data.rows.turns import Message, without_notes
 KEY_BYTES = 16
 
 KEY = np.dtype(f"S{KEY_BYTES}")
-"""Of hashes as numpy sorts them; all are of full width, so zero bytes at their end count too."""
+"""numpy type of a hash; all hashes have full width, so trailing zero bytes count too."""
 
 _PAIR_KEY = np.dtype(f"S{2 * KEY_BYTES}")
 
@@ -30,11 +30,12 @@ NO_KEYS = np.empty(0, KEY)
 def hash_pair(pair: Pair) -> dict[str, bytes]:
     """Return a pair's 16-byte hashes: ``prompt_hash``, ``chosen_hash`` and ``rejected_hash``.
 
-    The prompt is compared by NFKC, casefold and collapsed whitespace; without one, a pair is known
-    by its two responses. The others are of a response, as it is, to that prompt.
+    Prompts are compared after NFKC, casefolding and collapsing whitespace; a pair without a prompt
+    is identified by its two responses. The other two hashes cover the prompt and the response
+    as-is.
     """
-    chosen, rejected = (_write(c[-1], _as_it_is) for c in (pair.chosen, pair.rejected))
-    turns = [_write(message, _normalise) for message in pair.prompt]
+    chosen, rejected = (_serialise(c[-1], _as_is) for c in (pair.chosen, pair.rejected))
+    turns = [_serialise(message, _normalise) for message in pair.prompt]
     prompt = _digest(b"\0".join(turns or sorted((_digest(chosen), _digest(rejected)))))
     asked = prompt
     if pair.context != NO_CONTEXT:
@@ -46,8 +47,8 @@ def hash_pair(pair: Pair) -> dict[str, bytes]:
     }
 
 
-def _write(message: Message, view: Callable[[Any], Any]) -> bytes:
-    """Write a message for a hash; one of role and text alone, as most are, without JSON's care."""
+def _serialise(message: Message, view: Callable[[Any], Any]) -> bytes:
+    """Serialise a message for hashing, skipping JSON for the usual message of role and text."""
     message = without_notes(message)
     content = message.get("content")
     if len(message) == 2 and isinstance(content, str):
@@ -57,12 +58,12 @@ def _write(message: Message, view: Callable[[Any], Any]) -> bytes:
     return b"\0" + _to_json(view(message))
 
 
-def _as_it_is(value: Any) -> Any:
+def _as_is(value: Any) -> Any:
     return value
 
 
 def _normalise(value: Any) -> Any:
-    """Return a value with its texts as they are compared."""
+    """Return a value with all its texts normalised for comparison."""
     if isinstance(value, str):
         return _normalise_text(value)
     if isinstance(value, dict):
@@ -72,9 +73,9 @@ def _normalise(value: Any) -> Any:
     return value
 
 
-@lru_cache(maxsize=1_024)  # pairs of one prompt often follow one another
+@lru_cache(maxsize=1_024)  # pairs with the same prompt are often adjacent
 def _normalise_text(text: str) -> str:
-    if text.isascii():  # NFKC leaves it as it is
+    if text.isascii():  # NFKC would not change it
         return " ".join(text.lower().split())
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
@@ -89,7 +90,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def join_keys(arrays: Iterable[pa.FixedSizeBinaryArray]) -> np.ndarray:
-    """Return a column of hashes, read batch by batch, as ``[N]`` keys."""
+    """Return batches of a hash column as one array of ``[N]`` keys."""
     keys = [
         np.frombuffer(a.buffers()[1], KEY, count=len(a), offset=a.offset * KEY_BYTES)
         for a in arrays
@@ -98,14 +99,14 @@ def join_keys(arrays: Iterable[pa.FixedSizeBinaryArray]) -> np.ndarray:
     return np.concatenate(keys) if keys else NO_KEYS
 
 
-def pair_up(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return ``[N]`` keys that are equal where both of two ``[N]`` columns are."""
+def combine_keys(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Combine two ``[N]`` columns into ``[N]`` keys that are equal only if both parts are."""
     columns = np.stack((left, right), axis=1)
     return columns.view(_PAIR_KEY).reshape(-1)
 
 
 def find_overlap(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Tell which ``[N]`` keys are among the ``[M]`` others: ``[N]`` bool."""
+    """Return which of ``[N]`` keys occur among the ``[M]`` others: ``[N]`` bool."""
     ordered = np.sort(others)
     if not len(ordered):
         return np.zeros(len(keys), dtype=bool)
@@ -115,20 +116,20 @@ def find_overlap(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def count_duplicates(pair_keys: np.ndarray) -> int:
-    """Count the pairs that repeat one before them."""
+    """Count the pairs that repeat an earlier pair."""
     ordered = np.sort(pair_keys)
     return int((ordered[1:] == ordered[:-1]).sum())
 
 
 def count_contradictions(pair_keys: np.ndarray, swap_keys: np.ndarray) -> int:
-    """Count the pairs whose preference is turned around in another one."""
+    """Count the pairs whose preference is reversed in another pair."""
     return int(find_overlap(swap_keys, pair_keys).sum())
 
 
 def count_overlap(
     held_out: np.ndarray, sources: Iterable[str], trained_on: np.ndarray
 ) -> dict[str, int]:
-    """Count, by source, the held-out pairs whose prompt is trained on too."""
+    """Count, by source, the held-out pairs whose prompt is also trained on."""
     is_seen = find_overlap(held_out, trained_on)
     counts = Counter(name for name, seen in zip(sources, is_seen, strict=True) if seen)
     return dict(sorted(counts.items()))

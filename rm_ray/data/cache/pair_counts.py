@@ -1,4 +1,4 @@
-"""What a manifest counts of the pairs of a build."""
+"""Counts over the pairs of a build, for its manifest."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from rm_ray.data.cache.overlap import (
+    combine_keys,
     count_contradictions,
     count_duplicates,
     join_keys,
-    pair_up,
 )
 from rm_ray.data.cache.token_parts import TokenParts
 from rm_ray.data.rows.column_readings import ColumnReading, sum_up
@@ -25,16 +25,16 @@ class PairCounts:
 
     num_pairs: int
     num_tokens: int
-    """Tokens of both conversations of all pairs."""
+    """Tokens of all pairs, both conversations."""
     by_source: dict[str, int]
     duplicates: int
     contradictions: int
     readings: tuple[ColumnReading, ...]
-    """How the rows of each fragment were read."""
+    """One reading per fragment."""
 
 
 def count_pairs(parts: TokenParts) -> PairCounts:
-    """Count pairs, their tokens, sources and repeats, and sum up how their columns were read."""
+    """Count pairs, tokens, sources and repeats, and sum up the column readings."""
     by_source: Counter[str] = Counter()
     readings: dict[int, Counter[str]] = {}
     num_tokens = 0
@@ -57,7 +57,7 @@ def count_pairs(parts: TokenParts) -> PairCounts:
 
 
 def _count_readings(batch: pa.RecordBatch, readings: dict[int, Counter[str]]) -> None:
-    """Add the rows of each reading to those of its fragment."""
+    """Add a batch to the number of rows per reading of each fragment."""
     numbered = pa.table({"fragment": batch["fragment"], "reading": batch["reading"]})
     counted = numbered.group_by(["fragment", "reading"]).aggregate([([], "count_all")])
     for each in counted.to_pylist():
@@ -66,9 +66,9 @@ def _count_readings(batch: pa.RecordBatch, readings: dict[int, Counter[str]]) ->
 
 
 def _count_repeats(parts: TokenParts) -> tuple[int, int]:
-    """Count duplicates and contradictions; memory: about 128 bytes for each pair."""
+    """Count duplicates and contradictions; needs about 128 bytes of memory per pair."""
     names = ("chosen_hash", "rejected_hash")
     batches = list(parts.scan(names, refused=False))
     chosen, rejected = (join_keys(batch[name] for batch in batches) for name in names)
-    pairs, swaps = pair_up(chosen, rejected), pair_up(rejected, chosen)
+    pairs, swaps = combine_keys(chosen, rejected), combine_keys(rejected, chosen)
     return count_duplicates(pairs), count_contradictions(pairs, swaps)

@@ -1,4 +1,4 @@
-"""Token ids of pairs with each distinct token once: prefix, chosen tail, rejected tail."""
+"""Token ids of pairs, with the shared prefix stored once: prefix, chosen tail, rejected tail."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class TokenCounts(NamedTuple):
-    """Tokens of some pairs: of both conversations, distinct ones, and positions computed."""
+    """Token counts of some pairs: both conversations, distinct tokens, and computed positions."""
 
     both: int
     distinct: int
@@ -19,7 +19,7 @@ class TokenCounts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PairLengths:
-    """Tokens of N pairs: of both conversations, and of the prefix they share; each ``[N]``."""
+    """Token counts of N pairs: each conversation and the shared prefix; all ``[N]``."""
 
     chosen: np.ndarray
     rejected: np.ndarray
@@ -30,7 +30,7 @@ class PairLengths:
         return len(self.chosen)
 
     def __getitem__(self, pairs: np.ndarray) -> PairLengths:
-        """Return the lengths of some pairs."""
+        """Return the lengths of the selected pairs."""
         return PairLengths(
             chosen=np.asarray(self.chosen[pairs]),
             rejected=np.asarray(self.rejected[pairs]),
@@ -45,17 +45,17 @@ class PairLengths:
 
     @property
     def distinct(self) -> np.ndarray:
-        """Tokens of each pair with the shared prefix counted once."""
+        """Tokens of each pair, counting the shared prefix once."""
         distinct: np.ndarray = self.chosen.astype(np.int64) + self.rejected - self.prefix
         return distinct
 
     @property
     def attended(self) -> np.ndarray:
-        """Query-key products of causal attention over each pair, the prefix computed once."""
+        """Query-key products of causal attention over each pair, computing the prefix once."""
         return self.attended_within(None)
 
     def attended_within(self, window: int | None) -> np.ndarray:
-        """Return those products where a query sees at most so many keys, itself included."""
+        """Return these products if a query sees at most ``window`` keys, including itself."""
         chosen, rejected, prefix = (
             _attended(lengths.astype(np.int64), window)
             for lengths in (self.chosen, self.rejected, self.prefix)
@@ -65,7 +65,7 @@ class PairLengths:
 
 
 def _attended(lengths: np.ndarray, window: int | None) -> np.ndarray:
-    """Return the query-key products of whole sequences."""
+    """Return the query-key products of sequences of these lengths."""
     within = lengths if window is None else np.minimum(lengths, window)
     attended: np.ndarray = within * (within + 1) // 2 + (lengths - within) * within
     return attended
@@ -73,10 +73,10 @@ def _attended(lengths: np.ndarray, window: int | None) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class PairTokens:
-    """Token ids of P pairs, one pair after another.
+    """Token ids of P pairs, in order.
 
-    ``tokens`` ``[T]`` int32 holds, for each pair, the shared prefix, then the rest of the chosen
-    conversation, then the rest of the rejected one.
+    ``tokens`` ``[T]`` int32 holds the shared prefix of each pair, the rest of its chosen
+    conversation, and the rest of its rejected one.
     """
 
     tokens: np.ndarray
@@ -88,7 +88,7 @@ class PairTokens:
 
     @property
     def starts(self) -> np.ndarray:
-        """Where each pair begins in ``tokens``: ``[P]``."""
+        """Start of each pair in ``tokens``: ``[P]``."""
         distinct = self.lengths.distinct
         starts: np.ndarray = np.cumsum(distinct) - distinct
         return starts
@@ -107,14 +107,14 @@ class PairTokens:
 
 
 def ragged_arange(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return ``start, start + 1, ...`` of each run, one run after another: ``[sum(lengths)]``."""
+    """Return the runs ``start, start + 1, ...``, concatenated: ``[sum(lengths)]``."""
     ends = np.cumsum(lengths)
     offsets: np.ndarray = np.repeat(starts - (ends - lengths), lengths)
     return offsets + np.arange(ends[-1] if len(ends) else 0)
 
 
 def join_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PairTokens:
-    """Write pairs of conversations with what both begin with once; each keeps a token at least."""
+    """Join pairs of conversations, storing common prefixes once; every tail keeps a token."""
     prefixes = [min(common_prefix(a, b), len(a) - 1, len(b) - 1) for a, b in pairs]
     tokens = [
         np.array([*a, *b[prefix:]], dtype=np.int32)
@@ -131,7 +131,7 @@ def join_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> PairToke
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many leading ids two sequences share."""
+    """Return the number of leading ids that two sequences share."""
     length = 0
     for a, b in zip(left, right, strict=False):
         if a != b:

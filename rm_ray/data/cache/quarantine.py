@@ -1,4 +1,4 @@
-"""The quarantine file: every refused row, with its reason and its text."""
+"""The quarantine file: all refused rows with their reasons and raw text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COLUMNS = ("fragment", "row", "reason", "detail", "raw")
 
 
 def write_quarantine(parts: TokenParts, folder: Storage) -> Counter[str]:
-    """Write the refused rows of a build as JSON Lines; return how many there are of each reason."""
+    """Write the refused rows of a build as JSON Lines; return the number of rows by reason."""
     refused: Counter[str] = Counter()
     with folder.filesystem.open_output_stream(folder.join(QUARANTINE)) as file:
         for batch in parts.scan(_COLUMNS, refused=True):

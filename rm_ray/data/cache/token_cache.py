@@ -1,4 +1,4 @@
-"""A token cache that was built: its Parquet parts, its quarantine, the counts of its manifest."""
+"""A finished token cache and its manifest."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCache:
-    """A finished build: Parquet parts, quarantine file and the counts of its manifest."""
+    """A finished build: its Parquet parts, quarantine file and manifest."""
 
     identity: str
-    """Hash of contents, tokenizer, template and limits, wherever the files lie."""
+    """Hash of contents, tokenizer, template and limits, independent of file locations."""
     parts: TokenParts
     folder: Storage
     data_hash: str
     """Hash of the contents alone."""
     num_pairs: int
     num_tokens: int
-    """Tokens of both conversations of all pairs."""
+    """Tokens of all pairs, both conversations."""
     pairs_by_source: dict[str, int]
     refused: dict[str, int]
     """Refused rows by reason."""
     duplicates: int
-    """Pairs that repeat one before them: same prompt, same responses, same preference."""
+    """Pairs that repeat an earlier pair: same prompt, same responses, same preference."""
     contradictions: int
-    """Pairs whose preference is turned around in another one."""
+    """Pairs whose preference is reversed in another pair."""
     revisions: dict[str, str]
-    """Commits that datasets of the Hub were read at."""
+    """Commit that each Hub dataset was read at, by origin."""
     readings: tuple[ColumnReading, ...]
-    """How the rows of each file or split were read."""
+    """One reading per file or split."""
 
     @property
     def num_refused(self) -> int:
@@ -53,7 +53,7 @@ class TokenCache:
 
     @property
     def quarantine(self) -> str:
-        """Path of the refused rows: JSON Lines of origin, row, reason, detail and raw row."""
+        """Path of the quarantine file: JSON Lines of origin, row, reason, detail and raw."""
         return self.folder.join(QUARANTINE)
 
     @property
@@ -74,7 +74,7 @@ def write_manifest(
     counts: PairCounts,
     refused: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Write what makes a build the finished one of its cache, and return it."""
+    """Write and return the manifest, which marks a build as the finished one of its cache."""
     manifest = {
         "build": build,
         "revisions": dict(revisions),
@@ -97,13 +97,13 @@ def read_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
     """Return the finished build that a manifest in ``home`` names.
 
     Raises:
-        InputError: it names none.
+        InputError: the manifest does not name a valid build.
     """
     key, build = Path(home.path).name, str(manifest.get("build"))
-    if not re.fullmatch(r"build-[0-9a-f]{8}", build):  # it names folders, here and on workers
+    if not re.fullmatch(r"build-[0-9a-f]{8}", build):  # becomes part of folder names
         raise InputError(
-            f"{home.join(MANIFEST)} names the build {build!r}, which is none; delete "
-            f"{home.path}, and the pairs are tokenised again"
+            f"{home.join(MANIFEST)} names the build {build!r}, which is not a valid build name; "
+            f"delete {home.path} to tokenise the pairs again"
         )
     return TokenCache(
         identity=manifest["identity"],

@@ -1,4 +1,4 @@
-"""The Parquet parts of a token cache: their schema, and a scan over them."""
+"""The Parquet parts of a token cache: schema and scan."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ SCHEMA = pa.schema(
         "rejected_hash": pa.binary(KEY_BYTES),
     }
 )
-"""A row of the token cache: a pair's token ids, or (``reason`` not empty) a refused raw row, and
-how its columns were read. The hashes are those of ``hash_pair``."""
+"""A row of the token cache: a pair's token ids and reading, or, if ``reason`` is not empty, a
+refused raw row. The hashes are those of ``hash_pair``."""
 
 TABLE_COLUMNS = SCHEMA.names[:8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenParts:
-    """The Parquet parts of a finished token cache, wherever they are stored."""
+    """The Parquet parts of a token cache, on any storage."""
 
     key: str
     parts: Storage
     origins: tuple[str, ...]
-    """Names of the fragments that rows came from, by their number."""
+    """Origins of the fragments, indexed by the ``fragment`` column."""
 
     def scan(self, columns: Sequence[str], *, refused: bool) -> Iterator[pa.RecordBatch]:
-        """Read columns of the accepted or of the refused rows, batch by batch."""
+        """Yield batches of these columns of the accepted or the refused rows."""
         dataset = pads.dataset(
             self.parts.path, filesystem=self.parts.filesystem, format="parquet", schema=SCHEMA
         )

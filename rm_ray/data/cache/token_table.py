@@ -1,4 +1,4 @@
-"""The token cache as flat arrays that a machine maps into memory and gathers pairs from."""
+"""The token cache as memory-mapped flat arrays, copied once to each machine."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTable:
-    """Token ids of N pairs, ordered by origin and row; every column is a mapped ``[N]`` array.
+    """Token ids of N pairs, ordered by fragment and row; each column is a mapped ``[N]`` array.
 
-    ``tokens`` holds, for each pair from ``start`` on, the chosen ids and then the rejected ids
-    after the shared prefix, so each distinct token is stored once.
+    A pair occupies ``tokens`` from ``start`` on: its chosen ids, then its rejected ids without the
+    shared prefix, so each distinct token is stored once.
     """
 
     tokens: np.ndarray
@@ -61,13 +61,13 @@ class TokenTable:
 
     @property
     def lengths(self) -> PairLengths:
-        """Tokens of every pair."""
+        """Token counts of all pairs."""
         return PairLengths(
             chosen=self.chosen_length, rejected=self.rejected_length, prefix=self.prefix_length
         )
 
     def gather(self, pairs: np.ndarray) -> PairTokens:
-        """Read the token ids of some pairs, in the order asked for."""
+        """Read the token ids of these pairs, in the given order."""
         lengths = self.lengths[pairs]
         runs = [
             self.tokens[start : start + length]
@@ -76,22 +76,22 @@ class TokenTable:
         return PairTokens(tokens=np.concatenate(runs), lengths=lengths)
 
     def pair_id(self, pair: int) -> str:
-        """Return where the pair came from, as ``origin:row``."""
+        """Return the place a pair was read from, as ``origin:row``."""
         return f"{self.origins[self.fragment[pair]]}:{self.row[pair]}"
 
 
 def write_table(batches: Iterable[pa.RecordBatch], origins: Sequence[str], folder: Path) -> None:
-    """Write cache rows (of any order) as flat arrays; the folder appears whole or not at all."""
+    """Write cache rows, in any order, as flat arrays; the folder appears only when complete."""
     draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
     draft.mkdir(parents=True)
     try:
         _write_draft(batches, origins, draft)
-        with suppress(OSError):  # another process of this machine was first
+        with suppress(OSError):  # another process on this machine was first
             draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     if not folder.is_dir():
-        raise OSError(f"the token table could not be moved to {folder}")
+        raise OSError(f"could not move the token table to {folder}")
 
 
 def _write_draft(batches: Iterable[pa.RecordBatch], origins: Sequence[str], draft: Path) -> None:
@@ -118,7 +118,7 @@ def _write_draft(batches: Iterable[pa.RecordBatch], origins: Sequence[str], draf
 
 
 def _column_arrays(batch: pa.RecordBatch, names: dict[str, int]) -> dict[str, np.ndarray]:
-    """Return the small columns of a batch; ``names`` numbers the sources as they appear."""
+    """Return all columns but the ids; ``names`` numbers the sources in order of appearance."""
     arrays = {
         name: batch.column(name).to_numpy()
         for name in _COLUMNS.keys() & set(TABLE_COLUMNS) - {"source"}
@@ -130,7 +130,7 @@ def _column_arrays(batch: pa.RecordBatch, names: dict[str, int]) -> dict[str, np
 
 
 def _distinct_tokens(batch: pa.RecordBatch, prefix_lengths: np.ndarray) -> bytes:
-    """Return, for each pair, the chosen ids and the rejected ids after the prefix, int32."""
+    """Return each pair's chosen ids and its rejected ids after the prefix, as int32 bytes."""
     parts = []
     for i, prefix in enumerate(prefix_lengths):
         parts.append(batch.column("chosen_ids")[i].values.to_numpy())
@@ -139,16 +139,16 @@ def _distinct_tokens(batch: pa.RecordBatch, prefix_lengths: np.ndarray) -> bytes
 
 
 def open_table(cache: TokenParts) -> TokenTable:
-    """Map a cache's pairs into memory, copying them to this machine first where they are not.
+    """Map a cache's pairs into memory, copying them to this machine if needed.
 
-    They are copied again where files are missing or cut, as by a cleaner of temporary files.
+    A damaged copy (missing or truncated files, as after a temp cleaner) is replaced.
     """
     folder = local_home() / "tables" / cache.key
     if folder.is_dir():
         try:
             return map_table(folder)
         except (OSError, ValueError) as error:
-            logger.warning("%s is damaged, and made again: %s", folder, error)
+            logger.warning("token table %s is damaged; rebuilding it: %s", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
     write_table(cache.scan(TABLE_COLUMNS, refused=False), cache.origins, folder)
     return map_table(folder)
@@ -156,7 +156,11 @@ def open_table(cache: TokenParts) -> TokenTable:
 
 @functools.lru_cache(maxsize=4)
 def map_table(folder: Path) -> TokenTable:
-    """Map a folder that ``write_table`` made."""
+    """Map a folder that ``write_table`` wrote.
+
+    Raises:
+        OSError, ValueError: a file is missing or damaged.
+    """
     names = json.loads((folder / "names.json").read_text())
     path = folder / "tokens.bin"
     empty = not path.stat().st_size
@@ -167,5 +171,5 @@ def map_table(folder: Path) -> TokenTable:
     )
     num_tokens = int(table.lengths.distinct.sum())
     if num_tokens != len(tokens):
-        raise ValueError(f"it has {len(tokens)} tokens instead of {num_tokens}")
+        raise ValueError(f"tokens.bin has {len(tokens)} tokens, expected {num_tokens}")
     return table

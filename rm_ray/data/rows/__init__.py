@@ -1,1 +1,1 @@
-"""A raw row to a pair, and how it was read."""
+"""A raw row -> a pair, with a record of how its columns were read."""

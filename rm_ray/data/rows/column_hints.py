@@ -1,4 +1,4 @@
-"""What to do about a source whose columns have other names, or that is no table of pairs."""
+"""Hints for a source whose columns have unknown names or that is not a table of pairs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_ray.config.column_rules import ALIASES
-from rm_ray.data.rows.column_names import find_standing, plain_name
+from rm_ray.data.rows.column_names import classify_name, plain_name
 
 _BETTER_AND_WORSE = (
     ("chosen", "rejected"), ("preferred", "dispreferred"), ("preferred", "non_preferred"),
@@ -17,46 +17,44 @@ _BETTER_AND_WORSE = (
     ("response_j", "response_k"),
 )  # fmt: skip
 _NEITHER = (("a", "b"), ("0", "1"), ("1", "2"))
-"""Ends of names of two responses of which another column says which is better."""
+"""Name endings of two responses that another column compares."""
 
 _REPLY = re.compile(
     r"(?:.*_)?(?:responses?|answers?|completions?|conversations?|outputs?|texts?|reply|replies|"
     r"generations?|candidates?|messages?|chat|dialog|dialogue|transcript|summary)"
 )
-"""Names, without what tells the two apart, of columns that hold replies."""
+"""Usual names of response columns, without the word that distinguishes the two."""
 
 
 def suggest_columns(row: Mapping[str, Any]) -> str:
-    """Return a sentence on how the pair in a row can be named or made."""
+    """Return a sentence on how to name or build the pair of a row."""
     if is_written_by_column(row):
         return (
-            "It looks like a pandas table written by column or with its index; write one object a "
-            "row: to_json(path, orient='records')"
+            "It looks like a pandas table written by column or with its index; write one object "
+            "per row: to_json(path, orient='records')"
         )
     by_plain_name = {plain_name(name): name for name in row}
     if pair := _find_better_and_worse(by_plain_name):
         return f"Name them: {_setting(row, *pair)}"
     if "rejected_response" in by_plain_name and "messages" in by_plain_name:
-        return (
-            "'messages' seems to end with the chosen response: write that one to a column 'chosen'"
-        )
+        return "'messages' seems to end with the chosen response; move it to a column 'chosen'"
     if pair := _find_two(row, by_plain_name):
         return (
-            f"'{pair[0]}' and '{pair[1]}' seem to be two responses: where the first is the "
-            f"better one in every row, {_setting(row, *pair)}; where another column "
-            "says which is, write 'chosen' and 'rejected' by it first"
+            f"'{pair[0]}' and '{pair[1]}' seem to be two responses: if the first is the "
+            f"better one in every row, use {_setting(row, *pair)}; if another column says which "
+            "is better, write 'chosen' and 'rejected' from it first"
         )
     for name, value in row.items():
         if isinstance(value, list) and len(value) > 1 and all(isinstance(v, dict) for v in value):
             text = next((key for key, inside in value[0].items() if isinstance(inside, str)), None)
             if text and plain_name(name) not in ALIASES["messages"]:
                 paths = (f"{name}.0.{text}", f"{name}.1.{text}")
-                return f"Where '{name}' has the best response first, {_setting(row, *paths)}"
-    return "Where they have other names, say which with data.columns, as in chosen=COLUMN"
+                return f"If '{name}' has the best response first, use {_setting(row, *paths)}"
+    return "If they have other names, name them with data.columns, as in chosen=COLUMN"
 
 
 def _find_better_and_worse(by_plain_name: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the columns of the two responses by names that say which is better."""
+    """Return two response columns whose names say which is better, chosen first."""
     found: list[tuple[int, tuple[str, str]]] = []
     for better, worse in _BETTER_AND_WORSE:
         word = rf"(?<![a-z]){better}(?![a-z])"
@@ -68,13 +66,14 @@ def _find_better_and_worse(by_plain_name: Mapping[str, str]) -> tuple[str, str] 
 
 
 def _find_two(row: Mapping[str, Any], by_plain_name: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the columns of two responses whose names are alike but for their ends."""
+    """Return two response columns whose names differ only in their endings."""
     found: list[tuple[int, tuple[str, str]]] = []
     for first, second in _NEITHER:
         for plain, name in by_plain_name.items():
             stem = plain[: -len(first)]
             other = by_plain_name.get(stem + second)
-            if other and re.search(rf"[a-z]_?{first}$", plain) and _may_be_said(row, name, other):
+            is_numbered = re.search(rf"[a-z]_?{first}$", plain) is not None
+            if other and is_numbered and _may_be_responses(row, name, other):
                 found.append((_rank(stem), (name, other)))
     return _first_of_best(found)
 
@@ -83,15 +82,15 @@ _NO_REPLY = 100
 
 
 def _rank(stem: str) -> int:
-    """Return 0 for what two columns of replies are most likely called, more for less likely names.
+    """Return how unlikely a name is for response columns: 0 for the most likely.
 
-    ``stem`` is the name without what tells the two apart.
+    ``stem`` is the name without the word that distinguishes the two columns.
     """
     words = [word for word in stem.split("_") if word]
     stem = "_".join(words)
     if not words or _REPLY.fullmatch(stem):
         return len(words)  # as in chosen_model_response, beside chosen_response
-    return _NO_REPLY - 1 if find_standing(stem) == "unknown" else _NO_REPLY
+    return _NO_REPLY - 1 if classify_name(stem) == "unknown" else _NO_REPLY
 
 
 def _first_of_best(found: Sequence[tuple[int, tuple[str, str]]]) -> tuple[str, str] | None:
@@ -100,7 +99,7 @@ def _first_of_best(found: Sequence[tuple[int, tuple[str, str]]]) -> tuple[str, s
 
 
 def is_written_by_column(row: Any) -> bool:
-    """Tell whether a row is a whole table as pandas writes it, by column, index or split."""
+    """Return whether a row is a whole table, as pandas writes it by column, index or split."""
     if not isinstance(row, dict):
         return False
     values = [*row.values()]
@@ -111,16 +110,16 @@ def is_written_by_column(row: Any) -> bool:
     return bool(row) and (is_transposed or is_indexed or set(row) == {"columns", "index", "data"})
 
 
-def _may_be_said(row: Mapping[str, Any], *names: str) -> bool:
+def _may_be_responses(row: Mapping[str, Any], *names: str) -> bool:
     return all(isinstance(row[name], str | list | dict) for name in names)
 
 
 def _setting(row: Mapping[str, Any], chosen: str, rejected: str) -> str:
-    """Return the setting that names two columns, and one for the prompt where none is known."""
+    """Return the setting that names two columns, with a prompt column unless one is known."""
     taken = {chosen, rejected}
     known = {plain_name(name) for name in row if name not in taken}
     prompt = next(
-        (name for name in row if name not in taken and find_standing(name) == "part"), None
+        (name for name in row if name not in taken and classify_name(name) == "part"), None
     )
     is_known = known & {*ALIASES["prompt"], *ALIASES["messages"], *ALIASES["history"]}
     more = f" prompt={prompt}" if prompt and not is_known else ""

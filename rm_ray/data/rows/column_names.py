@@ -1,4 +1,4 @@
-"""What a column usually holds, told by its name."""
+"""Guessing what a column holds from its name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from functools import lru_cache
 from typing import Literal
 
-Standing = Literal["part", "harmless", "unknown"]
+ColumnKind = Literal["part", "harmless", "unknown"]
+"""Part of the conversation; something about it, or another response; or neither is known."""
 
 _PART_NAMES = """
     article articles attachment attachments audio audios available_functions available_tools
@@ -67,11 +68,8 @@ def plain_name(name: str) -> str:
 
 
 @lru_cache(maxsize=4_096)
-def find_standing(name: str) -> Standing:
-    """Say what a column that is not read usually holds.
-
-    ``part``: part of the conversation; ``harmless``: something about it, or other responses.
-    """
+def classify_name(name: str) -> ColumnKind:
+    """Return what an unused column of this name usually holds."""
     plain = plain_name(name)
     if plain in _PARTS:
         return "part"
@@ -86,21 +84,21 @@ def find_standing(name: str) -> Standing:
 _NAMES_OF_SPEAKERS = ("role", "from", "type")
 
 
-def find_path_standing(path: str) -> Standing:
-    """Say what a value inside a column usually holds: by its own name, else by the column's."""
+def classify_path(path: str) -> ColumnKind:
+    """Classify a value inside a column, by its own name or else by the column's."""
     name, _, inside = path.partition(".")
     own = plain_name(inside.rpartition(".")[2])
     if not own or own.isdecimal():
-        return find_standing(name)
-    standing = "harmless" if own in _NAMES_OF_SPEAKERS else find_standing(own)
-    return find_standing(name) if standing == "unknown" else standing
+        return classify_name(name)
+    kind = "harmless" if own in _NAMES_OF_SPEAKERS else classify_name(own)
+    return classify_name(name) if kind == "unknown" else kind
 
 
 def is_about(key: str) -> bool:
-    """Tell whether a key of an object names a speaker, or something about what is said."""
-    return key in _NAMES_OF_SPEAKERS or find_standing(key) == "harmless"
+    """Return whether a key names a speaker or holds metadata rather than content."""
+    return key in _NAMES_OF_SPEAKERS or classify_name(key) == "harmless"
 
 
 def may_be_a_prompt(path: str) -> bool:
-    """Tell whether a name ends as those of prompts do, as ``raw_prompt`` and ``my_question``."""
+    """Return whether a name ends like a prompt's, as in ``raw_prompt`` and ``my_question``."""
     return _ENDS_AS_A_PART.fullmatch(plain_name(path.rpartition(".")[2])) is not None

@@ -1,4 +1,4 @@
-"""How the columns of a source were read, in one line; a source that would lose one is refused."""
+"""How the columns of a source were read; sources that would lose a column are refused."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rm_ray.config.column_rules import ALIASES
-from rm_ray.data.rows.column_names import find_path_standing, plain_name
+from rm_ray.data.rows.column_names import classify_path, plain_name
 from rm_ray.errors import InputError
 
-MOST_NAMED = 24
-"""More columns than these are counted and not named in a line."""
+MAX_NAMED = 24
+"""Columns named in a line; any more are only counted."""
 
-_TELLS_THE_BETTER = re.compile(
+_NAMES_BETTER = re.compile(
     r"(?:.*_)?(?:winner(?:_.*)?|better_response_id|safer_response_id|overall_preference|preference|"
     r"preference_strength|labels?|choice)"
 )
@@ -24,43 +24,43 @@ _TELLS_THE_BETTER = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnReading:
-    """How the rows of a source were read; each count is one of rows."""
+    """How the rows of a source were read; all counts are rows."""
 
     origin: str
     rows: int = 0
     used: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Part to column to rows."""
+    """Rows by part and column."""
     left: dict[str, int] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)
     unwritten: dict[str, int] = field(default_factory=dict)
     unasked: int = 0
-    """Rows in which nobody says anything before the responses."""
+    """Rows without any turn before the responses."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``from_json`` reads."""
+        """Return the reading as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> ColumnReading:
-        """Return what ``to_json`` was asked of."""
+        """Rebuild a reading from the result of ``to_json``."""
         return cls(**settings)
 
     def describe(self) -> str:
-        """Return one line: parts with their columns, then what was not used."""
+        """Return one line: the parts with their columns, then the unused columns."""
         parts = [
             f"{part} from {self._names(columns)}" for part, columns in sorted(self.used.items())
         ]
-        by_standing: dict[str, dict[str, int]] = {"harmless": {}, "unknown": {}, "part": {}}
+        by_kind: dict[str, dict[str, int]] = {"harmless": {}, "unknown": {}, "part": {}}
         for name, rows in self.left.items():
-            by_standing["part" if name in self.lost else _standing(name)][name] = rows
+            by_kind["part" if name in self.lost else _kind(name)][name] = rows
         clauses = [", ".join(parts) or "nothing read"]
-        for standing, what in (
+        for kind, what in (
             ("harmless", "not used"),
             ("unknown", "not used, and rm_ray does not know what they hold"),
             ("part", "NOT USED, though they may hold part of the conversation"),
         ):
-            if by_standing[standing]:
-                clauses.append(f"{what}: {self._names(by_standing[standing])}")
+            if by_kind[kind]:
+                clauses.append(f"{what}: {self._names(by_kind[kind])}")
         if self.unasked:
             where = "" if self.unasked == self.rows else f" in {self.unasked:,} rows"
             clauses.append(f"NO PROMPT{where}")
@@ -70,9 +70,9 @@ class ColumnReading:
         return "; ".join(clauses)
 
     def _doubts(self) -> list[str]:
-        """Say which column may tell, row by row, that the response taken for chosen is not."""
+        """Return a clause if another column may say, row by row, which response is chosen."""
         chosen = [name for name in self.used.get("chosen", ()) if not _is_named_chosen(name)]
-        tells = [name for name in self.left if _TELLS_THE_BETTER.fullmatch(plain_name(name))]
+        tells = [name for name in self.left if _NAMES_BETTER.fullmatch(plain_name(name))]
         if not chosen or not tells:
             return []
         return [f"'{chosen[0]}' IS CHOSEN IN EVERY ROW, and '{tells[0]}' may say otherwise"]
@@ -80,7 +80,7 @@ class ColumnReading:
     def _names(self, counts: Mapping[str, int]) -> str:
         named = [
             f"'{name}'" + ("" if rows == self.rows else f" ({rows:,} of {self.rows:,} rows)")
-            for name, rows in list(counts.items())[:MOST_NAMED]
+            for name, rows in list(counts.items())[:MAX_NAMED]
         ]
         more = len(counts) - len(named)
         return ", ".join([*named, *([f"and {more} more"] if more else [])])
@@ -92,28 +92,28 @@ _GUESSES = (
     ("tools", re.compile(r".*(?:tool|function).*")),
     ("documents", re.compile(r".*(?:context|doc|passage|article|paragraph|knowledge|evidence).*")),
 )
-"""Parts by what columns are called that hold them beside a prompt."""
+"""Likely part of a column, by its name, in a row that has a prompt."""
 
 
 def _guess_part(name: str, reading: ColumnReading) -> str:
-    """Return the part that a column most likely holds; the prompt where none is read."""
+    """Return the part that a column most likely holds; usually the prompt if none was read."""
     plain = plain_name(name)
     guess = next((part for part, names in _GUESSES if names.fullmatch(plain)), "prompt")
-    is_asked = "prompt" in reading.used
-    return guess if is_asked or guess in ("system", "tools") else "prompt"
+    has_prompt = "prompt" in reading.used
+    return guess if has_prompt or guess in ("system", "tools") else "prompt"
 
 
 def _is_named_chosen(name: str) -> bool:
     return re.search(r"chosen|prefer|accept|better|best|win|pos|good", name.lower()) is not None
 
 
-def _standing(name: str) -> str:
-    standing = find_path_standing(name)
-    return "harmless" if standing == "part" else standing
+def _kind(name: str) -> str:
+    kind = classify_path(name)
+    return "harmless" if kind == "part" else kind
 
 
 def sum_up(origin: str, rows: Mapping[str, int]) -> ColumnReading:
-    """Add up the rows' readings, given as JSON with the number of rows that have it."""
+    """Sum up row readings, given as their JSON and the number of rows that share each."""
     used: dict[str, Counter[str]] = {}
     left: Counter[str] = Counter()
     lost: Counter[str] = Counter()
@@ -123,8 +123,8 @@ def sum_up(origin: str, rows: Mapping[str, int]) -> ColumnReading:
         if not text:  # refused before it was read
             continue
         total += count
-        parts, *others, is_asked = json.loads(text)
-        unasked += 0 if is_asked else count
+        parts, *others, has_prompt = json.loads(text)
+        unasked += 0 if has_prompt else count
         for part, column in parts.items():
             used.setdefault(part, Counter())[column] += count
         for counter, names in zip((left, lost, unwritten), others, strict=True):
@@ -141,7 +141,7 @@ def sum_up(origin: str, rows: Mapping[str, int]) -> ColumnReading:
 
 
 def describe_all(readings: Sequence[ColumnReading]) -> list[str]:
-    """Return a line for each way in which sources were read; files read alike share one."""
+    """Return one line per distinct reading; files that were read alike share a line."""
     origins: dict[str, list[str]] = {}
     for reading in readings:
         if reading.rows:
@@ -153,22 +153,22 @@ def describe_all(readings: Sequence[ColumnReading]) -> list[str]:
 
 
 def refuse_lost_columns(readings: Iterable[ColumnReading], prefix: str = "data.") -> None:
-    """Stop where a column that usually holds part of the conversation is not used.
+    """Refuse sources with an unused column that seems to hold part of the conversation.
 
     Raises:
-        InputError: naming source, columns and what to do.
+        InputError: names the source, the columns and the settings that help.
     """
     for reading in readings:
         lost = reading.lost
-        if reading.unasked < reading.rows:  # a row without a prompt says little of its source
+        if reading.unasked < reading.rows:  # some rows have a prompt: sources are names
             lost = {n: rows for n, rows in lost.items() if plain_name(n) not in ALIASES["source"]}
         if lost:
             names = reading._names(lost)
             first = next(iter(lost))
             raise InputError(
                 f"{reading.origin}: {names} may hold part of the conversation, and would not be "
-                f"trained on or scored (read: {_parts(reading)}). Say what it is with "
-                f"{prefix}columns (as in '{_guess_part(first, reading)}={first}'; text alone "
+                f"trained on or scored (read: {_parts(reading)}). Name its part with "
+                f"{prefix}columns (as in '{_guess_part(first, reading)}={first}'; only text "
                 f"is read), or leave it out with {prefix}ignore_columns {' '.join(lost)}"
             )
 
@@ -179,16 +179,16 @@ def refuse_missing_columns(
     """Refuse a mapped column that no row of any source has.
 
     Raises:
-        InputError: naming the columns there are.
+        InputError: names the columns that the rows have.
     """
     seen = {name for r in readings for counts in r.used.values() for name in counts}
     seen = {name for names in seen for name in names.split("' and '")}
-    there = sorted(seen | {name for reading in readings for name in reading.left})
+    available = sorted(seen | {name for reading in readings for name in reading.left})
     for part, column in columns.items():
         if column not in seen and any(reading.rows for reading in readings):
             raise InputError(
-                f"{prefix}columns reads {part} from '{column}', which no row has; the columns "
-                f"that hold something are: {', '.join(there) or 'none'}"
+                f"{prefix}columns reads {part} from '{column}', but no row has that column; "
+                f"the columns with content are: {', '.join(available) or 'none'}"
             )
 
 

@@ -1,4 +1,4 @@
-"""The columns of a row: each is taken for a part, by its name or by ``data.columns``, or left."""
+"""The columns of a row and the part of a pair that each is read as."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rm_ray.data.rows.values import is_blank
 
 
 class RowColumns:
-    """A row's columns: each is taken for a part, or left."""
+    """A row's columns; each is taken as a part, by name or by ``data.columns``, or left unused."""
 
     def __init__(self, row: dict[str, Any], rules: ColumnRules = NO_RULES) -> None:
         rules = _with_preference_input(row, rules)
@@ -22,11 +22,14 @@ class RowColumns:
             self.names = tuple(name for name in row if name not in rules.ignore)
         self._by_part = _lay_out(self.names, rules)
         self.used: dict[str, str] = {}
-        """Part to the columns that were taken for it."""
+        """The columns taken for each part, joined into one text."""
         self._paths: set[str] = set()
 
     def take(self, part: str, *, blank: bool = False) -> Any:
-        """Return the value of a part, None where no column holds it; ``blank`` ones count too."""
+        """Take the first column that holds a part; return its value, or None if there is none.
+
+        Blank values count only with ``blank``.
+        """
         if part not in self._by_part and not self._rules.columns:
             return None
         for column, value in self.candidates(part):
@@ -36,11 +39,11 @@ class RowColumns:
         return None
 
     def is_mapped(self, part: str) -> bool:
-        """Tell whether the rules name the column of a part."""
+        """Return whether the rules name a column for this part."""
         return part in self._rules.columns
 
     def candidates(self, part: str) -> Sequence[tuple[str, Any]]:
-        """Return the columns that may hold a part, in order, with their values."""
+        """Return the columns that may hold a part, with their values, in order of preference."""
         path = self._rules.columns.get(part) if self._rules.columns else None
         if path is not None:
             found, value = follow_path(self._row, path)
@@ -50,18 +53,18 @@ class RowColumns:
         return [(name, self._row[name]) for name in names] if names else ()
 
     def mark(self, part: str, column: str) -> None:
-        """Note that a column was taken for a part."""
+        """Record that a column was taken for a part."""
         before = self.used.get(part)
         self.used[part] = column if before is None else f"{before}' and '{column}"
         self._paths.add(column)
 
     @property
     def are_all_taken(self) -> bool:
-        """Whether every column was taken as a whole."""
+        """Whether every column was taken entirely."""
         return self._paths.issuperset(self.names)
 
     def left(self) -> Iterator[tuple[str, Any]]:
-        """Yield the columns that hold something and were not taken; of some only other values."""
+        """Yield the unused columns that are not blank; of a partly used one, its unused values."""
         for name in self.names:
             if name in self._paths:
                 continue
@@ -75,9 +78,10 @@ class RowColumns:
 
 @lru_cache(maxsize=1_024)
 def _lay_out(names: tuple[str, ...], rules: ColumnRules) -> dict[str, tuple[str, ...]]:
-    """Return which columns may hold which part by their names; most rows of a source have the same.
+    """Return the columns that may hold each part, by name.
 
-    Columns that the rules give to a part are left to it.
+    Columns that the rules assign to a part are reserved for it. Cached, because most rows of a
+    source have the same columns.
     """
     given = {path.split(".")[0] for path in rules.columns.values()}
     by_plain_name: dict[str, str] = {}
@@ -92,7 +96,7 @@ def _lay_out(names: tuple[str, ...], rules: ColumnRules) -> dict[str, tuple[str,
 
 
 def _with_preference_input(row: dict[str, Any], rules: ColumnRules) -> ColumnRules:
-    """Read the ``input`` of OpenAI's preference format: an object with messages and tools."""
+    """Add rules for the ``input`` of OpenAI's preference format, which holds messages and tools."""
     given = row.get("input")
     if not isinstance(given, dict) or "messages" not in given or "prompt" in rules.columns:
         return rules
@@ -101,7 +105,10 @@ def _with_preference_input(row: dict[str, Any], rules: ColumnRules) -> ColumnRul
 
 
 def follow_path(row: Any, path: str) -> tuple[bool, Any]:
-    """Follow a path of names and list positions; whole names with points in them win."""
+    """Follow a dotted path of names and list positions; return whether it exists, and its value.
+
+    Names that contain dots take precedence.
+    """
     if isinstance(row, dict) and path in row:
         return True, row[path]
     for point in (i for i, letter in enumerate(path) if letter == "."):

@@ -1,4 +1,4 @@
-"""What a chat template is given beside the messages of a row: tools and documents."""
+"""The context of a conversation: the tools and documents that a chat template receives."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rm_ray.data.rows.values import drop_nulls, is_blank, load_json
 from rm_ray.data.sources.raw_json import foreign_type
 
 Schemas = list[dict[str, Any]]
-"""Tools or documents, as chat templates take them."""
+"""Tools or documents, in the form that chat templates take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What a chat template is given beside the messages."""
+    """The tools and documents of a row; None if it has none."""
 
     tools: Schemas | None = None
     documents: Schemas | None = None
@@ -29,7 +29,7 @@ def take_context(columns: RowColumns) -> Context:
     """Return the tools and documents of a row.
 
     Raises:
-        RefusedError: they are of another form.
+        RefusedError: they have another form.
     """
     tools = read_tools(columns.take("tools"))
     documents = read_documents(columns.take("documents"))
@@ -39,7 +39,7 @@ def take_context(columns: RowColumns) -> Context:
 
 
 def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """Return a row's tools as a list of schemas in OpenAI's form; None where there are none.
+    """Return a row's tools as a list of schemas in OpenAI's form, or None if it has none.
 
     They may be a list of schemas, with or without ``{"type": "function"}`` around them, or the
     JSON text of such a list.
@@ -72,9 +72,9 @@ def _schema(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_documents(value: Any) -> list[dict[str, Any]] | None:
-    """Return a row's documents as templates take them; None where there are none.
+    """Return a row's documents in the form that templates take, or None if it has none.
 
-    A document is an object, or text, which becomes ``{"text": ...}``.
+    A document is an object, or a text, which becomes ``{"text": ...}``.
 
     Raises:
         RefusedError: it is something else.

@@ -1,4 +1,4 @@
-"""A value of a row -> text, or the messages of a conversation, in whatever form it stores them."""
+"""A value of a row -> text, or messages from any of the usual storage formats."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SPEAKERS = {
     "tool_response": "tool",
     "function_response": "tool",
 }
-"""ShareGPT's names of speakers (``from``); others are roles."""
+"""ShareGPT's names of speakers (``from``); any other name is a role."""
 
 _CALLERS = ("function_call", "tool_call")
-"""ShareGPT's names of an assistant that calls tools; the ``value`` is the call as JSON."""
+"""ShareGPT's names of an assistant calling tools; ``value`` holds the call as JSON."""
 
 _USUAL_ROLES = frozenset(("system", "user", "assistant", "tool"))
 
@@ -35,10 +35,10 @@ _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
 def read_value(value: Any, name: str) -> str | list[Message]:
-    """Return a value as text or as messages; text that is a list of messages becomes that list.
+    """Return a value as text or as messages, also from text that holds messages as JSON.
 
     Raises:
-        RefusedError: it is neither, or looks like messages and cannot be read as them.
+        RefusedError: it is neither, or looks like messages but cannot be read as such.
     """
     if isinstance(value, str):
         embedded = find_embedded(value, name)
@@ -73,10 +73,10 @@ _LIST_OF_MESSAGES = re.compile(
 
 
 def find_embedded(text: str, name: str) -> list[Any] | None:
-    """Return the messages that a text is as JSON (written once or twice); None for other text.
+    """Return the messages that a text encodes as JSON, once or twice; None for other text.
 
     Raises:
-        RefusedError: it looks like a list of messages and is not JSON, as Python's ``repr``.
+        RefusedError: it looks like a list of messages but is not JSON, such as Python's ``repr``.
     """
     stripped = text.strip()
     if stripped[:1] not in "[{(\"'a" or not (
@@ -146,7 +146,7 @@ def _message(value: Any, name: str) -> Message:
 
 
 def _checked_role(role: Any, name: str) -> str:
-    """Any role may be one of the template's; a speaker of another format is none."""
+    """Return a role; refuse ShareGPT's speakers, but allow others, which a template may know."""
     if isinstance(role, str) and role in _USUAL_ROLES:
         return role
     if not isinstance(role, str) or not role.strip():
@@ -172,7 +172,7 @@ def _from_sharegpt(message: Message, name: str) -> Message:
 
 
 def _read_content(content: Any, shown: str, name: str) -> tuple[str | None, Message]:
-    """Return content as text, and the keys of its parts beside their text."""
+    """Return content as text, with the other keys of its parts."""
     if isinstance(content, str):
         return content, {}
     if content is None or content == []:
@@ -202,7 +202,7 @@ def _read_content(content: Any, shown: str, name: str) -> tuple[str | None, Mess
 
 
 def _read_calls(message: Message, name: str) -> None:
-    """Bring tool calls into OpenAI's form, with arguments as an object."""
+    """Convert tool calls to OpenAI's form, with arguments as an object."""
     if "function_call" in message and not message.get("tool_calls"):
         message["tool_calls"] = [message.pop("function_call")]
     if "tool_calls" not in message:

@@ -1,4 +1,4 @@
-"""A raw row -> its preference pair, and how it was read."""
+"""A raw row -> its preference pair and reading."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rm_ray.data.rows.prompt_columns import read_prompt
 from rm_ray.data.rows.prompts import answer_both
 from rm_ray.data.rows.refusals import Reason, RefusedError, encodable
 from rm_ray.data.rows.row_readings import RowReading, find_reading
-from rm_ray.data.rows.transcripts import refuse_labelled
+from rm_ray.data.rows.transcripts import refuse_labelled_prompt
 from rm_ray.data.rows.turns import Message, agree, asks_something, check_turns, is_same
 
 LARGEST_MARGIN = 1e6
-"""Beyond it a float32 loss has no digits left for the rewards."""
+"""Beyond this, a float32 loss has no digits left for the rewards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """Two conversations that agree on all but the last turn, which is the assistant's."""
+    """Two conversations that differ only in their last turn, an assistant's."""
 
     chosen: list[Message]
     rejected: list[Message]
@@ -37,7 +37,7 @@ class Pair:
         return self.chosen[:-1]
 
     def swap(self) -> Pair:
-        """Return the pair with the preference turned around."""
+        """Return the pair with its preference reversed."""
         return Pair(
             chosen=self.rejected,
             rejected=self.chosen,
@@ -48,10 +48,10 @@ class Pair:
 
 
 def parse_margin(value: Any) -> float:
-    """Return a margin; 0 where it is missing, which pandas writes as NaN.
+    """Return a margin as a number; 0 if missing (pandas writes NaN).
 
     Raises:
-        RefusedError: it is no number, or a useless one.
+        RefusedError: it is not a number, or is infinite or beyond ``LARGEST_MARGIN``.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return 0.0
@@ -78,9 +78,9 @@ def parse_pair(
 ) -> Pair:
     """Normalise a raw row to a pair.
 
-    ``chosen`` and ``rejected`` are responses (text, a message or several turns) to the prompt of
-    the row, or whole conversations: message lists of OpenAI's or ShareGPT's form, as JSON or as its
-    text, or Anthropic's transcripts (``"\\n\\nHuman: ...\\n\\nAssistant: ..."``).
+    ``chosen`` and ``rejected`` are responses to the row's prompt (text, a message or several
+    turns) or whole conversations: message lists in OpenAI's or ShareGPT's form, as JSON values or
+    JSON text, or Anthropic's transcripts (``"\\n\\nHuman: ...\\n\\nAssistant: ..."``).
 
     Raises:
         RefusedError: the row breaks the contract.
@@ -91,7 +91,7 @@ def parse_pair(
 def read_pair(
     row: dict[str, Any], default_source: str = "", rules: ColumnRules = NO_RULES
 ) -> tuple[Pair, RowReading]:
-    """Normalise a raw row to a pair, and say which columns became what.
+    """Normalise a raw row to a pair, and return which columns became which part.
 
     Raises:
         RefusedError: the row breaks the contract.
@@ -102,7 +102,7 @@ def read_pair(
 
 
 def take_pair(columns: RowColumns, default_source: str) -> Pair:
-    """Read the pair of a row.
+    """Read the pair from a row's columns.
 
     Raises:
         RefusedError: the row breaks the contract.
@@ -121,12 +121,12 @@ def take_pair(columns: RowColumns, default_source: str) -> Pair:
     if is_same(chosen[-1], rejected[-1]):
         raise RefusedError(Reason.IDENTICAL_RESPONSES)
     if len(chosen) == 1:
-        refuse_labelled(chosen[0].get("content", ""), rejected[0].get("content", ""))
+        refuse_labelled_prompt(chosen[0].get("content", ""), rejected[0].get("content", ""))
     return Pair(
         chosen=chosen,
         rejected=rejected,
         margin=parse_margin(columns.take("margin", blank=True)),
-        source=take_source(columns, default_source, may_be_said=not asks_something(chosen)),
+        source=take_source(columns, default_source, may_be_prompt=not asks_something(chosen)),
         context=take_context(columns),
     )
 
@@ -141,15 +141,15 @@ def _how_prompts_differ(chosen: list[Message], rejected: list[Message]) -> str:
     return "the conversations differ before their last turn"
 
 
-def take_source(columns: RowColumns, default: str, *, may_be_said: bool = False) -> str:
-    """Return the name that a row gives its source, or the default.
+def take_source(columns: RowColumns, default: str, *, may_be_prompt: bool = False) -> str:
+    """Return the source that a row names, or the default.
 
-    Where nobody asks anything, several words in a column that the rules do not name are left:
-    they may be what is to be translated.
+    If it ``may_be_prompt`` (the pair has none), a column of several words that the rules do not
+    name is left unused: it may be a text to translate.
     """
-    may_be_said = may_be_said and not columns.is_mapped("source")
+    may_be_prompt = may_be_prompt and not columns.is_mapped("source")
     for column, value in columns.candidates("source"):
-        if isinstance(value, str) and value and not (may_be_said and len(value.split()) > 1):
+        if isinstance(value, str) and value and not (may_be_prompt and len(value.split()) > 1):
             columns.mark("source", column)
             return encodable(value)
     return default

@@ -1,4 +1,4 @@
-"""The prompt of a row, from whichever columns hold it."""
+"""The columns of a row -> its prompt."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rm_ray.data.rows.transcripts import (
     read_transcript,
     refuse_other_transcript,
 )
-from rm_ray.data.rows.turns import INSTRUCTIONS, Message, say_the_same
+from rm_ray.data.rows.turns import INSTRUCTIONS, Message, are_equivalent
 from rm_ray.data.rows.values import is_blank, load_list
 
 
 def read_prompt(columns: RowColumns) -> Prompt:
-    """Read the prompt of a row: its text or messages, the turns before it, its system text.
+    """Read the prompt of a row: its text or messages, its history and its system text.
 
     Raises:
-        RefusedError: a column of it is neither text nor messages.
+        RefusedError: one of these columns holds neither text nor messages.
     """
     value, is_empty = _take_prompt(columns)
     from_messages = value is None and "messages" not in columns.used
@@ -50,8 +50,8 @@ def read_prompt(columns: RowColumns) -> Prompt:
         turns = _read_text(read)
     else:
         turns = read
-    if past and turns and past[-1]["role"] == "user" and say_the_same(past[-1], turns[0]):
-        past = past[:-1]  # the turns before the question, and the question once more
+    if past and turns and past[-1]["role"] == "user" and are_equivalent(past[-1], turns[0]):
+        past = past[:-1]  # the history repeats the question
     ends = bool(turns) and turns[-1]["role"] == "assistant"
     return Prompt(
         turns=past + turns,
@@ -63,7 +63,7 @@ def read_prompt(columns: RowColumns) -> Prompt:
 
 
 def _take_prompt(columns: RowColumns) -> tuple[Any, bool]:
-    """Return the first prompt column that is filled, and whether one is there without content.
+    """Return the first prompt column with content, and whether there are only blank ones.
 
     An instruction and its input (Alpaca's columns) are joined by a line break.
     """
@@ -102,7 +102,7 @@ def _read_system(value: Any) -> str | None:
 
 
 def _read_history(value: Any) -> list[Message]:
-    """Return turns from pairs of texts, messages or a transcript; none from other text."""
+    """Return turns from text pairs, messages or a transcript; an empty list for other text."""
     if isinstance(value, str):
         loaded = _loaded_pairs(value)
         if loaded is None:

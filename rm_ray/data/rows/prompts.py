@@ -1,4 +1,4 @@
-"""The prompt of a row, and the conversations that continue it."""
+"""The prompt of a row and the conversations that continue it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rm_ray.data.rows.transcripts import (
 from rm_ray.data.rows.turns import (
     INSTRUCTIONS,
     Message,
+    are_equivalent,
     collapse_spaces,
     join_turns,
-    say_the_same,
     split_instructions,
 )
 from rm_ray.data.rows.values import load_list
@@ -30,24 +30,24 @@ from rm_ray.data.rows.values import load_list
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """What a row says before its responses."""
+    """Everything that comes before a row's responses."""
 
     turns: list[Message] = field(default_factory=list)
-    """Those of its columns, without the one of ``system``."""
+    """Turns from all prompt columns except ``system``."""
     system: str | None = None
     transcript: str | None = None
-    """Where the turns were written as one text."""
+    """The original text if the turns came from a transcript."""
     questions: list[Any] | None = None
-    """Where it is a list of texts: what the user says in each turn (LMSYS's arena files)."""
+    """The user's text in each turn if the prompt is a list of texts (LMSYS arena files)."""
     is_blank: bool = False
-    """Whether a column for it is there, with nothing in it."""
+    """Whether the row has a prompt column but nothing in it."""
     is_conversation: bool = False
-    """Whether it comes from a column of messages, which may end with one of the responses."""
+    """Whether the turns end with an assistant's turn that must be one of the responses."""
 
     def find_answer(self, value: Any, name: str) -> Message | None:
-        """Return what a value says in place of the last turn; None where it says something else.
+        """Return the assistant's turn that would replace this prompt's last turn, or None.
 
-        That is one turn of the assistant's, alone or at the end of the same conversation.
+        The turn must stand alone or end the same conversation.
         """
         read = read_value(value, name)
         if isinstance(read, str):
@@ -56,28 +56,28 @@ class Prompt:
         _, turns = split_instructions(read)
         _, asked = split_instructions(self.turns)
         is_alone = len(turns) == 1
-        is_parallel = len(turns) == len(asked) and all(map(say_the_same, turns[:-1], asked[:-1]))
+        is_parallel = len(turns) == len(asked) and all(map(are_equivalent, turns[:-1], asked[:-1]))
         is_answer = bool(turns) and turns[-1]["role"] == "assistant"
         return turns[-1] if is_answer and (is_alone or is_parallel) else None
 
     def before_answer(self) -> Prompt:
-        """Return the prompt without the response that it ends with."""
+        """Return the prompt without the response at its end."""
         return replace(self, turns=self.turns[:-1], is_conversation=False)
 
     def answer(self, value: Any, name: str) -> list[Message]:
-        """Return the conversation that a response, several turns or a whole one makes.
+        """Return the conversation made from a response, several turns or a whole conversation.
 
         Raises:
-            RefusedError: it is no conversation, or one that begins with another prompt.
+            RefusedError: it is not a conversation, or begins with another prompt.
         """
-        messages = self._go_on(value, name)
+        messages = self._continue(value, name)
         if not messages:
             raise RefusedError(Reason.EMPTY, f"{name} has no turns")
         if self.is_blank and messages[0]["role"] == "assistant":
             raise RefusedError(Reason.EMPTY, "the prompt")
         return self._with_system(messages, name)
 
-    def _go_on(self, value: Any, name: str) -> list[Message]:
+    def _continue(self, value: Any, name: str) -> list[Message]:
         if self.questions:
             answers = read_texts(value)
             if answers is not None and len(answers) == len(self.questions):
@@ -115,10 +115,10 @@ class Prompt:
 
 
 def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Message], list[Message]]:
-    """Return the conversations that two responses make.
+    """Return the conversations made from two responses.
 
     Raises:
-        RefusedError: as ``Prompt.answer`` does, or the prompt ends with a third response.
+        RefusedError: ``Prompt.answer`` refuses one, or the prompt ends with a third response.
     """
     if _may_hold_an_answer(prompt):
         answers = [prompt.find_answer(chosen, "chosen"), prompt.find_answer(rejected, "rejected")]
@@ -126,7 +126,7 @@ def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Messag
             prompt = replace(prompt, is_conversation=True)
     own = prompt.before_answer() if prompt.is_conversation else prompt
     both = own.answer(chosen, "chosen"), own.answer(rejected, "rejected")
-    refuse_listed(both)
+    refuse_list_literals(both)
     if isinstance(chosen, str) and isinstance(rejected, str):
         embedded = [find_embedded(chosen, "chosen"), find_embedded(rejected, "rejected")]
         if embedded.count(None) == 1:
@@ -135,7 +135,7 @@ def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Messag
                 "one response is a list of messages as JSON and the other one is plain text",
             )
     if prompt.is_conversation and not any(
-        say_the_same(prompt.turns[-1], each[-1]) for each in both
+        are_equivalent(prompt.turns[-1], each[-1]) for each in both
     ):
         raise RefusedError(
             Reason.PROMPTS_DIFFER,
@@ -145,30 +145,30 @@ def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Messag
 
 
 def _may_hold_an_answer(prompt: Prompt) -> bool:
-    """Tell whether the last turn is what an assistant says to the user."""
+    """Return whether the last turn is an assistant's answer to the user."""
     if prompt.is_conversation or prompt.transcript is not None or not prompt.turns:
         return False
     last = prompt.turns[-1]
     return last["role"] == "assistant" and not last.get("tool_calls")
 
 
-def refuse_listed(conversations: Sequence[list[Message]]) -> None:
-    """Refuse a question and responses that are texts of lists, as pandas writes them into CSV.
+def refuse_list_literals(conversations: Sequence[list[Message]]) -> None:
+    """Refuse a prompt and responses that are lists written as text, as pandas does in CSV.
 
     Raises:
-        RefusedError: all of them are.
+        RefusedError: all three are.
     """
     texts = [messages[-1].get("content", "") for messages in conversations]
     texts += [m.get("content", "") for m in conversations[0][:-1] if m["role"] == "user"][-1:]
-    if len(texts) == 3 and all(map(_is_listed, texts)):
+    if len(texts) == 3 and all(map(_is_list_literal, texts)):
         raise RefusedError(
             Reason.NOT_MESSAGES,
             f"prompt and responses are texts of lists of texts: {texts[-1].strip()[:80]}",
         )
 
 
-def _is_listed(text: str) -> bool:
-    """Tell whether a text is a list of texts, as JSON or Python writes it."""
+def _is_list_literal(text: str) -> bool:
+    """Return whether a text is a list of texts in JSON or Python syntax."""
     stripped = text.strip()
     if stripped[:2] not in ("['", '["') or stripped[-2:] not in ("']", '"]'):
         return False
@@ -180,7 +180,7 @@ def _is_listed(text: str) -> bool:
 
 
 def read_texts(value: Any) -> list[Any] | None:
-    """Return a list of texts, also one written as JSON; None for other values."""
+    """Return a list of texts, given directly or as JSON; None for other values."""
     if isinstance(value, str) and re.match(r"""\s*\[\s*(?:"|null)""", value):
         value = load_list(value)
     if not isinstance(value, list) or not value:

@@ -1,4 +1,4 @@
-"""Why a row is refused."""
+"""Refusal of rows: reasons and the exception."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a row is refused; the values are what the tables and the quarantine file show."""
+    """Why a row is refused; tables and the quarantine file show these values."""
 
     MISSING_FIELD = "chosen or rejected missing"
     NOT_MESSAGES = "not messages"
@@ -33,7 +33,7 @@ class Reason(StrEnum):
 
 
 class RefusedError(Exception):
-    """A row breaks the contract; carries the reason and a short detail."""
+    """A row breaks the contract: the reason and a short detail."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         self.reason = reason
@@ -42,5 +42,5 @@ class RefusedError(Exception):
 
 
 def encodable(text: str) -> str:
-    """Return text that a file can hold: half a surrogate pair becomes a question mark."""
+    """Return text that UTF-8 can encode: lone surrogates become question marks."""
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""How one row was read: which columns became what, and which may be lost."""
+"""The reading of one row: which columns became which part, and which may be lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from rm_ray.config.column_rules import ALIASES
-from rm_ray.data.rows.column_names import find_path_standing, is_about, may_be_a_prompt, plain_name
+from rm_ray.data.rows.column_names import classify_path, is_about, may_be_a_prompt, plain_name
 from rm_ray.data.rows.columns import RowColumns
 from rm_ray.data.rows.context import Context
 from rm_ray.data.rows.transcripts import is_whole_transcript, split_transcript
@@ -22,24 +22,23 @@ class RowReading:
     """How one row was read."""
 
     used: Mapping[str, str] = field(default_factory=dict)
-    """Part to column."""
+    """Column of each part."""
     left: tuple[str, ...] = ()
-    """Columns with something in them that were not used."""
+    """Unused columns with content."""
     lost: tuple[str, ...] = ()
-    """Those of them that usually hold part of a conversation, and hold what it has nowhere."""
+    """Unused columns that seem to hold part of the conversation that no used column has."""
     unwritten: tuple[str, ...] = ()
     """Keys of messages and tools whose values the chat template does not write."""
-
-    is_asked: bool = True
-    """Whether somebody says something before the responses."""
+    has_prompt: bool = True
+    """Whether any turn comes before the responses, not counting instructions."""
 
     def to_json(self) -> str:
-        """Return what ``sum_up`` counts; most rows of a source have the same."""
+        """Return the JSON that ``sum_up`` counts; most rows of a source share it."""
         return self._json
 
     @cached_property
     def _json(self) -> str:
-        return json.dumps([self.used, self.left, self.lost, self.unwritten, self.is_asked])
+        return json.dumps([self.used, self.left, self.lost, self.unwritten, self.has_prompt])
 
 
 @lru_cache(maxsize=1_024)
@@ -48,58 +47,58 @@ def share_reading(
     left: tuple[str, ...] = (),
     lost: tuple[str, ...] = (),
     *,
-    is_asked: bool,
+    has_prompt: bool,
 ) -> RowReading:
-    """Return the reading of a row, which all rows share that are read alike."""
-    return RowReading(used=dict(used), left=left, lost=lost, is_asked=is_asked)
+    """Return a cached reading, shared by all rows that are read alike."""
+    return RowReading(used=dict(used), left=left, lost=lost, has_prompt=has_prompt)
 
 
 def find_reading(
     columns: RowColumns, conversations: Sequence[list[Message]], context: Context
 ) -> RowReading:
-    """Say what the columns of a row became, now that all that are used have been taken.
+    """Return the reading of a row whose used columns have all been taken.
 
-    Of those that are left, one that usually holds part of a conversation is lost unless all that
-    it says is in the conversations anyway: text before the last turn (a response often quotes its
-    context), messages anywhere. Where nobody asks anything, the question may stand in any column
-    that has a sentence in it.
+    An unused column that usually holds part of a conversation is lost unless the conversations
+    repeat all of it: text before the last turn (a response often quotes its context), messages
+    anywhere. Without a prompt, any column with a sentence in it may hold the question.
     """
-    is_asked = any(map(asks_something, conversations))
+    has_prompt = any(map(asks_something, conversations))
     if columns.are_all_taken:
-        return share_reading(tuple(columns.used.items()), is_asked=is_asked)
+        return share_reading(tuple(columns.used.items()), has_prompt=has_prompt)
     left, lost = [], []
     prompts = [messages[:-1] for messages in conversations]
-    asked = said = None
+    prompt_text = full_text = None
     for name, value in columns.left():
         left.append(name)
-        if not _may_say_something(name, value, is_asked):
+        if not _may_hold_conversation(name, value, has_prompt):
             continue
         if _is_text(value):
-            asked = asked or _plain_texts(prompts, context)
-            is_repeated = _is_repeated(value, asked)
+            prompt_text = prompt_text or _plain_texts(prompts, context)
+            is_repeated = _is_repeated(value, prompt_text)
         else:
-            said = said or _plain_texts(conversations, context)
-            is_repeated = _is_repeated(value, said)
+            full_text = full_text or _plain_texts(conversations, context)
+            is_repeated = _is_repeated(value, full_text)
         if not is_repeated or isinstance(value, int | float):
             lost.append(name)
-    return share_reading(tuple(columns.used.items()), tuple(left), tuple(lost), is_asked=is_asked)
+    used = tuple(columns.used.items())
+    return share_reading(used, tuple(left), tuple(lost), has_prompt=has_prompt)
 
 
-def _may_say_something(name: str, value: Any, is_asked: bool) -> bool:
-    """Tell whether a column that is left may hold part of the conversation."""
+def _may_hold_conversation(name: str, value: Any, has_prompt: bool) -> bool:
+    """Return whether an unused column may hold part of the conversation."""
     if isinstance(value, bool):
         return False
     if isinstance(value, int | float):
         return plain_name(name) in ALIASES["prompt"]
-    if find_path_standing(name) == "part":
+    if classify_path(name) == "part":
         return True
-    if is_asked:
+    if has_prompt:
         return False
     return may_be_a_prompt(name) or any(len(text.split()) > 1 for text in texts_of(value))
 
 
 def _is_text(value: Any) -> bool:
-    """Tell whether a value is text or texts, rather than messages."""
+    """Return whether a value is text or a list of texts, rather than messages."""
     if isinstance(value, list):
         return all(map(_is_text, value))
     if not isinstance(value, str) or is_whole_transcript(value):
@@ -113,7 +112,7 @@ def _plain_texts(conversations: Sequence[list[Message]], context: Context) -> st
 
 
 def _is_repeated(value: Any, said: str) -> bool:
-    """Tell whether all texts of a value are in the conversation too."""
+    """Return whether the conversation repeats all texts of a value."""
     if isinstance(value, str):
         text = collapse_spaces(value.strip())
         if text in said:

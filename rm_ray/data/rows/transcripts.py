@@ -1,4 +1,4 @@
-"""Conversations written as one text: Anthropic's dialogue format, and those that are refused."""
+"""Conversations written as one text: Anthropic's dialogue format, and formats that are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PROMPT_FORMAT = re.compile(
     r"### ?(?:Instruction|Human|User):.*### ?(?:Response|Assistant):\s*\Z",
     re.DOTALL,
 )
-"""Instructions before a transcript, or the prompts of Vicuna and Alpaca, open for the answer."""
+"""Instructions followed by a transcript, or a Vicuna or Alpaca prompt that awaits its answer."""
 
 _BEFORE = r"(?:^|\n)[ \t]*(?:[#*]+ ?)?(?:GPT4 Correct )?"
 _ASKS = re.compile(
@@ -32,7 +32,7 @@ _ANSWERS = re.compile(
     rf"(?i:{_BEFORE}(?:assistant|ai|bot|gpt|response|answer)\*{{0,2}} ?:)|"
     r"(?:\bASSISTANT|### ?Assistant) ?:|\n[ \t]*A ?:"
 )
-"""Who speaks by whatever name, at the beginning of a line or in capitals, and who answers."""
+"""Labels of a speaker who asks and of one who answers, at the start of a line or in capitals."""
 
 _END_OF_TURN = re.compile(
     r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|<\|end_of_text\|>|<end_of_turn>)\s*\Z"
@@ -48,7 +48,7 @@ _MARKER = re.compile(rf"{_MARKERS}|</s>|<\|endoftext\|>|<\|end\|>")
 
 
 def is_templated(text: str) -> bool:
-    """Tell whether a chat template wrote a text: it ends a turn, or begins one and has more."""
+    """Return whether a chat template wrote a text: it ends a turn, or begins one and has more."""
     if _END_OF_TURN.search(text[-40:]):
         return True
     begins = _BEGINNING.match(text)
@@ -56,12 +56,12 @@ def is_templated(text: str) -> bool:
 
 
 def starts_with_speaker(text: str) -> bool:
-    """Tell whether a text begins as a transcript does."""
+    """Return whether a text begins like a transcript."""
     return text.lstrip().startswith(("Human:", "Assistant:"))
 
 
 def refuse_other_transcript(text: str, name: str) -> None:
-    """Refuse a conversation in one text whose turns cannot be told apart for sure.
+    """Refuse a text that looks like a conversation in an unknown transcript format.
 
     Raises:
         RefusedError: it looks like one.
@@ -72,11 +72,11 @@ def refuse_other_transcript(text: str, name: str) -> None:
         )
 
 
-def refuse_labelled(chosen: str, rejected: str) -> None:
-    """Refuse two responses without a prompt that both begin with one, in a form of no one's.
+def refuse_labelled_prompt(chosen: str, rejected: str) -> None:
+    """Refuse two responses that both begin with the same prompt in an unknown format.
 
     Raises:
-        RefusedError: what they share names somebody who asks, and then who answers.
+        RefusedError: their common beginning labels a speaker who asks, then one who answers.
     """
     unlike = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
     shared = chosen[: next(unlike, min(len(chosen), len(rejected)))]
@@ -92,7 +92,7 @@ def read_transcript(text: str) -> list[Message]:
     """Read Anthropic's plain-text dialogue format (arXiv:2204.05862).
 
     Raises:
-        RefusedError: a turn has a speaker's name in it, or one speaks twice.
+        RefusedError: a turn contains a speaker tag, or a speaker has two turns in a row.
     """
     parts = _SPEAKER.split("\n\n" + text.strip())
     messages: list[Message] = [
@@ -108,21 +108,21 @@ def read_transcript(text: str) -> list[Message]:
 
 
 def is_whole_transcript(text: str) -> bool:
-    """Tell whether a text is a transcript of several turns, the first of them a question."""
+    """Return whether a text is a transcript of several turns that starts with the human."""
     begins = text.lstrip().startswith("Human:")
     return begins and len(_SPEAKER.findall("\n\n" + text.strip())) > 1
 
 
 def split_transcript(text: str) -> list[str]:
-    """Return what is said in a transcript, turn by turn."""
+    """Return the text of each turn of a transcript."""
     return [part.strip() for part in _SPEAKER.split("\n\n" + text.strip())[2::2]]
 
 
 def answer_transcript(prompt: str, answer: str) -> list[Message]:
-    """Read a transcript and the answer to it, which may begin with the speaker's name.
+    """Read a transcript followed by its answer, which may begin with a speaker tag.
 
     Raises:
-        RefusedError: as ``read_transcript`` does.
+        RefusedError: ``read_transcript`` refuses it.
     """
     ends_open = prompt.rstrip().endswith("Assistant:")
     if ends_open and answer.lstrip().startswith("Assistant:"):

@@ -1,4 +1,4 @@
-"""Values of a row: those that hold nothing, and those that are JSON written as text."""
+"""Helpers for values of a row: blank values, nulls and JSON text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def is_blank(value: Any) -> bool:
-    """Tell whether a value holds nothing: null, no text, or only such values."""
+    """Return whether a value is null or NaN, blank text, or contains only such values."""
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, dict):
@@ -19,14 +19,14 @@ def is_blank(value: Any) -> bool:
 
 
 def drop_nulls(value: Any) -> Any:
-    """Leave out the keys without a value that Arrow gives to every struct of a column."""
+    """Remove null keys, which Arrow adds to every struct of a column."""
     if isinstance(value, dict):
         return {key: drop_nulls(item) for key, item in value.items() if item is not None}
     return [drop_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def load_json(text: str) -> Any:
-    """Return the value that a text is as JSON; the text itself where it is none."""
+    """Return the JSON value of a text, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -34,6 +34,6 @@ def load_json(text: str) -> Any:
 
 
 def load_list(text: str) -> list[Any] | None:
-    """Return the list that a text is as JSON; None where it is none."""
+    """Return the JSON list of a text, or None if it is not one."""
     value = load_json(text)
     return value if isinstance(value, list) else None

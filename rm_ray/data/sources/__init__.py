@@ -1,1 +1,1 @@
-"""Files, folders and datasets to raw rows."""
+"""Files, folders and datasets -> raw rows."""

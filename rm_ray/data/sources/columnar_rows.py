@@ -1,4 +1,4 @@
-"""Rows of Parquet files, and of Arrow's IPC files and streams."""
+"""Rows of Parquet files and of Arrow IPC files and streams."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file.
 
     Raises:
-        InputError: it is none, or a damaged one.
+        InputError: it is not a Parquet file, or damaged.
     """
-    with _open_whole(path) as file:
+    with _open_seekable(path) as file:
         try:
             yield pq.ParquetFile(file)
         except (pa.ArrowException, OSError) as error:
             raise InputError(
-                f"{path} is not a Parquet file, or a damaged one: {_first_line_of(error)}"
+                f"{path} is not a Parquet file or is damaged: {_first_line_of(error)}"
             ) from None
 
 
@@ -54,7 +54,7 @@ def count_arrow(path: str) -> int:
 
 
 def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
-    with _open_whole(path) as file:
+    with _open_seekable(path) as file:
         try:
             is_file = file.read(6) == b"ARROW1"
             file.seek(0)
@@ -65,14 +65,13 @@ def _arrow_batches(path: str) -> Iterator[pa.RecordBatch]:
                 yield from pa.ipc.open_stream(file)
         except (pa.ArrowException, OSError) as error:
             raise InputError(
-                f"{path} is not an Arrow IPC file or stream, or a damaged one: "
-                f"{_first_line_of(error)}"
+                f"{path} is not an Arrow IPC file or stream, or is damaged: {_first_line_of(error)}"
             ) from None
 
 
 @contextmanager
-def _open_whole(path: str) -> Iterator[IO[bytes]]:
-    """Open a file that is read from more than one place; a compressed one is unpacked to disk."""
+def _open_seekable(path: str) -> Iterator[IO[bytes]]:
+    """Open a file for random access; a compressed one is first unpacked to disk."""
     with open_bytes(path) as stream:
         if stream.seekable():
             yield stream

@@ -19,26 +19,26 @@ from rm_ray.errors import InputError
 _DELIMITERS = ",\t;|"
 
 _SEPARATOR_LINE = re.compile(r'"?sep=([^\w"\r\n ])"?\s*', re.IGNORECASE)
-"""Excel's line before the header, which says what the delimiter is."""
+"""Excel's line before the header, which names the delimiter."""
 
 _QUOTED = re.compile(r'(?<![^,;\t| ])"(?:[^"]|"")*(?:"|$)')
 
 _MISSING = frozenset(("", "nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"))
-"""How pandas and others write a cell that is missing, and read it back."""
+"""Spellings of a missing cell, as pandas and others write and read them."""
 
 _LONGEST_CELL = 2**31 - 1
-"""Characters; Python's own limit is shorter than some conversations."""
+"""Characters; Python's default limit is shorter than some conversations."""
 
 
 def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | float | None]]:
-    """Yield the rows of a table with a header; a cell is text, and None where it is missing.
+    """Yield the rows of a table with a header; cells are text, or None if missing.
 
-    Where the header has one column under ``delimiter`` and several under another one, that one
-    counts: what ``.csv`` means differs between countries. Excel's line ``sep=;`` goes before it. A
-    margin is a number where its text is one, since these files have no types.
+    If the header does not contain ``delimiter`` but another usual one, that one is used: ``.csv``
+    means different things in different countries. Excel's line ``sep=;`` takes precedence. Margins
+    become numbers if possible, since these files have no types.
 
     Raises:
-        InputError: it is no such table; names the line.
+        InputError: it is not such a table; names the line.
     """
     csv.field_size_limit(_LONGEST_CELL)
     with open_bytes(path) as stream:
@@ -53,7 +53,7 @@ def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | float | None
             outside = _QUOTED.sub("", first)
             delimiter = separator[1] if separator else _find_delimiter(outside, delimiter)
             is_spaced = f"{delimiter} " in outside
-            lines = chain(repeat("\n", before), (first,), text)  # so that lines keep their numbers
+            lines = chain(repeat("\n", before), (first,), text)  # keeps the line numbers
             reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=is_spaced, strict=True)
             yield from _cells(path, reader)
         except UnicodeDecodeError as error:
@@ -61,13 +61,13 @@ def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | float | None
             raise InputError(explain_encoding(f"{path}, line {line} or after", error)) from None
         except csv.Error as error:
             raise InputError(
-                f"{path}, line {reader.line_num}: not a CSV row ({error}); a cell with commas, "
-                "quotes or line ends must stand in double quotes, and a quote in it twice"
+                f"{path}, line {reader.line_num}: not a CSV row ({error}); put cells that "
+                "contain commas, quotes or line ends in double quotes, and double any quote inside"
             ) from None
 
 
 def _first_line(text: io.TextIOWrapper) -> tuple[int, str]:
-    """Return the number of blank lines, and the line that follows them."""
+    """Return the number of leading blank lines and the first line after them."""
     return next(((i, line) for i, line in enumerate(text) if line.strip()), (0, ""))
 
 
@@ -87,7 +87,7 @@ def _cells(path: str, reader: Any) -> Iterator[dict[str, str | float | None]]:
         if len(cells) > len(names):
             raise InputError(
                 f"{path}, line {reader.line_num}: {len(cells)} cells under a header of "
-                f"{len(names)}; a cell with commas or line ends must stand in double quotes"
+                f"{len(names)}; put cells that contain commas or line ends in double quotes"
             )
         if cells:
             values: list[str | float | None] = [
@@ -100,10 +100,7 @@ def _cells(path: str, reader: Any) -> Iterator[dict[str, str | float | None]]:
 
 
 def _read_margin(cell: str | float | None) -> str | float | None:
-    """Return the number in a cell; the cell itself, for the row to be refused, where it has none.
-
-    A blank one is missing.
-    """
+    """Return the number in a cell, None if blank, or any other cell as-is, to be refused later."""
     if cell is None or not str(cell).strip():
         return None
     try:

@@ -1,4 +1,4 @@
-"""An entry of ``data.train`` or ``data.eval`` -> the files or splits that it means."""
+"""An entry of ``data.train`` or ``data.eval`` -> the files or splits it refers to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rm_ray.data.sources.folders import (
 )
 from rm_ray.data.sources.fragments import ENDINGS, Fragment, kind_of
 from rm_ray.data.sources.readers import sniff_kind
-from rm_ray.data.sources.source_spec import SourceSpec, is_here
+from rm_ray.data.sources.source_spec import SourceSpec, exists_locally
 from rm_ray.data.sources.stored_datasets import is_saved, saved_splits
 from rm_ray.errors import InputError
 
@@ -33,12 +33,12 @@ _GLOB = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the rows of an entry come from."""
+    """The fragments of an entry."""
 
     spec: SourceSpec
     fragments: tuple[Fragment, ...]
     read_as: str
-    """What was found and what stays out, in a line."""
+    """One line on what was found and what is left out."""
 
 
 def discover(spec: SourceSpec) -> list[Fragment]:
@@ -51,7 +51,7 @@ def discover(spec: SourceSpec) -> list[Fragment]:
 
 
 def locate(spec: SourceSpec) -> Source:
-    """Find the fragments of a source, and say how it is read.
+    """Find the fragments of a source and describe how it is read.
 
     Raises:
         InputError: there is no such file, folder or dataset, or it holds no pairs.
@@ -67,8 +67,8 @@ def locate(spec: SourceSpec) -> Source:
         return _locate_path(spec)
     if "=" in location:
         raise InputError(
-            f"data source '{spec.text}': a share must be a fraction like 0.5 or a number of rows "
-            "like 400"
+            f"data source '{spec.text}': the share must be a fraction or a number of rows, "
+            "as in =0.5 or =400"
         )
     fragment = Fragment(
         kind="hub", location=location, split=spec.split or "train", config=spec.config
@@ -83,7 +83,7 @@ def _source(spec: SourceSpec, fragments: Sequence[Fragment], read_as: str) -> So
 def _is_path(location: str) -> bool:
     looks_like_one = location.startswith(("/", "./", "../", "~")) or "://" in location
     is_file = kind_of(location) is not None or bool(_GLOB.search(location))
-    return looks_like_one or is_file or is_here(location)
+    return looks_like_one or is_file or exists_locally(location)
 
 
 def _locate_path(spec: SourceSpec) -> Source:
@@ -107,7 +107,7 @@ def _locate_path(spec: SourceSpec) -> Source:
 
 
 def _open_filesystem(location: str) -> tuple[fsspec.AbstractFileSystem, str, str]:
-    """Return a file system, the path on it, and what names it in front of a path ('' if local)."""
+    """Return a file system, the path on it, and its URL prefix ('' if local)."""
     if location.startswith("file://"):
         plain = location.removeprefix("file://")
         location = plain if os.path.lexists(plain) else unquote(plain)
@@ -131,7 +131,7 @@ def _locate_folder(
 ) -> Source:
     if not prefix and not os.access(path, os.R_OK | os.X_OK):
         raise InputError(
-            f"data source '{spec.text}': the folder {path} is not readable; see 'ls -ld'"
+            f"data source '{spec.text}': no permission to read the folder {path}; see 'ls -ld'"
         )
     names = {name.rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=False)}
     if is_saved(names):
@@ -152,14 +152,14 @@ def _locate_folder(
     if not any(files.by_split.values()):
         raise InputError(
             f"data source '{spec.text}': no such file, or nothing in it that ends in {ENDINGS}; "
-            f"in {path} there is: {_listed(sorted(names))}"
+            f"{path} contains: {_listed(sorted(names))}"
             f"{_hidden(files)}"
         )
     return _choose(spec, files, prefix)
 
 
 def _choose_config(spec: SourceSpec, card: DatasetCard) -> tuple[SourceSpec, dict[str, list[str]]]:
-    """Return the patterns of a configuration, and the spec as seen from within it."""
+    """Return the chosen configuration's patterns, and the spec relative to it."""
     known = {name: [s for s in patterns if s] for name, patterns in card.configs.items()}
     config = spec.config or card.default
     if (
@@ -178,7 +178,7 @@ def _choose_config(spec: SourceSpec, card: DatasetCard) -> tuple[SourceSpec, dic
 
 
 def _choose(spec: SourceSpec, files: Files, prefix: str) -> Source:
-    """Take the files of the split that is asked for, or all where there is no choice."""
+    """Select the files of the requested split, or all files if there is only one choice."""
     if spec.split is None and (not files.splits or not _is_a_choice(files.splits)):
         chosen = sorted(name for names in files.by_split.values() for name in names)
         split = None
@@ -210,13 +210,13 @@ def _choose_split(spec: SourceSpec, splits: Sequence[str], files: Files | None =
     place = ":".join(part for part in (spec.location, spec.config) if part)
     if not splits:
         raise InputError(
-            f"data source '{spec.text}': there is no split '{spec.split}': no README.md with "
-            "'configs' names it, and no file or folder has it in its name"
+            f"data source '{spec.text}': there is no split '{spec.split}': no README.md lists it "
+            "under 'configs', and no file or folder has it in its name"
         )
     if spec.split is not None:
         raise InputError(f"data source '{spec.text}': splits are {', '.join(splits)}")
     unnamed = files.by_split.get("", [])
-    loose = f"; files of no split can be named alone: {_listed(unnamed)}" if unnamed else ""
+    loose = f"; name files without a split on their own: {_listed(unnamed)}" if unnamed else ""
     raise InputError(
         f"data source '{spec.text}' has the splits {', '.join(splits)}: name the one to read, "
         f"as in '{place}:{splits[0]}'{loose}"

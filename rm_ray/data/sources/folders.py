@@ -1,4 +1,4 @@
-"""A folder or glob -> its files of rows, by split; what is hidden in it stays out."""
+"""A folder or glob -> its data files by split; hidden files are left out."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ HELD_OUT = {
     "test", "tests", "testing", "validation", "valid", "val", "dev", "eval", "evals", "evaluation",
     "holdout", "heldout", "held", "benchmark",
 }  # fmt: skip
-"""Splits that nobody wants trained on who did not name them."""
+"""Splits that must not be trained on unless named."""
 
 _SAME_SPLIT = {
     "training": "train", "valid": "validation", "val": "validation", "dev": "validation",
     "testing": "test", "tests": "test", "evals": "eval", "heldout": "holdout", "held": "holdout",
     "held_out": "holdout",
 }  # fmt: skip
-"""Other names of the same split."""
+"""Aliases of splits."""
 
 _SPLIT_WORDS = {"train", "training", *HELD_OUT}
 
 _CAMEL_CASE = re.compile(r"(?<=[A-Za-z])(?=(?:Set|Split|Data)(?![a-z]))")
-"""Where the second word begins in ``trainSet`` and ``TESTSet``; ``DevOps`` is one."""
+"""Start of the second word in ``trainSet`` and ``TESTSet``; ``DevOps`` is a single word."""
 
 _SHARD = re.compile(r"^(?P<name>.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?$")
 
@@ -37,7 +37,7 @@ _NO_DATA = {
     "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json",
     "croissant.json", "package.json", "data_files.json",
 }  # fmt: skip
-"""Files that describe a dataset."""
+"""Files that describe a dataset and hold no rows."""
 
 _SYSTEM_FOLDERS = {
     "$RECYCLE.BIN", "#recycle", "@eaDir", "lost+found", "System Volume Information", "Trash"
@@ -46,14 +46,14 @@ _SYSTEM_FOLDERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The files of rows at a place, by split."""
+    """The data files of a folder or glob, by split."""
 
     by_split: dict[str, list[str]] = field(default_factory=dict)
-    """Paths in order; ``""`` has those of no split."""
+    """Paths in order; ``""`` holds files without a split."""
     hidden: tuple[str, ...] = ()
-    """Files of rows that are hidden or lie in hidden folders, and stay out."""
+    """Data files left out because they, or a folder above them, are hidden."""
     others: tuple[str, ...] = ()
-    """Files of no known format."""
+    """Files of unknown format."""
 
     @property
     def splits(self) -> list[str]:
@@ -61,7 +61,7 @@ class Files:
         return [name for name in self.by_split if name]
 
     def find_split(self, wanted: str) -> list[str] | None:
-        """Return the files of a split by its name or another name of the same; None: unknown."""
+        """Return the files of a split, by its name or an alias; None if unknown."""
         same = _SAME_SPLIT.get(wanted, wanted)
         alike = [s for s in self.splits if s == wanted or _SAME_SPLIT.get(s, s) == same]
         exact = [wanted] if wanted in self.by_split else alike
@@ -69,7 +69,7 @@ class Files:
 
 
 def is_hidden(parts: Sequence[str]) -> bool:
-    """Tell whether a path below a folder is hidden, in a hidden folder, or in the trash."""
+    """Return whether a relative path is hidden, in a hidden folder, or in the trash."""
     return any(
         part.startswith((".", "_", "~$")) or part.endswith("~") or part in _SYSTEM_FOLDERS
         for part in parts
@@ -77,13 +77,13 @@ def is_hidden(parts: Sequence[str]) -> bool:
 
 
 def list_folder(filesystem: fsspec.AbstractFileSystem, path: str) -> Files:
-    """Find the files of rows below a folder; the names of files and folders tell the splits."""
+    """Find the data files below a folder; file and folder names give the splits."""
     path = path.rstrip("/") or "/"
     return _sort(path, filesystem.find(path))
 
 
 def list_glob(filesystem: fsspec.AbstractFileSystem, pattern: str) -> Files:
-    """Find the files of rows that match; hidden ones only where the pattern names them."""
+    """Find the data files that match; hidden ones only if the pattern names them."""
     parts = pattern.split("/")
     first = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
     asks_for_hidden = any(is_hidden([part]) for part in parts[first:])
@@ -108,9 +108,9 @@ def _sort(base: str, found: Iterable[str], *, keep_hidden: bool = False) -> File
 
 
 def _splits(paths: Sequence[Sequence[str]]) -> list[str]:
-    """Return the split of each file, '' for none, by the words in its name or its folders' names.
+    """Return the split of each file ('' for none), by words in its name or its folders' names.
 
-    Files of shards (``NAME-00000-of-00002``) have the split NAME where one of them has such a word.
+    If any file has such a word, shards (``NAME-00000-of-00002``) have the split NAME.
     """
     by_word = [_split_word(path) for path in paths]
     if not any(by_word):
@@ -118,12 +118,12 @@ def _splits(paths: Sequence[Sequence[str]]) -> list[str]:
     shards = [_SHARD.match(path[-1].split(".")[0]) for path in paths]
     names = [shard["name"] if shard else "" for shard in shards]
     return [
-        name if re.fullmatch(r"\w+", name) and not _is_told_by_capitals(name) else word
+        name if re.fullmatch(r"\w+", name) and not _depends_on_case(name) else word
         for name, word in zip(names, by_word, strict=True)
     ]
 
 
-def _is_told_by_capitals(name: str) -> bool:
+def _depends_on_case(name: str) -> bool:
     return _split_word([name]) != _split_word([name.lower()])
 
 
@@ -137,17 +137,17 @@ def _split_word(path: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """What a dataset's README.md says about its files: patterns by split, by configuration."""
+    """File patterns by configuration and split, from a dataset's README.md."""
 
     configs: dict[str, dict[str, list[str]]]
     default: str | None
 
     @classmethod
     def read(cls, filesystem: fsspec.AbstractFileSystem, path: str) -> DatasetCard | None:
-        """Read the ``configs`` of a folder's README.md; None where it has none.
+        """Read the ``configs`` of a folder's README.md, or return None if it has none.
 
         Raises:
-            InputError: they are broken.
+            InputError: they are malformed.
         """
         place = f"{path.rstrip('/')}/README.md"
         if not filesystem.isfile(place):
@@ -164,7 +164,7 @@ class DatasetCard:
             marked = [str(c["config_name"]) for c in configs if c.get("default")]
         except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{place}: its 'configs' cannot be read: {reason}") from None
+            raise InputError(f"{place}: cannot read its 'configs': {reason}") from None
         default = next(
             iter(marked or [n for n in named if n == "default" or len(named) == 1]), None
         )
@@ -172,7 +172,7 @@ class DatasetCard:
 
 
 def _patterns(config: dict[str, Any]) -> dict[str, list[str]]:
-    """Return a configuration's patterns by split; {} where it names no files."""
+    """Return a configuration's patterns by split; {} if it names no files."""
     files, base = config.get("data_files"), str(config.get("data_dir") or "")
     prefix = f"{base.strip('/')}/" if base.strip("/.") else ""
     if files is None:
@@ -192,7 +192,7 @@ def _patterns(config: dict[str, Any]) -> dict[str, list[str]]:
 def list_dataset(
     filesystem: fsspec.AbstractFileSystem, path: str, patterns: dict[str, list[str]]
 ) -> Files:
-    """Find the files of a configuration of a dataset's folder.
+    """Find the files of one configuration in a dataset's folder.
 
     Raises:
         InputError: a split has no file.
@@ -207,8 +207,8 @@ def list_dataset(
             by_split.setdefault(split or part, []).extend(names)
         if split and not by_split.get(split):
             raise InputError(
-                f"{base}/README.md says that the split '{split}' is in {', '.join(wanted)}, and "
-                "there is no such file of a known format; download the dataset whole"
+                f"{base}/README.md says that the split '{split}' is in {', '.join(wanted)}, but "
+                "no such file of a known format exists; download the whole dataset"
             )
     return Files(by_split={split: sorted(set(names)) for split, names in by_split.items()})
 

@@ -1,4 +1,4 @@
-"""One piece that is read in order: a file, or a split of a dataset."""
+"""Fragments of a source, and the file formats they may have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMATS: dict[str, FileKind] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-"""The format of a file by its ending, which may be followed by one of ``CODECS``."""
+"""File format by ending; one of ``CODECS`` may follow."""
 
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 
@@ -28,22 +28,22 @@ ENDINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """One piece that is read in order: a file, or a split of a dataset."""
+    """A piece of a source that is read in order: a file or a split of a dataset."""
 
     kind: FileKind
     location: str
     split: str | None = None
     config: str | None = None
-    """The configuration of a dataset on the Hub that has several."""
+    """Configuration of a Hub dataset that has several."""
 
     @property
     def origin(self) -> str:
-        """How tables and the quarantine file call it."""
+        """Name of the fragment in tables and in the quarantine file."""
         return ":".join(part for part in (self.location, self.config, self.split) if part)
 
 
 def kind_of(path: str) -> FileKind | None:
-    """Return the format of a file by the end of its name; None for an unknown one."""
+    """Return the format of a file by its ending, or None if unknown."""
     name = path.lower()
     for codec in CODECS:
         name = name.removesuffix(codec)
@@ -51,5 +51,5 @@ def kind_of(path: str) -> FileKind | None:
 
 
 def codec_of(path: str) -> str | None:
-    """Return the compression of a file by the end of its name."""
+    """Return the compression of a file by its ending, or None if it has none."""
     return next((c for ending, c in CODECS.items() if path.lower().endswith(ending)), None)

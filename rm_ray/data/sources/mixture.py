@@ -1,4 +1,4 @@
-"""A mixture of sources: which rows are taken, their hash, and their way into Ray Data."""
+"""A mixture of sources: selection of rows, fingerprint, and a Ray dataset."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from rm_ray.errors import InputError
 logger = logging.getLogger(__name__)
 
 ROWS_PER_BLOCK = 1_024
-"""Rows that are tokenised together."""
+"""Rows that are tokenised in one batch."""
 
 _PAIR = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A fragment and the ordinals of the rows taken from it; none: all of them."""
+    """A fragment and the ordinals of its selected rows; None selects all."""
 
     fragment: Fragment
     rows: np.ndarray | None = None
@@ -48,12 +48,13 @@ def select(
     any_of: Sequence[str] = (),
     rules: ColumnRules = NO_RULES,
 ) -> list[Selection]:
-    """Choose the rows of a mixture; the same for the same seed and contents.
+    """Select the rows of a mixture; deterministic for a seed and contents.
 
-    Rows have the parts of a pair or, where given, ``any_of`` some, in columns that ``rules`` name.
+    Each source must have columns for the parts of a pair or, if given, for at least one part of
+    ``any_of``; ``rules`` name columns.
 
     Raises:
-        InputError: a source is missing, empty, has the wrong columns or too few rows.
+        InputError: a source is missing or empty, or has the wrong columns or too few rows.
     """
     selections = []
     for spec in specs:
@@ -68,9 +69,9 @@ def select(
         total = sum(sizes)
         wanted = round((spec.fraction or 0) * total) if spec.count is None else spec.count
         if not wanted:
-            raise InputError(f"data source '{spec.text}' comes to no row of {total}")
+            raise InputError(f"data source '{spec.text}' selects none of its {total} rows")
         if wanted > total:
-            raise InputError(f"data source '{spec.text}' asks for {wanted} rows of {total}")
+            raise InputError(f"data source '{spec.text}' requests {wanted} of only {total} rows")
         rng = np.random.default_rng([seed, zlib.crc32(spec.location.encode())])
         chosen = np.sort(rng.permutation(total)[:wanted])
         starts = np.cumsum([0, *sizes])
@@ -87,7 +88,7 @@ def _check_first_row(
     if first is None:
         raise InputError(f"data source '{spec.text}' is empty: it has no rows")
     row = json.loads(first)
-    there = list(row) if isinstance(row, dict) else [type(row).__name__]
+    names = list(row) if isinstance(row, dict) else [type(row).__name__]
     columns = RowColumns(row if isinstance(row, dict) else {}, rules)
     found = {part for part in any_of or _PAIR if any(columns.candidates(part))}
     is_pair = found == set(_PAIR) and not is_written_by_column(row)
@@ -99,14 +100,14 @@ def _check_first_row(
         )
         hint = suggest_columns(row if isinstance(row, dict) else {})
         if any_of:
-            hint = f"Where they have other names, say which with --columns {any_of[0]}=COLUMN"
+            hint = f"If they have other names, name them with --columns, as in {any_of[0]}=COLUMN"
         raise InputError(
-            f"data source '{spec.text}' must have {wanted}; it has: {', '.join(there)}. {hint}"
+            f"data source '{spec.text}' must have {wanted}; it has: {', '.join(names)}. {hint}"
         )
 
 
 def mixture_fingerprint(selections: Sequence[Selection]) -> str:
-    """Hash the contents of what is selected; moving a file does not change it."""
+    """Hash the selected contents, independent of file locations."""
     digest = hashlib.sha256()
     for selection in selections:
         digest.update(_content_hash(selection.fragment).encode())
@@ -129,7 +130,7 @@ def _content_hash(fragment: Fragment) -> str:
 
 
 def to_ray_dataset(selections: Sequence[Selection]) -> ray.data.Dataset:
-    """Stream the selected rows as ``{fragment, row, json}``, in order, by blocks of few rows."""
+    """Stream the selected rows as ``{fragment, row, json}``, in order, in small blocks."""
 
     def read(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         for number in batch["fragment"]:
@@ -144,7 +145,7 @@ def to_ray_dataset(selections: Sequence[Selection]) -> ray.data.Dataset:
 
 
 def read_selected(selection: Selection) -> Iterator[tuple[int, str]]:
-    """Yield the rows of a selection, as ``read_rows`` does."""
+    """Yield the selected rows as ``(row, JSON text)``."""
     rows = read_rows(selection.fragment)
     if selection.rows is None:
         yield from rows

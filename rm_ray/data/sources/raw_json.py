@@ -1,9 +1,8 @@
-"""A row of any source as JSON text, in which what JSON cannot hold is marked, never described.
+"""Rows as JSON text, with marks in place of values that have no JSON form.
 
-A reader yields rows as JSON text. A value that is not text must not become text on the way: a
-timestamp or an image in a conversation would be trained on as the words that describe it. Such a
-value becomes ``{"__not_json__": type name, "shown": short repr}``; a row's parser asks
-``foreign_type`` and refuses it by its name where it is part of a conversation.
+A timestamp or an image in a conversation must not become text, or training would use the words that
+describe it. Such a value becomes ``{"__not_json__": type name, "shown": short repr}``. The row
+parser recognises it with ``foreign_type``, and refuses it by type if it is part of a conversation.
 """
 
 from __future__ import annotations
@@ -16,45 +15,45 @@ from typing import Any
 import pyarrow as pa
 
 NOT_JSON = "__not_json__"
-"""Key that marks a value without a JSON form; it holds the name of the value's type."""
+"""Key that marks a value without a JSON form; its value is the type name."""
 
 LONGEST_SHOWN = 80
 
 _FILE = "image, audio or other file"
 
-Mend = Callable[[Any], Any]
+Converter = Callable[[Any], Any]
 
 
 def encode_row(row: Any) -> str:
-    """Write a row as JSON text; NaN stays ``NaN``, which Python's ``json`` reads."""
+    """Return a row as JSON text; NaN is written as ``NaN``, which Python's ``json`` reads."""
     try:
-        return json.dumps(row, ensure_ascii=False, default=_replace)
-    except TypeError:  # a key that is no text, as of a map
-        return json.dumps(_with_text_keys(row), ensure_ascii=False, default=_replace)
+        return json.dumps(row, ensure_ascii=False, default=_to_json_form)
+    except TypeError:  # a key that is not text, as in an Arrow map
+        return json.dumps(_with_text_keys(row), ensure_ascii=False, default=_to_json_form)
 
 
 def mark(type_name: str, shown: str) -> dict[str, str]:
-    """Return what stands for a value that has no JSON form."""
+    """Return the mark for a value without a JSON form."""
     return {NOT_JSON: type_name, "shown": shown[:LONGEST_SHOWN]}
 
 
 def foreign_type(value: Any) -> str | None:
-    """Return the type name of a value that had no JSON form where it was read; None for others."""
+    """Return the type name of a marked value; None for any other."""
     if isinstance(value, dict) and NOT_JSON in value:
         return str(value[NOT_JSON])
     return None
 
 
 def arrow_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Yield a batch's rows as plain values, without decoding what a file is made of.
+    """Yield a batch's rows as plain Python values, without decoding embedded files.
 
-    JSON columns become what their text says; a file (a struct of ``bytes`` and ``path``, as image
-    and audio columns have) and a value that Python cannot hold are marked.
+    JSON columns are parsed. Embedded files (structs of ``bytes`` and ``path``, as in image and
+    audio columns) and values that Python cannot represent are marked.
     """
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        values, mend = _values(column), _mend(column.type)
-        columns[name] = values if mend is None else list(map(mend, values))
+        values, convert = _values(column), _find_converter(column.type)
+        columns[name] = values if convert is None else list(map(convert, values))
     for row in zip(*columns.values(), strict=True):
         yield dict(zip(columns, row, strict=True))
 
@@ -62,7 +61,7 @@ def arrow_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 def _values(column: pa.Array) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
-    except (ValueError, OverflowError, KeyError, ImportError):  # bytes that are no text, a far date
+    except (ValueError, OverflowError, KeyError, ImportError):  # not UTF-8, or a far date
         values = [_value(scalar) for scalar in column]
     return values
 
@@ -74,31 +73,31 @@ def _value(scalar: pa.Scalar) -> Any:
         return mark(str(scalar.type), str(error))
 
 
-def _mend(kind: pa.DataType) -> Mend | None:
-    """Return what turns a value of an Arrow type into plain values; None where it is one."""
+def _find_converter(kind: pa.DataType) -> Converter | None:
+    """Return a converter of an Arrow type to plain values; None if none is needed."""
     if isinstance(kind, pa.JsonType):
         return _read_json
     if pa.types.is_struct(kind):
         if {field.name for field in kind} == {"bytes", "path"}:
             return _mark_file
-        parts = {field.name: mend for field in kind if (mend := _mend(field.type))}
-        return _mend_struct(parts) if parts else None
+        parts = {field.name: convert for field in kind if (convert := _find_converter(field.type))}
+        return _struct_converter(parts) if parts else None
     if isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
-        part = _mend(kind.value_type)
-        return part and _mend_list(part)
+        part = _find_converter(kind.value_type)
+        return part and _list_converter(part)
     return None
 
 
-def _mend_struct(parts: dict[str, Mend]) -> Mend:
-    def mend(value: Any) -> Any:
+def _struct_converter(parts: dict[str, Converter]) -> Converter:
+    def convert(value: Any) -> Any:
         if not isinstance(value, dict) or foreign_type(value):
             return value
         return {k: parts[k](v) if k in parts else v for k, v in value.items()}
 
-    return mend
+    return convert
 
 
-def _mend_list(part: Mend) -> Mend:
+def _list_converter(part: Converter) -> Converter:
     return lambda value: [part(v) for v in value] if isinstance(value, list) else value
 
 
@@ -116,8 +115,8 @@ def _mark_file(value: Any) -> Any:
     return mark(_FILE, str(path) if path else f"{len(content or b'')} bytes")
 
 
-def _replace(value: Any) -> Any:
-    """Return the JSON form of a value that ``json`` does not know, or its mark."""
+def _to_json_form(value: Any) -> Any:
+    """Return the JSON form of a value that ``json`` cannot write, or its mark."""
     if isinstance(value, Decimal):
         is_whole = value.is_finite() and value == value.to_integral_value()
         return int(value) if is_whole else float(value)

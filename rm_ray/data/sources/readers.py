@@ -1,4 +1,4 @@
-"""A fragment -> its rows as JSON text, one small reader for each format."""
+"""A fragment -> its rows as JSON text, with one reader per format."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rm_ray.data.sources.stored_datasets import load_dataset, read_dataset
 def read_rows(fragment: Fragment) -> Iterator[tuple[int, str]]:
     """Yield ``(row, JSON text)`` in order; ``row`` counts from 0 and is the line in JSON Lines.
 
-    What has no JSON form is marked (``raw_json``).
+    Values without a JSON form are marked (see ``raw_json``).
 
     Raises:
-        InputError: the file is broken; names the line.
+        InputError: the file is malformed; names the line if there are lines.
     """
     if fragment.kind in ("jsonl", "json"):
         yield from read_json(fragment.location, ends_in_json=fragment.kind == "json")
@@ -45,7 +45,7 @@ def _read_objects(fragment: Fragment) -> Iterator[dict[str, Any]]:
 
 
 def count_rows(fragment: Fragment) -> int:
-    """Return the number of rows, read as cheaply as the format allows."""
+    """Return the number of rows, as cheaply as the format allows."""
     kind, location = fragment.kind, fragment.location
     if kind == "builtin":
         return synthetic.SPLITS[fragment.split or "train"]
@@ -67,7 +67,7 @@ _BEGINNINGS: dict[bytes, FileKind] = {
 
 
 def sniff_kind(path: str) -> FileKind | None:
-    """Return the format that a file's first bytes show; None where they do not.
+    """Return the format that a file's first bytes reveal, or None if they do not.
 
     Raises:
         InputError: it cannot be read.

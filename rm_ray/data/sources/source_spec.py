@@ -1,4 +1,4 @@
-"""An entry of ``data.train`` or ``data.eval``: a place, its split and the share of it."""
+"""An entry of ``data.train`` or ``data.eval``: a location, a split and a share."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class SourceSpec:
     def parse(cls, text: str) -> SourceSpec:
         """Read ``path-or-dataset[[:config]:split][=0.5|=400]``.
 
-        A file or folder that is there is taken by its whole name, whatever is in it.
+        If a file or folder of exactly this name exists, the whole text is its path.
 
         Raises:
             InputError: it has another form, or the share is out of range.
         """
-        if is_here(text):
+        if exists_locally(text):
             return cls(text=text, location=text)
         match = _SPEC.match(text.strip())
         if match is None:
             raise InputError(f"data source '{text}' must look like path-or-dataset[:split][=share]")
         share = match["share"]
         if share and (share == "." or share.count(".") > 1):
-            raise InputError(f"data source '{text}': the share '{share}' is no number")
+            raise InputError(f"data source '{text}': the share '{share}' is not a number")
         fraction = float(share) if share and "." in share else None
         count = int(share) if share and "." not in share else None
         if fraction is not None and not 0 < fraction <= 1:
@@ -49,15 +49,15 @@ class SourceSpec:
             raise InputError(f"data source '{text}': a number of rows must be at least 1")
         rest = text.strip().removesuffix(f"={share}") if share else text.strip()
         location, split, config = match["location"], match["split"], match["config"]
-        if is_here(rest):
+        if exists_locally(rest):
             location, split, config = rest, None, None
-        elif config and is_here(f"{location}:{config}"):
+        elif config and exists_locally(f"{location}:{config}"):
             location, config = f"{location}:{config}", None
         return cls(
             text=text, location=location, split=split, config=config, fraction=fraction, count=count
         )
 
 
-def is_here(text: str) -> bool:
-    """Tell whether a file or folder of exactly this name exists on this machine."""
+def exists_locally(text: str) -> bool:
+    """Return whether a file or folder of exactly this name exists on this machine."""
     return "://" not in text and os.path.lexists(os.path.expanduser(text))

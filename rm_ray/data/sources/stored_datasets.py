@@ -1,4 +1,4 @@
-"""Datasets of the Hub and of ``save_to_disk``: their splits, and their rows without a format."""
+"""Datasets from the Hub or from ``save_to_disk``: splits, rows and revisions."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 def is_saved(names: set[str]) -> bool:
-    """Tell whether a folder that holds these names is one of ``save_to_disk``."""
+    """Return whether a folder with these entries was written by ``save_to_disk``."""
     if "dataset_dict.json" in names:
         return True
     if "dataset_info.json" not in names:
         return False
-    # The cache of `datasets` keeps Arrow files of all splits, by their names, beside such a file.
+    # The cache of `datasets` also has this file, next to Arrow files named after the splits.
     arrow = [name for name in names if name.endswith(".arrow")]
     return "state.json" in names or all(name.startswith("data-") for name in arrow)
 
 
 def saved_splits(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    """Return the splits of a saved dataset; none where it is saved without.
+    """Return the splits of a saved dataset, an empty list if it has none.
 
     Raises:
-        InputError: the list of them is broken.
+        InputError: the list of splits is malformed.
     """
     place = f"{path.rstrip('/')}/dataset_dict.json"
     if not filesystem.exists(place):
@@ -41,11 +41,11 @@ def saved_splits(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
     try:
         return [str(name) for name in json.loads(filesystem.cat_file(place))["splits"]]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{place} is not the list of splits that it should be: {error}") from None
+        raise InputError(f"{place} is not a valid list of splits: {error}") from None
 
 
 def read_dataset(fragment: Fragment) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a Hub or saved dataset as its Arrow data has them, whatever its format."""
+    """Yield the rows of a Hub or saved dataset from its Arrow data, ignoring any set format."""
     for table in load_dataset(fragment).with_format("arrow").iter(batch_size=ROWS_PER_BATCH):
         for batch in table.to_batches():
             yield from arrow_rows(batch)
@@ -59,7 +59,7 @@ def load_dataset(fragment: Fragment) -> datasets.Dataset:
     """
     if fragment.kind == "saved":
         return _load_saved(fragment)
-    import datasets  # seconds to import, and most runs read plain files
+    import datasets  # takes seconds to import, and most runs read plain files
 
     config = {"name": fragment.config} if fragment.config else {}
     try:
@@ -68,9 +68,9 @@ def load_dataset(fragment: Fragment) -> datasets.Dataset:
         reason = str(error).strip().splitlines()[0]
         choices = _choices(fragment) if isinstance(error, ValueError) else ""  # the Hub answered
         raise InputError(
-            f"data source '{fragment.origin}' is no file or folder here and cannot be loaded from "
-            "the Hugging Face Hub: check its spelling and split, and that this machine reaches the "
-            f"Hub (HF_TOKEN for a gated one, HF_ENDPOINT for a mirror)."
+            f"data source '{fragment.origin}' is not a local file or folder, and cannot be loaded "
+            "from the Hugging Face Hub: check its spelling and split, and that this machine can "
+            "reach the Hub (HF_TOKEN for a gated dataset, HF_ENDPOINT for a mirror)."
             f"{choices} {reason}"
         ) from None
 
@@ -82,7 +82,7 @@ def _load_saved(fragment: Fragment) -> datasets.Dataset:
         loaded = datasets.load_from_disk(fragment.location)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"data source '{fragment.origin}' is not a whole saved dataset: {error}"
+            f"data source '{fragment.origin}' is not an intact saved dataset: {error}"
         ) from None
     if isinstance(loaded, datasets.Dataset):
         if fragment.split:
@@ -94,7 +94,7 @@ def _load_saved(fragment: Fragment) -> datasets.Dataset:
 
 
 def _choices(fragment: Fragment) -> str:
-    """Return the configurations and splits that the Hub names for a dataset; '' where none."""
+    """Return a sentence on the Hub dataset's configurations and splits, '' if unknown."""
     import datasets
 
     try:
@@ -120,7 +120,7 @@ def _name_choices(location: str, configs: Sequence[str], splits: dict[str, list[
 
 
 def find_revision(fragment: Fragment) -> str | None:
-    """Return the commit that a dataset of the Hub was read at; None for others."""
+    """Return the commit that a Hub dataset was read at; None for other fragments."""
     if fragment.kind != "hub":
         return None
     loaded = load_dataset(fragment)

@@ -1,8 +1,8 @@
-"""The embedded default: generated preference pairs and a tokenizer for them, with no download.
+"""The built-in data: generated preference pairs and a tokenizer for them, with no download.
 
-Five kinds of task, each with a rule that tells the better answer: facts about colours, opposites,
-counting, manners, and answering in the language asked for. Remarks are added to either answer at
-random, so that length says nothing about which one is better.
+There are five tasks, each with a rule for the better answer: colours, opposites, counting, manners,
+and greeting in the requested language. Random remarks are appended to both answers, so length does
+not reveal which is better.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 SPLITS = {"train": 6_000, "test": 500}
-"""Pairs of each split."""
+"""Pairs per split."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -115,7 +115,7 @@ _TASKS: dict[str, Callable[[random.Random], tuple[str, str, str]]] = {
 def generate_pairs(split: str, count: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield raw rows of a split; a longer ``count`` begins with the same rows.
 
-    No prompt is in both splits: its checksum decides to which it belongs.
+    No prompt is in both splits: its checksum assigns it to one.
     """
     rng = random.Random(f"rm_ray {split}")
     kinds = list(_TASKS)
@@ -145,7 +145,7 @@ def _with_remarks(answer: str, rng: random.Random) -> str:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on the training split; the same at every call."""
+    """Train a byte-level BPE tokenizer on the training split; deterministic."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

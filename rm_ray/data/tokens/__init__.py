@@ -1,1 +1,1 @@
-"""Conversations to token ids."""
+"""Conversations -> token ids."""

@@ -1,4 +1,4 @@
-"""Conversations to text by the tokenizer's chat template, and what the template leaves out."""
+"""Conversations -> text with the tokenizer's chat template, and what the template leaves out."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from rm_ray.data.rows.column_names import find_standing
+from rm_ray.data.rows.column_names import classify_name
 from rm_ray.data.rows.context import NO_CONTEXT, Context
 from rm_ray.data.rows.refusals import Reason, RefusedError
-from rm_ray.data.rows.turns import Message, has_half_a_surrogate, texts_of
+from rm_ray.data.rows.turns import Message, has_lone_surrogate, texts_of
 from rm_ray.data.tokens.omissions import (
-    SURE_LENGTH,
+    DISTINCTIVE_LENGTH,
     contains,
     find_lost_context,
-    is_sure,
+    is_distinctive,
     refuse_lost_calls,
 )
 
 TEMPLATE_FAILURES = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError
 )  # fmt: skip
-"""What a template raises over a row: its own refusals, and Python's for what it does with it."""
+"""Exceptions that a template may raise for a row: Jinja's own, and Python's from its code."""
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -36,11 +36,11 @@ _CALL = {"name": "rm_ray_name", "arguments": {"rm_ray_key": "rm_ray_value"}}
 
 
 class ChatRenderer:
-    """Writes conversations by a chat template, and finds what it leaves out.
+    """Renders conversations with a chat template, and finds what it leaves out.
 
-    Content, tool calls, tools and documents that are nowhere in the text refuse the row. Templates
-    may drop other keys, and the reasoning of a turn (Qwen3's drops that of earlier turns, as the
-    model was trained): these are reported.
+    A row is refused if content, tool calls, tools or documents are missing from the text. Templates
+    may drop other keys and the reasoning of a turn, which is only reported (Qwen3's template drops
+    the reasoning of earlier turns, as in its training).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -54,18 +54,18 @@ class ChatRenderer:
         *,
         add_generation_prompt: bool = False,
     ) -> list[str]:
-        """Write conversations as text, all at once where they have the same context.
+        """Return conversations as text, rendering consecutive ones with equal contexts together.
 
         Raises:
-            RefusedError: one of them is no valid Unicode.
-            TEMPLATE_FAILURES: the template refuses one of them.
+            RefusedError: a text is not valid Unicode.
+            TEMPLATE_FAILURES: the template fails on a conversation.
         """
         texts: list[str] = []
-        together = zip(conversations, contexts, strict=True)
-        for _, group in groupby(together, key=lambda each: _write_context(each[1])):
+        pairs = zip(conversations, contexts, strict=True)
+        for _, group in groupby(pairs, key=lambda each: _context_key(each[1])):
             members = list(group)
             context = members[0][1]
-            batch = [self._suit(messages) for messages, _ in members]
+            batch = [self._adapt_calls(messages) for messages, _ in members]
             texts += self.tokenizer.apply_chat_template(
                 batch,
                 tokenize=False,
@@ -73,19 +73,19 @@ class ChatRenderer:
                 documents=context.documents,
                 add_generation_prompt=add_generation_prompt,
             )
-        if any(map(has_half_a_surrogate, texts)):
+        if any(map(has_lone_surrogate, texts)):
             raise RefusedError(Reason.NOT_UNICODE, "half a surrogate pair")
         return texts
 
-    def _suit(self, messages: list[Message]) -> list[Message]:
-        """Write the arguments of tool calls as the template takes them."""
-        if not any("tool_calls" in message for message in messages) or not self._wants_text:
+    def _adapt_calls(self, messages: list[Message]) -> list[Message]:
+        """Convert the arguments of tool calls to the form that the template takes."""
+        if not any("tool_calls" in message for message in messages) or not self._takes_text:
             return messages
         return [_with_text_arguments(message) for message in messages]
 
     @functools.cached_property
-    def _wants_text(self) -> bool:
-        """Whether the template joins arguments to text, instead of writing them as JSON itself."""
+    def _takes_text(self) -> bool:
+        """Whether the template expects arguments as JSON text, instead of encoding them itself."""
         as_object = self._try_call(_CALL)
         if as_object is not None and '"rm_ray_key"' in as_object.replace('\\"', '"'):
             return False
@@ -109,17 +109,17 @@ class ChatRenderer:
     def find_unwritten(
         self, messages: list[Message], text: str, context: Context, *, first: int = 0
     ) -> tuple[str, ...]:
-        """Return the keys whose values the text of a conversation does not have, from a turn on.
+        """Return the keys whose values are missing from a conversation's text, from ``first`` on.
 
         Raises:
-            RefusedError: what it lacks is what somebody says, a call, a tool or a document.
+            RefusedError: content, a tool call, a tool or a document is missing.
         """
         unwritten: dict[str, None] = {}
         end = 0
         for i, message in enumerate(messages[first:], start=first):
             content = message.get("content", "")
             found = text.find(content, end)
-            if found >= 0 and len(content) >= SURE_LENGTH:
+            if found >= 0 and len(content) >= DISTINCTIVE_LENGTH:
                 end = found + len(content)
             elif not self._has_content(messages, i, text, found):
                 said = content.rpartition(_END_OF_THOUGHT)[2]
@@ -139,22 +139,22 @@ class ChatRenderer:
         content = messages[i].get("content", "").strip()
         if not content:
             return True
-        if len(content) < SURE_LENGTH and not self._writes_turn(messages, i):
+        if len(content) < DISTINCTIVE_LENGTH and not self._writes_turn(messages, i):
             return False
         return found >= 0 or contains(text, content)
 
     def _writes_turn(self, messages: list[Message], i: int) -> bool:
-        """Tell whether the template writes the content of a turn at this place at all."""
+        """Return whether the template writes the content of this turn at all."""
         roles = tuple(message["role"] for message in messages)
         key = ("content", i, roles)
         if key not in self._writes:
-            said = f"rm-ray-{'x' * SURE_LENGTH}-{{}}"
+            said = f"rm-ray-{'x' * DISTINCTIVE_LENGTH}-{{}}"
             others = [{"role": role, "content": said.format(n)} for n, role in enumerate(roles)]
-            text = self._try(others)
+            text = self._render_or_none(others)
             self._writes[key] = text is None or said.format(i) in text
         return self._writes[key]
 
-    def _try(self, messages: list[Message]) -> str | None:
+    def _render_or_none(self, messages: list[Message]) -> str | None:
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
         except TEMPLATE_FAILURES:
@@ -167,28 +167,31 @@ class ChatRenderer:
                 continue
             if key == "tool_calls":
                 refuse_lost_calls(value, text, i)
-            elif key in _REASONING or is_sure(value):
+            elif key in _REASONING or is_distinctive(value):
                 if not all(contains(text, part) for part in texts_of(value)):
                     yield key
             elif not self._writes_key(messages, i, key):
-                if find_standing(key) == "part":
+                if classify_name(key) == "part":
                     raise RefusedError(Reason.LEFT_OUT, f"{key!r} of turn {i + 1}")
                 yield key
 
     def _writes_key(self, messages: list[Message], i: int, key: str) -> bool:
-        """Tell whether the template writes another text where a message has no such key."""
+        """Return whether the text changes if a message lacks this key."""
         shape = tuple((m["role"], *sorted(m.keys() - {"content"})) for m in messages)
         found = self._writes.get((key, i, shape))
         if found is None:
             without = [*messages]
             without[i] = {k: v for k, v in messages[i].items() if k != key}
-            before, after = self._try(self._suit(messages)), self._try(self._suit(without))
+            before, after = (
+                self._render_or_none(self._adapt_calls(messages)),
+                self._render_or_none(self._adapt_calls(without)),
+            )
             found = self._writes[key, i, shape] = before is None or before != after
         return found
 
 
-def _write_context(context: Context) -> str:
-    """Return what tells contexts apart; for Python, ``true`` is 1."""
+def _context_key(context: Context) -> str:
+    """Return a text that identifies a context; ``==`` would not do, as ``True == 1`` in Python."""
     return "" if context is NO_CONTEXT else repr(context)
 
 

@@ -1,4 +1,4 @@
-"""Which chat template a tokenizer writes conversations by."""
+"""Choosing the chat template of a tokenizer."""
 
 from __future__ import annotations
 
@@ -14,63 +14,65 @@ from rm_ray.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-MARK = "\ufeff"
-"""A byte-order mark, which editors put before a text and nobody means to be in a conversation."""
+BYTE_ORDER_MARK = "\ufeff"
+"""Byte-order mark that some editors put at the start of a file."""
 
 DEFAULT = "default"
-"""What transformers calls the one of several templates that is used unless another is named."""
+"""Name in transformers of the template used by default if there are several."""
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, wanted: str | None, *, name: str) -> str:
-    """Return the template that is asked for: a text, the path of one, or the name of one of the
-    tokenizer's own; or else the tokenizer's own one, or its default one of several.
+    """Return the chat template of a tokenizer.
+
+    ``wanted`` is a template, the path of one, or the name of one of the tokenizer's; None means
+    the tokenizer's only or default template.
 
     Raises:
-        InputError: there is none, or none of several is the default.
+        InputError: there is none, or several without the wanted or default one.
     """
     own = tokenizer.chat_template
     if wanted is not None and not (isinstance(own, dict) and wanted in own):
         return _choose(_read(wanted), None, what=f"data.chat_template '{wanted[:200]}'")
     if own is None:
         beside = Path(name).expanduser() / "chat_template.json"
-        found = f" (its chat_template.json is not read by itself: name '{beside}')"
+        found = f" (its chat_template.json is not used by default; set it to '{beside}')"
         raise InputError(
-            f"model.tokenizer '{name}' has no chat template, so messages cannot be turned into "
-            "text; set data.chat_template to a Jinja template or to the path of one"
+            f"model.tokenizer '{name}' has no chat template, so messages cannot be converted "
+            "to text; set data.chat_template to a Jinja template or to the path of one"
             f"{found if beside.exists() else ''}"
         )
     return _choose(own, wanted, what=f"model.tokenizer '{name}'")
 
 
 def _choose(found: Any, wanted: str | None, *, what: str) -> str:
-    """Return a template, or the one of several that is wanted or the default."""
+    """Return the template, or of several the wanted or default one."""
     if isinstance(found, str):
-        return found.removeprefix(MARK)
+        return found.removeprefix(BYTE_ORDER_MARK)
     named = found if isinstance(found, dict) else _by_name(found, what)
     choice = wanted or DEFAULT
     if choice not in named:
         raise InputError(
-            f"{what} has several chat templates and none called '{DEFAULT}': "
+            f"{what} has several chat templates but none called '{DEFAULT}': "
             f"{', '.join(sorted(named))}; set data.chat_template to one of these names, or to the "
             "text or path of a template"
         )
     logger.info("chat template: '%s' of %d (%s)", choice, len(named), ", ".join(sorted(named)))
-    return str(named[choice]).removeprefix(MARK)
+    return str(named[choice]).removeprefix(BYTE_ORDER_MARK)
 
 
 def _by_name(found: Any, what: str) -> Mapping[str, str]:
-    """Return the templates of a list as files write them, by their names."""
+    """Return a list of templates, in the form that files have, by name."""
     try:
         return {str(one["name"]): str(one["template"]) for one in found}
     except (TypeError, KeyError):
         raise InputError(
-            f"{what} must hold a chat template as text, or a list of them with 'name' and "
+            f"{what} must be a chat template as text, or a list of them with 'name' and "
             f"'template', got {str(found)[:100]}"
         ) from None
 
 
 def _read(template: str) -> Any:
-    """Return what a setting holds or names: a text, or what a JSON file has as chat_template."""
+    """Return the template text or file of a setting; of a JSON file, its ``chat_template``."""
     text = template if "{" in template else _read_file(template)
     try:
         held = json.loads(text)
@@ -84,6 +86,6 @@ def _read_file(path: str) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"data.chat_template '{path[:200]}' is neither a Jinja template nor a text file "
-            f"here: {error}"
+            f"data.chat_template '{path[:200]}' is neither a Jinja template nor a readable "
+            f"text file: {error}"
         ) from None

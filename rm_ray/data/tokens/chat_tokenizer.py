@@ -1,4 +1,4 @@
-"""Conversations to text by the chat template, and text to token ids."""
+"""The base of tokenizers for conversations: a renderer and an encoder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rm_ray.data.tokens.tokenizer import special_ids
 
 
 class ChatTokenizer:
-    """Conversations to text by the chat template, and text to ids."""
+    """Renders conversations with the chat template and encodes text to ids."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -20,7 +20,7 @@ class ChatTokenizer:
         self.reserved = ReservedTokens(map(str, special))
 
     def encode(self, texts: list[str], *, offsets: bool = False) -> list[Encoding]:
-        """Encode as ``tokenizer(texts)`` does, without what it then wraps around each text."""
+        """Encode texts like ``tokenizer(texts)``, but without adding special tokens."""
         backend = self.tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()

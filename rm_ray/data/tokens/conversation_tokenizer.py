@@ -1,4 +1,4 @@
-"""Single conversations to token ids, for scoring: the same as in a pair."""
+"""Single conversations -> token ids for scoring, the same ids as in a pair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rm_ray.data.tokens.chat_tokenizer import ChatTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedConversation:
-    """Token ids of a conversation, its text, and the keys of it that the text does not have."""
+    """Token ids and text of a conversation, and its keys that are missing from the text."""
 
     ids: list[int]
     text: str
@@ -24,21 +24,21 @@ class TokenizedConversation:
 
 
 class ConversationTokenizer(ChatTokenizer):
-    """Turns single conversations into token ids, ``max_length`` of them at most."""
+    """Converts single conversations to at most ``max_length`` token ids each."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
         super().__init__(tokenizer)
         self._max_length = max_length
 
     def tokenize(self, conversations: Sequence[list[Message]]) -> list[list[int] | RefusedError]:
-        """Return ids for each conversation, or why it is refused, in order."""
+        """Return the ids of each conversation or its refusal, in order."""
         results = self.read(conversations, [NO_CONTEXT] * len(conversations))
         return [each if isinstance(each, RefusedError) else each.ids for each in results]
 
     def read(
         self, conversations: Sequence[list[Message]], contexts: Sequence[Context]
     ) -> list[TokenizedConversation | RefusedError]:
-        """Return each conversation's ids and text, or why it is refused, in order."""
+        """Return the ids and text of each conversation or its refusal, in order."""
         written = list(map(self._write, conversations, contexts))
         encoded = iter(self.encode([each[0] for each in written if isinstance(each, tuple)]))
         return [

@@ -1,4 +1,4 @@
-"""Where a text may be cut into pieces that are encoded one by one to the same ids."""
+"""Tokens after which a text may be cut so that its pieces encode to the same ids."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _PIECEWISE = {
     "ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Whitespace", "WhitespaceSplit",
     "TemplateProcessing",
 }  # fmt: skip
-"""Parts of a tokenizer that treat every piece of a text alone."""
+"""Tokenizer components that process each piece of a text independently."""
 
 
 def find_cut_tokens(tokenizer: PreTrainedTokenizerBase, written: Collection[int]) -> list[str]:
-    """Return tokens of the template after which a text may be cut without changing its ids.
+    """Return the template's tokens after which a text may be cut without changing its ids.
 
-    A fast tokenizer first takes out of a text the added tokens that are not normalised, from left
-    to right and the longest at each place; it then normalises, splits and encodes the pieces
-    between them one by one. So where an added token that no other can overlap stands in a text, it
-    is found, and what follows it does not depend on what precedes it. There are none where a part
-    of the tokenizer is not known to work so. ``written`` are the ids that the template writes.
+    A fast tokenizer first extracts the added tokens that are not normalised, from left to right,
+    the longest at each place; it then normalises, splits and encodes each piece between them on
+    its own. An added token that no other token can overlap is therefore always found, and the ids
+    after it do not depend on the text before it. Returns an empty list if a component of the
+    tokenizer is not known to work this way. ``written`` are the ids that the template writes.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     added = [token for token in backend["added_tokens"] if not token["normalized"]]
@@ -50,6 +50,6 @@ def _is_piecewise(part: dict[str, Any] | None) -> bool:
 
 
 def _may_hide(other: str, token: str) -> bool:
-    """Tell whether ``other`` can be found in a text in such a place that ``token`` is not."""
+    """Return whether a match of ``other`` can prevent ``token`` from being found."""
     beginnings = tuple(token[:length] for length in range(1, len(token)))
     return other.endswith(beginnings) or (token in other and token != other)

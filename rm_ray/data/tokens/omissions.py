@@ -1,4 +1,4 @@
-"""What a conversation's text lacks of what the row says."""
+"""Finding parts of a row that its rendered text leaves out."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from rm_ray.data.rows.context import Context
 from rm_ray.data.rows.refusals import Reason, RefusedError
 from rm_ray.data.rows.turns import texts_of
 
-SURE_LENGTH = 12
-"""Characters from which on a text that stands in a conversation was written there."""
+DISTINCTIVE_LENGTH = 12
+"""Characters from which on a match in a text cannot be a coincidence."""
 
 
-def is_sure(value: Any) -> bool:
-    """Tell whether a value has texts, each too long to stand in a conversation by chance."""
+def is_distinctive(value: Any) -> bool:
+    """Return whether a value has texts, all too long to match by coincidence."""
     parts = list(texts_of(value))
-    return bool(parts) and all(len(part) >= SURE_LENGTH for part in parts)
+    return bool(parts) and all(len(part) >= DISTINCTIVE_LENGTH for part in parts)
 
 
 def refuse_lost_calls(calls: list[dict[str, Any]], text: str, turn: int) -> None:
-    """Refuse a turn whose calls are not in the text: their names and arguments.
+    """Refuse a turn whose tool calls are missing from the text, by name or arguments.
 
     Raises:
-        RefusedError: naming what is not there.
+        RefusedError: names the missing part.
     """
     for call in calls:
         function = call["function"]
@@ -36,7 +36,11 @@ def refuse_lost_calls(calls: list[dict[str, Any]], text: str, turn: int) -> None
 
 
 def find_lost_context(context: Context, text: str) -> Iterator[str]:
-    """Yield which parts of tools and documents the text lacks; refuse where one is not there."""
+    """Yield a note for tools and documents that are partly missing from the text.
+
+    Raises:
+        RefusedError: a tool's name or a whole document is missing.
+    """
     for tool in context.tools or ():
         name = tool.get("function", tool).get("name", "")
         if name and not contains(text, name):
@@ -45,7 +49,8 @@ def find_lost_context(context: Context, text: str) -> Iterator[str]:
             yield "parts of tools"
     for document in context.documents or ():
         parts = list(leaves_of(document))
-        if parts and not any(contains(text, part) for part in parts if len(part) >= SURE_LENGTH):
+        distinctive = [part for part in parts if len(part) >= DISTINCTIVE_LENGTH]
+        if parts and not any(contains(text, part) for part in distinctive):
             longest = max(parts, key=len)
             if not contains(text, longest):
                 raise RefusedError(Reason.LEFT_OUT, f"a document: {longest[:80]!r}")
@@ -54,7 +59,7 @@ def find_lost_context(context: Context, text: str) -> Iterator[str]:
 
 
 def leaves_of(value: Any) -> Iterator[str]:
-    """Yield texts and numbers of a value, as JSON writes them without quotes."""
+    """Yield the texts and numbers of a value, as JSON without quotes."""
     if isinstance(value, dict):
         for item in value.values():
             yield from leaves_of(item)
@@ -68,7 +73,7 @@ def leaves_of(value: Any) -> Iterator[str]:
 
 
 def contains(text: str, part: str) -> bool:
-    """Tell whether a text has a part: as it is, as JSON writes it, or with other spaces."""
+    """Return whether a text contains a part as-is, JSON-escaped, or with other whitespace."""
     part = part.strip()
     if part in text:
         return True

@@ -1,4 +1,4 @@
-"""Pairs to token ids: exactly those that the tokenizer's chat template gives."""
+"""Pairs -> token ids, exactly those that the tokenizer's chat template gives."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from rm_ray.data.tokens.tokenizer import template_ids
 class TokenizedPair:
     """Token ids of both conversations.
 
-    ``prefix_length`` is the longest common prefix of the two id lists, at most the shorter one
-    less a token; ``prompt_length`` counts the tokens before the responses.
+    ``prefix_length`` is the length of their common prefix, which leaves each side at least one
+    token; ``prompt_length`` counts the tokens before the responses.
     """
 
     chosen_ids: list[int]
@@ -37,7 +37,7 @@ class TokenizedPair:
 
 
 class PairTokenizer(ChatTokenizer):
-    """Turns pairs into token ids under the limits of a ``DataConfig``."""
+    """Converts pairs to token ids within the limits of a ``DataConfig``."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
         super().__init__(tokenizer)
@@ -45,13 +45,13 @@ class PairTokenizer(ChatTokenizer):
         self._cut_tokens = find_cut_tokens(tokenizer, template_ids(tokenizer))
 
     def tokenize(self, pairs: Sequence[Pair]) -> list[TokenizedPair | RefusedError]:
-        """Return ids for each pair, or why it is refused, in order."""
+        """Return the ids of each pair or its refusal, in order."""
         rendered = self._render(pairs)
         tokenized = self._tokenize([texts for texts in rendered if isinstance(texts, _Texts)])
         return [texts if isinstance(texts, RefusedError) else next(tokenized) for texts in rendered]
 
     def _render(self, pairs: Sequence[Pair]) -> Sequence[_Texts | RefusedError]:
-        """Write all pairs as text at once, or each alone where one of them is refused."""
+        """Render all pairs together, or one by one if any of them is refused."""
         try:
             return self._write(pairs)
         except RefusedError as refusal:
@@ -60,9 +60,9 @@ class PairTokenizer(ChatTokenizer):
         return [self._render([pair])[0] for pair in pairs]
 
     def _write(self, pairs: Sequence[Pair]) -> list[_Texts]:
-        """Write conversations and prompts (as they stand before a response) as text.
+        """Render the conversations, and the prompts with a generation prompt.
 
-        A prompt of several pairs is written once.
+        A prompt that several pairs share is rendered once.
         """
         for pair in pairs:
             self.reserved.refuse((*pair.chosen, pair.rejected[-1]), pair.context)
@@ -99,7 +99,7 @@ class PairTokenizer(ChatTokenizer):
         )
 
     def _cut(self, prompt: str, chosen: str, rejected: str, unwritten: tuple[str, ...]) -> _Texts:
-        """Cut the texts after the last token that both conversations share with the prompt."""
+        """Cut the texts after the last cut token that both conversations share with the prompt."""
         end = 0
         for token in self._cut_tokens:
             start = prompt.rfind(token)
@@ -118,7 +118,7 @@ class PairTokenizer(ChatTokenizer):
         )
 
     def _tokenize(self, rendered: Sequence[_Texts]) -> Iterator[TokenizedPair | RefusedError]:
-        """Encode the texts; what conversations or pairs share is encoded once."""
+        """Encode the texts, and each shared text only once."""
         distinct = list(dict.fromkeys(texts.shared for texts in rendered))
         shared_ids = {text: e.ids for text, e in zip(distinct, self.encode(distinct), strict=True)}
         all_chosen = self.encode([texts.chosen for texts in rendered], offsets=True)
@@ -133,7 +133,7 @@ class PairTokenizer(ChatTokenizer):
                 yield refusal
 
     def _prompt_length(self, texts: _Texts, chosen: Encoding) -> int:
-        """Count the tokens after the shared ones that begin inside the prompt."""
+        """Count the tokens after the shared text that begin inside the prompt."""
         if texts.chosen.startswith(texts.prompt):
             length = _count_before(chosen, len(texts.prompt))
         else:
@@ -175,7 +175,7 @@ class PairTokenizer(ChatTokenizer):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Texts:
-    """A pair as text: what prompt and conversations begin with, and how each of them goes on."""
+    """A pair as text: the shared beginning, and the rest of the prompt and each conversation."""
 
     shared: str
     prompt: str
@@ -185,7 +185,7 @@ class _Texts:
 
 
 def _count_before(encoding: Encoding, end: int) -> int:
-    """Count the tokens that begin before a character."""
+    """Count the tokens that begin before the character ``end``."""
     token = encoding.char_to_token(end)
     span = None if token is None else encoding.token_to_chars(token)
     if token is None or span is None:

@@ -1,4 +1,4 @@
-"""Tokens of the tokenizer that no text of a row may hold."""
+"""Special tokens of the tokenizer, which texts of a row must not contain."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rm_ray.data.rows.turns import Message, texts_of
 
 
 class ReservedTokens:
-    """The tokens of a tokenizer that no text of a row may have."""
+    """Tokens of a tokenizer that texts of a row must not contain."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         self._pattern = re.compile("|".join(re.escape(token) for token in sorted(tokens)))
 
     def refuse(self, messages: Iterable[Message], context: Context) -> None:
-        """Refuse a conversation in which one stands.
+        """Refuse a conversation that contains a reserved token.
 
         Raises:
-            RefusedError: naming the token.
+            RefusedError: names the token.
         """
         for message in messages:
             plain = len(message) == 2 and isinstance(message.get("content"), str)

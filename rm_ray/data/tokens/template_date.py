@@ -1,4 +1,4 @@
-"""A chat template that asks for today's date, made to give the same text on every day."""
+"""Pinning the date of chat templates that ask for today's, so that their text never changes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import jinja2
 from jinja2 import meta
 from transformers import PreTrainedTokenizerBase
 
-ASKED = "strftime_now"
-"""The function by which a template asks; transformers and servers give it."""
+DATE_FUNCTION = "strftime_now"
+"""Function that a template calls for the date; transformers and servers provide it."""
 
 _DIRECTIVES = [*"aAbBcdeDFGHIjmMpSTuUVwWxXyY", "-d", "-m", "-H", "-I", "-M", "-j"]
 
@@ -19,14 +19,14 @@ _INDENTED_BLOCK = re.compile(r"^[ \t]+(?={%(?!\+))")
 
 
 def asks_for_date(template: str) -> bool:
-    """Tell whether a template calls for today's date; one that cannot be read does not."""
-    return ASKED in template and ASKED in _undeclared(template)
+    """Return whether a template calls for today's date; False if it cannot be parsed."""
+    return DATE_FUNCTION in template and DATE_FUNCTION in _undeclared(template)
 
 
 @lru_cache(maxsize=8)
 def _undeclared(template: str) -> frozenset[str]:
     try:
-        # transformers' own tag, which plain Jinja does not know
+        # transformers' own tag, unknown to plain Jinja
         plain = re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", template)
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
         return frozenset(meta.find_undeclared_variables(environment.parse(plain)))
@@ -35,9 +35,9 @@ def _undeclared(template: str) -> frozenset[str]:
 
 
 def pin_date(tokenizer: PreTrainedTokenizerBase, day: date) -> bool:
-    """Write a date into the tokenizer's templates; return whether one asks for it.
+    """Pin the date in the tokenizer's templates; return whether any of them asks for it.
 
-    The template gets a macro of the function's name, so that it needs nobody who knows the date.
+    A macro of the same name replaces the function, so clients need not provide the date.
     """
     templates = tokenizer.chat_template
     if isinstance(templates, dict):
@@ -51,13 +51,13 @@ def pin_date(tokenizer: PreTrainedTokenizerBase, day: date) -> bool:
 
 
 def pin(template: str, day: date) -> str:
-    """Return a template that writes the given day wherever it asked for today's."""
+    """Return a template that writes the given day in place of today's."""
     if not asks_for_date(template):
         return template
     written = "".join(
         f".replace({f'%{letter}'!r}, {day.strftime(f'%{letter}')!r})" for letter in _DIRECTIVES
     )
     written += ".replace('%%', '%')"
-    macro = f"{{% macro {ASKED}(format) %}}{{{{ format{written} }}}}{{% endmacro %}}"
-    # a value between keeps the template's own first line break, which a block would swallow
+    macro = f"{{% macro {DATE_FUNCTION}(format) %}}{{{{ format{written} }}}}{{% endmacro %}}"
+    # the empty value keeps the template's first line break, which Jinja drops after a block
     return f"{macro}{{{{ '' }}}}{_INDENTED_BLOCK.sub('', template)}"

@@ -1,4 +1,4 @@
-"""A tokenizer with a chat template and a pad token of its own; its fingerprint."""
+"""Loading a tokenizer with a chat template and its own pad token, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PROBE = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A
 def load_tokenizer(
     name_or_path: str, *, revision: str | None = None, chat_template: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load a fast tokenizer with a chat template, right padding and a pad token of its own.
+    """Load a fast tokenizer with a chat template, right padding and its own pad token.
 
     Raises:
-        InputError: it cannot be loaded, or has no chat template and none is given.
+        InputError: it cannot be loaded, is not fast, or has no chat template and none is given.
     """
     if name_or_path == BUILTIN:
         from rm_ray.data.sources.synthetic import build_tokenizer
@@ -48,35 +48,39 @@ def _load(name_or_path: str, revision: str | None) -> PreTrainedTokenizerBase:
         )
     if not tokenizer.is_fast:
         raise InputError(
-            f"{name.text} has no fast version (tokenizer.json), which is needed to find where a "
-            "response begins; convert it or choose another"
+            f"{name.text} has no fast version (tokenizer.json), which is needed to locate the "
+            "start of a response; convert it or choose another"
         )
     return tokenizer
 
 
 def template_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of a short conversation, what the template writes around it included."""
+    """Return the ids of a short conversation, including those that the template adds.
+
+    Raises:
+        InputError: the template has a syntax error.
+    """
     try:
         ids = tokenizer.apply_chat_template(_PROBE, return_dict=False)
     except jinja2.TemplateSyntaxError as error:
         raise InputError(
-            f"data.chat_template (or the tokenizer's own) has a mistake in line {error.lineno}: "
+            f"data.chat_template (or the tokenizer's own) has an error in line {error.lineno}: "
             f"{error.message}"
         ) from None
-    except TEMPLATE_FAILURES:  # the rows may be of a form that it takes
+    except TEMPLATE_FAILURES:  # it may still accept the form of the rows
         return set()
     return set(ids)
 
 
 def _give_own_pad_token(tokenizer: PreTrainedTokenizerBase, written: set[int]) -> None:
-    """Padding with a real token would hide that one from clients that pool by token id."""
+    """Replace a pad token with another use: clients that pool by token id would skip it."""
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id} | written
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
         add_pad_token(tokenizer, PAD_TOKEN)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash everything about the tokenizer that decides which ids a text becomes."""
+    """Hash everything about the tokenizer that affects the ids of a text."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["padding"] = backend["truncation"] = None
     state = {
@@ -88,17 +92,17 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def ends_assistant_turn(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether the template writes an end-of-turn or EOS token after the last response."""
+    """Return whether the template writes an end-of-turn or EOS token after the last response."""
     try:
         text = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
     except TEMPLATE_FAILURES:
-        return True  # the rows that it refuses too will say so
+        return True  # any rows that it refuses will be reported
     after = text.rpartition(_PROBE[-1]["content"])[2]
     tail = tokenizer(after, add_special_tokens=False)["input_ids"]
     return bool(special_ids(tokenizer).intersection(tail))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of the tokens that are marked as special."""
+    """Return the ids of all special tokens."""
     marked = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return marked | set(tokenizer.all_special_ids)

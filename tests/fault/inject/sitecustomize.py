@@ -61,23 +61,24 @@ def dying(function, place, *, is_before=True):
 
 def break_loop(module):
     """Let a worker die in the place asked for, once."""
-    from rm_ray.checkpoint.checkpoint import Checkpointer
+    from rm_ray.checkpoint import save
+    from rm_ray.worker import checkpoints
 
-    Checkpointer.load = dying(Checkpointer.load, "restore")
-    Checkpointer._stage = dying(Checkpointer._stage, "save", is_before=False)
-    Checkpointer._seal = dying(Checkpointer._seal, "seal", is_before=False)
-    Checkpointer._upload = dying(Checkpointer._upload, "upload")
-    module.build_state = dying(module.build_state, "start-up", is_before=False)
+    checkpoints.restore_checkpoint = dying(checkpoints.restore_checkpoint, "restore")
+    save.write_content = dying(save.write_content, "save", is_before=False)
+    save.mark_staged = dying(save.mark_staged, "seal", is_before=False)
+    save.upload_staged = dying(save.upload_staged, "upload")
+    module.build_compute = dying(module.build_compute, "start-up", is_before=False)
     module.export = dying(module.export, "export")
-    module.summarise = dying(module.summarise, "end")
+    module.training_result = dying(module.training_result, "end")
 
 
 def break_evaluation(module):
     """Let a worker die between two micro-batches of an evaluation, once, or take long over each."""
     module.bradley_terry_loss = dying(module.bradley_terry_loss, "evaluation")
-    real = module.evaluate
+    real = module.evaluate_held_out
 
-    def evaluate(engine, steps, *arguments, **options):
+    def evaluate_held_out(engine, steps, *arguments, **options):
         def slowly():
             for step in steps:
                 open(DAWDLES, "w").close()
@@ -87,7 +88,7 @@ def break_evaluation(module):
         return real(engine, slowly(), *arguments, **options)
 
     if DAWDLES:
-        module.evaluate = evaluate
+        module.evaluate_held_out = evaluate_held_out
 
 
 def break_step(module):
@@ -102,9 +103,9 @@ def break_step(module):
             return real_loss(*arguments)
 
         module.bradley_terry_loss = loss
-    real = module.train_step
+    real = module.accumulate_gradients
 
-    def train_step(engine, micro_batches, **settings):
+    def accumulate_gradients(engine, micro_batches, **settings):
         step = micro_batches[0].loaded.plan.step
         if HUNG is not None and engine.rank == 1 and step == 12 and not os.path.exists(HUNG):
             open(HUNG, "w").close()
@@ -120,7 +121,7 @@ def break_step(module):
             micro_batches[0].pairs.margins.fill_(float("nan"))
         return real(engine, micro_batches, **settings)
 
-    module.train_step = train_step
+    module.accumulate_gradients = accumulate_gradients
 
 
 class Breaking(MetaPathFinder):

@@ -24,7 +24,7 @@ wastes = st.sampled_from([0.0, 0.15, 0.5, 1.0])
 
 
 def expected_attention(shapes: list[Shape]) -> np.ndarray:
-    """Return what each token of the row sees, ``[T, T]``, told from what it is."""
+    """Return which tokens each one sees, ``[T, T]``, from its pair, part and position."""
     row = [
         (pair, part, place + (0 if part == "prefix" else prefix))
         for pair, (prefix, chosen, rejected) in enumerate(shapes)
@@ -43,7 +43,7 @@ def expected_attention(shapes: list[Shape]) -> np.ndarray:
 
 
 def last_tokens(shapes: list[Shape]) -> list[int]:
-    """Return where in the row the branches end: each pair's chosen one, then its rejected one."""
+    """Return the last position of each pair's chosen branch, then of its rejected one."""
     ends, start = [], 0
     for prefix, chosen, rejected in shapes:
         ends += [start + prefix + chosen - 1, start + prefix + chosen + rejected - 1]
@@ -113,20 +113,20 @@ def grouped(packed: PackedPairs) -> list[GroupedQueries]:
 
 
 def without_padding(values: Tensor) -> list[int]:
-    """Return values up to where the last one begins to repeat."""
+    """Return values without the repeats of the last one."""
     kept = values.tolist()
     while len(kept) > 1 and kept[-1] == kept[-2]:
         kept.pop()
     return kept
 
 
-def test_the_same_pairs_in_groups_as_written_out_by_hand():
+def test_grouped_indices_match_a_worked_example():
     packed = pack([(2, 1, 3), (0, 2, 1)], "grouped")
 
     everywhere, at_ends = packed.everywhere, packed.at_ends
     assert isinstance(everywhere, GroupedQueries)
     assert isinstance(at_ends, GroupedQueries)
-    # First the branch behind a prefix, then those without by their length: 8, 6 7 and 0 1 2.
+    # First the branch after a prefix, then those without one by length: 8, 6 7 and 0 1 2.
     behind, square = everywhere.groups
     assert behind.query_ranks.tolist() == [[2, 3, 4]]
     assert behind.num_keys == 5
@@ -138,7 +138,7 @@ def test_the_same_pairs_in_groups_as_written_out_by_hand():
     assert everywhere.query_order.tolist() == [3, 4, 5, 8, 8, 8, 6, 7, 7, 0, 1, 2]
     assert everywhere.key_positions.tolist() == [0, 1, 3, 4, 5, 8, 8, 8, 6, 7, 7, 0, 1, 2]
     assert everywhere.outputs.tolist() == [9, 10, 11, 0, 1, 2, 6, 7, 3]
-    # One query each, of which only that of a single token sees as many keys as there are queries.
+    # One query each; only the one of a single-token branch sees as many keys as queries.
     several, single = at_ends.groups
     assert several.query_ranks.tolist() == [[1], [2], [4]]
     assert several.num_keys == 5
@@ -156,16 +156,16 @@ def test_the_same_pairs_in_groups_as_written_out_by_hand():
 
 
 @given(shapes_of_pairs, st.sampled_from(KERNELS), small_works, wastes)
-def test_every_token_attends_to_its_branch_and_to_nothing_else(
-    shapes: list[Shape], kernel: Kernel, small_work: int, most_waste: float
+def test_every_token_attends_to_its_branch_only(
+    shapes: list[Shape], kernel: Kernel, small_work: int, max_waste: float
 ):
-    packed = pack(shapes, kernel, small_work=small_work, most_waste=most_waste)
+    packed = pack(shapes, kernel, small_work=small_work, max_waste=max_waste)
 
     expected = expected_attention(shapes).astype(int)
     num_tokens = packed.input_ids.numel()
     ends = last_tokens(shapes)
     assert packed.last_positions.tolist() == ends
-    # Counts and not only truths: a key seen twice would weigh twice.
+    # Counts, not booleans: a key seen twice would weigh twice.
     np.testing.assert_array_equal(seen_keys(packed.everywhere, num_tokens), expected)
     np.testing.assert_array_equal(seen_keys(packed.at_ends, num_tokens), expected[ends])
 
@@ -182,7 +182,7 @@ def test_every_token_attends_to_its_branch_and_to_nothing_else(
         [(1, 1, 80), (80, 80, 1), (3, 2, 2), (3, 2, 2)],
     ],
 )
-def test_extreme_pairs_attend_as_any_other(shapes: list[Shape], kernel: Kernel):
+def test_extreme_pairs_attend_to_their_branches_only(shapes: list[Shape], kernel: Kernel):
     expected = expected_attention(shapes).astype(int)
     for small_work in (1, attention_index.SMALL_WORK):
         packed = pack(shapes, kernel, small_work=small_work)
@@ -193,7 +193,7 @@ def test_extreme_pairs_attend_as_any_other(shapes: list[Shape], kernel: Kernel):
 
 
 @given(shapes_of_pairs)
-def test_sequences_are_as_long_as_what_is_said_of_the_longest(shapes: list[Shape]):
+def test_the_maxima_are_the_lengths_of_the_longest_sequences(shapes: list[Shape]):
     packed = pack(shapes, "varlen")
 
     for queries in (packed.everywhere, packed.at_ends):
@@ -202,16 +202,16 @@ def test_sequences_are_as_long_as_what_is_said_of_the_longest(shapes: list[Shape
         assert len(queries.query_starts) == len(queries.key_starts) == 2 * len(shapes) + 1
         assert queries.query_starts[0] == queries.key_starts[0] == 0
         assert queries.key_starts[-1] == len(queries.key_positions)
-        assert queries.query_starts.diff().max() == queries.most_queries
-        assert queries.key_starts.diff().max() == queries.most_keys
+        assert queries.query_starts.diff().max() == queries.max_queries
+        assert queries.key_starts.diff().max() == queries.max_keys
         assert (queries.query_starts.diff() <= queries.key_starts.diff()).all()
 
 
 @given(shapes_of_pairs, small_works, wastes)
-def test_every_query_has_one_output_and_padding_repeats_the_last_of_its_branch(
-    shapes: list[Shape], small_work: int, most_waste: float
+def test_every_query_has_one_output_and_padding_repeats_its_branch_s_last_one(
+    shapes: list[Shape], small_work: int, max_waste: float
 ):
-    packed = pack(shapes, "grouped", small_work=small_work, most_waste=most_waste)
+    packed = pack(shapes, "grouped", small_work=small_work, max_waste=max_waste)
 
     expected, ends = expected_attention(shapes), last_tokens(shapes)
     rows_of_queries = [list(range(len(expected))), ends]
@@ -253,7 +253,7 @@ def test_a_query_s_rank_is_its_place_among_the_keys_it_sees(shapes: list[Shape],
 
 
 @given(shapes_of_pairs, small_works)
-def test_a_group_has_no_mask_only_where_plain_causal_attention_is_right(
+def test_a_group_lacks_a_mask_only_if_plain_causal_attention_is_correct(
     shapes: list[Shape], small_work: int
 ):
     packed = pack(shapes, "grouped", small_work=small_work)
@@ -275,10 +275,10 @@ def test_a_group_has_no_mask_only_where_plain_causal_attention_is_right(
     st.sampled_from([1, 100, 1_000]),
     st.sampled_from([0.0, 0.15, 0.5]),
 )
-def test_a_group_is_small_or_wastes_little_and_ends_where_it_would_not(
-    shapes: list[Shape], small_work: int, most_waste: float
+def test_a_group_is_small_or_wastes_little_and_could_not_grow(
+    shapes: list[Shape], small_work: int, max_waste: float
 ):
-    packed = pack(shapes, "grouped", small_work=small_work, most_waste=most_waste)
+    packed = pack(shapes, "grouped", small_work=small_work, max_waste=max_waste)
 
     prefix, chosen, rejected = np.array(shapes).T
     num_keys = np.stack([prefix + chosen, prefix + rejected], axis=1).reshape(-1)
@@ -292,7 +292,7 @@ def test_a_group_is_small_or_wastes_little_and_ends_where_it_would_not(
             of_queries, of_keys = num_queries[branches], num_keys[branches]
             work = len(branches) * of_keys.max() * (of_queries.max() + attention_index.KEY_WORK)
             wasted = work - (of_keys * (of_queries + attention_index.KEY_WORK)).sum()
-            return len(branches) == 1 or bool(work <= small_work or wasted <= most_waste * work)
+            return len(branches) == 1 or bool(work <= small_work or wasted <= max_waste * work)
 
         groups = [
             np.searchsorted(last_query, order[:, -1].numpy()).tolist()
@@ -304,7 +304,7 @@ def test_a_group_is_small_or_wastes_little_and_ends_where_it_would_not(
             assert len(set(is_square.tolist())) == 2 or not fits([*members, following])
 
 
-def test_all_masks_together_stay_far_below_one_over_the_whole_row():
+def test_all_masks_together_are_far_smaller_than_a_mask_over_the_whole_row():
     rng = np.random.default_rng(0)
     prefix = rng.lognormal(5, 0.7, 40).astype(int)
     tails = 1 + rng.lognormal(5, 0.9, (2, 40)).astype(int)
@@ -318,7 +318,7 @@ def test_all_masks_together_stay_far_below_one_over_the_whole_row():
         assert sum(masks) < num_tokens**2 / 20
 
 
-def test_branches_of_one_length_are_one_group():
+def test_branches_of_equal_length_form_one_group():
     packed = pack([(7, 4, 4)] * 9, "grouped", small_work=1)
 
     for queries in grouped(packed):

@@ -24,7 +24,7 @@ LAYOUTS: list[tuple[Layout, Kernel]] = [
 
 
 def micro_batch(*weights: float, position: int = 0) -> LoadedMicroBatch:
-    """Load pairs of 3 and 4 tokens, of which 2 are shared, as many as there are weights."""
+    """Load one pair per weight, of 3 and 4 tokens, 2 of them shared."""
     num_pairs = len(weights)
     return LoadedMicroBatch(
         plan=MicroBatch(
@@ -46,7 +46,7 @@ def collator(layout: Layout, kernel: Kernel = "grouped", device: str = "cpu") ->
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """Return everything inside dataclasses and tuples, by its path."""
+    """Return all leaves of dataclasses and tuples, by path."""
     if is_dataclass(value):
         items = {f"{name}.{f.name}": getattr(value, f.name) for f in fields(value)}
     elif isinstance(value, tuple):
@@ -86,7 +86,7 @@ def test_a_step_is_laid_out_micro_batch_by_micro_batch(layout: Layout, kernel: K
     assert ready[0].pairs.margins.tolist() == [0.0, 0.5, 1.0]
 
 
-def test_packed_tokens_are_distinct_and_padded_ones_fill_their_rows():
+def test_token_counts_of_packed_and_padded_micro_batches():
     step = [micro_batch(1.0, 1.0)]
 
     (packed,), (padded,) = (collator(layout).lay_out(step) for layout in ("packed", "padded"))
@@ -95,7 +95,7 @@ def test_packed_tokens_are_distinct_and_padded_ones_fill_their_rows():
     assert padded.tokens == (14, 10, 16)  # 4 rows of 4
 
 
-def test_pairs_that_do_not_count_are_computed_all_the_same():
+def test_filler_pairs_are_computed_but_not_counted():
     step = [micro_batch(1.0, 0.0), micro_batch(0.0)]
 
     packed, padded = (collator(layout).lay_out(step) for layout in ("packed", "padded"))
@@ -107,7 +107,7 @@ def test_pairs_that_do_not_count_are_computed_all_the_same():
     assert packed[0].tokens.computed == 10
 
 
-def test_tokens_of_pairs_of_their_own_lengths_are_counted_by_weight():
+def test_token_counts_skip_pairs_of_weight_zero():
     loaded = replace(
         micro_batch(0.0, 1.0, 1.0),
         pairs=join_pairs([([1, 2, 3, 4], [1, 5]), ([6], [7, 8]), ([1, 1, 2], [1, 1, 3])]),
@@ -132,7 +132,7 @@ def test_moving_keeps_every_value(layout: Layout, kernel: Kernel):
 
 
 @pytest.mark.parametrize(("layout", "kernel"), LAYOUTS)
-def test_moving_takes_every_tensor_along(layout: Layout, kernel: Kernel):
+def test_moving_moves_every_tensor(layout: Layout, kernel: Kernel):
     ready = collator(layout, kernel).lay_out([micro_batch(1.0, 0.0)])
 
     (moved,) = collator(layout, kernel, device="meta").move(ready)
@@ -150,7 +150,7 @@ def test_moving_takes_every_tensor_along(layout: Layout, kernel: Kernel):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU copies from pinned memory")
 @pytest.mark.parametrize(("layout", "kernel"), LAYOUTS)
-def test_a_gpu_is_given_pinned_tensors_and_gets_their_values(layout: Layout, kernel: Kernel):
+def test_a_gpu_gets_the_values_of_pinned_tensors(layout: Layout, kernel: Kernel):
     collate = collator(layout, kernel, device="cuda")
     plain = collator(layout, kernel).lay_out([micro_batch(1.0, 0.0)])
 

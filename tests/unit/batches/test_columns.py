@@ -29,7 +29,7 @@ def micro_batch(pairs: list[tuple[list[int], list[int]]]) -> LoadedMicroBatch:
 
 
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=5))
-def test_a_micro_batch_comes_back_with_its_values_and_types(
+def test_a_micro_batch_round_trips_with_its_values_and_types(
     pairs: list[tuple[list[int], list[int]]],
 ):
     sent = micro_batch(pairs)

@@ -18,7 +18,7 @@ def grouped(packed: PackedPairs) -> list[GroupedQueries]:
     return [queries for queries in both if isinstance(queries, GroupedQueries)]
 
 
-def test_two_pairs_become_one_row_as_written_out_by_hand():
+def test_two_pairs_become_one_row_as_in_a_worked_example():
     pairs = PairTokens(
         tokens=np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], dtype=np.int32),
         # 1 2 shared, then 3 or 4 5 6; nothing shared, 7 8 or 9
@@ -42,11 +42,11 @@ def test_two_pairs_become_one_row_as_written_out_by_hand():
     for queries in (everywhere, at_ends):
         assert queries.key_positions.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 8]
         assert queries.key_starts.tolist() == [0, 3, 8, 10, 11]
-        assert queries.most_keys == 5
+        assert queries.max_keys == 5
     assert everywhere.query_starts.tolist() == [0, 3, 6, 8, 9]
-    assert everywhere.most_queries == 3
+    assert everywhere.max_queries == 3
     assert at_ends.query_starts.tolist() == [0, 1, 2, 3, 4]
-    assert at_ends.most_queries == 1
+    assert at_ends.max_queries == 1
 
 
 @given(shapes_of_pairs, st.sampled_from(KERNELS))
@@ -102,7 +102,7 @@ def test_numbers_have_the_types_that_the_model_and_the_loss_expect(
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_row_does_not_share_memory_with_what_it_was_made_from(kernel: Kernel):
+def test_a_row_shares_no_memory_with_its_pairs(kernel: Kernel):
     pairs = of_shapes([(1, 2, 1)])
     margins, weights = np.zeros(1, np.float32), np.ones(1, np.float32)
     packed = pack_pairs(pairs, margins=margins, weights=weights, kernel=kernel)

@@ -49,7 +49,7 @@ def test_two_pairs_become_four_rows_first_chosen_then_rejected():
 
 
 @given(pairs_of_ids, st.integers(0, 2**31 - 1))
-def test_the_mask_gives_every_id_back_in_order(
+def test_the_mask_selects_every_id_in_order(
     pairs: list[tuple[np.ndarray, np.ndarray]], pad_token_id: int
 ):
     batch = pad(pairs, pad_token_id)
@@ -73,10 +73,10 @@ def test_padding_is_on_the_right_and_no_longer_than_the_longest_row(
 
 
 @given(pairs_of_ids)
-def test_the_last_position_is_that_of_each_rows_last_id(
+def test_last_positions_point_at_the_last_id_of_each_row(
     pairs: list[tuple[np.ndarray, np.ndarray]],
 ):
-    batch = pad(pairs, pad_token_id=int(pairs[0][0][-1]))  # also where it looks like padding
+    batch = pad(pairs, pad_token_id=int(pairs[0][0][-1]))  # even if it looks like padding
 
     rows = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
     last = batch.input_ids.gather(1, batch.last_positions[:, None])[:, 0]
@@ -102,7 +102,7 @@ def test_numbers_have_the_types_that_the_model_and_the_loss_expect(given_type: t
     }
 
 
-def test_a_batch_does_not_share_memory_with_what_it_was_made_from():
+def test_a_batch_shares_no_memory_with_its_pairs():
     margins, weights = np.zeros(1, np.float32), np.ones(1, np.float32)
     pairs = join_pairs([([1, 2], [1, 3])])
     batch = pad_pairs(pairs, margins=margins, weights=weights, pad_token_id=0)

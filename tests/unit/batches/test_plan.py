@@ -79,7 +79,7 @@ def test_each_pair_appears_once_an_epoch(plan: Plan):
 
 
 @given(plans())
-def test_all_steps_together_train_exactly_the_episodes_asked_for(plan: Plan):
+def test_all_steps_together_train_exactly_the_requested_episodes(plan: Plan):
     steps, settings = plan.steps, plan.settings
     whole = len(plan.lengths) * settings.epochs
     asked = whole if settings.max_episodes is None else min(whole, settings.max_episodes)
@@ -142,7 +142,7 @@ def test_a_shorter_run_begins_with_the_same_pairs():
     assert trained.tolist() == begun[:21].tolist()
 
 
-def test_every_epoch_and_every_seed_has_an_order_of_its_own():
+def test_every_epoch_and_every_seed_has_its_own_order():
     orders = [
         plan_of(60, seed=seed, epochs=4).order(epoch).tolist()
         for seed in range(4)
@@ -153,7 +153,7 @@ def test_every_epoch_and_every_seed_has_an_order_of_its_own():
     assert list(range(60)) not in orders
 
 
-def test_an_order_does_not_depend_on_what_was_asked_before():
+def test_an_order_does_not_depend_on_earlier_calls():
     epoch_order.cache_clear()
     first = epoch_order(20, 0, 3).tolist()
     for epoch in range(6):
@@ -162,7 +162,7 @@ def test_an_order_does_not_depend_on_what_was_asked_before():
     assert epoch_order(20, 0, 3).tolist() == first
 
 
-def test_without_shuffling_pairs_come_as_they_are_in_every_epoch():
+def test_without_shuffling_every_epoch_keeps_the_order_of_the_data():
     plan = plan_of(10, global_batch_size=4, epochs=2, shuffle=False)
 
     assert [plan.pairs_of_step(step).tolist() for step in range(6)] == [
@@ -172,7 +172,7 @@ def test_without_shuffling_pairs_come_as_they_are_in_every_epoch():
     ] * 2
 
 
-def test_the_batch_size_cuts_the_same_order_elsewhere():
+def test_the_batch_size_does_not_change_the_order():
     fours, fives = plan_of(20, global_batch_size=4), plan_of(20, global_batch_size=5)
 
     assert (
@@ -203,7 +203,7 @@ def test_the_weights_of_all_ranks_sum_to_the_true_batch_size(plan: Plan, world_s
 
 
 @given(plans(), world_sizes)
-def test_every_micro_batch_knows_its_step_position_and_rank(plan: Plan, world_size: int):
+def test_every_micro_batch_has_its_step_position_and_rank(plan: Plan, world_size: int):
     step = plan.steps.total - 1
     ranks = all_ranks(plan, step, world_size)
 
@@ -225,7 +225,7 @@ def test_plans_with_the_same_pairs_in_the_same_steps_have_the_same_fingerprint()
     assert plan.fingerprint() == plan_of(20, seed=3, epochs=5).fingerprint()
 
 
-def test_whatever_moves_a_pair_changes_the_fingerprint():
+def test_any_change_to_the_order_of_pairs_changes_the_fingerprint():
     equal = equal_lengths(20)
     lengths = [
         PairLengths(**{**vars(equal), name: np.array([value] * 19 + [value - 1])})

@@ -7,11 +7,11 @@ import pytest
 from rm_ray.batches.read_ahead import read_ahead
 
 SECONDS = 30
-"""How long a thread may take on a busy machine before it is held to be stuck."""
+"""Seconds after which a thread counts as stuck, even on a busy machine."""
 
 
 class Source:
-    """Counts its items as a thread makes them, and can be waited for."""
+    """Counts its items as a thread makes them, and lets a test wait for them."""
 
     def __init__(self, count: int, error: BaseException | None = None) -> None:
         self.count, self.error = count, error
@@ -46,7 +46,7 @@ class Source:
 
 
 def reading(source: Source, depth: int) -> Generator[int, None, None]:
-    """Read ahead in a way that can be stopped."""
+    """Read ahead, as a generator that can be closed."""
     items = read_ahead(source, depth=depth)
     assert isinstance(items, Generator)
     return items
@@ -61,7 +61,7 @@ def test_items_come_in_order_and_each_once(depth: int, count: int):
     source.wait_until_stopped()
 
 
-def test_items_are_made_before_the_first_is_asked_for():
+def test_items_are_made_before_the_first_is_requested():
     source = Source(3)
 
     read_ahead(source, depth=2)
@@ -70,23 +70,23 @@ def test_items_are_made_before_the_first_is_asked_for():
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_no_more_than_depth_items_are_made_before_they_are_asked_for(depth: int):
+def test_at_most_depth_items_are_made_ahead(depth: int):
     source = Source(1_000)
     with closing(reading(source, depth)) as items:
         for taken in range(1, 4):
             assert next(items) == taken - 1
-            source.wait_until_made(taken + depth)  # while this one is used
+            source.wait_until_made(taken + depth)  # while the current one is in use
         assert not source.goes_on(within=0.1)
     source.wait_until_stopped()
 
     assert source.made == 3 + depth
 
 
-def test_the_next_item_is_made_while_this_one_is_used():
+def test_the_next_item_is_made_while_the_current_one_is_in_use():
     source = Source(2)
 
     for item in read_ahead(source):
-        source.wait_until_made(min(item + 2, 2))  # it would never be, were it made when asked for
+        source.wait_until_made(min(item + 2, 2))  # fails if items are made only on request
 
 
 @pytest.mark.parametrize("error", [ValueError("spoilt"), SystemExit(3), KeyboardInterrupt()])
@@ -110,12 +110,12 @@ def test_an_error_waits_until_it_is_its_turn():
     items = read_ahead(source, depth=5)
 
     assert next(items) == 0
-    source.wait_until_stopped()  # it has failed by now
+    source.wait_until_stopped()  # it has raised by now
     with pytest.raises(ValueError, match="spoilt"):
         next(items)
 
 
-def test_an_error_on_the_way_to_the_first_item_is_raised_too():
+def test_an_error_before_the_first_item_is_raised():
     class Broken:
         def __iter__(self) -> Iterator[int]:
             raise OSError("no such table")

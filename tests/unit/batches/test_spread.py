@@ -26,7 +26,7 @@ def plain(ranks: Spread) -> list[list[tuple[list[int], float]]]:
 
 
 def greedy_groups(lengths: np.ndarray, budget: int) -> int:
-    """Count the groups of pairs laid longest first, each filled as far as the budget goes."""
+    """Count the groups when pairs fill them longest first, up to the budget."""
     groups, width, held = 0, 0, 0
     for length in sorted(lengths.tolist(), reverse=True):
         if held and 2 * (held + 1) * width <= budget:
@@ -37,7 +37,7 @@ def greedy_groups(lengths: np.ndarray, budget: int) -> int:
 
 
 def fewest_groups(lengths: np.ndarray, budget: int) -> int:
-    """Count the groups of the best of all partitions, tried one after another."""
+    """Count the groups of the best partition, by trying all of them."""
 
     @cache
     def best(left: frozenset[int]) -> int:
@@ -56,7 +56,7 @@ def fewest_groups(lengths: np.ndarray, budget: int) -> int:
 
 
 @given(lengths_of_pairs, world_sizes, budgets)
-def test_every_rank_has_equally_many_micro_batches_and_none_is_empty(
+def test_every_rank_has_the_same_number_of_micro_batches_and_none_is_empty(
     lengths: np.ndarray, world_size: int, budget: int
 ):
     ranks = spread(lengths, world_size, budget)
@@ -97,7 +97,7 @@ def test_a_pair_larger_than_the_budget_stands_alone():
 
 
 @given(lengths_of_pairs, world_sizes, budgets)
-def test_there_are_no_more_micro_batches_than_greedy_filling_needs(
+def test_greedy_filling_would_not_need_fewer_micro_batches(
     lengths: np.ndarray, world_size: int, budget: int
 ):
     ranks = spread(lengths, world_size, budget)
@@ -139,7 +139,7 @@ def test_equal_pairs_are_shared_equally(num_pairs: int, world_size: int, length:
     assert max(held) == -(-num_pairs // world_size)
 
 
-def test_splitting_further_for_another_rank_evens_the_costs_out():
+def test_splitting_for_another_rank_balances_the_costs():
     # One micro-batch would hold all; two ranks get one each, of 1 x 40 and 3 x 10 tokens a side.
     ranks = spread(np.array([10, 40, 10, 10]), 2, 1_000)
 
@@ -158,11 +158,11 @@ def test_ranks_beyond_the_number_of_pairs_repeat_a_pair_that_does_not_count(
     idle = [members for ((members, weight),) in ranks if weight == 0.0]
     assert len(idle) == more
     for members in idle:
-        assert lengths[members].tolist() == [lengths.min()]  # the cheapest there is
+        assert lengths[members].tolist() == [lengths.min()]  # the cheapest one
 
 
 @given(lengths_of_pairs, world_sizes, budgets)
-def test_a_pair_is_repeated_only_where_there_are_fewer_pairs_than_micro_batches(
+def test_a_pair_is_repeated_only_if_there_are_fewer_pairs_than_micro_batches(
     lengths: np.ndarray, world_size: int, budget: int
 ):
     ranks = spread(lengths, world_size, budget)
@@ -171,7 +171,7 @@ def test_a_pair_is_repeated_only_where_there_are_fewer_pairs_than_micro_batches(
     assert weights.count(0.0) == max(len(weights) - len(lengths), 0)
 
 
-def test_a_micro_batch_is_halved_where_a_rank_would_have_none():
+def test_a_micro_batch_is_halved_if_a_rank_would_have_none():
     # In fours, 16 equal pairs make 4 micro-batches, in threes 6; five ranks need 5.
     ranks = spread(np.full(16, 10), 5, 1_000)
 
@@ -219,12 +219,12 @@ def loads(ranks: Spread, costs: np.ndarray) -> np.ndarray:
 
 
 def fewest_packed(tokens: np.ndarray, budget: int) -> int:
-    """Count the groups of the best of all partitions; a pair over the budget fills one alone."""
+    """Count the groups of the best partition; a pair over the budget gets its own."""
     sizes = [min(size, budget) for size in tokens.tolist()]
 
     @cache
     def best(left: frozenset[int]) -> tuple[int, int]:
-        """Return the fewest groups, and the smallest last one of them."""
+        """Return the fewest groups, and the smallest possible size of the last one."""
         if not left:
             return 0, budget
         options = []
@@ -241,7 +241,7 @@ attention_weights = st.sampled_from([0.0, 0.01, 0.3])
 
 
 @given(lengths_of_pairs, world_sizes, budgets, attention_weights)
-def test_packed_every_rank_has_equally_many_micro_batches_and_none_is_empty(
+def test_packed_every_rank_has_the_same_number_of_micro_batches_and_none_is_empty(
     tokens: np.ndarray, world_size: int, budget: int, weight: float
 ):
     ranks = pack(tokens, world_size, budget, with_attention(tokens, weight))
@@ -297,7 +297,7 @@ def test_packed_pairs_that_fill_the_budget_exactly_share_one_micro_batch():
 def test_packed_up_to_eight_pairs_need_at_most_one_group_more_than_the_best_grouping(
     tokens: np.ndarray, world_size: int, budget: int, weight: float
 ):
-    """Where heaviest first finds no m groups, the best grouping has m or more.
+    """If heaviest first does not find m groups, the best grouping has at least m.
 
     It fails at a pair x that has room nowhere, all before it being as large. Set aside the pairs
     that x does not fit beside even alone: no grouping adds anything to them. The k groups left
@@ -310,14 +310,14 @@ def test_packed_up_to_eight_pairs_need_at_most_one_group_more_than_the_best_grou
     assert -(-best // world_size) <= len(first) <= -(-(best + 1) // world_size)
 
 
-def test_packed_where_heaviest_first_misses_a_perfect_packing_first_fit_finds_it():
+def test_packed_first_fit_finds_a_perfect_packing_that_heaviest_first_misses():
     # 3 + 3 and 2 + 2 + 2 fit into 2 x 6; heaviest first makes 3 + 2 + 2 and 3 + 2 of them.
     (batches,) = pack(np.array([3, 3, 2, 2, 2]), 1, 6)
 
     assert sorted(members.tolist() for members, _ in batches) == [[0, 1], [2, 3, 4]]
 
 
-def test_packed_tokens_are_evened_out_where_evening_costs_breaks_the_budget():
+def test_packed_tokens_are_balanced_if_balancing_costs_breaks_the_budget():
     # By cost 9 | 4 + 3 + 2, of which one holds 10 tokens; by tokens 4 + 2 in each.
     tokens, costs = np.array([2, 2, 4, 4]), np.array([9.0, 2.0, 3.0, 4.0])
 
@@ -335,7 +335,7 @@ def test_packed_no_rank_without_its_smallest_pair_has_more_work_than_another(
     tokens: np.ndarray, world_size: int, weight: float
 ):
     costs = with_attention(tokens, weight)
-    ranks = pack(tokens, world_size, int(tokens.sum()), costs)  # the budget asks for nothing
+    ranks = pack(tokens, world_size, int(tokens.sum()), costs)  # the budget does not matter
 
     assert {len(batches) for batches in ranks} == {1}
     held = loads(ranks, costs)[:, 0]
@@ -344,8 +344,8 @@ def test_packed_no_rank_without_its_smallest_pair_has_more_work_than_another(
             assert load - costs[members].min() <= held.min() + 1e-9 * load
 
 
-def test_packed_it_is_the_work_of_attention_that_is_evened_out():
-    # In tokens 8 + 4 is as much as 4 + 4 + 4; in work 8 alone is as much as four of 4.
+def test_packed_the_work_of_attention_is_balanced():
+    # By tokens, 8 + 4 equals 4 + 4 + 4; by work, 8 alone equals four of 4.
     tokens = np.array([8, 4, 4, 4, 4])
 
     by_work = pack(tokens, 2, 100, tokens.astype(float) ** 2)
@@ -359,7 +359,7 @@ def test_packed_it_is_the_work_of_attention_that_is_evened_out():
 
 
 def lognormal_pairs(seed: int, num_pairs: int) -> np.ndarray:
-    """Return tokens of pairs like those of chats: a median of 650, one in a hundred over 4,000."""
+    """Return token counts like those of chats: median 650, one in a hundred over 4,000."""
     rng = np.random.default_rng(seed)
     return np.clip(rng.lognormal(6.5, 0.8, num_pairs), 20, 8_192).astype(int)
 
@@ -378,7 +378,7 @@ def test_packed_256_pairs_of_usual_lengths_load_8_ranks_within_3_percent_at_ever
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_packed_256_pairs_of_usual_lengths_take_no_more_micro_batches_than_their_tokens_ask_for(
+def test_packed_256_pairs_of_usual_lengths_take_no_more_micro_batches_than_needed(
     seed: int,
 ):
     tokens = lognormal_pairs(seed, 256)
@@ -409,7 +409,7 @@ def test_packed_ranks_take_turns_at_the_costliest_micro_batch():
 
 
 @given(lengths_of_pairs, world_sizes, budgets)
-def test_packed_the_smallest_pair_is_repeated_where_there_are_fewer_pairs_than_micro_batches(
+def test_packed_the_smallest_pair_is_repeated_if_there_are_fewer_pairs_than_micro_batches(
     tokens: np.ndarray, world_size: int, budget: int
 ):
     ranks = pack(tokens, world_size, budget)

@@ -1,4 +1,4 @@
-"""How a stream is cut into steps; ``tests/integration/test_data.py`` streams through Ray Data."""
+"""Cutting a stream into steps; ``tests/integration/test_data.py`` streams through Ray Data."""
 
 import pickle
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def planned(folder: Path) -> PlannedPairs:
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> list[list[LoadedMicroBatch]]:
-    """What rank 1 of 2 computes in the steps of a run over 40 pairs."""
+    """Micro-batches of rank 1 of 2 in each step of a run over 40 pairs."""
     folder = tmp_path_factory.mktemp("stream")
     table, _ = builtin_table(folder / "table", 40)
     plan = planned(folder).plan(table)
@@ -38,9 +38,7 @@ def one_by_one(steps: list[list[LoadedMicroBatch]]) -> Iterator[LoadedMicroBatch
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_a_stream_is_cut_into_the_steps_that_it_was_planned_as(
-    first: int, steps: list[list[LoadedMicroBatch]]
-):
+def test_a_stream_is_cut_into_its_planned_steps(first: int, steps: list[list[LoadedMicroBatch]]):
     stream = one_by_one(steps[first:])
 
     taken = list(take_steps(stream, range(first, len(steps)), rank=1))
@@ -51,7 +49,7 @@ def test_a_stream_is_cut_into_the_steps_that_it_was_planned_as(
         assert all(a is b for a, b in zip(got, sent, strict=True))
 
 
-def test_no_more_than_a_step_is_read_ahead_of_it(steps: list[list[LoadedMicroBatch]]):
+def test_a_step_is_yielded_before_the_next_is_read(steps: list[list[LoadedMicroBatch]]):
     stream = one_by_one(steps)
 
     next(take_steps(stream, range(len(steps)), rank=1))
@@ -60,23 +58,23 @@ def test_no_more_than_a_step_is_read_ahead_of_it(steps: list[list[LoadedMicroBat
 
 
 @pytest.mark.parametrize("change", [{"step": 1}, {"position": 1}, {"rank": 0}])
-def test_a_micro_batch_of_another_step_place_or_rank_ends_the_run(
+def test_a_micro_batch_of_another_step_position_or_rank_is_refused(
     change: dict[str, int], steps: list[list[LoadedMicroBatch]]
 ):
     first = steps[0][0]
     wrong = replace(first, plan=replace(first.plan, **change))
 
-    with pytest.raises(RuntimeError, match=r"rank 1 was sent .* instead of \(0, 0, 1\)"):
+    with pytest.raises(RuntimeError, match=r"rank 1 received .*, expected \(0, 0, 1\)"):
         next(take_steps(iter([wrong, *steps[0][1:]]), [0], rank=1))
 
 
-def test_a_run_that_is_over_asks_for_nothing(tmp_path: Path):
+def test_a_finished_run_reads_nothing(tmp_path: Path):
     stream = RankStream(planned=planned(tmp_path / "missing"), rank=0, world_size=1)
 
     assert list(stream.steps(5, 5)) == []
 
 
-def test_what_is_streamed_travels_in_a_few_hundred_bytes(tmp_path: Path):
+def test_planned_pairs_pickle_to_a_few_hundred_bytes(tmp_path: Path):
     stream = RankStream(planned=planned(tmp_path), rank=0, world_size=1)
 
     assert pickle.loads(pickle.dumps(stream)) == stream

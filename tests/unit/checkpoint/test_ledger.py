@@ -14,14 +14,14 @@ from rm_ray.checkpoint.ledger import Ledger
 
 @st.composite
 def ledgers(draw: st.DrawFn) -> Ledger:
-    """Whole passes over the pairs, and a part of one more, in any order."""
+    """Full passes over the pairs and a partial one, in any order."""
     extra = draw(st.lists(st.booleans(), min_size=1, max_size=70))
     return Ledger(counts=np.array(extra, dtype=np.int32) + draw(st.integers(0, 1_000)))
 
 
 @st.composite
 def uneven_ledgers(draw: st.DrawFn) -> Ledger:
-    """What skipped steps leave: some pairs are passes behind the others."""
+    """A ledger after skipped steps: some pairs are passes behind the others."""
     behind = draw(st.lists(st.integers(0, 4), min_size=1, max_size=70))
     return Ledger(counts=np.array(behind, dtype=np.int32) + draw(st.integers(0, 1_000)))
 
@@ -38,7 +38,7 @@ def stored(ledger: Ledger) -> Ledger:
 
 
 @given(ledgers() | uneven_ledgers())
-def test_a_ledger_is_read_as_it_was_written(ledger: Ledger):
+def test_a_ledger_survives_a_round_trip(ledger: Ledger):
     again = stored(ledger)
 
     assert again.counts.tolist() == ledger.counts.tolist()
@@ -47,7 +47,7 @@ def test_a_ledger_is_read_as_it_was_written(ledger: Ledger):
 
 
 @given(ledgers(), st.data())
-def test_a_ledger_that_was_read_goes_on_counting(ledger: Ledger, data: st.DataObject):
+def test_a_ledger_continues_counting_after_a_round_trip(ledger: Ledger, data: st.DataObject):
     pairs = np.array(
         data.draw(st.lists(st.integers(0, len(ledger.counts) - 1), max_size=9)), dtype=np.int64
     )
@@ -60,7 +60,7 @@ def test_a_ledger_that_was_read_goes_on_counting(ledger: Ledger, data: st.DataOb
 
 
 @pytest.mark.parametrize("num_pairs", [1, 7, 8, 9, 1_001])
-def test_what_was_not_trained_on_stays_at_zero_through_a_round_trip(num_pairs: int):
+def test_untrained_pairs_stay_at_zero_through_a_round_trip(num_pairs: int):
     ledger = stored(Ledger.empty(num_pairs))
 
     assert ledger.counts.tolist() == [0] * num_pairs
@@ -77,7 +77,7 @@ def test_a_pair_that_comes_twice_in_one_call_counts_twice():
     assert ledger.bounds == {"least": 0, "most": 2}
 
 
-def test_a_pair_that_there_is_not_is_no_pair():
+def test_an_unknown_pair_is_an_error():
     with pytest.raises(IndexError):
         Ledger.empty(4).add(np.array([4]))
 
@@ -100,8 +100,8 @@ def test_the_sum_over_ranks_is_what_one_rank_would_have_counted(
     together.check(num_pairs * num_epochs)
 
 
-def test_counts_go_on_when_other_numbers_of_ranks_do():
-    """Rank 0 goes on from the checkpoint's sum, and every other rank from nothing."""
+def test_counts_continue_with_another_number_of_ranks():
+    """Rank 0 continues from the checkpoint's sum, and every other rank from zero."""
     order, num_pairs = epoch_order(12, seed=0, epoch=0), 12
     kept = Ledger.empty(num_pairs)
     for world_size, steps in ((3, order[:5]), (1, order[5:6]), (4, order[6:])):
@@ -134,15 +134,15 @@ def test_a_pair_trained_on_twice_instead_of_another_is_found(ledger: Ledger, dat
 
     ledger.add(np.array([data.draw(st.sampled_from(already))]))
 
-    told = f"a pair was trained on {most + 1} times, another {least}"
-    with pytest.raises(AssertionError, match=told):
+    message = f"a pair was trained on {most + 1} times, another {least}"
+    with pytest.raises(AssertionError, match=message):
         ledger.check(episodes(ledger))
 
 
 def test_a_pair_missed_in_a_pass_is_found():
     ledger = Ledger.empty(5)
     ledger.add(np.array([0, 1, 2, 3]))
-    ledger.check(4)  # the fifth may be the next
+    ledger.check(4)  # the fifth pair may still follow
     ledger.add(np.array([0]))
 
     with pytest.raises(AssertionError, match="a pair was trained on 2 times, another 0"):
@@ -171,7 +171,7 @@ def test_a_skipped_step_may_leave_its_pairs_a_pass_behind():
 
 
 @given(ledgers(), st.integers(-3, 3).filter(bool))
-def test_another_number_of_episodes_than_was_counted_is_found(ledger: Ledger, off: int):
+def test_a_ledger_that_does_not_match_the_episode_is_found(ledger: Ledger, off: int):
     with pytest.raises(AssertionError, match=f"the ledger counts {episodes(ledger)} pairs at"):
         ledger.check(episodes(ledger) + off)
 
@@ -188,7 +188,7 @@ def test_a_million_pairs_take_a_bit_each(tmp_path: Path):
     assert np.array_equal(Ledger.read(path).counts, ledger.counts)
 
 
-def test_between_two_passes_there_is_hardly_anything_to_keep(tmp_path: Path):
+def test_a_ledger_between_two_passes_is_tiny(tmp_path: Path):
     path = tmp_path / "trained_pairs.npz"
 
     Ledger(counts=np.full(1_000_000, 7, dtype=np.int32)).write(path)

@@ -1,4 +1,3 @@
-import os
 import shutil
 import tempfile
 import uuid
@@ -6,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from rm_ray.checkpoint.staging import STAGED, rescue_staged, staging_folder
-from rm_ray.errors import InputError
+from rm_ray.checkpoint.staging import (
+    STAGED,
+    discard_staged,
+    mark_staged,
+    rescue_staged,
+    staging_folder,
+    upload_staged,
+)
 from rm_ray.storage import Storage
 
 KEY = "7f3a"
@@ -15,7 +20,7 @@ KEY = "7f3a"
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the machine's own disk."""
+    """A folder that stands for the machine's disk."""
     folder = tmp_path / "machine"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -29,7 +34,7 @@ def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def stage(rank: int, name: str, *, is_marked: bool, key: str = KEY) -> Path:
-    """Write what a rank stages of a checkpoint, and the mark once every rank has done so."""
+    """Write a rank's staged part of a checkpoint, and its marker if every rank has staged."""
     folder = staging_folder(key) / f"rank-{rank}" / name
     (folder / "data").mkdir(parents=True)
     (folder / f"slices-{rank:05d}.safetensors").write_bytes(bytes([rank, 255, 0]))
@@ -43,12 +48,12 @@ def files(storage: Storage, name: str = "") -> list[str]:
     """Return the paths of all files below a folder."""
     found = []
     for info in storage.list(name):
-        path = f"{name}/{info.base_name}".lstrip("/")
+        path = f"{name}/{info.name}".lstrip("/")
         found += [path] if info.is_file else files(storage, path)
     return found
 
 
-def test_what_every_rank_has_staged_is_brought_to_the_run(run_folder: Storage):
+def test_a_checkpoint_that_every_rank_has_staged_is_uploaded(run_folder: Storage):
     for rank in (0, 3):
         stage(rank, "checkpoint_00000010_0001", is_marked=True)
 
@@ -69,7 +74,7 @@ def test_what_every_rank_has_staged_is_brought_to_the_run(run_folder: Storage):
         assert stream.read() == bytes([3, 255, 0])
 
 
-def test_what_was_still_being_staged_is_dropped(run_folder: Storage):
+def test_a_partly_staged_checkpoint_is_dropped(run_folder: Storage):
     stage(0, "checkpoint_00000010_0001", is_marked=True)
     stage(0, "checkpoint_00000020_0001", is_marked=False)
     stage(1, "checkpoint_00000020_0001", is_marked=False)
@@ -79,7 +84,7 @@ def test_what_was_still_being_staged_is_dropped(run_folder: Storage):
     assert {file.split("/")[0] for file in files(run_folder)} == {"checkpoint_00000010_0001"}
 
 
-def test_a_mark_without_a_folder_brings_nothing(run_folder: Storage):
+def test_a_marker_without_a_folder_uploads_nothing(run_folder: Storage):
     folder = stage(0, "checkpoint_00000010_0001", is_marked=True)
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -90,29 +95,7 @@ def test_a_mark_without_a_folder_brings_nothing(run_folder: Storage):
     assert files(run_folder) == []
 
 
-def test_every_user_of_a_machine_has_a_folder(machine: Path, monkeypatch: pytest.MonkeyPatch):
-    assert staging_folder(KEY) == machine / f"rm_ray-{os.getuid()}" / "staging" / KEY
-
-    monkeypatch.setattr(os, "getuid", lambda: 4711)
-    with pytest.raises(InputError, match="rm_ray-4711 belongs to another user"):
-        staging_folder(KEY)  # we made it, and are now somebody else
-
-
-def test_a_folder_that_others_may_write_to_is_refused(machine: Path):
-    home = machine / f"rm_ray-{os.getuid()}"
-    home.mkdir(parents=True)
-    home.chmod(0o777)
-    with pytest.raises(InputError, match="others may write to it; remove it, or set TMPDIR"):
-        staging_folder(KEY)
-
-
-def test_a_link_in_place_of_the_folder_is_refused(machine: Path, tmp_path: Path):
-    (machine / f"rm_ray-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="belongs to another user"):
-        staging_folder(KEY)
-
-
-def test_a_folder_that_vanishes_meanwhile_is_of_no_concern(
+def test_a_folder_that_vanishes_meanwhile_is_ignored(
     run_folder: Storage, monkeypatch: pytest.MonkeyPatch
 ):
     gone = stage(0, "checkpoint_00000010_0001", is_marked=True)
@@ -157,7 +140,7 @@ def test_a_machine_without_anything_staged_does_nothing(run_folder: Storage):
     assert files(run_folder) == []
 
 
-def test_what_another_run_has_staged_stays(run_folder: Storage):
+def test_another_run_s_staged_checkpoints_stay(run_folder: Storage):
     stage(0, "checkpoint_00000010_0001", is_marked=True, key="another")
 
     rescue_staged(run_folder, KEY)
@@ -166,7 +149,7 @@ def test_what_another_run_has_staged_stays(run_folder: Storage):
     assert staging_folder("another").exists()
 
 
-def test_a_part_that_had_arrived_before_is_completed(run_folder: Storage):
+def test_a_partly_uploaded_checkpoint_is_completed(run_folder: Storage):
     name = "checkpoint_00000010_0001"
     stage(0, name, is_marked=True)
     run_folder.write_text(f"{name}/data/of-0.txt", "torn")
@@ -179,7 +162,7 @@ def test_a_part_that_had_arrived_before_is_completed(run_folder: Storage):
     assert run_folder.exists(f"{name}/slices-00000.safetensors")
 
 
-def test_what_cannot_be_brought_stays_staged(tmp_path: Path):
+def test_a_checkpoint_that_cannot_be_uploaded_stays_staged(tmp_path: Path):
     name = "checkpoint_00000010_0001"
     folder = stage(0, name, is_marked=True)
     (tmp_path / "storage").write_text("in the way")
@@ -193,3 +176,24 @@ def test_what_cannot_be_brought_stays_staged(tmp_path: Path):
     rescue_staged(run_folder, KEY)
     assert run_folder.read_text(f"{name}/data/of-0.txt") == name
     assert not staging_folder(KEY).exists()
+
+
+def test_a_folder_is_unmarked_once_it_has_been_copied(run_folder: Storage):
+    folder = stage(0, "checkpoint_00000010_0001", is_marked=False)
+    mark_staged(folder)
+
+    upload_staged(folder, run_folder, patience_s=0.0)
+
+    assert run_folder.exists("checkpoint_00000010_0001/slices-00000.safetensors")
+    assert not folder.with_suffix(STAGED).exists()
+    assert folder.exists()  # its owner deletes it
+
+
+def test_a_discarded_folder_is_deleted_with_its_marker(run_folder: Storage):
+    folder = stage(0, "checkpoint_00000010_0001", is_marked=True)
+
+    discard_staged(folder)
+    discard_staged(folder)  # a missing folder is fine
+
+    rescue_staged(run_folder, KEY)
+    assert files(run_folder) == []

@@ -1,4 +1,4 @@
-"""Ranks that meet on gloo, and what is said where they do not."""
+"""Ranks connecting over gloo, and the errors if they cannot."""
 
 import json
 import os
@@ -31,7 +31,7 @@ from rm_ray.errors import LostError
 CPU = torch.device("cpu")
 
 LATE_S = 0.5
-"""How long a rank lets the other wait."""
+"""How long one rank keeps the other waiting, in seconds."""
 
 
 def join(rank: int, folder: Path) -> None:
@@ -66,9 +66,9 @@ def join(rank: int, folder: Path) -> None:
         connectivity.meet(host, limit_s=5)
         time.sleep(1.0)  # never takes part in the exchange
     (folder / f"{rank}.json").write_text(json.dumps(found))
-    connectivity._store().set(f"written-{rank}", "")
-    connectivity._store().wait([f"written-{other}" for other in range(2)])
-    os._exit(0)  # a thread still hangs in gloo, which aborts where its process takes it down
+    connectivity.meeting_store().set(f"written-{rank}", "")
+    connectivity.meeting_store().wait([f"written-{other}" for other in range(2)])
+    os._exit(0)  # a thread still hangs in gloo, which would abort at a normal exit
 
 
 def tell(action: Any) -> tuple[str, str]:
@@ -78,9 +78,9 @@ def tell(action: Any) -> tuple[str, str]:
 
 
 def wait_for_a_late_rank(rank: int) -> list[float]:
-    """Sum in a group that gave up too early, and in one that is made after, as DeepSpeed does."""
+    """Reduce in a group whose timeout was too short, and in a later one as DeepSpeed creates it."""
     limits = []
-    for limit in (LATE_S / 2, 60.0):  # without the second, the late rank is not waited for
+    for limit in (LATE_S / 2, 60.0):  # the first limit is too short for the late rank
         be_patient(limit)
         limits.append(dist.group.WORLD._get_backend(CPU).options._timeout.total_seconds())
     later = dist.new_group([0, 1])
@@ -99,25 +99,25 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, A
     yield [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_ranks_that_meet_say_how_fast_they_exchange(found: list[dict[str, Any]]):
+def test_connected_ranks_report_their_bandwidth(found: list[dict[str, Any]]):
     for one in found:
         shown = f"{one['bandwidth'] / 1e9:.3g}"
         assert one["line"] == f"2 ranks on 2 machines exchange {shown} GB/s"
         assert 1e6 < one["bandwidth"] < 1e12
 
 
-def test_to_try_the_network_costs_next_to_nothing(found: list[dict[str, Any]]):
-    assert max(one["seconds"] for one in found) < 1.0  # some 10 ms, on a machine that is not busy
+def test_testing_the_network_is_cheap(found: list[dict[str, Any]]):
+    assert max(one["seconds"] for one in found) < 1.0  # about 10 ms on an idle machine
 
 
-def test_a_rank_that_does_not_come_is_named_with_its_machine(found: list[dict[str, Any]]):
+def test_a_missing_rank_is_named_with_its_machine(found: list[dict[str, Any]]):
     cause, signature = found[0]["never comes"]
 
-    assert cause.startswith("rank 1 on node-1 did not come to the others within 0 s; ")
+    assert cause.startswith("rank 1 on node-1 did not join the others within 0 s; ")
     assert signature == "connecting: ranks did not come"
 
 
-def test_a_network_that_carries_nothing_is_told_with_the_remedy(found: list[dict[str, Any]]):
+def test_a_dead_network_is_reported_with_a_remedy(found: list[dict[str, Any]]):
     cause, signature = found[0]["hangs"]
 
     assert cause.startswith("2 ranks on node-0, node-1 cannot exchange 4 bytes (not within 0 s).")
@@ -125,22 +125,22 @@ def test_a_network_that_carries_nothing_is_told_with_the_remedy(found: list[dict
     assert signature == "connecting: no exchange of 4 bytes"
 
 
-def test_links_are_measured_between_machines_and_within_them(found: list[dict[str, Any]]):
+def test_links_are_measured_within_and_between_machines(found: list[dict[str, Any]]):
     for one in found:
-        assert one["within"] is None  # there is one rank on each
+        assert one["within"] is None  # one rank per machine
         for name in ("between", "within one"):
             assert 1e6 < one[name]["all_reduce"] < 1e12
             assert 1e6 < one[name]["all_gather"] < 1e12
             assert 0 < one[name]["latency_s"] < 1
-    assert found[0]["between"] == found[1]["between"]  # the slowest rank's, for all
+    assert found[0]["between"] == found[1]["between"]  # all get the slowest rank's
 
 
-def test_collectives_wait_as_long_as_they_were_told_to_in_all_groups(found: list[dict[str, Any]]):
+def test_the_collective_timeout_applies_to_all_groups(found: list[dict[str, Any]]):
     assert [one["late"] for one in found] == [[LATE_S / 2, 60.0, 60.0, 4.0]] * 2
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
-def test_every_rank_is_in_one_group_of_each_kind(hosts: list[str]):
+def test_every_rank_is_in_exactly_one_group_of_each_kind(hosts: list[str]):
     for groups in (ranks_by_machine(hosts), ranks_across_machines(hosts)):
         assert sorted(rank for ranks in groups for rank in ranks) == list(range(len(hosts)))
     assert all(len({hosts[rank] for rank in ranks}) == 1 for ranks in ranks_by_machine(hosts))
@@ -157,7 +157,7 @@ def test_eight_machines_of_eight_ranks_have_eight_groups_of_each_kind():
     assert told == "64 ranks on 8 machines exchange 212 GB/s"
 
 
-def test_what_an_action_raises_is_raised_and_what_hangs_is_left():
+def test_errors_of_an_action_propagate_and_hangs_are_abandoned():
     def fail() -> None:
         raise RuntimeError("socket")
 
@@ -177,8 +177,8 @@ def test_what_an_action_raises_is_raised_and_what_hangs_is_left():
         ("ab", "4 bytes", "ncclRemoteError: closed", "NCCL_SOCKET_IFNAME", ""),
     ],
 )
-def test_what_nccl_says_leads_to_what_to_do(hosts, what, error, told, signature):
-    lost = connectivity._unreachable(list(hosts), what, RuntimeError(error), "nccl")
+def test_nccl_errors_lead_to_a_remedy(hosts, what, error, told, signature):
+    lost = connectivity.explain_unreachable(list(hosts), what, RuntimeError(error), "nccl")
 
     assert told in lost.cause
     assert error in lost.cause

@@ -12,7 +12,7 @@ from rm_ray.cluster.process_group import (
     set_defaults,
 )
 from rm_ray.errors import InputError
-from rm_ray.storage import local_home
+from rm_ray.local_home import local_home
 
 ADDRESSES = {
     "lo": ["127.0.0.1", "::1"],
@@ -28,12 +28,12 @@ def test_the_interface_is_the_one_with_the_address():
     assert find_interface(ADDRESSES, "127.0.0.1") == "lo"
 
 
-def test_an_address_that_is_nowhere_has_no_interface():
+def test_an_unknown_address_has_no_interface():
     assert find_interface(ADDRESSES, "10.1.0.5") is None
     assert find_interface({}, "10.1.0.4") is None
 
 
-def test_what_nccl_triton_and_the_allocator_read_is_filled_in():
+def test_defaults_are_set_for_nccl_triton_and_the_allocator():
     environment: dict[str, str] = {}
     set_defaults(environment)
 
@@ -45,7 +45,7 @@ def test_what_nccl_triton_and_the_allocator_read_is_filled_in():
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_what_the_environment_says_stays(name: str):
+def test_existing_environment_variables_are_kept(name: str):
     given = {"NCCL_DEBUG": "INFO", name: "backend:cudaMallocAsync", "TRITON_CACHE_DIR": "/cache"}
     environment = dict(given)
     set_defaults(environment)
@@ -54,12 +54,12 @@ def test_what_the_environment_says_stays(name: str):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_worker_without_the_gpu_that_it_is_to_have_is_refused(monkeypatch):
+def test_a_worker_without_its_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(process_group, "find_cuda", lambda: None)
     with pytest.raises(InputError, match=f"{socket.gethostname()} .* is built without CUDA"):
         prepare_gpu()
 
 
-def test_the_limit_of_collectives_is_that_of_the_interface():
+def test_the_collective_timeout_is_set_on_the_process_group():
     assert ProcessGroupConfig(timeout_s=5_400).to_dict()["timeout_s"] == 5_400

@@ -6,29 +6,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_ray.cluster import ray_cluster
-from rm_ray.cluster.ray_cluster import _fit
+from rm_ray.cluster.ray_cluster import fit_to_machines
 from rm_ray.commands.train import parse_command
 from rm_ray.config.recipe import parse_config
-from rm_ray.config.train_config import ClusterConfig
+from rm_ray.config.sections.cluster import ClusterConfig
 from rm_ray.errors import InputError, LostError
 
-RULE = "a number from 1 on, or two of them as in '2-8', the smaller one first"
+RULE = "a number of at least 1, or a range such as '2-8'"
 
 
 def resources(*, cpus: float = 0, gpus: float = 0) -> dict[str, float]:
-    """What Ray says that a machine has; it leaves out what there is none of."""
+    """Return a machine's resources as Ray reports them, without those that it lacks."""
     named = {"CPU": cpus, "GPU": gpus, "memory": 1e10, "node:10.0.0.1": 1.0}
     return {name: amount for name, amount in named.items() if amount}
 
 
 def fitted(config: ClusterConfig, **has: float) -> tuple[int | str | None, bool | None]:
-    found = _fit(config, [resources(**has)])
+    found = fit_to_machines(config, [resources(**has)])
     return found.num_workers, found.use_gpu
 
 
 def refusal(config: ClusterConfig, **has: float) -> str:
     with pytest.raises(InputError) as caught:
-        _fit(config, [resources(**has)])
+        fit_to_machines(config, [resources(**has)])
     return str(caught.value)
 
 
@@ -44,7 +44,7 @@ def refusal(config: ClusterConfig, **has: float) -> str:
         ("1-1000", (1, 1000)),
     ],
 )
-def test_workers_may_be_a_number_or_two_of_them(
+def test_workers_may_be_a_number_or_a_range(
     asked: int | str | None, bounds: tuple[int, int] | None
 ):
     assert ClusterConfig(num_workers=asked).worker_bounds == bounds
@@ -59,7 +59,7 @@ def test_workers_may_be_given_on_the_command_line(word: str, kept: int | str | N
 @pytest.mark.parametrize(
     "asked", [0, -1, "0", "0-3", "8-2", "-3", "-", "", "x", "x-2", "2-x", "2-8-9", "2--8", "1.5"]
 )
-def test_workers_that_are_no_such_numbers_are_refused(asked: int | str):
+def test_invalid_numbers_of_workers_are_refused(asked: int | str):
     told = f"cluster.num_workers must be {RULE}, got {asked!r}"
 
     with pytest.raises(InputError) as caught:
@@ -72,7 +72,7 @@ def test_workers_that_are_no_such_numbers_are_refused(asked: int | str):
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_workers_that_are_true_or_false_are_refused(asked: bool):
+def test_boolean_numbers_of_workers_are_refused(asked: bool):
     with pytest.raises(InputError, match=rf"cluster\.num_workers must be .*, got {asked}"):
         ClusterConfig(num_workers=asked)
     with pytest.raises(InputError, match=rf"cluster\.num_workers must not be .*, got {asked}"):
@@ -80,13 +80,13 @@ def test_workers_that_are_true_or_false_are_refused(asked: bool):
 
 
 @pytest.mark.parametrize("asked", [2.5, [2, 8], "two"])
-def test_workers_of_another_kind_are_refused(asked: object):
+def test_numbers_of_workers_of_another_type_are_refused(asked: object):
     with pytest.raises(InputError, match=r"cluster\.num_workers"):
         parse_config({"cluster": {"num_workers": asked}})
 
 
 @pytest.mark.parametrize("cpus", [5, 64])
-def test_a_fixed_number_of_workers_is_what_there_is(cpus: int):
+def test_a_fixed_number_of_workers_is_kept(cpus: int):
     assert fitted(ClusterConfig(num_workers=4), cpus=cpus) == (4, False)
     assert fitted(ClusterConfig(num_workers="4"), cpus=cpus) == (4, False)
 
@@ -116,77 +116,77 @@ def test_a_range_takes_no_more_workers_than_there_are_gpus(gpus: float, cpus: in
     assert fitted(replace(config, use_gpu=True), cpus=cpus, gpus=gpus) == (workers, True)
 
 
-def test_a_range_without_gpus_does_not_look_at_those_there_are():
+def test_a_range_on_cpus_ignores_available_gpus():
     config = ClusterConfig(num_workers="2-8", use_gpu=False)
 
     assert fitted(config, cpus=8, gpus=3) == (7, False)
 
 
-def test_without_a_number_there_is_a_worker_for_each_gpu():
+def test_by_default_there_is_one_worker_per_gpu():
     assert fitted(ClusterConfig(), cpus=64, gpus=4) == (4, True)
     assert fitted(ClusterConfig(use_gpu=True), cpus=64, gpus=4) == (4, True)
 
 
-def test_without_a_number_and_gpus_there_is_one_worker():
+def test_by_default_there_is_one_worker_without_gpus():
     assert fitted(ClusterConfig(), cpus=64) == (1, False)
     assert fitted(ClusterConfig(use_gpu=False), cpus=64, gpus=4) == (1, False)
 
 
-def test_machines_without_gpus_are_for_the_data_and_no_place_for_a_worker_with_one():
+def test_machines_without_gpus_take_data_tasks_but_no_gpu_workers():
     config = ClusterConfig(cpus_per_worker=4)
     head, data = resources(), [resources(cpus=32)] * 4
     machines = [head, *data, resources(cpus=33, gpus=8), resources(cpus=20, gpus=8)]
 
-    assert _fit(replace(config, num_workers="1-16"), machines).num_workers == 8 + 5
-    with pytest.raises(InputError, match="ask for fewer"):
-        _fit(replace(config, num_workers=14), machines)
+    assert fit_to_machines(replace(config, num_workers="1-16"), machines).num_workers == 8 + 5
+    with pytest.raises(InputError, match="request fewer"):
+        fit_to_machines(replace(config, num_workers=14), machines)
     whole = [head, *data, *[resources(cpus=32, gpus=8)] * 8]
-    assert _fit(config, whole) == replace(config, num_workers=64, use_gpu=True)
-    with pytest.raises(InputError, match="64 x 4, and Ray Data needs 1 CPU beside them"):
-        _fit(config, [head, *[resources(cpus=32, gpus=8)] * 8])
+    assert fit_to_machines(config, whole) == replace(config, num_workers=64, use_gpu=True)
+    with pytest.raises(InputError, match="64 x 4, and Ray Data needs 1 more CPU"):
+        fit_to_machines(config, [head, *[resources(cpus=32, gpus=8)] * 8])
     told = "cluster.num_workers is 1 with one GPU each, but the cluster has 0 GPUs and 128 CPUs"
     with pytest.raises(InputError, match=told):
-        _fit(replace(config, use_gpu=True), [head, *data])
+        fit_to_machines(replace(config, use_gpu=True), [head, *data])
 
 
-def test_the_rest_of_the_settings_stays():
+def test_other_settings_are_kept():
     config = ClusterConfig(num_workers="1-4", cpus_per_worker=2, zero_stage=3, offload="all")
 
-    found = _fit(config, [resources(cpus=9)])
+    found = fit_to_machines(config, [resources(cpus=9)])
 
     assert found == replace(config, num_workers=4, use_gpu=False)
 
 
-def test_too_few_gpus_for_a_number_of_workers_is_told():
+def test_too_few_gpus_for_the_workers_are_refused():
     told = "cluster.num_workers is 4 with one GPU each, but the cluster has 3 GPUs and 64 CPUs; "
     assert refusal(ClusterConfig(num_workers=4), cpus=64, gpus=3).startswith(told)
     assert refusal(ClusterConfig(num_workers="4-8"), cpus=64, gpus=3).startswith(told)
     assert "--cluster.use_gpu False" in refusal(ClusterConfig(num_workers=4), cpus=64, gpus=3)
 
 
-def test_gpus_that_are_asked_for_and_not_there_are_told():
+def test_requested_gpus_that_are_missing_are_refused():
     told = "cluster.num_workers is 1 with one GPU each, but the cluster has 0 GPUs and 64 CPUs"
     assert told in refusal(ClusterConfig(use_gpu=True), cpus=64)
 
 
 @pytest.mark.parametrize("asked", [3, "3-8"])
-def test_too_few_cpus_for_the_least_number_of_workers_is_told(asked: int | str):
+def test_too_few_cpus_for_the_minimum_of_workers_are_refused(asked: int | str):
     config = ClusterConfig(num_workers=asked, cpus_per_worker=2)
 
     assert refusal(config, cpus=6) == (
-        "cluster.num_workers x cluster.cpus_per_worker is 3 x 2, and Ray Data needs 1 CPU beside "
-        "them: 7 CPUs, each worker's on one machine, but the cluster has 0 GPUs and 6 CPUs; "
-        "ask for fewer"
+        "cluster.num_workers x cluster.cpus_per_worker is 3 x 2, and Ray Data needs 1 more CPU: "
+        "7 CPUs, each worker's on one machine, but the cluster has 0 GPUs and 6 CPUs; "
+        "request fewer"
     )
     assert fitted(config, cpus=7) == (3, False)
 
 
 @pytest.mark.parametrize("cpus", [0, 0.5, 1])
-def test_a_cluster_without_a_cpu_to_spare_has_none_for_a_worker(cpus: float):
-    told = f"but the cluster has 0 GPUs and {int(cpus)} CPUs; ask for fewer"
+def test_a_cluster_with_a_cpu_only_for_ray_data_is_refused(cpus: float):
+    told = f"but the cluster has 0 GPUs and {int(cpus)} CPUs; request fewer"
 
     refused = refusal(ClusterConfig(), cpus=cpus)
-    assert "Ray Data needs 1 CPU beside them: 2 CPUs, " in refused
+    assert "Ray Data needs 1 more CPU: 2 CPUs, " in refused
     assert told in refused
 
 
@@ -202,34 +202,32 @@ configs = st.builds(
 
 def number_fitting(config: ClusterConfig, cpus: int, gpus: int) -> int:
     try:
-        return int(_fit(config, [resources(cpus=cpus, gpus=gpus)]).num_workers or 0)
+        return int(fit_to_machines(config, [resources(cpus=cpus, gpus=gpus)]).num_workers or 0)
     except InputError:
         return 0
 
 
 @given(configs, st.integers(0, 40), st.integers(0, 9))
-def test_what_fits_needs_no_more_than_there_is(config: ClusterConfig, cpus: int, gpus: int):
+def test_the_fitted_workers_never_exceed_the_resources(config: ClusterConfig, cpus: int, gpus: int):
     workers = number_fitting(config, cpus, gpus)
     if workers == 0:
         return
     least, most = config.worker_bounds or (1, 9)
     assert least <= workers <= most
     assert workers * config.cpus_per_worker < cpus
-    if _fit(config, [resources(cpus=cpus, gpus=gpus)]).use_gpu:
+    if fit_to_machines(config, [resources(cpus=cpus, gpus=gpus)]).use_gpu:
         assert workers <= gpus
 
 
 @given(configs, st.integers(0, 40), st.integers(0, 9))
-def test_what_fits_still_fits_when_it_is_asked_for_by_itself(
-    config: ClusterConfig, cpus: int, gpus: int
-):
+def test_the_fitted_number_also_fits_as_a_fixed_number(config: ClusterConfig, cpus: int, gpus: int):
     if number_fitting(config, cpus, gpus):
-        found = _fit(config, [resources(cpus=cpus, gpus=gpus)])
-        assert _fit(found, [resources(cpus=cpus, gpus=gpus)]) == found
+        found = fit_to_machines(config, [resources(cpus=cpus, gpus=gpus)])
+        assert fit_to_machines(found, [resources(cpus=cpus, gpus=gpus)]) == found
 
 
 @given(configs.filter(lambda c: c.num_workers is not None), st.integers(0, 40), st.integers(0, 9))
-def test_more_cpus_are_never_for_fewer_workers(config: ClusterConfig, cpus: int, gpus: int):
+def test_more_cpus_never_mean_fewer_workers(config: ClusterConfig, cpus: int, gpus: int):
     assert number_fitting(config, cpus, gpus) <= number_fitting(config, cpus + 1, gpus)
 
 
@@ -241,9 +239,9 @@ def test_a_run_grows_with_its_cluster_up_to_its_range():
 
 
 def num_on(config: ClusterConfig, *machines: dict[str, float]) -> int:
-    """How many workers fit on several machines; 0 where too few do."""
+    """Return how many workers fit on several machines; 0 if too few do."""
     try:
-        return int(_fit(config, machines).num_workers or 0)
+        return int(fit_to_machines(config, machines).num_workers or 0)
     except InputError:
         return 0
 
@@ -257,14 +255,14 @@ def test_each_worker_has_its_cpus_on_one_machine():
     assert num_on(ClusterConfig(num_workers="1-9", cpus_per_worker=4), *machines) == 0
 
 
-def test_what_does_not_fit_on_one_machine_is_told():
+def test_a_worker_that_fits_on_no_single_machine_is_refused():
     with pytest.raises(InputError) as caught:
-        _fit(ClusterConfig(num_workers=4, cpus_per_worker=2), [resources(cpus=3)] * 3)
+        fit_to_machines(ClusterConfig(num_workers=4, cpus_per_worker=2), [resources(cpus=3)] * 3)
 
     assert str(caught.value) == (
-        "cluster.num_workers x cluster.cpus_per_worker is 4 x 2, and Ray Data needs 1 CPU beside "
-        "them: 9 CPUs, each worker's on one machine, but the cluster has 0 GPUs and 9 CPUs; "
-        "ask for fewer"
+        "cluster.num_workers x cluster.cpus_per_worker is 4 x 2, and Ray Data needs 1 more CPU: "
+        "9 CPUs, each worker's on one machine, but the cluster has 0 GPUs and 9 CPUs; "
+        "request fewer"
     )
 
 
@@ -279,7 +277,7 @@ def test_a_worker_has_its_gpu_and_its_cpus_on_one_machine(use_gpu: bool | None):
     assert num_on(config, resources(gpus=4, cpus=5), resources(gpus=1, cpus=64)) == 3
 
 
-def test_one_cpu_is_left_over_on_any_of_the_machines():
+def test_the_spare_cpu_may_be_on_any_machine():
     config = ClusterConfig(num_workers="1-9")
 
     assert num_on(config, resources(cpus=2), resources(cpus=2)) == 3
@@ -288,7 +286,7 @@ def test_one_cpu_is_left_over_on_any_of_the_machines():
     assert num_on(replace(config, cpus_per_worker=2), resources(cpus=2), resources(cpus=3)) == 2
 
 
-def test_a_cluster_without_machines_holds_nothing():
+def test_nothing_fits_on_a_cluster_without_machines():
     assert num_on(ClusterConfig()) == 0
 
 
@@ -296,7 +294,7 @@ def test_a_cluster_without_machines_holds_nothing():
     configs,
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4)), max_size=5),
 )
-def test_machines_hold_no_more_than_one_as_large_as_all(
+def test_several_machines_fit_no_more_than_one_of_their_total_size(
     config: ClusterConfig, sizes: list[tuple[int, int]]
 ):
     cpus, gpus = (sum(size[i] for size in sizes) for i in range(2))
@@ -311,7 +309,7 @@ def test_a_range_takes_what_other_jobs_leave_free():
 
     def workers(*free: int) -> int:
         left = [resources(cpus=cpus) for cpus in free]
-        return int(_fit(config, machines, free=left).num_workers or 0)
+        return int(fit_to_machines(config, machines, free=left).num_workers or 0)
 
     assert workers(9, 8) == 8
     assert workers(9, 0) == 4
@@ -320,15 +318,17 @@ def test_a_range_takes_what_other_jobs_leave_free():
 
 
 def test_a_fixed_number_waits_for_what_other_jobs_hold():
-    found = _fit(ClusterConfig(num_workers=4), [resources(cpus=9)], free=[resources(cpus=1)])
+    found = fit_to_machines(
+        ClusterConfig(num_workers=4), [resources(cpus=9)], free=[resources(cpus=1)]
+    )
     assert found.num_workers == 4
 
 
-def test_a_ray_that_is_late_is_lost_and_not_a_bug(monkeypatch):
+def test_a_ray_that_starts_too_slowly_is_a_lost_attempt(monkeypatch):
     def start(**_):
         raise RuntimeError("The current node timed out during startup. ...")
 
     monkeypatch.setattr(ray, "init", start)
     with pytest.raises(LostError, match="did not start in time") as caught:
-        ray_cluster._start_local(num_cpus=1)
-    assert caught.value.signature == ""  # so that it may come again and again
+        ray_cluster.start_local(num_cpus=1)
+    assert caught.value.signature == ""  # so it may be retried repeatedly

@@ -1,4 +1,4 @@
-"""Where a local Ray keeps its sockets, in folders that are long or another user's."""
+"""The folder of a local Ray's sockets, if the default is too long or another user's."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ BELOW = SOCKET.removeprefix("/ray/")
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A new folder with a short path; Python's own are long."""
+    """A new folder with a short path; those of pytest are too long."""
     import tempfile
 
     folder = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
@@ -27,7 +27,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def bind(path: Path) -> None:
-    """Make a socket as deep as Ray's deepest."""
+    """Create a socket with the longest path that Ray uses."""
     path.parent.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(path))
@@ -39,13 +39,13 @@ def test_a_folder_with_room_for_sockets_is_left_to_ray(short: Path):
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
-def test_a_folder_that_is_too_long_gets_a_short_name(short: Path, variable, monkeypatch):
+def test_a_folder_with_too_long_a_path_gets_a_short_link(short: Path, variable, monkeypatch):
     job = short / "slurm_job_folder_of_a_user" / ("j" * LONGEST)
     job.mkdir(parents=True)
     monkeypatch.setenv(variable, str(job))
     with pytest.raises(OSError, match="too long"):
         bind(job / "ray" / BELOW)
-    for _ in range(2):  # also where the link is there
+    for _ in range(2):  # also if the link exists
         monkeypatch.setenv(variable, str(job))
         assert choose_ray_folder() is None
     place = Path(get_default_ray_temp_dir())
@@ -54,7 +54,7 @@ def test_a_folder_that_is_too_long_gets_a_short_name(short: Path, variable, monk
     bind(place / "again" / BELOW.removeprefix("session_"))
 
 
-def test_the_longest_name_that_is_left_alone_has_room_for_a_socket(short: Path, monkeypatch):
+def test_the_longest_allowed_folder_has_room_for_a_socket(short: Path, monkeypatch):
     exact = short / ("e" * (LONGEST - len(str(short)) - 1))
     monkeypatch.setenv("TMPDIR", str(exact))
     assert choose_ray_folder() is None
@@ -63,13 +63,15 @@ def test_the_longest_name_that_is_left_alone_has_room_for_a_socket(short: Path, 
     assert len(str(exact / "ray" / BELOW)) == 107
 
 
-def test_where_another_user_s_ray_was_first_it_is_a_folder_of_this_user(short: Path, monkeypatch):
+def test_if_another_user_owns_the_folder_a_private_one_is_used(short: Path, monkeypatch):
     monkeypatch.setattr(ray_folder, "_is_writable", lambda folder: folder.parent != short)
     assert choose_ray_folder() == str(short / f"rm_ray-{os.getuid()}" / "ray")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc takes no folder from anyone")
-def test_where_there_is_no_folder_the_user_is_told_which(short: Path, monkeypatch):
+def test_an_unusable_folder_is_named_in_the_error(short: Path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/proc")
-    with pytest.raises(InputError, match=r"no sockets and logs in '/proc/ray': .*set RAY_TMPDIR"):
+    with pytest.raises(
+        InputError, match=r"cannot keep sockets and logs in '/proc/ray': .*set RAY_TMPDIR"
+    ):
         choose_ray_folder()

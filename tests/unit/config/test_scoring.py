@@ -1,10 +1,7 @@
-import json
-
 import pytest
 
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.errors import InputError
-from rm_ray.scoring.chunks import _lines
 
 
 @pytest.mark.parametrize(
@@ -21,10 +18,3 @@ def test_a_wrong_option_is_named_before_anything_is_loaded(wrong, name):
     with pytest.raises(InputError, match=f"^{name} must ") as caught:
         wrong()
     assert "hunter2" not in str(caught.value)
-
-
-def test_half_a_character_is_written_and_read_back():
-    rows = [{"response": "half \ud83d", "note": "whole \U0001f600 \u00e9"}]
-    text = _lines(rows)
-    assert [json.loads(line) for line in text.encode().decode().splitlines()] == rows
-    assert "\U0001f600 \u00e9" in text

@@ -1,6 +1,6 @@
-"""Files as people have them: each becomes the conversations that its case says, or is refused.
+"""Files as people have them: each gives the conversations that its case expects, or is refused.
 
-The cases stand beside the project. A source is read as a run reads it, row by row, and written by
+The cases are outside the repository. A source is read row by row, as in a run, and rendered with
 the chat template.
 """
 
@@ -52,13 +52,13 @@ def read(case: Case) -> list[tuple[Pair, list[str]]]:
 
 
 def conversations(pair: Pair, wanted: Case) -> Case:
-    """Return what a case says of a pair, as this one has it."""
+    """Return the values of a pair that a case names."""
     values = {"chosen": pair.chosen, "rejected": pair.rejected, "margin": pair.margin}
     return {name: values.get(name, pair.context.tools) for name in wanted}
 
 
 @pytest.mark.parametrize("case", read_cases(), ids=lambda case: case["name"])
-def test_a_file_becomes_what_its_case_says(case: Case):
+def test_a_file_gives_the_result_its_case_expects(case: Case):
     expected = case["expect"]
     if "error" in expected:
         with pytest.raises(InputError) as caught:
@@ -83,7 +83,7 @@ def test_a_file_becomes_what_its_case_says(case: Case):
         assert wanted in [conversations(pair, wanted) for pair, _ in found]
 
 
-def test_the_cases_are_here():
+def test_the_cases_are_available():
     if not CASES.exists():
-        pytest.skip(f"the cases are not here: no {CASES}")
+        pytest.skip(f"no cases in {CASES}")
     assert len(read_cases()) >= 17

@@ -1,4 +1,4 @@
-"""Rows after the schemas of public preference sets and usual exports: read right, or refused."""
+"""Rows in the schemas of public preference sets and usual exports: read correctly, or refused."""
 
 import csv
 import json
@@ -53,7 +53,7 @@ READ: list[tuple[Row, list[str]]] = [
 
 
 @pytest.mark.parametrize(("row", "columns"), READ, ids=range(len(READ)))
-def test_rows_of_public_sets_become_the_pair_and_stop_nothing(row: Row, columns: list[str]):
+def test_rows_of_public_sets_become_the_pair_without_stopping_the_run(row: Row, columns: list[str]):
     pair, reading = read_pair(row, "", ColumnRules.of(columns, []))
 
     assert (pair.chosen, pair.rejected) == ([ASKED, SO], [ASKED, NO])
@@ -121,7 +121,7 @@ def test_rows_that_could_be_misread_are_refused(row: Row, reason: Reason, detail
         ({"instruction": "Square it.", "input": 42, **REPLIES}, "prompt=input"),
     ],
 )
-def test_what_is_asked_elsewhere_stops_the_run_with_a_fitting_example(row: Row, guess: str):
+def test_an_unused_part_stops_the_run_with_a_fitting_example(row: Row, guess: str):
     with pytest.raises(InputError, match=guess):
         refuse_lost_columns([sum_up("here", {read_pair(row)[1].to_json(): 1})])
 
@@ -134,7 +134,7 @@ def test_a_value_inside_a_column_is_left_out_by_its_path():
         assert read_pair(row, "", rules)[1].lost == lost
 
 
-def test_a_line_doubts_a_choice_that_another_column_makes_row_by_row():
+def test_the_line_warns_if_another_column_decides_which_response_is_chosen():
     row = {"prompt": Q, "response_0": "So it is.", "response_1": "No.", "better_response_id": 1}
     rules = ColumnRules.of(["chosen=response_0", "rejected=response_1"], [])
 
@@ -149,9 +149,9 @@ def test_a_line_doubts_a_choice_that_another_column_makes_row_by_row():
         (["question", "response_j", "response_k"], "chosen=response_j rejected=response_k"),
         (["prompt", "chosen_text", "rejected_text"], "chosen=chosen_text rejected=rejected_text"),
         (["context", "better", "worse"], "chosen=better rejected=worse prompt=context"),
-        (["prompt", "response_a", "response_b", "winner"], "write 'chosen' and 'rejected' by it"),
+        (["prompt", "response_a", "response_b", "winner"], "write 'chosen' and 'rejected' from it"),
         (["context", "response1", "response2"], "rejected=response2 prompt=context"),
-        (["messages", "rejected_response"], "write that one to a column 'chosen'"),
+        (["messages", "rejected_response"], "move it to a column 'chosen'"),
     ],
 )
 def test_a_pair_under_other_names_is_refused_with_the_setting_that_reads_it(
@@ -166,7 +166,7 @@ def test_a_pair_under_other_names_is_refused_with_the_setting_that_reads_it(
     assert hint in str(caught.value)
 
 
-def test_answers_in_a_list_are_named_by_their_places():
+def test_answers_in_a_list_are_named_by_their_positions():
     answers = [{"model": {}, "answer": "So it is."}, {"model": {}, "answer": "No."}]
 
     hint = suggest_columns({"prompt": Q, "answers": answers})
@@ -192,7 +192,7 @@ def test_a_pandas_table_that_is_not_by_row_is_refused_with_how_to_write_it(
         select([SourceSpec.parse(str(path))], seed=0)
 
 
-def test_missing_cells_of_a_table_are_missing(tmp_path: Path):
+def test_missing_cells_of_a_table_become_none(tmp_path: Path):
     path = tmp_path / "pairs.csv"
     with path.open("w", newline="") as file:
         csv.writer(file).writerows(

@@ -10,18 +10,18 @@ import pytest
 from rm_ray.driver.orphans import adopting, end_orphans
 
 SECONDS = 30
-"""How long a process may take on a busy machine before it is held to be stuck."""
+"""How long a process may take on a busy machine before the test fails, in seconds."""
 
 Start = Callable[..., subprocess.Popen[str]]
 """Starts a shell with a script."""
 
 STUBBORN = 'trap "" TERM HUP INT; echo $$; exec sleep 60'
-"""Ignores what it can, and says who it is."""
+"""Ignores every signal it can, and prints its pid."""
 
 
 @pytest.fixture
 def others() -> list[psutil.Process]:
-    """The children of this process before a test starts its own."""
+    """This process's children before the test starts its own."""
     return psutil.Process().children()
 
 
@@ -30,7 +30,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("session", ["", "setsid "])
-def test_a_grandchild_that_ignores_signals_is_ended(
+def test_a_grandchild_that_ignores_signals_is_killed(
     start: Start, others: list[psutil.Process], session: str
 ):
     parent = start(f"{session}sh -c '{STUBBORN}' & wait")
@@ -45,7 +45,7 @@ def test_a_grandchild_that_ignores_signals_is_ended(
     assert psutil.Process().children() == others
 
 
-def test_processes_that_were_there_before_are_left_alone_with_their_children(
+def test_earlier_processes_and_their_children_are_left_alone(
     start: Start, others: list[psutil.Process]
 ):
     before = start(STUBBORN)
@@ -60,7 +60,7 @@ def test_processes_that_were_there_before_are_left_alone_with_their_children(
     os.kill(there[1], signal.SIGKILL)
 
 
-def test_a_process_that_is_stopped_is_ended_too(start: Start, others: list[psutil.Process]):
+def test_a_stopped_process_is_killed_too(start: Start, others: list[psutil.Process]):
     process = start(STUBBORN)
     pid = int(process.stdout.readline())
     os.kill(pid, signal.SIGSTOP)
@@ -70,7 +70,7 @@ def test_a_process_that_is_stopped_is_ended_too(start: Start, others: list[psuti
     assert not is_running(pid)
 
 
-def test_a_process_that_has_ended_is_cleared_away(start: Start, others: list[psutil.Process]):
+def test_an_exited_process_is_reaped(start: Start, others: list[psutil.Process]):
     process = start("exit 0")
     process.stdout.read()
 
@@ -79,7 +79,7 @@ def test_a_process_that_has_ended_is_cleared_away(start: Start, others: list[psu
     assert not psutil.pid_exists(process.pid)
 
 
-def test_a_process_whose_parent_died_is_found_and_ended(start: Start, others: list[psutil.Process]):
+def test_a_process_whose_parent_died_is_killed(start: Start, others: list[psutil.Process]):
     with adopting():
         parent = start(f"sh -c '{STUBBORN}' & read go")
         orphan = int(parent.stdout.readline())
@@ -93,7 +93,7 @@ def test_a_process_whose_parent_died_is_found_and_ended(start: Start, others: li
     assert not is_running(orphan)
 
 
-def test_where_nothing_is_left_there_is_nothing_to_wait_for(others: list[psutil.Process]):
+def test_without_orphans_nothing_is_waited_for(others: list[psutil.Process]):
     began = time.monotonic()
 
     end_orphans(others)

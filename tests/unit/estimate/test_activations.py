@@ -1,4 +1,4 @@
-"""The bytes that are predicted beside those that autograd saves."""
+"""Predicted activation bytes against the bytes that autograd saves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ import torch
 from shapes import Vocabulary, classifier_of, lengths_of, write_config
 from torch import Tensor
 
-from rm_ray.batches.collate import Collator, _map_tensors
-from rm_ray.config.train_config import Layout
+from rm_ray.batches.collate import Collator, map_tensors
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
 from rm_ray.estimate.activations import (
     FAMILIES,
@@ -20,11 +20,11 @@ from rm_ray.estimate.activations import (
     Arithmetic,
     Attention,
     ForwardPass,
-    saved,
+    activations_of,
 )
 from rm_ray.estimate.architecture import Architecture
 from rm_ray.model.attention import PACKABLE
-from rm_ray.model.reward_model import build_reward_model
+from rm_ray.model.build import build_reward_model
 
 VOCABULARY, LAYERS = 500, 3
 
@@ -55,14 +55,14 @@ def fields(family: str) -> dict[str, Any]:
 
 
 @contextmanager
-def counting(known: set[int]) -> Iterator[list[int]]:
-    """Count the bytes of the storages that autograd saves, each once, beside those known."""
+def count_saved_bytes(known: set[int]) -> Iterator[list[int]]:
+    """Count the bytes of each storage that autograd saves, except the known ones."""
     total, kept = [0], {}
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known | kept.keys():
-            kept[storage.data_ptr()] = storage  # alive, so that its place is not taken
+            kept[storage.data_ptr()] = storage  # keep it alive so its address is not reused
             total[0] += storage.nbytes()
         return tensor
 
@@ -73,7 +73,7 @@ def counting(known: set[int]) -> Iterator[list[int]]:
 def measure(
     folder: Path, family: str, lengths: PairLengths, arithmetic: str, layout: Layout, **options: Any
 ) -> int:
-    """Return the bytes that a forward pass saves beside weights and the batch itself."""
+    """Return the bytes that a forward pass saves, without weights and the batch itself."""
     vocabulary: Any = Vocabulary(VOCABULARY)
     config = write_config(folder / "model.json", fields(family))
     model = build_reward_model(config, vocabulary, seed=0, layout=layout).train()
@@ -86,8 +86,8 @@ def measure(
     weight = np.ones(len(lengths), dtype=np.float32)
     batch = collator.arrange(tokens, margins=weight, weights=weight)
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    _map_tensors(batch, lambda tensor: known.add(tensor.untyped_storage().data_ptr()))
-    with counting(known) as total:
+    map_tensors(batch, lambda tensor: known.add(tensor.untyped_storage().data_ptr()))
+    with count_saved_bytes(known) as total:
         is_cast = arithmetic == "autocast"
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_cast):
             rewards = model(batch)
@@ -106,21 +106,21 @@ def predict(
     architecture = Architecture.of(classifier_of(folder / "model.json", fields(family)))
     row = ForwardPass.of(lengths, layout=layout, attention=attention)
     size = ARITHMETIC[arithmetic]
-    return architecture, saved(architecture, row, size, layout=layout, attention=attention)
+    return architecture, activations_of(architecture, row, size, layout=layout, attention=attention)
 
 
 def weight_copies(architecture: Architecture, arithmetic: str) -> int:
-    """Under autocast the graph holds the weights' bfloat16 copies."""
+    """Return the bytes of the weights' bfloat16 copies that the graph keeps under autocast."""
     return 2 * architecture.num_in_linears if arithmetic == "autocast" else 0
 
 
-def test_every_family_that_can_be_packed_is_known():
+def test_every_packable_family_has_a_memory_model():
     assert FAMILIES.keys() == PACKABLE
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_pairs_save_what_is_predicted(tmp_path, family, arithmetic):
+def test_packed_pairs_save_the_predicted_bytes(tmp_path, family, arithmetic):
     architecture, predicted = predict(tmp_path, family, UNEVEN, arithmetic, "packed", "grouped")
     expected = predicted.held(checkpointing=False) + weight_copies(architecture, arithmetic)
     measured = measure(tmp_path, family, UNEVEN, arithmetic, "packed")
@@ -128,7 +128,7 @@ def test_packed_pairs_save_what_is_predicted(tmp_path, family, arithmetic):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"olmo3"}))
-def test_even_padded_pairs_save_what_is_predicted(tmp_path, family):
+def test_even_padded_pairs_save_the_predicted_bytes(tmp_path, family):
     _, predicted = predict(tmp_path, family, EVEN, "float32", "padded", "sdpa")
     measured = measure(tmp_path, family, EVEN, "float32", "padded")
     assert predicted.held(checkpointing=False) == pytest.approx(measured, rel=0.02)
@@ -136,7 +136,7 @@ def test_even_padded_pairs_save_what_is_predicted(tmp_path, family):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
-def test_uneven_padded_pairs_save_their_mask(tmp_path, attention, arithmetic):
+def test_uneven_padded_pairs_also_save_their_mask(tmp_path, attention, arithmetic):
     _, predicted = predict(tmp_path, "llama", UNEVEN, arithmetic, "padded", attention)
     measured = measure(tmp_path, "llama", UNEVEN, arithmetic, "padded", attention=attention)
     assert predicted.held(checkpointing=False) == pytest.approx(measured, rel=0.02)

@@ -9,19 +9,19 @@ from rm_ray.estimate.network import HOP_BETWEEN, HOP_WITHIN, Network
 EIGHT_CARDS = Network(within_node=450e9, between_nodes=50e9, gpus_per_node=8, latency=0.0)
 
 
-def test_a_ring_within_a_machine_runs_at_its_links_and_across_at_the_cards_of_all_its_gpus():
+def test_a_ring_is_bound_by_links_within_a_machine_and_by_all_its_cards_between_machines():
     assert EIGHT_CARDS.seconds(450e9, ranks=8) == 1.0
     assert EIGHT_CARDS.seconds(400e9, ranks=16) == 1.0
     assert EIGHT_CARDS.seconds(400e9, ranks=1) == 0.0
 
 
-def test_a_collective_takes_its_latency_however_little_it_moves():
+def test_an_empty_collective_still_takes_its_latency():
     slow = Network(within_node=1e9, between_nodes=1e9, gpus_per_node=1, latency=0.25)
 
-    assert slow.seconds(0, ranks=2, collectives=3) == 3 * 0.25 / 2  # half an all-reduce's each
+    assert slow.seconds(0, ranks=2, collectives=3) == 3 * 0.25 / 2  # half an all-reduce's latency
 
 
-def test_latency_is_that_of_the_ring_s_hops_where_none_was_measured():
+def test_an_unmeasured_latency_is_the_sum_of_the_ring_s_hops():
     network = Network(within_node=1e9, between_nodes=1e9, gpus_per_node=8)
 
     assert network.round(8) == pytest.approx(7 * HOP_WITHIN)
@@ -30,13 +30,13 @@ def test_latency_is_that_of_the_ring_s_hops_where_none_was_measured():
     assert network.seconds(0, ranks=1, collectives=3) == 0.0
 
 
-def test_the_machine_with_the_fewest_ranks_crosses_on_the_fewest_cards():
+def test_the_machine_with_the_fewest_ranks_limits_the_bandwidth_between_machines():
     assert EIGHT_CARDS.bus_bandwidth(9) == 50e9
     assert EIGHT_CARDS.bus_bandwidth(12) == 200e9
     assert EIGHT_CARDS.bus_bandwidth(16) == 400e9
 
 
-def test_assumed_links_reach_a_share_of_their_line_rate_and_given_ones_all_of_it():
+def test_assumed_links_reach_a_share_of_the_line_rate_and_given_links_all_of_it():
     assumed = Network.assumed(gpus_per_node=4)
 
     assert (assumed.within_node, assumed.between_nodes) == pytest.approx((315e9, 35e9))
@@ -45,9 +45,7 @@ def test_assumed_links_reach_a_share_of_their_line_rate_and_given_ones_all_of_it
 
 
 @given(st.floats(1e6, 1e12), st.integers(2, 64), st.integers(1, 8))
-def test_a_measured_bus_bandwidth_is_what_the_network_gives_back(
-    speed: float, world_size: int, gpus_per_node: int
-):
+def test_a_measured_bus_bandwidth_round_trips(speed: float, world_size: int, gpus_per_node: int):
     network = Network.measured(
         world_size=world_size, gpus_per_node=gpus_per_node, bus_bandwidth=speed
     )
@@ -64,6 +62,6 @@ def test_a_measured_bus_bandwidth_is_what_the_network_gives_back(
         ({"latency": -1.0}, "latency must be at least 0 seconds, got -1.0"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(changes: dict[str, float], message: str):
+def test_an_impossible_network_is_refused(changes: dict[str, float], message: str):
     with pytest.raises(ValueError, match=message):
         Network(**({"within_node": 1e9, "between_nodes": 1e9} | changes))

@@ -1,4 +1,4 @@
-"""What the steps of a plan compute."""
+"""The tokens that the steps of a plan compute."""
 
 from dataclasses import replace
 
@@ -10,12 +10,12 @@ from rm_ray.batches.plan import Plan, PlanSettings
 from rm_ray.data.cache.pair_tokens import PairLengths
 from rm_ray.estimate.activations import ForwardPass
 from rm_ray.estimate.workload import count_positions, in_layout, measure_workload
-from rm_ray.preflight.report import histogram
+from rm_ray.preflight.report.histogram import histogram
 
 SETTINGS = PlanSettings(global_batch_size=2, tokens_per_micro_batch=100, epochs=2, shuffle=False)
 
 FOUR = lengths_of((30, 20, 10), (25, 25, 5), (60, 50, 20), (10, 10, 9))
-"""Distinct tokens: 40, 45, 90 and 11."""
+"""Pairs of 40, 45, 90 and 11 distinct tokens."""
 
 
 def some_pairs(count: int, seed: int = 0) -> PairLengths:
@@ -29,21 +29,21 @@ def test_packed_pairs_compute_each_distinct_token_once():
     workload = measure_workload(Plan(lengths=FOUR, settings=SETTINGS), world_size=1, most_steps=9)
     assert workload.is_exact
     assert (workload.distinct, workload.computed) == (2 * 186, 2 * 186)
-    # 90 and 11 do not fit into 100 together.
+    # 90 and 11 together exceed 100.
     assert (workload.most_positions, workload.most_micro_batches) == (90, 2)
     assert workload.largest.distinct.tolist() == [90]
 
 
-def test_padded_pairs_compute_the_longest_conversation_of_their_batch_for_all():
+def test_padded_pairs_compute_the_length_of_the_longest_conversation_in_their_batch():
     plan = in_layout(Plan(lengths=FOUR, settings=SETTINGS), "padded")
     workload = measure_workload(plan, world_size=1, most_steps=9)
-    # Of 100 positions a batch: 30 a side and 25 a side; 60 a side; 10 a side.
+    # Batches of up to 100 positions, per side: 30 and 25; 60; 10.
     assert workload.computed == 2 * (2 * 30 + 2 * 25 + 2 * 60 + 2 * 10)
     assert workload.most_positions == 120
     assert count_positions(FOUR, "padded") == 2 * 4 * 60
 
 
-def test_some_steps_stand_for_all_and_the_largest_pair_is_among_them():
+def test_sampled_steps_represent_all_steps_and_include_the_largest_pair():
     lengths = some_pairs(4_000)
     plan = Plan(lengths=lengths, settings=replace(SETTINGS, global_batch_size=40, shuffle=True))
     few, all_of_them = (
@@ -55,7 +55,7 @@ def test_some_steps_stand_for_all_and_the_largest_pair_is_among_them():
     assert few.most_positions == all_of_them.most_positions == lengths.distinct.max()
 
 
-def test_a_short_run_is_judged_by_the_steps_that_it_has():
+def test_a_short_run_samples_only_its_own_steps():
     lengths = some_pairs(400)
     settings = replace(SETTINGS, epochs=1, max_episodes=20)
     workload = measure_workload(

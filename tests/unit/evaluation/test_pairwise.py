@@ -44,12 +44,12 @@ rewards = hnp.arrays(np.float64, 30, elements=st.floats(-20, 20))
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_wilsons_interval_is_that_of_the_books(successes, count, low, high):
+def test_wilson_s_interval_matches_published_values(successes, count, low, high):
     assert wilson_interval(successes, count) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_an_interval_holds_the_share_and_its_ends_solve_the_score_equation(case):
+def test_an_interval_contains_the_share_and_its_ends_solve_the_score_equation(case):
     successes, count = case
     low, high = wilson_interval(successes, count)
     share = successes / count
@@ -62,11 +62,11 @@ def test_an_interval_holds_the_share_and_its_ends_solve_the_score_equation(case)
             )
 
 
-def test_of_no_pairs_nothing_is_known():
+def test_the_interval_of_no_pairs_is_zero_to_one():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
-def test_known_pairs_have_known_figures():
+def test_known_pairs_have_known_metrics():
     found = pairwise_metrics(scored([1.0, 2.0, 0.0, 3.0], [0.0, 2.0, 1.0, 1.0]))
     assert found["pairs"] == 4
     assert found["accuracy"] == 2.5 / 4
@@ -79,7 +79,7 @@ def test_known_pairs_have_known_figures():
 
 
 @given(rewards, rewards)
-def test_swapping_every_pair_turns_accuracy_and_margin_around(chosen, rejected):
+def test_swapping_every_pair_reverses_accuracy_and_margin(chosen, rejected):
     ours, swapped = (
         pairwise_metrics(scored(a, b)) for a, b in ((chosen, rejected), (rejected, chosen))
     )
@@ -132,7 +132,7 @@ def test_a_calibrated_model_has_little_error():
     assert calibration_error(calibrate(doubled)) > 0.08
 
 
-def test_a_model_that_pays_by_the_token_is_seen():
+def test_a_model_that_rewards_length_is_detected():
     tokens = [3, 9, 4, 8, 5], [7, 2, 6, 1, 10]
     pairs = scored(
         [float(t) for t in tokens[0]],
@@ -149,7 +149,7 @@ def test_a_model_that_pays_by_the_token_is_seen():
     assert found["chosen_is_longer"] == 2 / 5
 
 
-def test_of_pairs_that_differ_in_length_a_tie_is_half_right():
+def test_a_tie_between_different_lengths_is_half_correct():
     pairs = scored(
         [1.0, 1.0, 2.0, 0.0],
         [1.0, 1.0, 0.0, 2.0],
@@ -163,18 +163,18 @@ def test_of_pairs_that_differ_in_length_a_tie_is_half_right():
     assert found["prefers_longer"] is None
 
 
-def test_where_nothing_varies_there_is_no_correlation():
+def test_constant_values_have_no_correlation():
     assert correlation(np.ones(3), np.arange(3)) is None
     assert describe_length(scored([1.0], [0.0]))["prefers_longer"] is None
 
 
-def test_the_worst_come_first_and_only_those_that_are_wrong():
+def test_the_worst_pairs_are_wrong_and_in_order():
     pairs = scored([0.0, 0.0, 5.0, 0.0], [1.0, 3.0, 0.0, 0.0])
     assert find_worst(pairs, 10).tolist() == [1, 0]
     assert find_worst(pairs, 1).tolist() == [1]
 
 
-def test_subsets_are_left_out_where_there_are_none():
+def test_a_report_without_subsets_has_none():
     pairs = scored([1.0, 2.0], [0.0, 3.0])
     assert pairwise_report(pairs, ["a", "b"], ["", ""])["by_subset"] == {}
     assert set(pairwise_report(pairs, ["a", "b"], ["x", ""])["by_subset"]) == {"x", ""}

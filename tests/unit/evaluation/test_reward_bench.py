@@ -19,13 +19,13 @@ def test_a_perfect_model_scores_one_everywhere():
     assert score_reward_bench(everything) == dict.fromkeys([*SECTIONS, "Score"], 1.0)
 
 
-def test_the_number_of_pairs_is_that_of_the_benchmark():
-    # 2,985 pairs, of which 447 are of mathematics, which weigh as much as 6 x 164 of code.
+def test_the_weights_match_the_benchmark_s_number_of_pairs():
+    # 2,985 pairs; the 447 of math weigh as much as the 6 x 164 of code.
     total = sum(sum(weights.values()) for weights in SECTIONS.values())
     assert total == 2_985 - 447 + 984
 
 
-def test_sections_weigh_their_subsets_by_size_and_count_alike():
+def test_sections_weight_their_subsets_by_size_and_count_equally():
     found = score_reward_bench({"alpacaeval-easy": 1.0, "mt-bench-easy": 0.5, "math-prm": 0.25})
     assert found["Chat"] == pytest.approx((100 + 0.5 * 28) / 128)
     assert found["Reasoning"] == 0.25
@@ -37,7 +37,7 @@ def prompt(subset: str, rewards: list[float], num_correct: int = 1, id: str = ""
     return ScoredPrompt(subset=subset, rewards=rewards, num_correct=num_correct, id=id)
 
 
-def test_the_best_of_four_is_shared_out_where_several_are():
+def test_a_tie_for_the_best_of_four_shares_the_point():
     found = score_reward_bench_2(
         [
             prompt("Math", [3.0, 1.0, 2.0, 0.0]),
@@ -56,7 +56,7 @@ def test_ties_that_lead_by_more_than_they_differ_score_all():
             prompt("Ties", [5.0, 4.0, 2.0, 1.0], 2, "tied:7"),
         ]
     )
-    # Both lead; the tied ones by 2, of 1 that they differ; with the reference, too.
+    # Both lead: the tied answers by 2 with a spread of 1, and with the reference's lead too.
     assert found == pytest.approx(0.3 + 0.3 + 0.2 + 0.2 + 0.01 * math.tanh(2 / 1 - 1))
 
 
@@ -67,7 +67,7 @@ def test_ties_that_differ_by_more_than_they_lead_lose_the_margins():
     assert found == pytest.approx(0.6 + 0.01 * math.tanh(2 / 5 - 1))
 
 
-def test_a_tied_prompt_without_its_reference_counts_for_accuracy_alone():
+def test_a_tied_prompt_without_its_reference_counts_only_for_accuracy():
     assert score_ties([prompt("Ties", [5.0, 4.0, 2.0], 2, "tied:1")]) == pytest.approx(0.3)
 
 
@@ -94,19 +94,19 @@ def test_a_tied_prompt_without_its_reference_counts_for_accuracy_alone():
         ),
     ],
 )  # fmt: skip
-def test_ties_score_what_rewardbench_itself_computes(responses, expected):
-    """The expected values are those of ``process_single_model`` of rewardbench 0.1.4."""
+def test_the_ties_score_matches_rewardbench_s_own(responses, expected):
+    """The expected values come from ``process_single_model`` in rewardbench 0.1.4."""
     prompts = [prompt("Ties", rewards, right, name) for name, (right, rewards) in responses.items()]
     assert score_ties(prompts) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["17", "tied:", "both:3"])
-def test_ties_with_ids_of_their_own_are_refused(name):
+def test_ties_with_other_ids_are_refused(name):
     with pytest.raises(InputError, match=f"has the id '{name}'"):
         score_reward_bench_2([prompt("Ties", [1.0, 0.0, 0.5], 2, name)])
 
 
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=5), min_size=1, max_size=9))
-def test_scores_lie_between_nothing_and_all(rows):
+def test_scores_lie_between_their_bounds(rows):
     found = score_reward_bench_2([prompt("Math", rewards) for rewards in rows])
     assert 0 <= found["Score"] <= 1

@@ -31,17 +31,20 @@ from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 from rm_ray.batches.collate import Collator, ReadyMicroBatch  # noqa: E402
 from rm_ray.batches.loading import LoadedMicroBatch  # noqa: E402
 from rm_ray.batches.plan import MicroBatch  # noqa: E402
-from rm_ray.config.train_config import ClusterConfig, OptimizerConfig  # noqa: E402
+from rm_ray.config.sections.cluster import ClusterConfig  # noqa: E402
+from rm_ray.config.sections.optimizer import OptimizerConfig  # noqa: E402
 from rm_ray.evaluation.held_out import evaluate_held_out  # noqa: E402
 from rm_ray.scoring.scorer import Scorer  # noqa: E402
 from rm_ray.train import slices  # noqa: E402
+from rm_ray.train.collectives import split_votes, sum_with_votes  # noqa: E402
 from rm_ray.train.engine import Engine  # noqa: E402
 from rm_ray.train.reference_rewards import ReferencePairs  # noqa: E402
 from rm_ray.train.slices import Slice, read_slices, write_slices  # noqa: E402
-from rm_ray.train.step import train_step  # noqa: E402
+from rm_ray.train.step import accumulate_gradients, check_step, train_step  # noqa: E402
 
 GPU = torch.device("cuda:0")
 PAIRS_EACH = 3
+VOTES = (True, False)
 
 
 class Tokenizer(FakeTokenizer):
@@ -156,16 +159,16 @@ class WatchedEngine(Engine):
 
 
 def train(trial: Trial) -> dict[str, Any]:
-    """Take one step."""
+    """Take one step as the training loop does, with votes in its all-reduce."""
     with trial.on_gpu():
         engine = trial.engine()
-        metrics = train_step(
-            engine,
-            trial.micro_batches(),
-            num_pairs=PAIRS_EACH * trial.case["micro_batches"],
-            learning_rate=1e-3,
-            votes=(True, False),
+        gradients = accumulate_gradients(
+            engine, trial.micro_batches(), num_pairs=PAIRS_EACH * trial.case["micro_batches"]
         )
+        together = sum_with_votes(gradients.sums, VOTES)
+        numbers, grad_norm = engine.step(1e-3, together)
+        sums, _ = split_votes(numbers, len(VOTES))
+        metrics = check_step(gradients, sums, grad_norm)
         return {
             "gradients": sorted(trial.gradients),
             "sums": str(metrics.pairs.sums.device),
@@ -205,7 +208,7 @@ def restore(trial: Trial) -> dict[str, Any]:
         with trial.watch.during("restore"), pytest.MonkeyPatch.context() as patch:
             patch.setattr(slices, "safe_open", RealFile)
             read_slices(engine.slices(), [path])
-            engine.restored(7)
+            engine.resume(7)
         state = devices_of_state(engine)
         train_step(
             engine,

@@ -1,4 +1,4 @@
-"""Liger's kernels, interpreted on the CPU, beside the plain ones; prints what each case gave.
+"""Liger's kernels, interpreted on the CPU, against the plain ones; prints one result per case.
 
 python liger_interpreted.py '[["llama", "packed", true], ...]'
 """
@@ -18,13 +18,13 @@ from families import build, lay_out, some_pairs  # noqa: E402
 from torch import Tensor  # noqa: E402
 from varlen_operator import register_varlen_on_cpu  # noqa: E402
 
-from rm_ray.model.reward_model import apply_liger  # noqa: E402
+from rm_ray.model.liger import apply_liger  # noqa: E402
 
 PAIRS = some_pairs(2, seed=1, longest=7)
 
 
 def compute(case: list[Any], folder: Path, *, liger: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return rewards and gradients; Liger's in the attention that a GPU takes beside it."""
+    """Return rewards and gradients; with Liger, use the attention kernel of GPUs."""
     family, layout, recomputing = case
     model = build(folder, family, layout, gradient_checkpointing=recomputing)
     if liger:
@@ -36,7 +36,7 @@ def compute(case: list[Any], folder: Path, *, liger: bool) -> tuple[Tensor, dict
 
 
 def compare(plain: Any, fused: Any) -> dict[str, Any]:
-    """Return the largest differences, of gradients relative to the parameter's largest."""
+    """Return the largest differences, for gradients relative to the largest of the parameter."""
     (rewards, gradients), (found, found_gradients) = plain, fused
     return {
         "parameters": sorted(gradients) == sorted(found_gradients) and len(gradients),
@@ -54,7 +54,7 @@ if __name__ == "__main__":
     cases = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # Liger replaces functions of transformers' modules for good, so the plain ones come first.
+        # Liger patches transformers' modules for good, so the plain cases run first.
         plain = [compute(case, folder, liger=False) for case in cases]
         assert not launched
         for case, expected in zip(cases, plain, strict=True):

@@ -39,6 +39,4 @@ def test_cc_is_taken_at_its_word_as_triton_does(machine):
     environment, include = machine
 
     assert find_missing({**environment, "CC": "gcc"}, include) == ""
-    assert find_missing({**environment, "CC": "icc"}, include) == (
-        "the compiler 'icc' that CC names"
-    )
+    assert find_missing({**environment, "CC": "icc"}, include) == ("the compiler 'icc' set in CC")

@@ -8,12 +8,13 @@ from tables import builtin_table, chosen_ids
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from rm_ray.batches.packing import pack_pairs
-from rm_ray.config.train_config import ModelConfig
+from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.sources.synthetic import generate_pairs
-from rm_ray.data.tokens.tokenization import load_tokenizer
+from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
+from rm_ray.model.build import build_reward_model, build_without_weights
 from rm_ray.model.export import check_exportable, export_model, export_skeleton, export_weights
-from rm_ray.model.reward_model import RewardModel, build_reward_model, build_without_weights
+from rm_ray.model.reward_model import RewardModel
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 1},
@@ -71,7 +72,7 @@ def test_clients_read_the_tokens_of_training(tmp_path, family):
         assert ids == chosen_ids(table, pair).tolist()
 
 
-def test_a_tokenizer_that_clients_would_read_otherwise_is_refused(tmp_path):
+def test_a_tokenizer_that_clients_would_load_differently_is_refused(tmp_path):
     build(tmp_path, "qwen2")
     architecture = AutoConfig.from_pretrained(tmp_path / "export")
     with pytest.raises(InputError, match="reads this tokenizer as Qwen2Tokenizer"):
@@ -90,7 +91,7 @@ def test_the_pipeline_returns_the_reward_itself(tmp_path):
     assert not 0 < logit < 1e-9
 
 
-def test_the_folder_has_what_older_readers_look_for(tmp_path):
+def test_the_folder_has_the_fields_that_older_readers_need(tmp_path):
     build(tmp_path, "llama")
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
@@ -109,7 +110,7 @@ def test_the_folder_has_what_older_readers_look_for(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_and_a_skeleton_make_the_same_folder(tmp_path, family):
+def test_a_skeleton_and_weights_make_the_same_folder(tmp_path, family):
     model, _ = build(tmp_path, family)
     tokenizer, config = (
         load_tokenizer("builtin"),
@@ -149,7 +150,7 @@ def test_scaled_rope_is_written_under_its_old_name_too(tmp_path):
     assert config["rope_scaling"]["factor"] == 8.0
 
 
-def test_gpt_neox_has_its_rotary_settings_under_their_own_old_names(tmp_path):
+def test_rope_settings_of_gpt_neox_are_written_under_their_old_names_too(tmp_path):
     rope = {"rope_type": "default", "rope_theta": 50_000.0, "partial_rotary_factor": 0.5}
     FAMILIES["neox-half"] = {"model_type": "gpt_neox", "rope_parameters": rope}
     try:

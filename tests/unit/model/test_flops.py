@@ -1,4 +1,4 @@
-"""The FLOPs of a model are those that PyTorch counts in real passes over real pairs."""
+"""A model's FLOPs equal what PyTorch counts in real passes over real pairs."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from rm_ray.batches import packing
-from rm_ray.config.train_config import Layout
+from rm_ray.batches import attention_index
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import PairLengths, join_pairs
 from rm_ray.model import attention
 from rm_ray.model.flops import LayerFlops, ModelFlops, TrimmedFlops
@@ -26,9 +26,9 @@ SOME_PAIRS = some_pairs(6, seed=4)
 
 
 def count(model: RewardModel, layout: Layout) -> dict[str, dict[str, int]]:
-    """Return the FLOPs of a forward and of a backward pass, of matrices and of attention.
+    """Return the FLOPs of matrices and attention in a forward and a backward pass.
 
-    The plain arithmetic of attention multiplies in batches, all matrices are multiplied without.
+    PyTorch's math kernel uses ``bmm`` for attention; everything else uses other products.
     """
     flops, counter = {}, FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH):
@@ -58,7 +58,7 @@ def test_matrices_are_counted_to_the_flop_in_packed_passes(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_attention_is_counted_to_the_product_that_a_mask_lets_through(
+def test_attention_counts_exactly_the_products_that_masks_allow(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     seen, through = [0.0], torch.nn.functional.scaled_dot_product_attention
@@ -71,8 +71,8 @@ def test_attention_is_counted_to_the_product_that_a_mask_lets_through(
         return through(query, key, value, **options)
 
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", look)
-    monkeypatch.setattr(packing, "SMALL_WORK", 0)  # no branch is padded to another
-    monkeypatch.setattr(packing, "MOST_WASTE", 0.0)
+    monkeypatch.setattr(attention_index, "SMALL_WORK", 0)  # pad no branch to another's length
+    monkeypatch.setattr(attention_index, "MAX_WASTE", 0.0)
     model = build(tmp_path, name, "packed")
     flops = ModelFlops.of(model.classifier).attention
     for chosen, rejected, prefix in ((9, 6, 0), (23, 23, 0), (17, 12, 8), (30, 3, 2)):
@@ -85,7 +85,7 @@ def test_attention_is_counted_to_the_product_that_a_mask_lets_through(
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window", "gpt_neox"])
-def test_pairs_need_as_much_however_they_lie(tmp_path: Path, name: str):
+def test_flops_do_not_depend_on_the_layout(tmp_path: Path, name: str):
     both = [ModelFlops.of(build(tmp_path, name, layout).classifier) for layout in _LAYOUTS]
 
     assert both[0] == both[1]
@@ -115,7 +115,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", _OTHERS)
-def test_other_families_take_their_matrices_and_the_experts_that_a_token_is_sent_to(name: str):
+def test_other_families_count_their_matrices_and_the_experts_that_a_token_uses(name: str):
     config = AutoConfig.for_model(name, **_SIZES | _OTHERS[name])
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(
@@ -133,7 +133,7 @@ def test_other_families_take_their_matrices_and_the_experts_that_a_token_is_sent
     assert sum(counted.values()) == 20 * sum(layer.token for layer in flops.layers)
 
 
-def test_a_layer_s_window_is_its_own(tmp_path: Path):
+def test_each_layer_has_its_own_window(tmp_path: Path):
     windows = {
         name: [
             layer.window
@@ -147,7 +147,7 @@ def test_a_layer_s_window_is_its_own(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_the_flops_of_a_llama_of_8_billion_are_six_a_parameter_and_token_and_its_attention():
+def test_an_8b_llama_needs_six_flops_per_parameter_and_token_plus_attention():
     config = AutoConfig.for_model(
         "llama", hidden_size=4_096, intermediate_size=14_336, num_hidden_layers=32,
         num_attention_heads=32, num_key_value_heads=8, vocab_size=128_256, num_labels=1,
@@ -160,7 +160,9 @@ def test_the_flops_of_a_llama_of_8_billion_are_six_a_parameter_and_token_and_its
     assert is_trimmable(model.base_model)
     forward = (
         700 * 2 * (31 * layer + 2 * 4_096 * 1_024)  # the last layer's keys and values
-        + 2 * 2 * (layer - 2 * 4_096 * 1_024 + 4_096)  # the rest of it, and the head, twice
+        + 2
+        * 2
+        * (layer - 2 * 4_096 * 1_024 + 4_096)  # the rest of that layer and the head, per reward
         + 31 * 4 * 4_096 * (600 * 601 + 400 * 401 - 300 * 301) // 2
         + 4 * 4_096 * (600 + 400)
     )
@@ -187,7 +189,7 @@ def model_of(window: int | None) -> ModelFlops:
 
 
 @given(st.lists(LENGTHS, min_size=1, max_size=8), WINDOWS)
-def test_pairs_together_need_what_each_needs_alone(
+def test_pairs_need_the_same_flops_together_and_alone(
     pairs: list[tuple[int, int, int]], window: int | None
 ):
     flops = model_of(window)
@@ -211,11 +213,9 @@ def test_a_longer_pair_needs_more_and_a_longer_shared_prefix_less(
 
 
 @given(LENGTHS, st.integers(1, 600))
-def test_a_window_lets_through_the_keys_that_are_near_enough(
-    pair: tuple[int, int, int], window: int
-):
+def test_a_window_allows_the_nearest_keys(pair: tuple[int, int, int], window: int):
     chosen, rejected, prefix = pair
-    tokens = [*range(chosen), *range(prefix, rejected)]  # the places of distinct tokens
+    tokens = [*range(chosen), *range(prefix, rejected)]  # positions of distinct tokens
 
     seen = sum(min(place + 1, window) for place in tokens)
     assert lengths_of(pair).attended_within(window) == seen

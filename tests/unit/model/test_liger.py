@@ -1,4 +1,4 @@
-"""Liger's kernels against the plain ones; they are Triton and need a GPU."""
+"""Liger's kernels against the plain ones; they use Triton and need a GPU."""
 
 import importlib
 import json
@@ -12,8 +12,10 @@ from tables import builtin_table
 from rm_ray.batches.collate import Collator
 from rm_ray.batches.loading import load_step
 from rm_ray.batches.plan import Plan, PlanSettings
-from rm_ray.config.train_config import ModelConfig
-from rm_ray.model.reward_model import apply_liger, build_reward_model
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.errors import InputError
+from rm_ray.model.build import build_reward_model
+from rm_ray.model.liger import apply_liger
 
 GPU = torch.device("cuda")
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "olmo2"]
@@ -21,7 +23,7 @@ FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "olmo2"]
 
 @pytest.fixture
 def plain_modules() -> Iterator[None]:
-    """Transformers' own modules before and after, which Liger replaces for all later models."""
+    """Restore transformers' modules, which Liger patches for all later models."""
     modules = [importlib.import_module(f"transformers.models.{f}.modeling_{f}") for f in FAMILIES]
     before = [dict(vars(module)) for module in modules]
     yield
@@ -32,7 +34,7 @@ def plain_modules() -> Iterator[None]:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Liger's kernels need a GPU")
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rewards_and_gradients_are_those_of_the_plain_kernels(
+def test_liger_gives_the_rewards_and_gradients_of_the_plain_kernels(
     tmp_path, plain_modules, family, layout
 ):
     path = tmp_path / "model.json"
@@ -63,3 +65,11 @@ def test_rewards_and_gradients_are_those_of_the_plain_kernels(
     for name, gradient in plain_gradients.items():
         size = float(np.abs(gradient.cpu().numpy()).max())
         torch.testing.assert_close(fused_gradients[name], gradient, rtol=1e-3, atol=1e-4 * size)
+
+
+def test_without_a_gpu_liger_is_refused_if_on_and_skipped_if_auto(tokenizer):
+    model = build_reward_model(ModelConfig(), tokenizer, seed=0)
+    assert not apply_liger(model, "auto", on_gpu=False)
+    assert not apply_liger(model, "off", on_gpu=True)
+    with pytest.raises(InputError, match="need a GPU"):
+        apply_liger(model, "on", on_gpu=False)

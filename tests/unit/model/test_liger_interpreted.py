@@ -17,18 +17,18 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 
 Case = tuple[str, str, bool]
-"""Family, layout, and whether activations are recomputed."""
+"""Family, layout, and whether to recompute activations."""
 
 KERNELS = {
     name: describe(name)["model_type"] for name in FAMILIES if not name.startswith("gpt_neox")
 }
 EVERY: list[Case] = list(product(KERNELS, ("packed", "padded"), (False, True)))
 SOME: list[Case] = [("qwen3", "packed", True), ("gemma", "padded", False)]
-"""A trimmed last layer with norms of heads, recomputed; and tanh."""
+"""A trimmed last layer with head norms, recomputed; and a tanh activation."""
 
 
 def run(cases: list[Case]) -> list[dict[str, Any]]:
-    """Compute cases in a process of their own, which reads Triton anew."""
+    """Compute cases in a separate process, which imports Triton afresh."""
     done = subprocess.run(
         [sys.executable, str(HERE / "liger_interpreted.py"), json.dumps(cases)],
         capture_output=True,
@@ -45,7 +45,7 @@ def run(cases: list[Case]) -> list[dict[str, Any]]:
 
 
 def check(case: Case, result: dict[str, Any]) -> None:
-    """Hold a case to the plain kernels, and to have gone through Liger's."""
+    """Check that a case matches the plain kernels and did run Liger's."""
     assert result["rewards"] < 1e-5, case
     assert result["gradients"] < 1e-5, case
     assert result["parameters"] > 10, case
@@ -54,19 +54,19 @@ def check(case: Case, result: dict[str, Any]) -> None:
         assert kernel in launched, (case, launched)
 
 
-def test_rewards_and_gradients_of_some_families_are_those_of_the_plain_kernels():
+def test_liger_gives_the_rewards_and_gradients_of_the_plain_kernels_in_some_cases():
     for case, result in zip(SOME, run(SOME), strict=True):
         check(case, result)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_those_of_every_family_layout_and_recomputation_are():
+def test_liger_gives_the_rewards_and_gradients_of_the_plain_kernels_in_every_case():
     for case, result in zip(EVERY, run(EVERY), strict=True):
         check(case, result)
 
 
-def test_every_packable_family_that_liger_has_kernels_for_is_tried():
+def test_every_packable_family_with_liger_kernels_is_covered():
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     assert set(KERNELS.values()) == PACKABLE & set(MODEL_TYPE_TO_APPLY_LIGER_FN)

@@ -12,7 +12,7 @@ from rm_ray.model.positions import check_positions, count_positions
         ("gpt2", {"n_positions": 1024}, 1024),
         ("opt", {"max_position_embeddings": 2048}, 2048),
         ("bloom", {}, None),  # ALiBi, which has no end
-        # Llama-3.1-8B: what its factor of 8 reaches is said already.
+        # Llama-3.1-8B: max_position_embeddings already includes its factor of 8.
         ("llama", {"max_position_embeddings": 131_072, "rope_scaling": {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192}}, 131_072),
@@ -24,13 +24,13 @@ from rm_ray.model.positions import check_positions, count_positions
                    "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, 8192),
     ],
 )  # fmt: skip
-def test_positions_end_with_the_table_or_where_a_scaling_reaches(family, fields, positions):
+def test_the_limit_is_the_position_table_or_the_reach_of_rope_scaling(family, fields, positions):
     architecture = AutoConfig.for_model(family, **fields)
     assert count_positions(architecture) == positions
     if positions is None:
         check_positions(architecture, 10**9, model="m")
         return
     check_positions(architecture, positions, model="m")
-    told = f"data.max_length is {positions + 1}, but .* has {positions} positions"
-    with pytest.raises(InputError, match=told):
+    message = f"data.max_length is {positions + 1}, but .* has {positions} positions"
+    with pytest.raises(InputError, match=message):
         check_positions(architecture, positions + 1, model="m")

@@ -1,4 +1,4 @@
-"""The variable-length path of GPUs, on CPUs, through a stand-in for flash attention alone."""
+"""The GPUs' variable-length path on CPUs, with a stand-in for flash attention only."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn.attention import varlen
 from torch.utils._python_dispatch import TorchDispatchMode
 from varlen_operator import register_varlen_on_cpu
 
-from rm_ray.batches.packing import VarlenQueries
+from rm_ray.batches.attention_index import VarlenQueries
 from rm_ray.model.attention import attend
 
 register_varlen_on_cpu()
@@ -71,7 +71,7 @@ def test_the_stand_in_is_scaled_dot_product_attention_aligned_at_the_end(lengths
 
 
 @pytest.mark.parametrize("window", [(-1, 0), (2, 0)])
-def test_the_stand_ins_gradient_is_that_of_finite_differences(window):
+def test_the_stand_in_s_gradient_matches_finite_differences(window):
     starts = starts_of([3, 1, 2]), starts_of([3, 5, 4])
     query = random_heads(6, 4, 8, seed=0).requires_grad_()
     key, value = (random_heads(12, 2, 8, seed=seed).requires_grad_() for seed in (1, 2))
@@ -89,8 +89,8 @@ def test_the_stand_ins_gradient_is_that_of_finite_differences(window):
         ({"query_starts": lambda t: t.long()}, "int32"),
         ({"query_starts": lambda t: t + 1}, "rise from 0 to 5"),
         ({"key_starts": lambda t: t.flip(0).contiguous()}, "rise from 0 to 9"),
-        ({"most_queries": lambda n: n - 1}, "3 tokens, but at most 2"),
-        ({"most_keys": lambda n: n - 1}, "5 tokens, but at most 4"),
+        ({"max_queries": lambda n: n - 1}, "3 tokens, but at most 2"),
+        ({"max_keys": lambda n: n - 1}, "5 tokens, but at most 4"),
         ({"query": lambda t: t.mT.contiguous().mT}, "adjacent"),
         ({name: lambda t: t[..., :4].contiguous() for name in ("query", "key", "value")}, "wide"),
         ({"value": lambda t: t[:, :1]}, "do not suit"),
@@ -103,8 +103,8 @@ def test_the_stand_in_refuses_what_flash_attention_refuses(change, message):
         "value": random_heads(9, 2, 8, seed=2, dtype=torch.bfloat16),
         "query_starts": starts_of([3, 2]),
         "key_starts": starts_of([5, 4]),
-        "most_queries": 3,
-        "most_keys": 5,
+        "max_queries": 3,
+        "max_keys": 5,
     }
     assert varlen.varlen_attn(*arguments.values(), enable_gqa=True).dtype == torch.bfloat16
     changed = {name: change.get(name, lambda same: same)(arguments[name]) for name in arguments}
@@ -121,7 +121,7 @@ def test_the_stand_in_refuses_what_flash_attention_refuses(change, message):
     st.sampled_from(WINDOWS),
     st.sampled_from(["everywhere", "at_ends"]),
 )
-def test_one_call_gives_the_attention_and_gradients_of_groups(
+def test_one_varlen_call_gives_the_attention_and_gradients_of_the_grouped_kernel(
     count, seed, longest, heads, window, which
 ):
     pairs = draw_pairs(count, seed=seed, longest=longest)
@@ -153,7 +153,7 @@ def test_every_family_gives_the_rewards_and_gradients_of_padded_pairs(tmp_path, 
 
 
 class Calls(TorchDispatchMode):
-    """Keeps what the operator is called with."""
+    """Records the operator's arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,9 +166,9 @@ class Calls(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_operator_is_given_half_precision_and_a_bounded_window_in_every_layer(tmp_path, name):
-    """An open window (-1, -1) of a lone query, the last, is the same attention, but flash attention
-    computes it on another path, whose log-sum-exps have another shape."""
+def test_the_operator_gets_half_precision_and_a_bounded_window_in_every_layer(tmp_path, name):
+    """For a single last query, the open window (-1, -1) gives the same attention, but flash
+    attention takes another path for it and returns log-sum-exps of another shape."""
     pairs = draw_pairs(4, seed=5)
     model = build(tmp_path, name, "packed")
     with Calls() as calls, torch.autocast("cpu", torch.bfloat16):

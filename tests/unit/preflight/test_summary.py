@@ -1,9 +1,10 @@
-"""What is known of GPUs by their names."""
+"""GPU memory by name, and the driver check before training."""
 
 import pytest
 from ray.util.accelerators import accelerators
 
-from rm_ray.config.train_config import ClusterConfig, TrainConfig
+from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.config.sections.model import ModelConfig
 from rm_ray.preflight import summary
 from rm_ray.preflight.machines import Machine, MachineReport, report_gpus
 from rm_ray.preflight.summary import GPU_MEMORY_GB, smallest_gpu
@@ -16,7 +17,7 @@ def machine(kind: str | None, *, num_gpus: int = 8) -> Machine:
     return Machine(node_id="node", name="one", resources=resources)
 
 
-def test_every_name_is_one_of_rays():
+def test_every_gpu_name_is_known_to_ray():
     names = {value for value in vars(accelerators).values() if isinstance(value, str)}
     assert GPU_MEMORY_GB.keys() <= names
 
@@ -34,11 +35,11 @@ def test_a_machine_without_gpus_does_not_count():
 
 
 @pytest.mark.parametrize("kind", ["A100", "V100", None])
-def test_a_gpu_that_comes_in_several_sizes_is_not_guessed(kind):
+def test_memory_is_unknown_for_gpus_that_come_in_several_sizes(kind):
     assert smallest_gpu([machine("H100"), machine(kind)]) is None
 
 
-def test_machines_with_gpus_are_judged_by_what_they_answer(monkeypatch):
+def test_only_machines_with_gpus_are_asked_for_their_drivers(monkeypatch):
     asked = []
 
     def ask(machines):
@@ -54,16 +55,16 @@ def test_machines_with_gpus_are_judged_by_what_they_answer(monkeypatch):
     ]
     monkeypatch.setattr(summary, "list_machines", lambda: machines)
     monkeypatch.setattr(summary, "ask_gpus", ask)
-    on_gpus = TrainConfig(cluster=ClusterConfig(use_gpu=True))
+    on_gpus = ClusterConfig(use_gpu=True)
 
-    found = [(one.name, one.outcome) for one in summary._judge_gpus(on_gpus)]
+    found = [(one.name, one.outcome) for one in summary.check_drivers(on_gpus, ModelConfig())]
 
     assert found == [("GPUs", "failed"), ("compiler", "warning")]
     assert asked == machines[1:]
-    assert summary._judge_gpus(TrainConfig()) == []
+    assert summary.check_drivers(ClusterConfig(), ModelConfig()) == []
 
 
-def test_a_machine_without_a_driver_says_so():
+def test_a_report_has_either_gpus_or_an_error():
     found = report_gpus()
 
     assert bool(found.gpus) != bool(found.gpu_error)

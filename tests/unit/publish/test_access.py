@@ -1,4 +1,4 @@
-"""What a token may do, asked of the loopback Hub through the real client."""
+"""Token permissions on the loopback Hub, through the real client."""
 
 import json
 import urllib.request
@@ -41,19 +41,19 @@ def fault(endpoint: str, **what: object) -> None:
     urllib.request.urlopen(request).close()
 
 
-def test_a_token_may_write_to_what_is_its_user_s(endpoint, tmp_path):
+def test_a_token_may_write_to_its_users_repositories(endpoint, tmp_path):
     found = find_access(REPO, endpoint=endpoint)
     assert (found.user, found.exists, found.obstacle) == ("someone", False, "")
     publish(endpoint, tmp_path / "model", config__json="{}")
     assert find_access(REPO, endpoint=endpoint).exists
 
 
-def test_a_token_may_not_write_to_what_is_another_s(endpoint):
+def test_a_token_may_not_write_to_another_users_repository(endpoint):
     found = find_access("another/model", endpoint=endpoint)
-    assert found.obstacle == "the token's user 'someone' is not 'another', nor a member of it"
+    assert found.obstacle == "the token's user 'someone' is neither 'another' nor a member of it"
 
 
-def test_a_wrong_token_and_no_token_are_the_user_s_to_mend(endpoint, monkeypatch, tmp_path):
+def test_a_wrong_or_missing_token_is_an_input_error(endpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(InputError, match="the token is wrong or has expired"):
         find_access(REPO, endpoint=endpoint)
@@ -85,7 +85,7 @@ def test_roles_and_scopes_are_judged():
     assert find_obstacle(member, "someone/model") == ""
 
 
-def test_a_model_s_files_and_index_are_listed_without_its_weights(endpoint, tmp_path):
+def test_a_models_files_and_index_are_listed_without_its_weights(endpoint, tmp_path):
     index = {"weight_map": {"a": "model-1.safetensors"}}
     files = {"config__json": "{}", "model__safetensors__index__json": json.dumps(index)}
     publish(endpoint, tmp_path / "model", **files)
@@ -99,6 +99,6 @@ def test_a_model_s_files_and_index_are_listed_without_its_weights(endpoint, tmp_
         list_model(REPO, revision="v1", endpoint=endpoint)
 
 
-def test_a_path_that_is_not_there_is_no_name_on_the_hub(endpoint):
+def test_a_missing_path_is_not_a_hub_name(endpoint):
     with pytest.raises(InputError, match="neither a folder nor a name on the Hugging Face Hub"):
         list_model("/data/no/model", endpoint=endpoint)

@@ -35,48 +35,48 @@ def copy_of(export: Path, folder: Path) -> Path:
     return folder
 
 
-def test_weights_and_a_template_that_differ_are_told(exported, tmp_path):
-    export, probes = exported
+def test_different_weights_and_templates_are_reported(exported, tmp_path):
+    export, reference = exported
     changed = copy_of(export, tmp_path / "changed")
     weights = load_file(changed / "model.safetensors")
     weights["score.weight"] = weights["score.weight"] + 0.01
     save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
     (changed / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    result = run_export_gate(changed, probes, "float32")
+    result = run_export_gate(changed, reference, "float32")
     assert "alone: the reward of conversation" in result.problem
     assert "padded batch: the reward" in result.problem
     assert "pipeline: the reward" in result.problem
-    assert "becomes other ids" in result.problem
+    assert "tokenizes to different ids" in result.problem
 
 
-def test_clients_that_do_not_answer_say_nothing_of_the_export(exported, tmp_path):
-    export, probes = exported
+def test_clients_that_do_not_answer_do_not_fail_the_export(exported, tmp_path):
+    export, reference = exported
     broken = copy_of(export, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ClientsError, match="plain transformers cannot score"):
-        run_export_gate(broken, probes, "float32")
+        run_export_gate(broken, reference, "float32")
 
 
-def test_a_difference_counts_beside_the_size_of_the_rewards():
+def test_the_tolerance_scales_with_the_rewards():
     assert compare([10.0], [10.0005], 1e-4) == (pytest.approx(5e-4), "")
-    assert "0.01 apart where 0.0011 is allowed" in compare([10.0], [10.01], 1e-4)[1]
-    assert "0.0005 apart where 0.0001 is allowed" in compare([0.0], [0.0005], 1e-4)[1]
+    assert "differ by 0.01, and 0.0011 is allowed" in compare([10.0], [10.01], 1e-4)[1]
+    assert "differ by 0.0005, and 0.0001 is allowed" in compare([0.0], [0.0005], 1e-4)[1]
 
 
-def test_the_worst_is_told_of_several_and_missing_ones_are_left_out():
+def test_the_worst_difference_is_reported_and_missing_rewards_are_skipped():
     largest, problem = compare([0.0, 1.0, 2.0, 3.0], [0.5, None, 4.0, 3.1], 1e-4)
     assert largest == 2.0
     assert "conversation 2" in problem
 
 
 @pytest.mark.parametrize("expected", [[math.nan, 1.0], [math.inf, 1.0]])
-def test_rewards_of_training_that_are_no_numbers_are_never_published(expected):
+def test_non_finite_training_rewards_never_pass(expected):
     for got in (expected, [1.0, 1.0]):
-        assert "no finite numbers" in compare(expected, got, 1e-4)[1]
+        assert "not finite numbers" in compare(expected, got, 1e-4)[1]
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf])
-def test_a_reward_that_is_no_number_differs(reward):
+def test_a_non_finite_reward_differs(reward):
     largest, problem = compare([1.0], [reward], 1e-4)
     assert largest == math.inf
     assert problem

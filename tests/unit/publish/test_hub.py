@@ -1,4 +1,4 @@
-"""Publishing to the loopback Hub through the real client, whatever goes wrong on the way."""
+"""Publishing to the loopback Hub through the real client, with faults injected."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ def expected(export: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in export.iterdir()}
 
 
-def test_a_version_is_whole_under_its_tag_and_then_on_main(endpoint, export, contents):
+def test_a_version_is_complete_under_its_tag_and_then_on_main(endpoint, export, contents):
     repo = open_repo(endpoint)
     commit = repo.publish(export, "step-1", message="first")
     assert contents(REPO, "step-1") == expected(export)
@@ -39,7 +39,7 @@ def test_a_version_is_whole_under_its_tag_and_then_on_main(endpoint, export, con
     assert open_repo(endpoint).publish(export, "step-1", message="again") == commit
 
 
-def test_what_is_published_is_not_sent_again(endpoint, export):
+def test_a_published_version_is_not_uploaded_again(endpoint, export):
     repo = open_repo(endpoint)
     repo.publish(export, "step-1", message="first")
     repo.promote("step-1", message="best")
@@ -50,7 +50,7 @@ def test_what_is_published_is_not_sent_again(endpoint, export):
     assert not [line for line in new if "commit" in line or "lfs" in line or "POST" in line]
 
 
-def test_main_holds_the_version_that_is_promoted_and_nothing_else(endpoint, export, contents):
+def test_main_holds_exactly_the_promoted_version(endpoint, export, contents):
     repo = open_repo(endpoint)
     (export / "old.txt").write_text("gone later")
     repo.publish(export, "step-1", message="first")
@@ -104,7 +104,7 @@ def test_a_fault_at_any_call_changes_nothing(endpoint, export, contents, call, f
         assert contents(REPO, revision) == expected(export)
 
 
-def test_what_arrives_changed_is_never_tagged(endpoint, export):
+def test_a_corrupted_upload_is_never_tagged(endpoint, export):
     ask_for(endpoint, {"match": "PUT /lfs", "kind": "corrupt", "count": 99})
     repo = open_repo(endpoint)
     with pytest.raises(HubContentsError, match="other contents than"):
@@ -112,20 +112,20 @@ def test_what_arrives_changed_is_never_tagged(endpoint, export):
     assert repo.api.list_repo_refs(REPO).tags == []
 
 
-def test_what_arrives_changed_once_is_sent_again(endpoint, export, contents):
+def test_a_corrupted_upload_is_repeated(endpoint, export, contents):
     ask_for(endpoint, {"match": "PUT /lfs", "kind": "corrupt"})
     open_repo(endpoint).publish(export, "step-1", message="first")
     assert contents(REPO, "step-1") == expected(export)
 
 
-def test_main_may_have_another_description(endpoint, export, contents, tmp_path):
+def test_main_may_have_a_different_card(endpoint, export, contents, tmp_path):
     (export / "README.md").write_text("as it was then")
     repo = open_repo(endpoint)
     repo.publish(export, "step-1", message="first")
     instead = tmp_path / "instead"
     instead.mkdir()
     (instead / "README.md").write_text("as it is in the end")
-    for _ in range(2):  # the second time there is nothing to do
+    for _ in range(2):  # the second time is a no-op
         repo.promote("step-1", message="best", instead=instead)
     assert contents(REPO, "main") == expected(export) | {"README.md": b"as it is in the end"}
     assert contents(REPO, "step-1") == expected(export)
@@ -133,10 +133,8 @@ def test_main_may_have_another_description(endpoint, export, contents, tmp_path)
     assert len(commits) == 1
 
 
-def test_main_that_has_moved_on_in_the_meantime_is_looked_at_again(
-    endpoint, export, contents, monkeypatch
-):
-    """Two runs that end at once leave one whole model, and not files of both."""
+def test_a_concurrent_change_of_main_is_retried(endpoint, export, contents, monkeypatch):
+    """Two runs that end simultaneously leave one complete model, not a mix of files."""
     ours, theirs = open_repo(endpoint), open_repo(endpoint)
     ours.publish(export, "a", message="first")
     (export / "config.json").write_text('{"num_labels": 1, "of": "b"}')
@@ -154,13 +152,13 @@ def test_main_that_has_moved_on_in_the_meantime_is_looked_at_again(
     assert contents(REPO, "main") == contents(REPO, "a")
 
 
-def test_a_link_that_has_expired_is_asked_for_again(endpoint, export, contents):
+def test_an_expired_link_is_requested_again(endpoint, export, contents):
     ask_for(endpoint, {"match": "PUT /lfs", "kind": "status", "status": 403})
     open_repo(endpoint).publish(export, "step-1", message="first")
     assert contents(REPO, "step-1") == expected(export)
 
 
-def test_two_that_publish_the_same_at_once_agree(endpoint, export, contents):
+def test_two_processes_publishing_the_same_version_agree(endpoint, export, contents):
     repos = [open_repo(endpoint) for _ in range(4)]
     with ThreadPoolExecutor() as pool:
         done = [pool.submit(repo.publish, export, "step-1", message="first") for repo in repos]
@@ -172,7 +170,7 @@ def test_two_that_publish_the_same_at_once_agree(endpoint, export, contents):
     ("status", "remedy"),
     [(401, "the token is wrong"), (402, "used up"), (403, "may not write"), (413, "larger")],
 )
-def test_what_asking_again_cannot_mend_is_told_at_once(endpoint, export, status, remedy):
+def test_errors_that_a_retry_cannot_fix_are_raised_immediately(endpoint, export, status, remedy):
     repo = open_repo(endpoint)
     fault = {"match": "/preupload/", "kind": "status", "status": status, "count": 99}
     ask_for(endpoint, fault)
@@ -182,7 +180,7 @@ def test_what_asking_again_cannot_mend_is_told_at_once(endpoint, export, status,
     assert time.monotonic() - started < 10
 
 
-def test_a_hub_that_stays_away_is_given_up(endpoint, export):
+def test_retries_end_when_the_hub_stays_away(endpoint, export):
     repo = open_repo(endpoint, patience_s=1.0)
     ask_for(endpoint, {"match": "/branch/", "kind": "status", "status": 503, "count": 99})
     with pytest.raises(HubAwayError, match="503"):

@@ -14,7 +14,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def test_what_fails_is_tried_again_after_twice_as_long_each_time(clock: SimpleNamespace):
+def test_the_delay_doubles_with_each_failure(clock: SimpleNamespace):
     backoff = Backoff(first_s=2.0, most_s=7.0)
     tried = []
     for _ in range(30):
@@ -27,7 +27,7 @@ def test_what_fails_is_tried_again_after_twice_as_long_each_time(clock: SimpleNa
     assert tried == [0.0, 2.0, 6.0, 13.0, 20.0, 27.0]
 
 
-def test_a_checkpoint_that_fails_keeps_no_other_from_being_published(clock: SimpleNamespace):
+def test_a_failing_checkpoint_does_not_block_the_others(clock: SimpleNamespace):
     tried: list[str] = []
 
     class Stub:
@@ -50,7 +50,7 @@ def test_a_checkpoint_that_fails_keeps_no_other_from_being_published(clock: Simp
     with pytest.raises(ClientsError):
         mirror._make_ready(Stub())
     assert tried == ["unanswered", "damaged", "sound"]
-    mirror._make_ready(Stub())  # the two are left alone for a while
+    mirror._make_ready(Stub())  # both failures are backed off
     assert tried[3:] == ["sound"]
     clock.now += 600.0
     with pytest.raises(ClientsError):

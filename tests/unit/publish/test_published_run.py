@@ -1,4 +1,4 @@
-"""A finished run on the loopback Hub, through the real gate, to its own card's snippet."""
+"""A finished run on the loopback Hub, from the real gate to the snippet of its card."""
 
 import re
 import subprocess
@@ -20,13 +20,13 @@ REPO = "someone/rewards"
 
 
 def test_a_finished_run_is_published_with_its_best_on_main(endpoint, contents, tmp_path):
-    """From checkpoints to a card whose own snippet scores, executed as it is written."""
+    """From checkpoints to a card whose snippet runs as written."""
     made = make_run(tmp_path, last_step=30, every="final", private=False)
     for step in (10, 20, 30):
         made.save(step)
     made.finish(best_step=20)
     published = finish_publishing(made.folder)
-    assert published.is_whole, published
+    assert published.is_complete, published
     assert published.main == "step-00000020"
     tags = {ref.name for ref in HfApi(endpoint=endpoint).list_repo_refs(REPO).tags}
     assert tags == {"step-00000020", "step-00000030"}
@@ -44,7 +44,7 @@ def test_a_finished_run_is_published_with_its_best_on_main(endpoint, contents, t
     assert [path.name for path in sorted(Path(made.folder).glob("checkpoint_*"))] == [
         "checkpoint_00000020_0001",
         "checkpoint_00000030_0001",
-    ]  # the last and the best; the other one stayed for the Hub
+    ]  # the last and the best; the third was kept only for the Hub
     assert "This is step 20 of 30, the best by `eval/rm/loss`." in card.text
     for name, data in main.items():
         path = Path(made.folder) / "main" / name
@@ -75,11 +75,11 @@ def test_a_finished_run_is_published_with_its_best_on_main(endpoint, contents, t
     assert printed[0] != printed[1]
 
 
-def test_publishing_elsewhere_leaves_what_the_own_repository_may_need(endpoint, tmp_path):
+def test_publishing_elsewhere_keeps_checkpoints_for_the_runs_own_repository(endpoint, tmp_path):
     made = make_run(tmp_path, last_step=40, every="checkpoint", private=False)
     for step in (10, 20, 30, 40):
         made.save(step)
     made.finish(best_step=40)
     elsewhere = replace(made.config.hub, repo_id="someone/copy", every="final")
-    assert finish_publishing(made.folder, elsewhere).is_whole
+    assert finish_publishing(made.folder, elsewhere).is_complete
     assert len(list(Path(made.folder).glob("checkpoint_*"))) == 4

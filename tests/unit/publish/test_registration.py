@@ -14,7 +14,7 @@ REPO = "someone/rewards"
 
 @pytest.fixture
 def made(tmp_path: Path) -> MadeRun:
-    """A finished run of 30 steps, the best of them the 20th, which MLflow knows."""
+    """A finished run of 30 steps in MLflow, with step 20 as its best."""
     made = make_run(tmp_path, last_step=30)
     made.run.write_json("result.json", {})
     record = made.run.read_json("run.json")
@@ -54,14 +54,14 @@ def test_published_models_are_registered_once_and_refer_to_their_tags(made):
     assert best.tags["hub.commit"] == "c" * 40
 
 
-def test_a_run_that_is_not_published_is_registered_where_it_lies(made):
+def test_an_unpublished_run_is_registered_by_its_folder(made):
     assert register_models(made.folder, None)
     client = mlflow.MlflowClient(uri_of(made))
     (version,) = client.search_model_versions("name = 'rewards'")
     assert version.source == f"{made.folder}/export"
     assert client.get_model_version_by_alias("rewards", "last").version == version.version
     with pytest.raises(mlflow.exceptions.MlflowException):
-        client.get_model_version_by_alias("rewards", "best")  # it is a checkpoint, not a model
+        client.get_model_version_by_alias("rewards", "best")  # a checkpoint, not an export
 
 
 def test_a_later_run_of_the_same_model_takes_the_aliases_over(made, tmp_path):
@@ -73,15 +73,15 @@ def test_a_later_run_of_the_same_model_takes_the_aliases_over(made, tmp_path):
     assert int(client.get_model_version_by_alias("rewards", "last").version) == 2
 
 
-def test_a_server_is_not_given_a_local_path(made, caplog):
+def test_a_local_path_is_not_registered_on_a_server(made, caplog):
     record = made.run.read_json("run.json")
     record["config"]["mlflow"]["tracking_uri"] = "http://127.0.0.1:9"
     made.run.write_json("run.json", record)
     assert register_models(made.folder, None)
-    assert "MLflow's servers refuse local paths" in caplog.text
+    assert "MLflow servers refuse local paths" in caplog.text
 
 
-def test_an_mlflow_that_is_away_leaves_it_to_be_done(made, caplog):
+def test_registration_stays_pending_while_mlflow_is_away(made, caplog):
     publish(made, 30)
     record = made.run.read_json("run.json")
     record["config"]["mlflow"]["tracking_uri"] = "http://127.0.0.1:9"
@@ -98,7 +98,7 @@ def test_without_a_name_nothing_is_registered(made):
     assert mlflow.MlflowClient(uri_of(made)).search_registered_models() == []
 
 
-def test_a_home_folder_is_written_out_for_mlflows_clients(made, tmp_path, monkeypatch):
+def test_a_home_folder_is_expanded_for_mlflows_clients(made, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert register_models(f"~/{Path(made.folder).relative_to(tmp_path)}", None)
     client = mlflow.MlflowClient(uri_of(made))

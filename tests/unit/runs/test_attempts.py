@@ -14,7 +14,6 @@ from rm_ray.runs.attempts import (
     Ending,
     account,
     describe_ending,
-    list_checkpoints,
     read_attempts,
     write_attempts,
 )
@@ -42,7 +41,7 @@ parts = st.dictionaries(st.sampled_from(SPENT), seconds)
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[Attempt], dict[str, float]]:
-    """Attempts that trained or not, and of their work the share that was not lost."""
+    """Attempts with or without training, and the seconds of work that were not lost."""
     attempts, kept = [], dict.fromkeys(SPENT, 0.0)
     for number in range(1, draw(st.integers(1, 5)) + 1):
         startup, spent = {}, {}
@@ -57,7 +56,9 @@ def histories(draw: st.DrawFn) -> tuple[list[Attempt], dict[str, float]]:
 
 
 @given(histories())
-def test_the_parts_of_a_runs_time_add_up_to_it(history: tuple[list[Attempt], dict[str, float]]):
+def test_the_parts_of_a_runs_time_add_up_to_the_total(
+    history: tuple[list[Attempt], dict[str, float]],
+):
     attempts, kept = history
 
     time = account(attempts, kept)
@@ -70,7 +71,7 @@ def test_the_parts_of_a_runs_time_add_up_to_it(history: tuple[list[Attempt], dic
     assert {name: time[name] for name in kept} == kept
 
 
-def test_an_uninterrupted_run_did_no_work_twice():
+def test_an_uninterrupted_run_redoes_no_work():
     spent = {"steps": 70.0, "data wait": 2.0, "checkpoints": 8.0}
     attempts = [attempt(lasted=100, startup={"imports and Ray": 6.0, "model": 4.0}, spent=spent)]
 
@@ -84,7 +85,7 @@ def test_an_uninterrupted_run_did_no_work_twice():
     }
 
 
-def test_work_after_the_last_checkpoint_of_a_lost_attempt_was_done_again():
+def test_work_after_the_last_checkpoint_of_a_lost_attempt_is_redone():
     lost = attempt(1, lasted=60, startup={"model": 5.0}, spent={"steps": 50.0}, ending="lost")
     last = attempt(2, lasted=90, startup={"model": 6.0}, spent={"steps": 80.0, "evaluation": 1.0})
     kept = {"steps": 100.0, "evaluation": 1.0}  # 30 s of the first attempt's steps were lost
@@ -98,7 +99,7 @@ def test_work_after_the_last_checkpoint_of_a_lost_attempt_was_done_again():
     assert time["goodput"] == 100.0 / 150.0
 
 
-def test_an_attempt_that_never_came_to_train_did_nothing_but_start():
+def test_an_attempt_that_never_trained_counts_as_startup():
     never = attempt(1, lasted=25, ending="lost")
     last = attempt(2, lasted=50, startup={"model": 10.0}, spent={"steps": 40.0})
 
@@ -110,7 +111,7 @@ def test_an_attempt_that_never_came_to_train_did_nothing_but_start():
 
 
 @pytest.mark.parametrize("startup", [{}, {"model": 0.0}])
-def test_what_an_attempt_without_startup_did_not_work_it_started(startup: dict[str, float]):
+def test_time_outside_of_work_counts_as_startup_if_startup_is_unknown(startup: dict[str, float]):
     unknown = attempt(lasted=25, startup=startup, spent={"steps": 15.0})
 
     time = account([unknown], {"steps": 15.0})
@@ -127,7 +128,7 @@ def test_time_between_attempts_does_not_count():
     assert (time["total"], time["goodput"]) == (20.0, 1.0)
 
 
-def test_of_no_time_nothing_was_good():
+def test_a_run_of_zero_seconds_has_no_goodput():
     assert account([attempt(lasted=0)], {})["goodput"] == 0.0
     assert account([], {})["total"] == 0.0
 
@@ -153,7 +154,7 @@ attempts_of_a_run = st.lists(
 
 
 @given(attempts_of_a_run)
-def test_attempts_are_read_as_they_were_written(attempts: list[Attempt]):
+def test_attempts_survive_a_round_trip(attempts: list[Attempt]):
     run_folder = Storage.open(f"memory://{uuid.uuid4().hex}")
 
     write_attempts(run_folder, attempts)
@@ -170,10 +171,10 @@ def test_all_attempts_are_written_each_time(run_folder: Storage):
 
     assert read_attempts(run_folder) == [first, second]
     assert run_folder.read_json(ATTEMPTS) == json.loads(json.dumps([asdict(first), asdict(second)]))
-    assert [info.base_name for info in run_folder.list()] == [ATTEMPTS]
+    assert [info.name for info in run_folder.list()] == [ATTEMPTS]
 
 
-def test_a_run_that_has_not_begun_has_no_attempts(run_folder: Storage):
+def test_a_run_that_has_not_started_has_no_attempts(run_folder: Storage):
     assert read_attempts(run_folder) == []
 
 
@@ -190,7 +191,7 @@ def test_a_run_that_has_not_begun_has_no_attempts(run_folder: Storage):
         '[{"number": 1, "began": 0, "updated": 1, "of": "another version"}]',
     ],
 )
-def test_attempts_that_are_damaged_are_warned_of_and_begun_anew(
+def test_a_damaged_file_of_attempts_is_reported_and_replaced(
     run_folder: Storage, caplog: pytest.LogCaptureFixture, content: str
 ):
     run_folder.write_text(ATTEMPTS, content)
@@ -202,13 +203,13 @@ def test_attempts_that_are_damaged_are_warned_of_and_begun_anew(
     assert read_attempts(run_folder) == [attempt(ending="finished")]
 
 
-def test_attempts_of_an_unknown_alphabet_are_damaged_too(tmp_path: Path):
+def test_attempts_in_an_unknown_encoding_are_damaged_too(tmp_path: Path):
     (tmp_path / ATTEMPTS).write_bytes(b"\xff\xfe\x00")
 
     assert read_attempts(Storage.open(str(tmp_path))) == []
 
 
-def test_an_attempt_found_running_was_lost_when_last_heard_of(run_folder: Storage):
+def test_an_attempt_found_running_was_lost_at_its_last_update(run_folder: Storage):
     running = attempt(2, lasted=33, num_workers=2, first_step=5, step=9, spent={"steps": 3.0})
     before = attempt(1, ending="stopped", cause="preempted")
     write_attempts(run_folder, [before, running])
@@ -223,33 +224,33 @@ def test_an_attempt_found_running_was_lost_when_last_heard_of(run_folder: Storag
 
 
 @pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending != "running"])
-def test_an_attempt_that_ended_stays_what_it_was(run_folder: Storage, ending: Ending):
+def test_an_attempt_that_ended_is_unchanged(run_folder: Storage, ending: Ending):
     ended = attempt(ending=ending, cause="its cause", signature="its signature")
     write_attempts(run_folder, [ended])
 
     assert read_attempts(run_folder) == [ended]
 
 
-def test_an_attempt_lasts_until_it_was_last_heard_of():
+def test_an_attempt_lasts_until_its_last_update():
     assert Attempt(number=1, began=100.0, updated=130.5).seconds == 30.5
 
 
-def test_an_attempt_over_which_the_clock_was_set_back_lasted_no_time():
+def test_an_attempt_is_never_shorter_than_zero_seconds():
     assert Attempt(number=1, began=100.0, updated=40.0).seconds == 0.0
     assert account([Attempt(number=1, began=100.0, updated=40.0)], {})["total"] == 0.0
 
 
-def test_a_clock_that_was_set_back_makes_no_time_negative():
+def test_a_clock_set_back_makes_no_time_negative():
     attempts = [Attempt(number=1, began=100.0, updated=40.0, spent={"steps": 30.0})]
 
     assert min(account(attempts, {"steps": 30.0}).values()) >= 0
 
 
-def test_a_row_of_an_attempt_that_did_not_get_to_train_has_no_first_step():
+def test_an_attempt_that_never_trained_has_no_first_step_in_the_timeline():
     assert describe_ending(attempt(ending="lost"))["first_step"] is None
 
 
-def test_a_row_of_the_timeline_says_how_an_attempt_went():
+def test_a_row_of_the_timeline_summarizes_an_attempt():
     row = describe_ending(
         attempt(
             3,
@@ -273,12 +274,3 @@ def test_a_row_of_the_timeline_says_how_an_attempt_went():
         "ending": "lost",
         "cause": "rank 1 died",
     }
-
-
-def test_only_folders_of_a_checkpoints_own_name_are_checkpoints(tmp_path):
-    run_folder = Storage.open(str(tmp_path))
-    for name in ("checkpoint_00000100_0001", "checkpoint_00000200_0002", "checkpoint_before",
-                 "checkpoint_00000300_0001.old", "export"):  # fmt: skip
-        (tmp_path / name).mkdir()
-    (tmp_path / "checkpoint_00000400_0001").write_text("a file")
-    assert list_checkpoints(run_folder) == ["checkpoint_00000200_0002", "checkpoint_00000100_0001"]

@@ -5,7 +5,7 @@ def record(step, kind="train", **metrics):
     return Record(step=step, kind=kind, episode=2 * step, hours=step / 7, metrics=metrics)
 
 
-def test_a_history_comes_back_from_its_lines_exactly():
+def test_a_history_survives_a_round_trip():
     history = History([record(1, loss=0.1 + 0.2), record(1, "eval", loss=1e-300)])
     assert History.from_json_lines(history.to_json_lines().splitlines()) == history
 

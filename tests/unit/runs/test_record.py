@@ -1,36 +1,44 @@
-"""What a run's ``run.json`` says once a later command has changed what may be changed."""
+"""A run's ``run.json`` after later commands with changed settings."""
 
 from dataclasses import replace
 from datetime import date
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.config.sections.run import RunConfig
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.runs import record as record_module
-from rm_ray.runs.record import open_record, open_run, versions
+from rm_ray.runs.record import open_record, open_run, refuse_other_data, versions
 from rm_ray.storage import Storage
 
 
 @pytest.fixture
 def config(tmp_path) -> TrainConfig:
-    config = TrainConfig()
-    return replace(config, run=replace(config.run, name="one", storage_path=str(tmp_path)))
+    run = RunConfig(name="one", storage_path=str(tmp_path))
+    return TrainConfig(run=run, cluster=ClusterConfig(num_workers=2, use_gpu=False))
 
 
-def resolved(config: TrainConfig) -> SimpleNamespace:
-    """What of a prepared run its record is made of."""
-    run_folder = Storage.open(config.run.storage_path).folder(config.run.name)
-    plan = SimpleNamespace(steps=SimpleNamespace(total=10))
-    return SimpleNamespace(
-        run_folder=run_folder,
-        config=config,
+def folder_of(config: TrainConfig) -> Storage:
+    return Storage.open(config.run.storage_path).folder(config.run.name)
+
+
+def begin(config: TrainConfig) -> dict[str, Any]:
+    """Start or resume a run, as its driver does."""
+    return open_record(
+        folder_of(config),
+        config.settle(),
         identity={"plan": "p"},
-        plan=plan,
+        data={},
         template_date=date(2026, 1, 31),
+        num_steps=10,
     )
+
+
+def look_up(config: TrainConfig) -> tuple[Storage, dict[str, Any] | None]:
+    return open_run(Storage.open(config.run.storage_path), config)
 
 
 def changed(config: TrainConfig) -> TrainConfig:
@@ -44,19 +52,36 @@ def changed(config: TrainConfig) -> TrainConfig:
     )
 
 
+def test_a_new_run_records_its_settings(config):
+    record = begin(config)
+
+    assert folder_of(config).read_json("run.json") == record
+    assert record["config"] == config.to_json()
+    assert record["template_date"] == "2026-01-31"
+    assert (record["identity"], record["steps"]) == ({"plan": "p"}, 10)
+
+
+def test_pairs_that_differ_from_the_runs_are_refused():
+    record = {"identity": {"train": "a", "eval": "b", "plan": "c"}}
+
+    refuse_other_data(record, {"train": "a", "eval": "b", "plan": "c"}, name="one")
+    with pytest.raises(InputError, match=r"run 'one' began with other .*\(differing: eval, plan\)"):
+        refuse_other_data(record, {"train": "a", "eval": "", "plan": "d"}, name="one")
+
+
 def test_a_resumed_run_has_the_settings_of_its_newest_command(config):
-    first = open_record(resolved(config), {})
-    again = open_record(resolved(changed(config)), {})
+    first = begin(config)
+    again = begin(changed(config))
     assert again["key"] == first["key"]
     assert again["config"] == changed(config).to_json()
-    assert resolved(config).run_folder.read_json("run.json") == again
+    assert folder_of(config).read_json("run.json") == again
 
 
-def test_a_finished_run_is_published_and_registered_as_its_newest_command_says(config):
-    open_record(resolved(config), {})
-    run_folder = resolved(config).run_folder
+def test_a_finished_run_takes_hub_and_registry_settings_from_its_newest_command(config):
+    begin(config)
+    run_folder = folder_of(config)
     run_folder.write_json("result.json", {"steps": 10})
-    assert open_run(changed(config))[1] == {"steps": 10}
+    assert look_up(changed(config))[1] == {"steps": 10}
     settings = run_folder.read_json("run.json")["config"]
     assert settings["checkpoint"]["keep"] == 5
     assert settings["hub"]["repo_id"] == "me/model"
@@ -65,51 +90,51 @@ def test_a_finished_run_is_published_and_registered_as_its_newest_command_says(c
     assert settings["run"] == config.to_json()["run"]
 
 
-def test_what_is_trained_may_not_change(config):
-    open_record(resolved(config), {})
+def test_training_settings_may_not_change(config):
+    begin(config)
     other = replace(config, optimizer=replace(config.optimizer, learning_rate=0.5))
     with pytest.raises(InputError, match=r"optimizer\.learning_rate was"):
-        open_run(other)
+        look_up(other)
 
 
-def test_a_run_from_before_a_setting_had_its_default(config):
-    record = open_record(resolved(config), {})
+def test_a_run_older_than_a_setting_had_its_default(config):
+    record = begin(config)
     del record["config"]["run"]["deterministic"], record["config"]["data"]["drop_overlap"]
-    resolved(config).run_folder.write_json("run.json", record)
-    open_run(config)
+    folder_of(config).write_json("run.json", record)
+    look_up(config)
     with pytest.raises(InputError, match="drop_overlap was False and is True"):
-        open_run(replace(config, data=replace(config.data, drop_overlap=True)))
+        look_up(replace(config, data=replace(config.data, drop_overlap=True)))
 
 
 def test_a_storage_may_be_moved_or_reached_by_another_path(config, tmp_path):
-    open_record(resolved(config), {})
+    begin(config)
     link = tmp_path.parent / f"{tmp_path.name}-link"
     link.symlink_to(tmp_path)
     linked = replace(config, run=replace(config.run, storage_path=str(link)))
-    run_folder, _ = open_run(linked)
+    run_folder, _ = look_up(linked)
     assert run_folder.path == f"{tmp_path}/one"
     tmp_path.rename(tmp_path.parent / "moved")
     moved = replace(config, run=replace(config.run, storage_path=f"{tmp_path.parent}/moved"))
-    open_run(moved)
-    record = open_record(resolved(moved), {})
+    look_up(moved)
+    record = begin(moved)
     assert record["config"]["run"]["storage_path"] == f"{tmp_path.parent}/moved"
 
 
-def test_a_record_that_is_cut_short_is_named(config):
-    run_folder = resolved(config).run_folder
+def test_a_truncated_record_is_reported_with_its_path(config):
+    run_folder = folder_of(config)
     run_folder.write_text("run.json", "{")
-    with pytest.raises(InputError, match=r"one/run.json is not whole"):
-        open_run(config)
+    with pytest.raises(InputError, match=r"one/run.json is not valid JSON"):
+        look_up(config)
 
 
-@pytest.mark.parametrize(("told", "commit"), [("0123456789ab", "0123456789ab"), ("", None)])
-def test_outside_of_a_clone_who_submits_says_the_commit(
-    told: str, commit: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("submitted", "commit"), [("0123456789ab", "0123456789ab"), ("", None)])
+def test_outside_of_a_clone_the_commit_comes_from_the_environment(
+    submitted: str, commit: str | None, monkeypatch: pytest.MonkeyPatch
 ):
     def run(*_: Any, **__: Any) -> None:
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(record_module.subprocess, "run", run)
-    monkeypatch.setenv("RM_RAY_COMMIT", told)
+    monkeypatch.setenv("RM_RAY_COMMIT", submitted)
 
     assert versions().get("version.rm_ray") == commit

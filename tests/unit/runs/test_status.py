@@ -1,6 +1,3 @@
-"""What ``jobs/status.py`` reads from runs' folders."""
-
-import json
 import os
 from pathlib import Path
 
@@ -8,7 +5,7 @@ import pytest
 
 from rm_ray.runs.attempts import Attempt, write_attempts
 from rm_ray.runs.manifest import Manifest
-from rm_ray.runs.status import list_runs, main_status, read_status, status_table
+from rm_ray.runs.status import list_runs, read_status, status_table
 from rm_ray.runs.versions import Version, Versions
 from rm_ray.storage import Storage
 
@@ -16,7 +13,7 @@ BEGAN = 1_000_000.0
 
 
 def make_run(folder: Path, **attempt: object) -> Storage:
-    """A run of 200 steps of 64 pairs, 60 s under way: steps 10 to 50 took 20 s."""
+    """A run of 200 steps of 64 pairs, started 60 s ago: steps 10 to 50 took 20 s."""
     run_folder = Storage.open(str(folder))
     config = {"batch": {"global_batch_size": 64}, "hub": {"repo_id": None}}
     run_folder.write_json("run.json", {"steps": 200, "config": config})
@@ -28,7 +25,7 @@ def make_run(folder: Path, **attempt: object) -> Storage:
     return run_folder
 
 
-def test_a_run_under_way_tells_speed_and_time_left(tmp_path: Path):
+def test_a_running_run_has_speed_and_time_left(tmp_path: Path):
     status = read_status(make_run(tmp_path / "one"), now=BEGAN + 62)
     assert (status.name, status.state, status.step, status.total_steps) == (
         "one",
@@ -60,7 +57,7 @@ def test_the_state_is_that_of_the_latest_attempt(tmp_path: Path, attempt: dict, 
     assert status.cause == str(attempt.get("cause", "")).partition("\n")[0]
 
 
-def test_checkpoints_and_versions_and_mlflow_are_counted(tmp_path: Path):
+def test_checkpoints_versions_and_unsent_metrics_are_counted(tmp_path: Path):
     run = make_run(tmp_path / "one", mlflow_unsent=7)
     record = run.read_json("run.json")
     record["config"]["hub"]["repo_id"] = "me/model"
@@ -77,7 +74,7 @@ def test_checkpoints_and_versions_and_mlflow_are_counted(tmp_path: Path):
     assert status.mlflow_unsent == 7
 
 
-def test_runs_are_listed_and_other_folders_are_not(tmp_path: Path, capsys):
+def test_runs_are_listed_and_other_folders_are_not(tmp_path: Path):
     make_run(tmp_path / "older")
     finished = make_run(tmp_path / "newer", ending="finished", updated=BEGAN + 500, step=200)
     result = {"steps": 200, "pairs_per_second": 99.5, "time": {"goodput": 0.8}}
@@ -92,17 +89,9 @@ def test_runs_are_listed_and_other_folders_are_not(tmp_path: Path, capsys):
     assert "1:00 ago" in newer
     assert "0.80" in newer
     assert older.split()[:3] == ["older", "silent", "50/200"]
-    assert main_status([str(tmp_path), "--json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["name"] for line in lines] == ["newer", "older"]
 
 
-def test_an_empty_storage_says_so(tmp_path: Path, capsys):
-    assert main_status([str(tmp_path)]) == 0
-    assert f"there are no runs in {tmp_path}" in capsys.readouterr().out
-
-
-def test_a_machine_whose_clock_is_wrong_changes_nothing(tmp_path: Path):
+def test_a_machine_with_a_wrong_clock_changes_nothing(tmp_path: Path):
     run = make_run(tmp_path / "one", updated=BEGAN + 7_200)
     os.utime(tmp_path / "one" / "attempts.json", (BEGAN + 60, BEGAN + 60))
     assert read_status(run, now=BEGAN + 62).state == "running"
@@ -117,7 +106,7 @@ def test_a_machine_whose_clock_is_wrong_changes_nothing(tmp_path: Path):
         ("result.json", '{"steps": 5}'),
     ],
 )
-def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, file, text):
+def test_an_unreadable_run_does_not_hide_the_others(tmp_path, file, text):
     make_run(tmp_path / "good")
     make_run(tmp_path / "odd").write_text(file, text)
     runs = {run.name: run for run in list_runs(Storage.open(str(tmp_path)))}
@@ -126,14 +115,8 @@ def test_a_run_that_cannot_be_read_does_not_hide_the_others(tmp_path, file, text
     assert "odd: " in status_table(list(runs.values()))
 
 
-def test_a_finished_run_says_what_mlflow_did_not_get(tmp_path: Path):
+def test_a_finished_run_counts_its_unsent_metrics(tmp_path: Path):
     run = make_run(tmp_path / "one", ending="finished")
     result = {"steps": 200, "pairs_per_second": 9, "time": {"goodput": 1}, "mlflow_unsent": 500}
     run.write_json("result.json", result)
     assert read_status(run).mlflow_unsent == 500
-
-
-def test_wrong_arguments_are_told(tmp_path: Path, caplog):
-    assert main_status(["nosuch://x"]) == 2
-    with pytest.raises(SystemExit, match="2"):
-        main_status([str(tmp_path), "--watch", "-1"])

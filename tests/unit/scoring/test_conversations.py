@@ -1,6 +1,7 @@
 import pytest
 
-from rm_ray.data.rows.contract import Reason, RefusedError
+from rm_ray.data.rows.pairs import parse_pair
+from rm_ray.data.rows.refusals import Reason, RefusedError
 from rm_ray.scoring.conversations import parse_conversations
 
 QUESTION = {"role": "user", "content": "How many?"}
@@ -10,7 +11,7 @@ def answer(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def test_a_pair_is_two_conversations_of_which_the_first_is_right():
+def test_a_pair_has_two_conversations_and_the_first_is_right():
     found = parse_conversations(
         {"prompt": "How many?", "chosen": "3", "rejected": "4", "margin": 0.5}, "here"
     )
@@ -19,7 +20,7 @@ def test_a_pair_is_two_conversations_of_which_the_first_is_right():
     assert (found.num_correct, found.margin, found.source) == (1, 0.5, "here")
 
 
-def test_reward_bench_names_subset_and_id():
+def test_reward_bench_rows_have_a_subset_and_an_id():
     row = {"prompt": "How many?", "chosen": "3", "rejected": "4", "subset": "hep-go", "id": 17}
     found = parse_conversations(row)
     assert (found.subset, found.id) == ("hep-go", "17")
@@ -54,7 +55,7 @@ def test_a_conversation_may_be_written_in_many_ways(row):
     assert found.num_correct == 0
 
 
-def test_of_responses_none_is_known_to_be_right():
+def test_no_response_of_a_plain_list_is_known_to_be_right():
     found = parse_conversations(
         {"prompt": "How many?", "responses": ["3", "4"], "source": "ours"}, "here"
     )
@@ -78,7 +79,26 @@ def test_of_responses_none_is_known_to_be_right():
         ({"prompt": "How many?", "chosen": ["3"], "rejected": ["4", ""]}, Reason.EMPTY),
     ],
 )
-def test_what_cannot_be_scored_is_refused_with_a_reason(row, reason):
+def test_rows_that_cannot_be_scored_are_refused_with_a_reason(row, reason):
     with pytest.raises(RefusedError) as caught:
         parse_conversations(row)
     assert caught.value.reason == reason
+
+
+def test_scoring_reads_the_prompt_as_training_does():
+    system, row = {"role": "system", "content": "Be brief."}, {"system": "Be brief."}
+    row |= {"question": "How many?"}
+    pair = {**row, "chosen": "3", "rejected": "4"}
+
+    assert parse_conversations({**row, "response": "3"}).messages == [
+        [system, QUESTION, answer("3")]
+    ]
+    assert parse_conversations({**row, "responses": ["3", "4"]}).messages[1] == [
+        system,
+        QUESTION,
+        answer("4"),
+    ]
+    assert parse_conversations(pair).messages[0] == parse_pair(pair).chosen
+    assert parse_conversations({**row, "response": "3", "images": ["a.png"]}).reading.lost == (
+        "images",
+    )

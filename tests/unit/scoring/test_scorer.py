@@ -35,7 +35,7 @@ def reward(client, conversation: list[int]) -> float:
 
 @settings(max_examples=25)
 @given(prompts=st.lists(st.lists(ids, min_size=1, max_size=5), min_size=1, max_size=4))
-def test_rewards_are_those_of_transformers_one_by_one(scorer, client, prompts):
+def test_rewards_equal_those_of_transformers(scorer, client, prompts):
     found = scorer.score(prompts)
     assert [len(rewards) for rewards in found] == [len(conversations) for conversations in prompts]
     for rewards, conversations in zip(found, prompts, strict=True):
@@ -51,7 +51,7 @@ def test_a_shared_prompt_changes_nothing(scorer, client, prefix, tails):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_of_nothing_there_are_no_rewards(scorer):
+def test_no_conversations_have_no_rewards(scorer):
     assert scorer.score([]) == []
 
 
@@ -94,7 +94,7 @@ def test_a_model_without_a_trained_head_is_refused(exported, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 1_000])
-def test_a_model_that_is_cut_short_is_refused(size, exported, tmp_path):
+def test_a_model_with_a_truncated_file_is_refused(size, exported, tmp_path):
     folder = tmp_path / "cut"
     shutil.copytree(exported, folder)
     os.truncate(folder / "model.safetensors", size)
@@ -102,7 +102,7 @@ def test_a_model_that_is_cut_short_is_refused(size, exported, tmp_path):
         Scorer.load(str(folder), device=CPU, tokens_per_forward=1)
 
 
-def test_what_is_no_reward_model_is_refused(exported, tmp_path):
+def test_a_model_that_is_not_a_reward_model_is_refused(exported, tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         Scorer.load(str(tmp_path / "missing"), device=CPU, tokens_per_forward=1)
     folder = tmp_path / "labels"

@@ -8,13 +8,13 @@ from rm_ray.errors import StoppedError
 from rm_ray.supervisor.signals import Signals, say
 
 SECONDS = 30
-"""How long a process may take on a busy machine before it is held to be stuck."""
+"""How long a process may take on a busy machine before the test fails, in seconds."""
 
 Start = Callable[..., subprocess.Popen[str]]
 """Starts a shell with a script."""
 
 
-def test_handlers_of_signals_are_as_they_were_afterwards():
+def test_previous_signal_handlers_are_restored():
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
 
@@ -27,7 +27,7 @@ def test_handlers_of_signals_are_as_they_were_afterwards():
 @pytest.mark.parametrize(
     ("number", "reason"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
 )
-def test_the_first_signal_asks_and_the_second_ends(start: Start, number: int, reason: str):
+def test_the_first_signal_asks_and_the_second_kills(start: Start, number: int, reason: str):
     with Signals() as signals:
         signals.process = start("read order; echo $order; trap '' TERM INT; read never")
         signal.raise_signal(number)
@@ -46,7 +46,7 @@ def test_a_signal_between_attempts_ends_the_wait():
     assert (caught.value.reason, caught.value.step) == ("terminated", 7)
 
 
-def test_an_attempt_is_given_its_task_and_then_the_signals(start: Start):
+def test_an_attempt_receives_its_task_before_any_signal(start: Start):
     with Signals() as signals:
         process = start("while read line; do echo got $line; done")
         signals.watch_over(process, "a task")
@@ -55,7 +55,7 @@ def test_an_attempt_is_given_its_task_and_then_the_signals(start: Start):
         assert process.stdout.readline() == "got terminated\n"
 
 
-def test_a_signal_that_came_before_the_attempt_is_passed_on_after_its_task(start: Start):
+def test_an_earlier_signal_is_forwarded_after_the_task(start: Start):
     with Signals() as signals:
         signal.raise_signal(signal.SIGINT)
         process = start("while read line; do echo got $line; done")
@@ -67,7 +67,7 @@ def test_a_signal_that_came_before_the_attempt_is_passed_on_after_its_task(start
         assert process.wait(SECONDS) == -signal.SIGKILL
 
 
-def test_an_attempt_that_is_gone_can_be_spoken_to(start: Start):
+def test_writing_to_an_exited_attempt_is_not_an_error(start: Start):
     process = start("exit 0")
     process.wait(SECONDS)
 

@@ -9,7 +9,7 @@ from rm_ray.tracking.prometheus import RunGauges, gauge_name
 
 
 class RecordingGauge:
-    """Stands for Ray's gauge, and notes what it is set to."""
+    """Stands in for Ray's gauge, and records its values."""
 
     values: defaultdict[tuple[str, str], list[float]]
     repeated: threading.Event
@@ -50,11 +50,11 @@ def record(kind: RecordKind, step: int, **metrics: float) -> Record:
         ("episode", "rm_episode"),
     ],
 )
-def test_gauges_have_the_names_of_metrics_that_prometheus_allows(metric: str, name: str):
+def test_gauges_have_names_that_prometheus_allows(metric: str, name: str):
     assert gauge_name(metric) == name
 
 
-def test_the_newest_of_many_records_is_shown_once(shown):
+def test_only_the_newest_of_many_records_is_exported(shown):
     run = RunGauges("mine")
     run.show(
         [record("train", 1, loss=0.7), record("eval", 1, loss=0.6), record("train", 2, loss=1)]
@@ -66,7 +66,7 @@ def test_the_newest_of_many_records_is_shown_once(shown):
     }
 
 
-def test_a_figure_is_repeated_since_ray_forgets_it(shown, monkeypatch: pytest.MonkeyPatch):
+def test_a_value_is_repeated_because_ray_drops_it(shown, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prometheus, "REPEAT_EVERY_S", 0.001)
     with RunGauges("mine") as run:
         run.set("workers", 8)

@@ -1,4 +1,4 @@
-"""Where metrics go: SQLite files in folders of any name, and commands to be copied."""
+"""MLflow targets: SQLite files in folders of any name, and commands to copy."""
 
 import shlex
 import sqlite3
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from rm_ray.config.train_config import MlflowConfig
+from rm_ray.config.sections.mlflow import MlflowConfig
 from rm_ray.storage import Storage
 from rm_ray.tracking.target import MlflowTarget
 
 
 @pytest.mark.parametrize("name", ["runs", "my runs", "what?", "a#b", "100%", "a%20b", "Größe"])
-def test_the_database_is_in_the_storage_whatever_that_is_called(tmp_path: Path, name: str):
+def test_the_database_lies_in_a_storage_of_any_name(tmp_path: Path, name: str):
     storage = Storage.open(str(tmp_path / name))
     (tmp_path / name).mkdir()
     target = MlflowTarget.of(MlflowConfig(), storage)
@@ -27,7 +27,7 @@ def test_the_database_is_in_the_storage_whatever_that_is_called(tmp_path: Path, 
     assert shlex.split(target.view_command)[-1] == target.tracking_uri
 
 
-def test_a_relative_database_is_that_of_the_folder_where_it_is_named(tmp_path: Path, monkeypatch):
+def test_a_relative_database_path_starts_at_the_working_directory(tmp_path: Path, monkeypatch):
     (tmp_path / "50%").mkdir()
     monkeypatch.chdir(tmp_path / "50%")
     target = MlflowTarget.of(MlflowConfig(tracking_uri="sqlite:///m.db"), Storage.open("/nowhere"))
@@ -37,6 +37,6 @@ def test_a_relative_database_is_that_of_the_folder_where_it_is_named(tmp_path: P
 @pytest.mark.parametrize(
     "uri", ["https://mlflow.example", "sqlite://", "sqlite:///:memory:", "postgresql://host/db"]
 )
-def test_what_is_no_file_stays_what_it_is(uri: str):
+def test_other_uris_are_unchanged(uri: str):
     target = MlflowTarget.of(MlflowConfig(tracking_uri=uri), Storage.open("/nowhere"))
     assert (target.tracking_uri, target.sqlite_file) == (uri, None)

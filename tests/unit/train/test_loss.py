@@ -14,12 +14,12 @@ def loss(chosen: float, rejected: float, margin: float = 0.0) -> float:
     return bradley_terry_loss(*values).item()
 
 
-def test_equal_rewards_lose_the_logarithm_of_two():
+def test_the_loss_of_equal_rewards_is_log_two():
     assert loss(3.0, 3.0) == math.log(2)
 
 
 @given(rewards, rewards)
-def test_it_is_minus_the_log_probability_that_the_chosen_wins(chosen, rejected):
+def test_the_loss_is_the_negative_log_probability_that_the_chosen_wins(chosen, rejected):
     expected = math.log1p(math.exp(-(chosen - rejected)))
     assert math.isclose(loss(chosen, rejected), expected, rel_tol=1e-9, abs_tol=1e-12)
 
@@ -37,6 +37,6 @@ def test_the_probabilities_of_a_pair_and_its_swap_add_up_to_one(chosen, rejected
 
 
 @given(rewards, rewards, st.floats(0, 5, width=32))
-def test_a_margin_asks_for_so_much_more(chosen, rejected, margin):
+def test_a_margin_counts_like_a_lower_chosen_reward(chosen, rejected, margin):
     expected = loss(chosen - margin, rejected)
     assert math.isclose(loss(chosen, rejected, margin), expected, rel_tol=1e-9, abs_tol=1e-12)

@@ -17,7 +17,7 @@ def measure(*batches: tuple[list[float], list[float], list[float]]) -> PairMetri
     return metrics
 
 
-def test_means_are_over_pairs_and_not_over_batches():
+def test_means_are_over_pairs_not_batches():
     metrics = measure(([1.0], [0.0], [1.0]), ([0.0, 2.0, 4.0], [3.0, 3.0, 3.0], [1.0, 1.0, 1.0]))
     means = metrics.means("eval/rm")
     assert metrics.count == 4
@@ -35,7 +35,7 @@ def test_a_tie_is_half_right_and_reported():
     assert means["m/ties"] == 0.5
 
 
-def test_a_pair_of_weight_zero_leaves_no_trace_even_if_it_is_not_finite():
+def test_a_pair_of_weight_zero_does_not_count_even_if_not_finite():
     with_filler = measure(([1.0, math.nan], [0.0, 2.0], [1.0, 0.0]))
     alone = measure(([1.0], [0.0], [1.0]))
     assert with_filler.count == 1

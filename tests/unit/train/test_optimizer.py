@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from rm_ray.config.train_config import OptimizerConfig
+from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.train.optimizer import build_optimizer, learning_rate_schedule
 
 TOTAL, WARMUP, PEAK = 50, 5, 2e-3
 
 
 def expected(schedule: str, step: int) -> float:
-    """The schedules' definitions, written out."""
+    """The definitions of the schedules."""
     if schedule == "constant":
         return PEAK
     if step < WARMUP:
@@ -38,7 +38,7 @@ def test_every_schedule_runs_over_the_steps_once(schedule):
     assert got == pytest.approx([expected(schedule, s) for s in range(TOTAL + 1)], abs=1e-12)
 
 
-def test_the_rate_of_a_step_does_not_depend_on_the_steps_before():
+def test_a_step_s_learning_rate_does_not_depend_on_previous_steps():
     rate = learning_rate_schedule(OptimizerConfig(schedule="cosine", warmup_steps=3), 20)
     forwards = [rate(step) for step in range(20)]
     assert [rate(step) for step in reversed(range(20))] == forwards[::-1]
@@ -55,7 +55,7 @@ def test_matrices_decay_and_vectors_do_not():
     assert all(g["betas"] == (0.8, 0.9) and g["eps"] == 1e-6 for g in optimizer.param_groups)
 
 
-def test_frozen_parameters_are_left_out():
+def test_frozen_parameters_are_not_optimized():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)
     optimizer = build_optimizer(model, OptimizerConfig())
@@ -64,7 +64,7 @@ def test_frozen_parameters_are_left_out():
     assert isinstance(optimizer, torch.optim.AdamW)
 
 
-def test_a_fused_update_is_the_plain_one_but_for_rounding():
+def test_a_fused_update_equals_the_plain_one_up_to_rounding():
     weights = []
     for fused in (False, True):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Probes are scored in few passes, with the rewards that each has alone."""
+"""Reference pairs are scored in few passes, with the rewards that each pair has alone."""
 
 from itertools import pairwise
 
@@ -7,39 +7,41 @@ import torch
 from tables import builtin_table
 
 from rm_ray.batches.collate import Collator
-from rm_ray.config.train_config import ClusterConfig, ModelConfig, OptimizerConfig
-from rm_ray.model.reward_model import build_reward_model
+from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.config.sections.optimizer import OptimizerConfig
+from rm_ray.model.build import build_reward_model
 from rm_ray.train.engine import Engine
 from rm_ray.train.reference_rewards import NUM_PAIRS, choose_reference_pairs
 
 
 @pytest.fixture(scope="module")
-def probes_and_tokenizer(tmp_path_factory):
-    table, tokenizer = builtin_table(tmp_path_factory.mktemp("probes") / "table", 40)
+def pairs_and_tokenizer(tmp_path_factory):
+    table, tokenizer = builtin_table(tmp_path_factory.mktemp("reference_pairs") / "table", 40)
     return choose_reference_pairs(table, tokenizer), tokenizer
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_passes_are_few_and_within_their_tokens(probes_and_tokenizer, layout):
-    probes, _ = probes_and_tokenizer
-    lengths = probes.pairs.lengths
+def test_passes_are_few_and_within_their_token_limit(pairs_and_tokenizer, layout):
+    reference_pairs, _ = pairs_and_tokenizer
+    lengths = reference_pairs.pairs.lengths
     cost = {
         "packed": lambda pairs: lengths.distinct[pairs].sum(),
         "padded": lambda pairs: 2 * len(pairs) * lengths.longest[pairs].max(),
     }[layout]
     for budget in (1, 100, 200, 10_000):
-        passes = probes.passes(layout, budget)
+        passes = reference_pairs.passes(layout, budget)
         assert [pair for one in passes for pair in one] == list(range(NUM_PAIRS))
         assert all(cost(one) <= budget or len(one) == 1 for one in passes)
         for one, after in pairwise(passes):
             assert cost([*one, after[0]]) > budget
-    assert len(probes.passes(layout, 1)) == NUM_PAIRS
-    assert len(probes.passes(layout, 10_000)) == 1
+    assert len(reference_pairs.passes(layout, 1)) == NUM_PAIRS
+    assert len(reference_pairs.passes(layout, 10_000)) == 1
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_rewards_do_not_depend_on_the_passes(probes_and_tokenizer, layout):
-    probes, tokenizer = probes_and_tokenizer
+def test_rewards_do_not_depend_on_the_passes(pairs_and_tokenizer, layout):
+    reference_pairs, tokenizer = pairs_and_tokenizer
     engine = Engine(
         build_reward_model(ModelConfig(), tokenizer, seed=0, layout=layout),
         OptimizerConfig(),
@@ -52,8 +54,8 @@ def test_rewards_do_not_depend_on_the_passes(probes_and_tokenizer, layout):
     )
     forward, calls = engine.rewards, []
     engine.rewards = lambda pairs: calls.append(pairs) or forward(pairs)
-    alone = probes.score(engine, collator, tokens_per_pass=1)
-    together = probes.score(engine, collator, tokens_per_pass=10_000)
+    alone = reference_pairs.score(engine, collator, tokens_per_pass=1)
+    together = reference_pairs.score(engine, collator, tokens_per_pass=10_000)
     assert len(calls) == NUM_PAIRS + 1
     for one, other in zip(alone["pairs"], together["pairs"], strict=True):
         assert one["chosen_ids"] == other["chosen_ids"]

@@ -16,17 +16,17 @@ from rm_ray.train.slices import Slice, list_extents, read_slices, write_slices
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 Cut = tuple[str, int, int]
-"""A parameter, and where a part of it begins and ends."""
+"""A parameter, and the start and end of a part."""
 
 State = dict[str, dict[str, Tensor]]
-"""By parameter and kind, the whole flat tensors."""
+"""The full flat tensors, by parameter and kind."""
 
 Layout = Callable[[State, int], list[list[Cut]]]
-"""What each rank of so many holds."""
+"""The parts that each rank holds."""
 
 
 def state_of(lengths: Sequence[int]) -> State:
-    """Make a state in which no two elements are the same."""
+    """Make a state of distinct elements."""
     generator = torch.Generator().manual_seed(0)
     total = len(KINDS) * sum(lengths)
     values = iter(torch.randperm(total, generator=generator).float().split(1))
@@ -46,7 +46,7 @@ def zeros_like(state: State) -> State:
 
 
 def part_of(state: State, cut: Cut, *, is_written: bool = True) -> Slice:
-    """View a part, as an engine does of the state that trains."""
+    """Return a view of a part, like an engine's view of its live state."""
     name, start, end = cut
     tensors = {kind: tensor[start:end] for kind, tensor in state[name].items()}
     return Slice(parameter=name, start=start, tensors=tensors, is_written=is_written)
@@ -68,7 +68,7 @@ def whole(state: State) -> list[Cut]:
 
 
 def in_stretches(state: State, world_size: int) -> list[list[Cut]]:
-    """Lay parameters one after another and give each rank a stretch, as ZeRO 1 and 2 do."""
+    """Give each rank a range of the concatenated parameters, as ZeRO 1 and 2 do."""
     total = sum(end for _, _, end in whole(state))
     length, ranks, offset = -(-total // world_size), [[] for _ in range(world_size)], 0
     for name, _, end in whole(state):
@@ -92,13 +92,13 @@ def in_equal_parts(state: State, world_size: int) -> list[list[Cut]]:
 
 
 def by_turns(state: State, world_size: int) -> list[list[Cut]]:
-    """Every rank has all parameters, and each writes some of them, as without ZeRO."""
+    """Give every rank all parameters, of which it writes some, as without ZeRO."""
     return [whole(state)[rank::world_size] for rank in range(world_size)]
 
 
 @st.composite
 def partitions(draw: st.DrawFn, state: State) -> list[list[Cut]]:
-    """Cut each parameter anywhere, and deal the parts out to any number of ranks."""
+    """Cut each parameter anywhere, and distribute the parts over any number of ranks."""
     ranks: list[list[Cut]] = [[] for _ in range(draw(st.integers(1, 5)))]
     for name, _, end in whole(state):
         bounds = sorted({0, end, *draw(st.lists(st.integers(0, end), max_size=4))})
@@ -109,7 +109,7 @@ def partitions(draw: st.DrawFn, state: State) -> list[list[Cut]]:
 
 @st.composite
 def partitioned_states(draw: st.DrawFn, count: int) -> tuple[State, list[list[list[Cut]]]]:
-    """Draw a state and some partitions of it."""
+    """Draw a state and several partitions of it."""
     state = state_of(draw(st.lists(st.integers(1, 12), min_size=1, max_size=4)))
     return state, [draw(partitions(state)) for _ in range(count)]
 
@@ -143,7 +143,7 @@ def test_every_zero_stage_reads_what_every_other_wrote(
     assert is_same(copy, state)
 
 
-def test_every_reader_may_take_all_that_one_wrote(tmp_path: Path):
+def test_every_rank_can_read_everything_from_one_writer(tmp_path: Path):
     state = state_of([5, 8])
     paths = write_ranks(state, in_equal_parts(state, 3), tmp_path)
 
@@ -153,7 +153,7 @@ def test_every_reader_may_take_all_that_one_wrote(tmp_path: Path):
         assert is_same(copy, state)
 
 
-def test_what_lies_outside_of_the_slices_is_left_alone(tmp_path: Path):
+def test_reading_changes_nothing_outside_the_slices(tmp_path: Path):
     state = state_of([10])
     paths = write_ranks(state, [whole(state)], tmp_path)
     copy = zeros_like(state)
@@ -183,7 +183,7 @@ def test_moments_move_with_their_weights(tmp_path: Path):
     assert read["exp_avg_sq"].tolist() == (weight * 100).tolist()
 
 
-def test_only_what_a_rank_is_to_write_is_written(tmp_path: Path):
+def test_a_rank_writes_only_its_own_share(tmp_path: Path):
     state = state_of([4, 6, 2])
     cuts = whole(state)
     path = tmp_path / "slices.safetensors"
@@ -194,7 +194,7 @@ def test_only_what_a_rank_is_to_write_is_written(tmp_path: Path):
     assert load_file(path).keys() == {f"{kind}/0/layers.1.weight" for kind in KINDS}
 
 
-def test_what_others_write_is_read_all_the_same(tmp_path: Path):
+def test_a_rank_also_reads_slices_that_others_wrote(tmp_path: Path):
     state = state_of([4, 6])
     paths = write_ranks(state, by_turns(state, 2), tmp_path)
     copy = zeros_like(state)
@@ -216,7 +216,7 @@ def test_extents_are_listed_by_parameter(tmp_path: Path):
     assert [part_of(state, cut).extent for cut in cuts] == [(0, 2), (1, 3), (5, 8)]
 
 
-def test_a_name_may_have_slashes_and_points(tmp_path: Path):
+def test_a_name_may_contain_slashes_and_dots(tmp_path: Path):
     path = tmp_path / "slices.safetensors"
     part = Slice(parameter="a/b.c/0/d", start=3, tensors={"weight": torch.ones(2)}, is_written=True)
 
@@ -225,7 +225,7 @@ def test_a_name_may_have_slashes_and_points(tmp_path: Path):
     assert list_extents(path) == {"a/b.c/0/d": [(3, 5)]}
 
 
-def test_a_rank_that_holds_nothing_writes_a_file_with_nothing(tmp_path: Path):
+def test_a_rank_that_holds_nothing_writes_an_empty_file(tmp_path: Path):
     state = state_of([2, 2])
     paths = write_ranks(state, by_turns(state, 3), tmp_path)
 
@@ -262,7 +262,7 @@ def test_a_parameter_that_requires_gradients_is_filled_in_place(tmp_path: Path):
 
 
 @given(partitioned_states(1), st.randoms(use_true_random=False))
-def test_a_missing_part_is_told_by_its_parameter(
+def test_the_error_names_the_parameter_with_a_missing_part(
     drawn: tuple[State, list[list[list[Cut]]]], random: Random
 ):
     state, (ranks,) = drawn
@@ -274,16 +274,16 @@ def test_a_missing_part_is_told_by_its_parameter(
         paths = write_ranks(state, left, Path(folder))
         read_slices([part_of(copy, cut) for cut in whole(copy)], paths)
 
-    assert str(caught.value) == f"the checkpoint does not hold the whole of {lost[0]}"
+    assert str(caught.value) == f"the checkpoint does not hold all of {lost[0]}"
 
 
-def test_all_parameters_with_a_missing_part_are_told_at_once(tmp_path: Path):
+def test_the_error_names_all_parameters_with_a_missing_part(tmp_path: Path):
     state = state_of([4, 4, 4])
     written = [[("layers.2.weight", 0, 3), ("layers.1.weight", 0, 4)]]
     paths = write_ranks(state, written, tmp_path)
     slices = [part_of(zeros_like(state), cut) for cut in whole(state)]
 
-    with pytest.raises(ValueError, match=r"the whole of layers\.0\.weight, layers\.2\.weight$"):
+    with pytest.raises(ValueError, match=r"hold all of layers\.0\.weight, layers\.2\.weight$"):
         read_slices(slices, paths)
     with pytest.raises(ValueError, match=r"layers\.0\.weight, layers\.1\.weight, layers\.2"):
         read_slices(slices, [])
@@ -299,12 +299,12 @@ def test_all_parameters_with_a_missing_part_are_told_at_once(tmp_path: Path):
         [(1, 11), (11, 20)],
     ],
 )
-def test_what_several_files_hold_counts_once(tmp_path: Path, held: list[tuple[int, int]]):
+def test_overlapping_parts_do_not_hide_a_gap(tmp_path: Path, held: list[tuple[int, int]]):
     state = state_of([20])
     paths = write_ranks(state, [[("layers.0.weight", *extent)] for extent in held], tmp_path)
     slices = [part_of(zeros_like(state), cut) for cut in whole(state)]
 
-    with pytest.raises(ValueError, match=r"does not hold the whole of layers\.0\.weight$"):
+    with pytest.raises(ValueError, match=r"does not hold all of layers\.0\.weight$"):
         read_slices(slices, paths)
 
 
@@ -312,7 +312,7 @@ def test_what_several_files_hold_counts_once(tmp_path: Path, held: list[tuple[in
     "held",
     [[(0, 20), (0, 20)], [(8, 20), (0, 12)], [(0, 20), (5, 10)], [(5, 15), (0, 6), (14, 20)]],
 )
-def test_files_may_hold_parts_that_overlap(tmp_path: Path, held: list[tuple[int, int]]):
+def test_files_may_hold_overlapping_parts(tmp_path: Path, held: list[tuple[int, int]]):
     state = state_of([20])
     paths = write_ranks(state, [[("layers.0.weight", *extent)] for extent in held], tmp_path)
     copy = zeros_like(state)
@@ -322,7 +322,7 @@ def test_files_may_hold_parts_that_overlap(tmp_path: Path, held: list[tuple[int,
     assert is_same(copy, state)
 
 
-def test_a_hole_in_a_part_of_no_concern_is_none(tmp_path: Path):
+def test_a_gap_outside_the_slices_does_not_matter(tmp_path: Path):
     state = state_of([10])
     paths = write_ranks(state, [[("layers.0.weight", 5, 10)]], tmp_path)
     copy = zeros_like(state)

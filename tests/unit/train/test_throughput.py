@@ -18,10 +18,11 @@ from transformers import (
 from rm_ray.batches.collate import Collator
 from rm_ray.batches.loading import LoadedMicroBatch
 from rm_ray.batches.plan import MicroBatch
-from rm_ray.config.train_config import Layout
+from rm_ray.config.sections.batch import Layout
 from rm_ray.data.cache.pair_tokens import TokenCounts, join_pairs
+from rm_ray.model.architecture import attention_weight, count_parameters
 from rm_ray.model.flops import LayerFlops, ModelFlops
-from rm_ray.model.reward_model import RewardModel, attention_weight, count_parameters
+from rm_ray.model.reward_model import RewardModel
 from rm_ray.train import throughput
 from rm_ray.train.metrics import PairMetrics
 from rm_ray.train.throughput import Throughput, measure_matrix_peak, peak_memory_bytes
@@ -84,7 +85,7 @@ def test_metrics_of_a_packed_step_follow_from_its_counts(monkeypatch: pytest.Mon
             "perf/tokens_per_second": 300.0,
             "perf/distinct_tokens_per_second": 200.0,
             "perf/computed_over_distinct_tokens": 1.25,
-            "perf/padding_share": 0.2,  # 100 of 500 were needed by no pair that counts
+            "perf/padding_share": 0.2,  # 100 of 500 belong to no pair with a weight
             "perf/data_wait_share": 0.25,
             "perf/model_flops_per_second": 1.2e6,
             "perf/matrix_peak_ratio": 0.15,
@@ -108,7 +109,7 @@ def test_a_padded_step_needs_the_tokens_of_both_conversations():
     assert padded["perf/data_wait_share"] == 0.0
 
 
-def test_counts_of_several_micro_batches_are_one_step_s():
+def test_a_step_adds_up_the_counts_of_its_micro_batches():
     step = measured(TokenCounts(both=10, distinct=6, computed=6), [1.0])
     step.add(
         torch.zeros(4),
@@ -125,7 +126,7 @@ def test_counts_of_several_micro_batches_are_one_step_s():
     assert metrics["perf/padding_share"] == 0.0
 
 
-def test_the_parameters_of_a_llama_are_those_counted_by_hand():
+def test_the_parameters_of_a_llama_match_a_count_by_hand():
     assert count_parameters(classifier(llama())) == CLASSIFIER
     assert count_parameters(RewardModel(classifier(llama()), "packed")) == CLASSIFIER
     assert count_parameters(RewardModel(classifier(llama()), "padded")) == CLASSIFIER
@@ -157,12 +158,12 @@ def test_the_weight_of_attention_is_its_flops_over_those_of_a_token(head_dim: in
     heads = LAYERS * (2 * HIDDEN * HEADS * head_dim + 2 * HIDDEN * 2 * head_dim)
     parameters = heads + LAYERS * (3 * HIDDEN * 48 + 2 * HIDDEN) + 2 * HIDDEN
 
-    # Query by key, and weight by value: each a multiplication and an addition for each number.
+    # Query times key, and weight times value: two FLOPs per element each.
     product = LAYERS * HEADS * (2 * head_dim + 2 * head_dim)
     assert attention_weight(classifier(llama(head_dim=head_dim))) == product / (2 * parameters)
 
 
-def test_the_weight_of_attention_is_what_a_count_of_flops_gives():
+def test_the_weight_of_attention_matches_counted_flops():
     model = classifier(llama(), device="cpu").base_model
     flops = {}
     for num_tokens in (10, 20):
@@ -177,8 +178,8 @@ def test_the_weight_of_attention_is_what_a_count_of_flops_gives():
     assert flops[10] == 10 * 2 * matrices + 10**2 * product
 
 
-def test_a_model_with_a_text_part_is_weighed_by_it():
-    """As Gemma 3 from 4B on, which has the sizes of its decoder in a config of its own."""
+def test_the_weight_of_attention_uses_the_text_config_of_a_multimodal_model():
+    """Like Gemma 3 from 4B up, whose decoder sizes are in a nested config."""
     text = {
         "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 48,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 2,
@@ -195,7 +196,7 @@ def test_a_model_with_a_text_part_is_weighed_by_it():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_matrix_peak_is_measured_soon(dtype: torch.dtype):
+def test_the_matrix_peak_is_measured_quickly(dtype: torch.dtype):
     started = time.perf_counter()
     peak = measure_matrix_peak(CPU, dtype)
     seconds = time.perf_counter() - started
@@ -204,10 +205,10 @@ def test_the_matrix_peak_is_measured_soon(dtype: torch.dtype):
     assert seconds < 10
 
 
-def test_the_matrix_peak_is_that_of_the_best_product_of_the_best_size(
+def test_the_matrix_peak_comes_from_the_best_product_of_the_best_size(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """A device that another program keeps busy for all but a few products."""
+    """On a device that another program keeps busy during all but a few products."""
     seconds = {256: 0.01, 512: 0.04, 1_024: 0.4}
     now, products = [0.0], []
 
@@ -223,7 +224,7 @@ def test_the_matrix_peak_is_that_of_the_best_product_of_the_best_size(
     assert set(products) == {256, 512}  # one of 1,024 would take 0.32 s
 
 
-def test_what_a_step_needs_is_known_from_the_lengths_of_the_pairs_that_count():
+def test_the_flops_of_a_step_follow_from_the_lengths_of_its_weighted_pairs():
     pairs = join_pairs([([1, 2, 3], [1, 2, 4, 5]), ([6, 7], [8])])
     plan = MicroBatch(
         step=0, position=0, num_micro_batches=1, rank=0, pairs=np.array([4, 5]),

@@ -1,4 +1,4 @@
-"""What a build does before Ray Data; ``tests/integration/test_data.py`` builds caches."""
+"""Checks before a build; ``tests/integration/test_data.py`` builds caches with Ray Data."""
 
 import json
 from pathlib import Path

@@ -49,7 +49,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 @settings(max_examples=150)
 @given(st.dictionaries(names, values | turns, max_size=4), values | turns, values | turns)
-def test_every_value_is_in_the_text_in_the_report_or_in_the_quarantine(
+def test_every_value_is_in_the_text_the_report_or_the_quarantine(
     row: Row, chosen: Any, rejected: Any
 ):
     row = {**row, "chosen": chosen, "rejected": rejected}
@@ -107,7 +107,7 @@ HALF_CALL = {"type": "function", "function": {"name": "find", "arguments": {"x":
         {"chosen": [{"role": "assistant", "tool_calls": [HALF_CALL]}]},
     ],
 )
-def test_half_a_character_anywhere_refuses_the_row_alone(row: Row):
+def test_a_lone_surrogate_refuses_only_its_row(row: Row):
     whole = {"prompt": "q", "tools": [{"name": "find"}], **REPLIES}
     _, (refused, kept) = tokenize({**whole, **row}, whole)
     assert refused["reason"] == str(Reason.NOT_UNICODE)

@@ -1,4 +1,4 @@
-"""Held-out prompts, duplicates and contradictions are found by hashes, as by comparing texts."""
+"""Held-out prompts, duplicates and contradictions, by hashes and by comparing texts."""
 
 import json
 from collections import Counter
@@ -13,13 +13,13 @@ from rm_ray.data.cache.cache_rows import tokenize_block, tokenize_rows
 from rm_ray.data.cache.overlap import (
     KEY,
     NO_KEYS,
+    combine_keys,
     count_contradictions,
     count_duplicates,
     count_overlap,
     find_overlap,
     hash_pair,
     join_keys,
-    pair_up,
 )
 from rm_ray.data.rows.context import Context
 from rm_ray.data.rows.pairs import Pair
@@ -43,33 +43,33 @@ def pair_of(prompt: str, chosen: str, rejected: str, **more: object) -> Pair:
 
 
 @given(KEYS, KEYS)
-def test_overlap_is_membership_of_whole_keys(keys, others):
+def test_overlap_compares_whole_keys(keys, others):
     found = find_overlap(keys_of(keys), keys_of(others))
     assert found.tolist() == [key in others for key in keys]
 
 
 @given(PAIRS)
-def test_repeats_are_counted_as_by_comparing_texts(pairs):
+def test_repeat_counts_match_a_comparison_of_texts(pairs):
     hashes = [hash_pair(pair_of(*pair)) for pair in pairs]
     chosen, rejected = (keys_of([h[f"{s}_hash"] for h in hashes]) for s in ("chosen", "rejected"))
-    keys, swaps = pair_up(chosen, rejected), pair_up(rejected, chosen)
+    keys, swaps = combine_keys(chosen, rejected), combine_keys(rejected, chosen)
     assert count_duplicates(keys) == len(pairs) - len(set(pairs))
     assert count_contradictions(keys, swaps) == sum((p, r, c) in pairs for p, c, r in pairs)
 
 
 @given(KEYS, KEYS)
-def test_keys_are_read_from_columns_and_from_parts_of_them(first, second):
+def test_keys_are_read_from_columns_and_slices(first, second):
     columns = [pa.array([bytes(16), *part], pa.binary(16)).slice(1) for part in (first, second)]
     assert join_keys(columns).tolist() == keys_of([*first, *second]).tolist()
 
 
-def test_a_prompt_is_the_same_in_other_case_width_and_whitespace():
+def test_case_width_and_whitespace_do_not_change_a_prompt():
     prompt_hash = hash_pair(pair_of("Is \ufb01re hot?", "yes", "no"))["prompt_hash"]
     assert hash_pair(pair_of(" is  FIRE\nhot? ", "a", "b"))["prompt_hash"] == prompt_hash
     assert hash_pair(pair_of("Is fire cold?", "yes", "no"))["prompt_hash"] != prompt_hash
 
 
-def test_role_and_tool_calls_are_part_of_a_prompt_and_notes_are_not():
+def test_roles_and_tool_calls_are_part_of_a_prompt_but_metadata_is_not():
     def prompt_hash(**more: object) -> bytes:
         turn = {"role": "user", "content": "q", **more}
         conversations = [[turn, {"role": "assistant", "content": c}] for c in "ab"]
@@ -80,7 +80,7 @@ def test_role_and_tool_calls_are_part_of_a_prompt_and_notes_are_not():
     assert prompt_hash(tool_calls=[{"name": "f"}]) != prompt_hash()
 
 
-def test_where_turns_begin_and_end_is_part_of_a_prompt():
+def test_turn_boundaries_are_part_of_a_prompt():
     def prompt_hash(*contents: str) -> bytes:
         turns = [{"role": "user", "content": content} for content in contents]
         conversations = [[*turns, {"role": "assistant", "content": c}] for c in "ab"]
@@ -90,20 +90,20 @@ def test_where_turns_begin_and_end_is_part_of_a_prompt():
     assert prompt_hash("a\0user\0b") == prompt_hash("A\0user\0b")
 
 
-def test_pairs_without_a_prompt_share_one_only_where_they_share_responses():
+def test_pairs_without_a_prompt_match_only_if_their_responses_match():
     first, second, turned = (pair_of("", *pair) for pair in ("ab", "ac", "ba"))
     assert hash_pair(first)["prompt_hash"] != hash_pair(second)["prompt_hash"]
     assert hash_pair(first)["prompt_hash"] == hash_pair(turned)["prompt_hash"]
     assert hash_pair(first)["chosen_hash"] == hash_pair(turned)["rejected_hash"]
 
 
-def test_pairs_with_other_tools_are_no_duplicates():
+def test_pairs_with_different_tools_are_not_duplicates():
     tools = Context(tools=[{"name": "f"}])
     plain, with_tools = pair_of("q", "a", "b"), pair_of("q", "a", "b", context=tools)
     assert hash_pair(plain)["chosen_hash"] != hash_pair(with_tools)["chosen_hash"]
 
 
-def test_held_out_pairs_are_counted_by_their_source():
+def test_held_out_pairs_are_counted_by_source():
     held_out, trained_on = keys_of([b"a" * 16, b"b" * 16, b"a" * 16]), keys_of([b"a" * 16])
     assert count_overlap(held_out, ["x", "x", "y"], trained_on) == {"x": 1, "y": 1}
     assert count_overlap(held_out, ["x", "x", "y"], NO_KEYS) == {}

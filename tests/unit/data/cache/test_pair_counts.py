@@ -10,14 +10,14 @@ BOTH = {"chosen": "chosen", "rejected": "rejected"}
 
 
 def counted(fragment: int, row: int, tokens: int, **about: object) -> Row:
-    """A row of the cache with conversations of ``tokens`` and ``tokens + 1`` tokens."""
+    """Return a cache row with conversations of ``tokens`` and ``tokens + 1`` tokens."""
     ids = list(range(tokens + 1))
     hashes = {"chosen_hash": bytes([row]) * 16, "rejected_hash": bytes([row + 100]) * 16}
     reading = RowReading(used=BOTH).to_json()
     return {**cache_row(fragment, row, ids[1:], ids), "reading": reading, **hashes, **about}
 
 
-def test_pairs_tokens_sources_and_readings_are_counted_without_the_refused_rows(tmp_path: Path):
+def test_counts_leave_out_refused_rows(tmp_path: Path):
     asked = RowReading(used={**BOTH, "prompt": "question"}, left=("id",)).to_json()
     parts = make_parts(
         tmp_path / "parts",
@@ -50,7 +50,7 @@ def test_pairs_tokens_sources_and_readings_are_counted_without_the_refused_rows(
     )
 
 
-def test_a_pair_again_is_a_duplicate_and_turned_around_a_contradiction(tmp_path: Path):
+def test_a_repeated_pair_is_a_duplicate_and_a_reversed_one_a_contradiction(tmp_path: Path):
     better, worse = b"b" * 16, b"w" * 16
     pair = {"chosen_hash": better, "rejected_hash": worse}
     turned = {"chosen_hash": worse, "rejected_hash": better}
@@ -61,7 +61,7 @@ def test_a_pair_again_is_a_duplicate_and_turned_around_a_contradiction(tmp_path:
     assert (counts.duplicates, counts.contradictions) == (1, 3)
 
 
-def test_a_build_without_pairs_counts_nothing(tmp_path: Path):
+def test_a_build_without_pairs_has_zero_counts(tmp_path: Path):
     counts = count_pairs(make_parts(tmp_path / "parts", [{"fragment": 0, "row": 0, **REFUSED}]))
 
     assert (counts.num_pairs, counts.num_tokens, counts.by_source) == (0, 0, {})

@@ -37,7 +37,7 @@ def lengths_of(chosen: list[int], rejected: list[int], prefix: list[int]) -> Pai
     )
 
 
-def test_lengths_of_two_pairs_are_those_counted_by_hand():
+def test_lengths_of_two_pairs_match_a_worked_example():
     # 2 shared tokens, tails of 1 and 3; nothing shared, tails of 4 and 1.
     lengths = lengths_of([3, 4], [5, 1], [2, 0])
 
@@ -49,7 +49,7 @@ def test_lengths_of_two_pairs_are_those_counted_by_hand():
 
 
 @given(parts_of_pairs)
-def test_lengths_are_those_of_the_conversations_spelled_out(parts: list[tuple[Ids, Ids, Ids]]):
+def test_lengths_match_the_written_out_conversations(parts: list[tuple[Ids, Ids, Ids]]):
     lengths = lay_out(parts).lengths
 
     distinct, longest, attended = [], [], []
@@ -81,7 +81,7 @@ def test_long_conversations_do_not_overflow_the_table_s_32_bits():
     assert lengths.longest.tolist() == [2**31 - 1]
 
 
-def test_some_pairs_are_taken_in_the_order_asked_for_and_as_often():
+def test_pairs_are_selected_in_the_given_order_and_may_repeat():
     lengths = lengths_of([3, 4, 9], [5, 1, 8], [2, 0, 7])
 
     some = lengths[np.array([2, 0, 2])]
@@ -96,7 +96,7 @@ def test_some_pairs_are_taken_in_the_order_asked_for_and_as_often():
     assert none.distinct.tolist() == none.attended.tolist() == none.longest.tolist() == []
 
 
-def test_lengths_taken_from_a_table_are_not_changed_with_it():
+def test_selected_lengths_do_not_change_with_their_table():
     chosen = np.array([3, 4])
     lengths = PairLengths(chosen=chosen, rejected=chosen, prefix=np.zeros(2, int))
     some = lengths[np.array([1])]
@@ -107,7 +107,7 @@ def test_lengths_taken_from_a_table_are_not_changed_with_it():
 
 
 @given(parts_of_pairs)
-def test_both_conversations_of_each_pair_come_back(parts: list[tuple[Ids, Ids, Ids]]):
+def test_both_conversations_of_each_pair_round_trip(parts: list[tuple[Ids, Ids, Ids]]):
     pairs = lay_out(parts)
 
     assert len(pairs) == len(parts)
@@ -122,7 +122,7 @@ def test_both_conversations_of_each_pair_come_back(parts: list[tuple[Ids, Ids, I
 @example([], np.int64)
 @example([(4, 0), (7, 2), (3, 0), (3, 0), (-2, 1), (9, 0)], np.int32)
 @example([(5, 0)], np.int64)
-def test_runs_follow_each_other_as_in_a_loop(runs: list[tuple[int, int]], dtype: type):
+def test_runs_match_a_loop(runs: list[tuple[int, int]], dtype: type):
     columns: np.ndarray = np.array(runs, dtype=dtype).reshape(-1, 2)
 
     got = ragged_arange(columns[:, 0], columns[:, 1])

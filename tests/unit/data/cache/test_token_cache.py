@@ -35,7 +35,7 @@ def written(folder: Path, build: str = "build-01234567") -> tuple[Storage, Token
     return home, read_manifest(home, manifest)
 
 
-def test_a_manifest_gives_the_cache_that_it_was_written_for(tmp_path: Path):
+def test_a_manifest_round_trips_to_its_cache(tmp_path: Path):
     home, cache = written(tmp_path)
 
     assert read_manifest(home, home.read_json(MANIFEST)) == cache
@@ -61,8 +61,8 @@ def test_the_keys_of_a_manifest_keep_their_names_and_order(tmp_path: Path):
 
 
 @pytest.mark.parametrize("build", ["../../x", "build-0123456", "build-01234567/..", "None"])
-def test_a_build_that_is_no_folder_of_the_cache_is_refused(build: str, tmp_path: Path):
-    with pytest.raises(InputError, match="which is none; delete"):
+def test_an_invalid_build_name_is_refused(build: str, tmp_path: Path):
+    with pytest.raises(InputError, match="not a valid build name; delete"):
         written(tmp_path, build)
 
 

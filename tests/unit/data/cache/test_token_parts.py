@@ -29,7 +29,7 @@ def read_back(table: TokenTable) -> list[Row]:
     ]
 
 
-def test_refused_rows_are_not_in_the_table_but_in_the_scan(tmp_path: Path):
+def test_refused_rows_are_in_the_scan_but_not_in_the_table(tmp_path: Path):
     kept = cache_row(0, 1, [1, 2], [1, 3], prefix_length=1)
     refused = [{"fragment": 0, "row": 0, **REFUSED}, {"fragment": 1, "row": 5, **REFUSED}]
     parts = make_parts(tmp_path / "parts", [refused[0], kept], [refused[1]])

@@ -53,7 +53,7 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
 
 def random_rows(count: int, seed: int) -> list[Row]:
-    """Rows of three fragments, shuffled, with prefixes of any length that leaves a token."""
+    """Return shuffled rows of three fragments; prefixes leave each side at least one token."""
     rng = random.Random(seed)
     rows = []
     for i in range(count):
@@ -78,14 +78,14 @@ def random_rows(count: int, seed: int) -> list[Row]:
     return rows
 
 
-def test_every_pair_comes_back_exactly_and_in_order(tmp_path: Path):
+def test_every_pair_round_trips_in_order(tmp_path: Path):
     rows = random_rows(200, seed=0)
     parts = make_parts(tmp_path / "parts", rows[:70], rows[70:71], rows[71:])
 
     assert read_back(open_table(parts)) == in_order(rows)
 
 
-def test_more_rows_than_a_batch_holds_come_back_too(tmp_path: Path):
+def test_several_batches_round_trip(tmp_path: Path):
     rows = random_rows(2 * ROWS_PER_BATCH + 10, seed=1)
 
     table = open_table(make_parts(tmp_path / "parts", rows))
@@ -130,7 +130,9 @@ pairs = st.tuples(st.lists(st.integers(0, 2**31 - 1), max_size=5), ids, ids)
 
 @settings(max_examples=25)
 @given(st.lists(pairs, min_size=1, max_size=8), st.randoms(use_true_random=False))
-def test_any_ids_come_back(pairs: list[tuple[list[int], list[int], list[int]]], rng: random.Random):
+def test_any_ids_round_trip(
+    pairs: list[tuple[list[int], list[int], list[int]]], rng: random.Random
+):
     rows = [
         cache_row(0, i, prefix + chosen, prefix + rejected, prefix_length=len(prefix))
         for i, (prefix, chosen, rejected) in enumerate(pairs)
@@ -167,7 +169,7 @@ def test_ids_and_columns_have_their_types(tmp_path: Path):
     assert table.row.dtype == table.start.dtype == np.int64
 
 
-def test_a_pair_is_called_after_its_origin_and_row(tmp_path: Path):
+def test_a_pair_is_named_by_its_origin_and_row(tmp_path: Path):
     rows = [cache_row(1, 17, [1], [2]), cache_row(0, 3, [1], [2])]
 
     table = open_table(make_parts(tmp_path / "parts", rows, origins=("x.jsonl", "org/y:train")))
@@ -188,7 +190,7 @@ def test_an_empty_cache_is_a_table_without_pairs(tmp_path: Path):
         assert table.tokens.tolist() == []
 
 
-def test_a_second_opening_reads_the_copy_of_this_machine(tmp_path: Path):
+def test_opening_again_reads_the_local_copy(tmp_path: Path):
     rows = random_rows(5, seed=3)
     parts = make_parts(tmp_path / "parts", rows)
     open_table(parts)
@@ -199,7 +201,7 @@ def test_a_second_opening_reads_the_copy_of_this_machine(tmp_path: Path):
 
 @pytest.mark.parametrize("file", ["row.npy", "tokens.bin", "names.json"])
 @pytest.mark.parametrize("is_gone", [True, False])
-def test_a_copy_that_a_cleaner_or_a_full_disk_has_damaged_is_made_again(
+def test_a_damaged_copy_is_rebuilt(
     file: str, is_gone: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     rows = random_rows(5, seed=3)
@@ -213,10 +215,10 @@ def test_a_copy_that_a_cleaner_or_a_full_disk_has_damaged_is_made_again(
     map_table.cache_clear()  # as in another process
 
     assert read_back(open_table(parts)) == in_order(rows)
-    assert "is damaged, and made again" in caplog.text
+    assert "is damaged; rebuilding it" in caplog.text
 
 
-def test_caches_with_other_keys_do_not_meet(tmp_path: Path):
+def test_caches_with_different_keys_stay_apart(tmp_path: Path):
     first = make_parts(tmp_path / "first", [cache_row(0, 0, [1], [2])])
     second = make_parts(tmp_path / "second", [cache_row(0, 0, [3], [4])])
 
@@ -234,7 +236,7 @@ def test_tables_are_kept_in_the_temporary_folder(tmp_path: Path):
     assert [folder.name for folder in (local_home() / "tables").iterdir()] == [parts.key]
 
 
-def test_the_folder_appears_only_when_it_is_whole(tmp_path: Path):
+def test_the_folder_appears_only_when_complete(tmp_path: Path):
     folder = tmp_path / "tables" / "key"
     seen = []
 
@@ -249,7 +251,7 @@ def test_the_folder_appears_only_when_it_is_whole(tmp_path: Path):
     assert [path.name for path in folder.parent.iterdir()] == ["key"]
 
 
-def test_a_table_whose_making_fails_leaves_nothing_behind(tmp_path: Path):
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path):
     folder = tmp_path / "tables" / "key"
 
     def broken() -> Iterator[pa.RecordBatch]:
@@ -262,7 +264,7 @@ def test_a_table_whose_making_fails_leaves_nothing_behind(tmp_path: Path):
     assert list(folder.parent.iterdir()) == []
 
 
-def test_of_two_processes_that_make_the_same_table_the_first_wins(tmp_path: Path):
+def test_the_first_of_two_processes_wins(tmp_path: Path):
     folder = tmp_path / "tables" / "key"
     mine, theirs = batches([cache_row(0, 0, [1], [2])]), batches([cache_row(0, 0, [3], [4])])
 
@@ -276,7 +278,7 @@ def test_of_two_processes_that_make_the_same_table_the_first_wins(tmp_path: Path
     assert [path.name for path in folder.parent.iterdir()] == ["key"]
 
 
-def test_pairs_are_gathered_in_the_order_asked_for_each_distinct_token_once(tmp_path: Path):
+def test_pairs_are_gathered_in_the_given_order_with_each_distinct_token_once(tmp_path: Path):
     rows = [
         cache_row(0, 0, [1, 2, 3], [1, 2, 4, 5], prefix_length=2),
         cache_row(0, 1, [6], [7, 8], prefix_length=0),

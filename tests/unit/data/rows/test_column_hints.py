@@ -30,7 +30,7 @@ from rm_ray.data.rows.column_hints import suggest_columns
         (["prompt", "response_j", "response_k"], "chosen=response_j rejected=response_k"),
     ],
 )
-def test_two_responses_are_proposed_from_columns_that_may_hold_them(names: list[str], hint: str):
+def test_likely_response_columns_are_proposed(names: list[str], hint: str):
     assert f"--data.columns {hint}" in suggest_columns(dict.fromkeys(names, "A text."))
 
 
@@ -44,7 +44,7 @@ def test_two_responses_are_proposed_from_columns_that_may_hold_them(names: list[
         ["winner_model", "loser_model"],
     ],
 )
-def test_what_is_only_said_about_responses_is_not_proposed(names: list[str]):
+def test_columns_about_responses_are_not_proposed(names: list[str]):
     hint = suggest_columns(dict.fromkeys(["prompt", *names], "A text."))
 
-    assert hint == ("Where they have other names, say which with data.columns, as in chosen=COLUMN")
+    assert hint == "If they have other names, name them with data.columns, as in chosen=COLUMN"

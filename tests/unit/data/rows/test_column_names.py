@@ -1,9 +1,9 @@
 import pytest
 
-from rm_ray.data.rows.column_names import find_path_standing, find_standing, plain_name
+from rm_ray.data.rows.column_names import classify_name, classify_path, plain_name
 
 
-def test_what_people_call_their_columns_is_known():
+def test_usual_column_names_are_classified():
     for name in (
         "prompt_id",
         "num_tokens",
@@ -12,9 +12,9 @@ def test_what_people_call_their_columns_is_known():
         "judge_prompt",
         "lang",
     ):
-        assert find_standing(name) == "harmless", name
+        assert classify_name(name) == "harmless", name
     for name in ("tools", "Images", "userQuestion", "retrieved_documents", "system_prompt"):
-        assert find_standing(name) == "part", name
+        assert classify_name(name) == "part", name
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,5 @@ def test_names_are_compared_in_lower_case_with_underscores(name: str, plain: str
         ("zebra.stripes", "unknown"),
     ],
 )
-def test_a_value_inside_a_column_is_known_by_its_own_name_or_else_by_the_column_s(
-    path: str, standing: str
-):
-    assert find_path_standing(path) == standing
+def test_a_nested_value_is_classified_by_its_own_name_or_the_column_s(path: str, standing: str):
+    assert classify_path(path) == standing

@@ -14,7 +14,7 @@ UNUSED = [
 
 
 @pytest.mark.parametrize("name", UNUSED)
-def test_a_column_of_the_conversation_that_is_not_used_stops_the_run(name: str):
+def test_an_unused_column_of_the_conversation_stops_the_run(name: str):
     row = {"prompt": "Why?", **REPLIES, name: "The sky is blue."}
     reading = sum_up("here", {read_pair(row)[1].to_json(): 1})
 
@@ -27,7 +27,7 @@ def test_a_column_of_the_conversation_that_is_not_used_stops_the_run(name: str):
     assert lost({**row, name: None}) == lost({**row, name: []}) == lost({**row, name: " "}) == ()
 
 
-def test_a_line_says_what_each_column_became():
+def test_the_line_names_the_part_of_each_column():
     rows = [
         {"id": 1, "question": "Why?", "system": "Be brief.", "score": 3.0, **REPLIES},
         {"id": 2, "question": "What?", "system": "", "zebra": "?", **REPLIES},
@@ -49,7 +49,7 @@ def reading_of(row: Row, rules: ColumnRules = NO_RULES) -> RowReading:
     return read_pair(row, "here", rules)[1]
 
 
-def test_rows_without_a_prompt_are_told():
+def test_rows_without_a_prompt_are_reported():
     rows = [REPLIES, REPLIES, {"prompt": "q", **REPLIES}]
     counts: dict[str, int] = {}
     for row in rows:

@@ -31,9 +31,7 @@ def test_columns_are_mapped_by_name_and_by_path():
     assert reading.left == ("question.id", "completions.2")
     assert parse_conversations(row, "", rules).messages == [pair.chosen, pair.rejected]
     missing = {"prompt": "nowhere"}
-    with pytest.raises(
-        InputError, match=r"data\.columns reads prompt from 'nowhere', which no row"
-    ):
+    with pytest.raises(InputError, match=r"data\.columns reads prompt from 'nowhere', but no row"):
         refuse_missing_columns(missing, [sum_up("a", {reading.to_json(): 1})])
 
 
@@ -50,7 +48,7 @@ def test_columns_are_mapped_by_name_and_by_path():
         ("null", (True, None)),
     ],
 )
-def test_a_path_goes_by_names_and_places_and_whole_names_win(path: str, found: tuple[bool, Any]):
+def test_a_path_follows_names_and_positions_and_whole_names_win(path: str, found: tuple[bool, Any]):
     row = {
         "a.b": 1, "a": {"b": 9}, "c.d": {"e": 2}, "f": [{"g": 3}, {"g": 4}], "null": None
     }  # fmt: skip
@@ -58,7 +56,7 @@ def test_a_path_goes_by_names_and_places_and_whole_names_win(path: str, found: t
     assert follow_path(row, path) == found
 
 
-def test_the_first_filled_column_of_a_part_is_taken_and_the_others_are_left():
+def test_the_first_column_with_content_is_taken_and_the_others_are_left():
     columns = RowColumns({"prompt": " ", "Question": "Why?", "query": "What?", "id": 3, "x": None})
 
     assert columns.take("prompt") == "Why?"
@@ -67,7 +65,7 @@ def test_the_first_filled_column_of_a_part_is_taken_and_the_others_are_left():
     assert columns.take("margin") is None
 
 
-def test_a_column_that_the_rules_give_to_one_part_is_none_of_another():
+def test_a_column_that_the_rules_give_to_one_part_is_not_used_for_another():
     rules = ColumnRules(columns={"chosen": "response"}, ignore=("query",))
     columns = RowColumns({"response": "So.", "query": "What?"}, rules)
 

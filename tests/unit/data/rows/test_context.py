@@ -23,7 +23,7 @@ TOOL = {"type": "function", "function": FUNCTION}
         [{**TOOL, "strict": None}],
     ],
 )
-def test_tools_of_every_form_become_openai_s(tools: object):
+def test_tools_of_every_form_become_openai_schemas(tools: object):
     assert read_tools(tools) == [TOOL]
 
 
@@ -33,7 +33,7 @@ def test_blank_tools_and_documents_are_none(blank: object):
     assert read_documents(blank) is None
 
 
-def test_a_tool_that_is_no_function_keeps_its_form():
+def test_a_tool_that_is_not_a_function_is_kept_as_is():
     search = {"type": "web_search", "name": "search"}
 
     assert read_tools([search]) == [search]

@@ -51,7 +51,7 @@ def test_other_json_is_a_reply(text: str):
     }
 
 
-def test_calls_are_kept_whole_whatever_form_they_have():
+def test_tool_calls_of_every_form_are_kept_whole():
     as_text = {"id": "c1", "function": {"name": "look_up", "arguments": '{"town": "Ulm"}'}}
     flat = {"name": "look_up", "arguments": {"town": "Ulm", "street": None}}
     for calls in ([as_text], [flat], TEXT_OF([CALL])):

@@ -11,12 +11,12 @@ from rm_ray.data.rows.pairs import LARGEST_MARGIN, Pair, parse_pair, read_pair
 from rm_ray.data.rows.refusals import Reason, RefusedError
 
 
-def test_message_lists_with_the_prompt_in_them_are_taken_as_they_are():
+def test_message_lists_that_include_the_prompt_are_taken_as_is():
     assert parse_pair({"chosen": PAIR.chosen, "rejected": PAIR.rejected}) == PAIR
     assert PAIR.prompt == [QUESTION]
 
 
-def test_contents_are_kept_to_the_letter():
+def test_contents_are_kept_exactly():
     row = {"prompt": " Why? \n", "chosen": "\tSo. ", "rejected": "So."}
 
     pair = parse_pair(row)
@@ -25,7 +25,7 @@ def test_contents_are_kept_to_the_letter():
     assert pair.rejected[-1] == assistant("So.")
 
 
-def test_a_source_is_kept_and_else_the_default_stands():
+def test_a_source_is_kept_or_else_the_default_is_used():
     row = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
 
     assert parse_pair(row, "file.jsonl").source == "file.jsonl"
@@ -45,7 +45,7 @@ def test_a_source_is_kept_and_else_the_default_stands():
         (LARGEST_MARGIN, LARGEST_MARGIN),
     ],
 )
-def test_a_margin_is_a_number_and_zero_where_there_is_none(margin: Any, expected: float):
+def test_a_margin_is_a_number_and_zero_if_missing(margin: Any, expected: float):
     pair = parse_pair({"chosen": "So.", "rejected": "No.", "margin": margin})
 
     assert pair.margin == expected
@@ -60,7 +60,7 @@ def test_swapping_a_pair_twice_gives_it_back():
     assert pair.swap().swap() == pair
 
 
-def test_a_source_that_no_file_can_hold_is_still_a_name():
+def test_a_source_with_a_lone_surrogate_is_still_a_name():
     row = {"prompt": "q", "chosen": "So.", "rejected": "No.", "source": "half an emoji \ud83d"}
 
     assert parse_pair(row).source.encode().startswith(b"half an emoji ")

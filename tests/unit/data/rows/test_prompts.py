@@ -84,7 +84,7 @@ def test_replies_of_several_turns_follow_the_prompt():
         {"history": [ASKED], "prompt": ASKED["content"], **REPLIES},
     ],
 )
-def test_what_stands_in_two_columns_is_said_once(row: Row):
+def test_turns_that_two_columns_repeat_occur_once(row: Row):
     assert parse_pair(row) == ANSWERED
 
 
@@ -102,7 +102,7 @@ def test_a_prompt_that_ends_with_another_answer_is_refused():
         {"system": "a", "prompt": "['Why?']", "chosen": "['So.']", "rejected": "['No.']"},
     ],
 )
-def test_the_text_of_a_list_is_refused(row: Row):
+def test_a_list_written_as_text_is_refused(row: Row):
     assert refusal(row).reason == Reason.NOT_MESSAGES
 
 
@@ -127,13 +127,13 @@ OTHER = [FOLLOW_UP[0], NO]
          "rejected": [{"role": "system", "content": "Be brief."}, ASKED, SO, *OTHER][1:]},
     ],
 )  # fmt: skip
-def test_turns_that_go_on_from_a_prompt_follow_it(row: Row):
+def test_turns_that_continue_a_prompt_follow_it(row: Row):
     pair = parse_pair(row)
     asked = [m for m in pair.prompt if m["role"] != "system"]
     assert asked == [ASKED, SO, FOLLOW_UP[0]]
 
 
-def test_a_conversation_with_another_answer_than_its_prompt_is_refused():
+def test_a_conversation_whose_answer_differs_from_the_prompt_s_is_refused():
     perhaps = {"role": "assistant", "content": "Perhaps."}
     row = {"prompt": [ASKED, perhaps], "chosen": [ASKED, SO], "rejected": [ASKED, NO]}
     assert refusal(row).reason == Reason.PROMPTS_DIFFER

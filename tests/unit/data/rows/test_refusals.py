@@ -115,7 +115,7 @@ def test_a_refusal_says_what_was_found():
         {"chosen": "Human: \ud83d Human: Why?\n\nAssistant: So.", "rejected": "No."},
     ],
 )
-def test_text_that_no_file_can_hold_is_refused_in_words_that_one_can(row: Row):
+def test_text_with_a_lone_surrogate_is_refused_with_an_encodable_detail(row: Row):
     read_back = json.loads(json.dumps(row).encode())  # legal in a JSON file, as an escape
 
     assert str(refusal(read_back)).encode()
@@ -130,7 +130,7 @@ ACCEPTABLE_REASONS = {
 }
 
 
-def test_every_row_that_is_broken_upstream_is_refused_for_the_right_reason(
+def test_every_row_broken_upstream_is_refused_for_the_right_reason(
     real_rows: Callable[[str], Iterator[Row]],
 ):
     rows = list(real_rows("malformed_raw.jsonl"))

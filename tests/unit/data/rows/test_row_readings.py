@@ -18,7 +18,7 @@ from rm_ray.data.rows.row_readings import RowReading
          "language": "English", "chosen_model": "m", "images": []} | REPLIES,
     ],
 )  # fmt: skip
-def test_columns_that_add_nothing_do_not_stop_it(row: Row):
+def test_columns_that_add_nothing_do_not_stop_the_run(row: Row):
     assert lost(row) == ()
 
 
@@ -37,11 +37,11 @@ def reading_of(row: Row, rules: ColumnRules = NO_RULES) -> RowReading:
         ({"prompt": "q", "rejected_messages": "a b", **REPLIES}, "rejected_messages"),
     ],
 )
-def test_what_may_be_said_stops_the_run(row: Row, lost: str):
+def test_an_unused_column_that_may_be_part_of_the_conversation_stops_the_run(row: Row, lost: str):
     assert reading_of(row).lost == (lost,)
 
 
-def test_a_source_is_a_name_where_it_is_mapped_short_or_somebody_asks():
+def test_a_source_is_a_name_if_it_is_mapped_or_short_or_there_is_a_prompt():
     several = {"source": "Hello there, world", **REPLIES}
     assert reading_of(several, ColumnRules(columns={"source": "source"})).lost == ()
     assert parse_pair({"source": "forum", **REPLIES}).source == "forum"

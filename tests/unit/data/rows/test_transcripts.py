@@ -15,13 +15,13 @@ def test_a_transcript_becomes_turns():
 
 
 @pytest.mark.parametrize("before", ["", "\n", "\n\n", "\n\n\n", " ", "  \n\n", "\t"])
-def test_a_transcript_keeps_its_first_turn_whatever_space_is_before_it(before: str):
+def test_a_transcript_keeps_its_first_turn_after_any_whitespace(before: str):
     start = f"{before}Human: Why?\n\nAssistant:"
 
     assert parse_pair({"chosen": f"{start} So.", "rejected": f"{start} No."}) == PAIR
 
 
-def test_a_speaker_in_the_middle_of_a_line_is_no_transcript():
+def test_a_speaker_in_the_middle_of_a_line_does_not_make_a_transcript():
     pair = parse_pair({"chosen": "The Human: a study.", "rejected": "No."})
 
     assert pair.chosen == [assistant("The Human: a study.")]
@@ -40,14 +40,14 @@ def test_a_speaker_in_the_middle_of_a_line_is_no_transcript():
         "Question: why?\n\nAnswer: ",
     ],
 )
-def test_a_transcript_without_a_known_form_is_no_response(text: str):
+def test_a_transcript_in_an_unknown_format_is_refused(text: str):
     refused = refusal({"chosen": f"{text}so.", "rejected": f"{text}no."})
     assert refused.reason in (Reason.SPEAKER_TAG, Reason.TEMPLATED)
     kept = parse_pair({"prompt": "q", "chosen": f"{text}so.", "rejected": f"{text[3:]}no."})
     assert kept.prompt[0]["content"] == "q"
 
 
-def test_a_transcript_from_windows_is_read_as_any():
+def test_a_transcript_with_windows_line_breaks_is_read():
     row = {
         side: f"\r\n\r\nHuman: {ASKED['content']}\r\n\r\nAssistant: {text}"
         for side, text in REPLIES.items()
@@ -60,11 +60,11 @@ def test_a_transcript_may_end_within_the_answer():
     assert parse_pair(row).chosen[-1]["content"] == "Sure, x"
 
 
-def test_labels_in_a_long_text_are_found_at_once():
+def test_labels_in_a_long_text_are_found_quickly():
     text = "user: x " * 20_000 + "H:" + "\n" * 50_000
     assert parse_pair({"chosen": f"{text}a", "rejected": f"{text}b"}).prompt == []
 
 
-def test_one_response_that_goes_on_after_the_other_is_kept():
+def test_a_response_that_continues_the_other_is_kept():
     row = {"chosen": "So.\nQuestion: why?\nAnswer: so.", "rejected": "So."}
     assert parse_pair(row).prompt == []

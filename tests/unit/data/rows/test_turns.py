@@ -21,14 +21,14 @@ from rm_ray.data.rows.turns import is_same
 
 
 @pytest.mark.parametrize("role", ["system", "tool"])
-def test_only_people_must_say_something(role: str):
+def test_only_users_and_assistants_need_content(role: str):
     prompt = [turn(role, ""), QUESTION]
     row = {"chosen": [*prompt, assistant("So.")], "rejected": [*prompt, assistant("No.")]}
 
     assert parse_pair(row).prompt == prompt
 
 
-def test_messages_keep_all_their_keys_and_are_compared_without_notes_about_them():
+def test_messages_keep_all_keys_and_are_compared_without_metadata():
     row = {
         "chosen": [{**QUESTION, "id": 3}, assistant("So.")],
         "rejected": [{**QUESTION, "id": 4}, {**assistant("No."), "name": "x"}],
@@ -49,11 +49,11 @@ def test_messages_keep_all_their_keys_and_are_compared_without_notes_about_them(
         {"messages": [ASKED, {"role": "assistant", "content": "A third."}], **REPLIES},
     ],
 )
-def test_a_prompt_that_the_conversations_do_not_have_is_refused(row: Row):
+def test_a_prompt_that_differs_from_the_conversations_is_refused(row: Row):
     assert refusal(row).reason == Reason.PROMPTS_DIFFER
 
 
-def test_replies_that_differ_in_calls_or_reasoning_alone_are_different():
+def test_replies_that_differ_only_in_calls_or_reasoning_are_different():
     other = {**CALL, "function": {"name": "look_up", "arguments": {"town": "Rome"}}}
     calls = [{"role": "assistant", "content": None, "tool_calls": [c]} for c in (CALL, other)]
     thoughts = [{**SO, "reasoning_content": text} for text in ("One.", "Two.")]

@@ -15,18 +15,18 @@ from source_files import (
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".arrow"])
-def test_a_cut_table_is_named_without_a_trace(ending: str, tmp_path: Path):
+def test_a_truncated_table_is_named_in_one_line(ending: str, tmp_path: Path):
     for size in (0, 4, len(FILES[ending]) // 2):
         path = write(tmp_path / f"a{ending}", FILES[ending][:size])
         assert error_of(path).startswith(f"{path} is not a")
         assert "\n" not in error_of(path)
 
 
-def test_an_arrow_stream_is_read_as_a_file_is(tmp_path: Path):
+def test_an_arrow_stream_is_read_like_a_file(tmp_path: Path):
     assert read(write(tmp_path / "a.arrow", as_arrow(ROWS, stream=True))) == ROWS
 
 
-def test_a_file_of_no_bytes_is_not_a_parquet_file(tmp_path: Path):
+def test_an_empty_file_is_not_a_parquet_file(tmp_path: Path):
     (tmp_path / "a.parquet").write_bytes(b"")
 
     assert f"{tmp_path / 'a.parquet'} is not a Parquet file" in message_of_wrong(

@@ -35,7 +35,7 @@ def test_a_margin_in_a_table_of_text_is_a_number_or_missing(
 
 
 @pytest.mark.parametrize("cell", ["high", "inf", "0,5"])
-def test_a_margin_in_a_table_that_is_no_number_is_refused(cell: str, tmp_path: Path):
+def test_a_margin_in_a_table_that_is_not_a_number_is_refused(cell: str, tmp_path: Path):
     (row,) = read_table(tmp_path / "a.csv", f'prompt,chosen,rejected,margin\nWhy?,a,b,"{cell}"\n')
 
     with pytest.raises(RefusedError) as caught:
@@ -45,13 +45,13 @@ def test_a_margin_in_a_table_that_is_no_number_is_refused(cell: str, tmp_path: P
 
 
 @pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "\ufeffSEP=;", "\r\nsep=;"])
-def test_excels_line_says_the_delimiter_and_is_no_row(first: str, tmp_path: Path):
+def test_excels_line_sets_the_delimiter_and_is_not_a_row(first: str, tmp_path: Path):
     rows = read_table(tmp_path / "a.csv", f"{first}\r\n\r\nchosen, or so;rejected\r\na, b;c\r\n")
 
     assert rows == [{"chosen, or so": "a, b", "rejected": "c"}]
 
 
-def test_a_delimiter_may_be_a_tab_by_excels_line(tmp_path: Path):
+def test_excels_line_may_set_a_tab(tmp_path: Path):
     assert read_table(tmp_path / "a.csv", "sep=\t\nchosen\trejected\na,b\tc\n") == [
         {"chosen": "a,b", "rejected": "c"}
     ]
@@ -62,7 +62,7 @@ def test_lines_before_the_header_count_as_lines(tmp_path: Path):
         read_table(tmp_path / "a.csv", "\nsep=;\n \nchosen;rejected\na;b;c\n")
 
 
-def test_a_delimiter_inside_quotes_of_the_header_says_nothing(tmp_path: Path):
+def test_a_delimiter_in_quotes_in_the_header_is_ignored(tmp_path: Path):
     text = '"prompt, text",chosen,rejected\n Why?, So.,"No. "\n'
     assert read_table(tmp_path / "a.csv", text) == [
         {"prompt, text": " Why?", "chosen": " So.", "rejected": "No. "}

@@ -16,16 +16,16 @@ from source_files import (
 
 
 @pytest.mark.parametrize("codec", [".gz", ".zst", ".bz2", ".xz"])
-def test_a_compressed_file_that_is_cut_or_is_none_is_named(codec: str, tmp_path: Path):
+def test_a_truncated_or_uncompressed_file_is_named(codec: str, tmp_path: Path):
     whole = CODECS[codec](FILES[".jsonl"] * 50)
     cut = write(tmp_path / f"cut.jsonl{codec}", whole[:-20])
     plain = write(tmp_path / f"plain.jsonl{codec}", FILES[".jsonl"])
 
     for path in (cut, plain):
-        assert error_of(path).startswith(f"{path} is not a whole")
+        assert error_of(path).startswith(f"{path} is not an intact")
 
 
-def test_a_compressed_file_is_known_by_its_first_bytes_where_its_name_does_not_say(tmp_path: Path):
+def test_a_compressed_file_is_recognised_by_its_first_bytes(tmp_path: Path):
     assert read(write(tmp_path / "a.jsonl", gzip.compress(FILES[".jsonl"]))) == ROWS
 
 
@@ -39,7 +39,7 @@ def test_a_compressed_file_is_known_by_its_first_bytes_where_its_name_does_not_s
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.json", "a.csv", "a.jsonl.gz", "a.bin"])
-def test_what_stands_for_data_is_named(data: bytes, told: str, name: str, tmp_path: Path):
+def test_placeholders_for_data_are_refused(data: bytes, told: str, name: str, tmp_path: Path):
     assert told in error_of(write(tmp_path / name, data))
 
 
@@ -50,4 +50,4 @@ def test_a_broken_gzip_file_is_named(part: str, share: str, tmp_path: Path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if part == "cut in the middle" else b"plain text\n")
 
-    assert message_of_wrong(f"{path}{share}").startswith(f"{path} is not a whole gzip file")
+    assert message_of_wrong(f"{path}{share}").startswith(f"{path} is not an intact gzip file")

@@ -47,7 +47,7 @@ def test_an_existing_file_or_folder_is_found_by_its_exact_name(
     assert (spec.location, spec.fraction) == (str(file), 0.5)
 
 
-def test_a_uri_of_a_file_is_read_also_where_it_is_quoted(tmp_path: Path):
+def test_a_file_uri_may_be_percent_encoded(tmp_path: Path):
     path = write(tmp_path / "a b%20c" / "é.jsonl", pairs("file"))
 
     assert chosen_in(path.as_uri()) == ["file"]
@@ -62,8 +62,8 @@ def test_a_uri_of_a_file_is_read_also_where_it_is_quoted(tmp_path: Path):
         "$RECYCLE.BIN/a.jsonl", ".git/a.jsonl",
     ],
 )  # fmt: skip
-def test_what_is_hidden_below_a_folder_stays_out_and_is_said(name: str, tmp_path: Path):
-    base = tmp_path / ".cache" / "_data"  # what lies above is the user's choice
+def test_hidden_files_below_a_folder_are_left_out_and_reported(name: str, tmp_path: Path):
+    base = tmp_path / ".cache" / "_data"  # hidden folders above are the user's choice
     write(base / "sub" / "pairs.jsonl", pairs("shown"))
     hidden = write(base / name, pairs("hidden"))
 
@@ -74,7 +74,7 @@ def test_what_is_hidden_below_a_folder_stays_out_and_is_said(name: str, tmp_path
     assert chosen_in(hidden) == ["hidden"]
 
 
-def test_a_glob_that_names_what_is_hidden_gets_it(tmp_path: Path):
+def test_a_glob_that_names_hidden_files_finds_them(tmp_path: Path):
     write(tmp_path / "_parts" / "a.jsonl", pairs("a"))
 
     assert chosen_in(tmp_path / "_p*" / "a.jsonl") == ["a"]
@@ -103,7 +103,7 @@ def test_a_folder_of_files_named_by_split_asks_for_one(files: tuple[str, str], t
     assert error_of(f"{tmp_path}:other").endswith("splits are test, train")
 
 
-def test_a_split_is_known_by_its_other_names(tmp_path: Path):
+def test_a_split_is_found_by_its_aliases(tmp_path: Path):
     write(tmp_path / "training.jsonl", pairs("train"))
     write(tmp_path / "dev.jsonl", pairs("dev"))
 
@@ -157,7 +157,7 @@ def card_folder(folder: Path, card: str = CARD) -> Path:
     return folder
 
 
-def test_a_dataset_card_says_what_belongs_to_a_split(tmp_path: Path):
+def test_a_dataset_card_defines_the_splits(tmp_path: Path):
     folder = card_folder(tmp_path / "ds[1]")
 
     assert "has the splits train, test" in error_of(folder)
@@ -167,7 +167,7 @@ def test_a_dataset_card_says_what_belongs_to_a_split(tmp_path: Path):
     assert chosen_in(f"{folder}:harmless") == ["harmless/x/b"]
 
 
-def test_configurations_without_a_default_are_asked_for(tmp_path: Path):
+def test_several_configurations_without_a_default_must_be_named(tmp_path: Path):
     folder = card_folder(tmp_path / "ds", CARD.replace("  default: true\n", ""))
 
     message = error_of(folder)
@@ -181,7 +181,7 @@ def test_a_card_whose_files_are_missing_or_that_is_broken_is_refused(tmp_path: P
     plain = card_folder(tmp_path / "c", "# No front matter\n")
 
     assert "the split 'train' is in gone/*.jsonl" in error_of(f"{missing}:train")
-    assert "its 'configs' cannot be read" in error_of(broken)
+    assert "cannot read its 'configs'" in error_of(broken)
     assert len(chosen_in(plain)) == 4
 
 
@@ -194,7 +194,7 @@ def test_the_cache_of_datasets_is_a_folder_with_splits(tmp_path: Path):
     assert chosen_in(f"{tmp_path}:train") == ["train"]
 
 
-def test_a_saved_dataset_asks_for_its_split_and_takes_the_only_one(tmp_path: Path):
+def test_a_saved_dataset_needs_a_split_unless_it_has_only_one(tmp_path: Path):
     part = datasets.Dataset.from_list([{"chosen": "a", "rejected": "b"}])
     both, one = tmp_path / "both", tmp_path / "one"
     datasets.DatasetDict(train=part, test=part).save_to_disk(str(both))
@@ -204,7 +204,7 @@ def test_a_saved_dataset_asks_for_its_split_and_takes_the_only_one(tmp_path: Pat
     assert chosen_in(f"{both}:test") == chosen_in(one) == ["a"]
 
 
-def test_formats_may_be_mixed_and_the_same_name_twice_is_said(tmp_path: Path):
+def test_formats_may_be_mixed_and_equal_names_are_reported(tmp_path: Path):
     write(tmp_path / "a.csv", as_csv([{"chosen": "csv", "rejected": "x"}]))
     write(tmp_path / "b.json", b'[{"chosen": "json"}]')
     write(tmp_path / "b.parquet", as_parquet([{"chosen": "parquet"}]))
@@ -217,11 +217,11 @@ def test_formats_may_be_mixed_and_the_same_name_twice_is_said(tmp_path: Path):
     assert "perhaps the same pairs twice: b.json, b.parquet" in read_as
 
 
-def test_a_folder_with_nothing_to_read_lists_what_is_there(tmp_path: Path):
+def test_a_folder_without_data_is_refused_with_its_contents(tmp_path: Path):
     write(tmp_path / "notes.txt", b"")
     write(tmp_path / "pairs.xlsx", b"")
 
-    assert f"in {tmp_path} there is: notes.txt, pairs.xlsx" in error_of(tmp_path)
+    assert f"{tmp_path} contains: notes.txt, pairs.xlsx" in error_of(tmp_path)
     hidden = write(tmp_path / "e" / "_x.jsonl", pairs("x"))
     for place in (hidden.parent, hidden.parent / "*.jsonl"):
         assert "hidden, and left out: _x.jsonl" in error_of(place)
@@ -234,7 +234,7 @@ def test_a_folder_named_like_a_file_is_a_folder(tmp_path: Path):
     assert chosen_in(tmp_path / "pairs.parquet") == ["a"]
 
 
-def test_a_link_to_nothing_is_refused(tmp_path: Path):
+def test_a_dangling_link_is_refused(tmp_path: Path):
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "gone.jsonl")
 
     assert "no such file" in error_of(tmp_path / "a.jsonl")
@@ -326,7 +326,7 @@ def test_an_unknown_filesystem_is_refused():
         assert f"data source '{text}'" in message_of_wrong(text)
 
 
-def test_an_address_that_does_not_answer_is_refused():
+def test_an_unreachable_address_is_refused():
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{bound.getsockname()[1]}/pairs.jsonl"

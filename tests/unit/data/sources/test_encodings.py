@@ -7,7 +7,9 @@ from source_files import FILES, ROWS, error_of, message_of_wrong, read, rows_of,
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
-def test_wide_text_is_named_with_the_remedy(encoding: str, ending: str, tmp_path: Path):
+def test_wide_text_is_refused_with_a_command_that_converts_it(
+    encoding: str, ending: str, tmp_path: Path
+):
     path = write(tmp_path / f"a{ending}", FILES[ending].decode().encode(encoding))
 
     name = encoding.upper()[:6]

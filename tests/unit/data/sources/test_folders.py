@@ -28,7 +28,7 @@ def files_of(folder: Path, names: Iterable[str]) -> Files:
         ("testSet-00000-of-00001.jsonl", "test"),
     ],
 )
-def test_what_is_held_out_is_a_split_of_its_own(name: str, split: str, tmp_path: Path):
+def test_held_out_files_are_a_split_of_their_own(name: str, split: str, tmp_path: Path):
     files = files_of(
         tmp_path, [name, "trainSet.jsonl", "latest.jsonl", "upheld.jsonl", "DevOps.jsonl"]
     )
@@ -52,7 +52,7 @@ def test_a_held_out_split_is_found_by_its_other_names(name: str, wanted: str, tm
 
 
 @pytest.mark.parametrize("folder", ["Trash", "#recycle", "old~"])
-def test_what_was_thrown_away_is_hidden_unless_a_pattern_names_it(folder: str, tmp_path: Path):
+def test_deleted_files_are_hidden_unless_a_pattern_names_them(folder: str, tmp_path: Path):
     files = files_of(tmp_path, ["sub/a.jsonl", f"sub/{folder}/b.jsonl"])
 
     assert files.by_split == {"": [str(tmp_path / "sub/a.jsonl")]}

@@ -5,7 +5,7 @@ from source_files import fragments_of, rows_of, write_lines, write_parquet
 from rm_ray.data.sources.fragments import Fragment
 
 
-def test_the_kind_of_a_file_is_told_by_its_ending(tmp_path: Path):
+def test_a_file_s_ending_gives_its_format(tmp_path: Path):
     assert [f.kind for f in fragments_of(write_lines(tmp_path / "a.jsonl", rows_of(1)))] == [
         "jsonl"
     ]

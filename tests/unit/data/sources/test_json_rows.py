@@ -66,7 +66,7 @@ def test_rows_are_the_elements_of_the_one_array_of_rows(
         assert read_text(tmp_path / "a.json", json.dumps(whole, indent=indent)) == rows
 
 
-def test_an_object_with_no_array_of_rows_is_refused_and_an_empty_one_is_none(tmp_path: Path):
+def test_an_object_without_an_array_is_refused_and_an_empty_array_has_no_rows(tmp_path: Path):
     with pytest.raises(InputError, match="an object without an array of rows"):
         read_text(
             tmp_path / "a.json", '{\n"tags": ["a"], "messages": [{"role": "a", "content": "b"}]}'
@@ -78,7 +78,7 @@ def test_an_object_with_no_array_of_rows_is_refused_and_an_empty_one_is_none(tmp
     ("text", "told"),
     [
         ('{\n"chosen": "a",\n"rejected": "b"}\n{}', "an object without an array of rows"),
-        ('{\n"chosen": "a",\n"chosen": "b"}', "row 0: the key 'chosen' stands twice"),
+        ('{\n"chosen": "a",\n"chosen": "b"}', "row 0: the key 'chosen' occurs twice"),
         ('{"tags": ["a",], "data": [{}]}', "a comma after the last row"),
         ('{"a":' * 100_000, "not valid JSON"),
     ],
@@ -100,7 +100,7 @@ def test_a_broken_object_is_named(text: str, told: str, tmp_path: Path):
     ],
     ids=["array", "indented", "one array of an object", "of an indented one", "lines", "blank"],
 )
-def test_a_json_file_is_an_array_or_lines_by_what_it_holds(text: str, tmp_path: Path):
+def test_the_contents_of_a_json_file_decide_between_array_and_lines(text: str, tmp_path: Path):
     for name in ("a.json", "b.json.gz"):
         data = gzip.compress(text.encode()) if name.endswith("gz") else text.encode()
         assert read(write(tmp_path / name, data)) == ROWS
@@ -122,24 +122,24 @@ def test_a_json_array_is_read_with_bounded_memory(tmp_path: Path, monkeypatch: p
     [
         ('[{"chosen": "a"}, {"chosen": }]', "row 1: not valid JSON"),
         ('[{"chosen": "a"},\n', "row 1: not valid JSON"),
-        ('[{"chosen": "a"}', "it is cut"),
+        ('[{"chosen": "a"}', "it is cut off"),
         ('[{"chosen": "a"},]', "a comma after the last row"),
         ('[{"chosen": "a"}] []', "text after its end"),
         ('{"a": [{}],\n "b": [{}]}', "several arrays, 'a' and 'b'"),
         ('{\n"a": 1}', "an object without an array"),
     ],
 )
-def test_a_broken_json_file_is_named_with_the_place(text: str, told: str, tmp_path: Path):
+def test_a_broken_json_file_is_named_with_the_position(text: str, told: str, tmp_path: Path):
     assert told in error_of(write(tmp_path / "a.json", text.encode()))
 
 
-def test_marks_between_files_that_were_put_together_are_no_text(tmp_path: Path):
+def test_byte_order_marks_between_concatenated_files_are_skipped(tmp_path: Path):
     marked = b"\xef\xbb\xbf" + FILES[".jsonl"]
 
     assert read(write(tmp_path / "a.jsonl", marked + marked)) == ROWS * 2
 
 
-def test_a_row_of_json_lines_is_its_line_and_blank_lines_are_no_rows(tmp_path: Path):
+def test_a_row_number_of_json_lines_is_its_line_and_blank_lines_are_skipped(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     first, second = (json.dumps(row) for row in rows_of(2))
     path.write_text(f"\n{first}\r\n  \n{second}")
@@ -181,9 +181,9 @@ def test_broken_json_in_a_compressed_file_is_named_by_line_too(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("kind", "around"), [("jsonl", "{}"), ("json", "[{}]")])
-def test_a_key_that_a_row_has_twice_is_named(tmp_path: Path, kind: Any, around: str):
+def test_a_duplicate_key_is_named(tmp_path: Path, kind: Any, around: str):
     path = tmp_path / f"pairs.{kind}"
     row = '{"prompt": "Why?", "chosen": "So.", "rejected": "No.", "prompt": "What?"}'
     path.write_text(around.replace("{}", row))
-    with pytest.raises(InputError, match="the key 'prompt' stands twice in one object"):
+    with pytest.raises(InputError, match="the key 'prompt' occurs twice in one object"):
         list(read_rows(Fragment(kind=kind, location=str(path))))

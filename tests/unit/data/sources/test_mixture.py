@@ -33,7 +33,7 @@ def file_of_40(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(count=st.integers(1, 40), seed=st.integers(0, 2**40))
-def test_a_count_takes_exactly_so_many_different_rows(file_of_40: Path, count: int, seed: int):
+def test_a_count_takes_exactly_that_many_different_rows(file_of_40: Path, count: int, seed: int):
     (rows,) = ordinals(selected(f"{file_of_40}={count}", seed=seed))
 
     assert len(rows) == count
@@ -50,19 +50,19 @@ def test_a_fraction_takes_the_nearest_number_of_rows(file_of_40: Path, percent: 
     assert set(rows) <= set(range(40))
 
 
-def test_a_fraction_that_comes_to_no_row_is_refused(file_of_40: Path):
+def test_a_fraction_that_selects_no_row_is_refused(file_of_40: Path):
     with pytest.raises(InputError, match=r"a\.jsonl=0\.01'"):
         selected(f"{file_of_40}=0.01")
 
 
-def test_the_same_seed_takes_the_same_rows_and_another_others(file_of_40: Path):
+def test_the_same_seed_takes_the_same_rows_and_another_seed_does_not(file_of_40: Path):
     by_seed = [ordinals(selected(f"{file_of_40}=20", seed=seed)) for seed in range(5)]
 
     assert by_seed == [ordinals(selected(f"{file_of_40}=20", seed=seed)) for seed in range(5)]
     assert len({tuple(rows) for (rows,) in by_seed}) == 5
 
 
-def test_a_larger_share_of_the_same_source_holds_the_smaller(file_of_40: Path):
+def test_a_larger_share_of_the_same_source_includes_the_smaller(file_of_40: Path):
     small, large = (ordinals(selected(f"{file_of_40}={count}"))[0] for count in (10, 25))
 
     assert set(small) < set(large)
@@ -84,7 +84,7 @@ def test_a_share_is_taken_of_all_the_files_of_a_folder_together(tmp_path: Path):
         assert len(set(rows)) == len(rows)
 
 
-def test_every_row_of_a_folder_is_taken_by_a_count_of_all(tmp_path: Path):
+def test_a_count_of_all_rows_takes_the_whole_folder(tmp_path: Path):
     for name, count in (("a", 3), ("b", 2)):
         write_lines(tmp_path / f"{name}.jsonl", rows_of(count))
 
@@ -115,7 +115,7 @@ def test_a_file_without_rows_is_empty(name: str, tmp_path: Path):
     assert message == f"data source '{tmp_path / name}' is empty: it has no rows"
 
 
-def test_one_empty_file_among_others_is_no_error(tmp_path: Path):
+def test_one_empty_file_among_others_is_accepted(tmp_path: Path):
     write_lines(tmp_path / "a.jsonl", [])
     write_lines(tmp_path / "b.jsonl", rows_of(3))
 
@@ -132,26 +132,26 @@ def test_wrong_columns_are_refused_with_those_found(tmp_path: Path):
     ):
         assert message_of_wrong(path) == (
             f"data source '{path}' must have the columns 'chosen' and 'rejected'; it has: "
-            "prompt, chosen, response_b. Where they have other names, say which with data.columns, "
+            "prompt, chosen, response_b. If they have other names, name them with data.columns, "
             "as in chosen=COLUMN"
         )
 
 
-def test_lines_that_are_no_objects_are_refused_with_what_they_are(tmp_path: Path):
+def test_lines_that_are_not_objects_are_refused_with_their_type(tmp_path: Path):
     path = write_lines(tmp_path / "a.jsonl", [["So.", "No."]])
 
     assert "it has: list. " in message_of_wrong(path)
 
 
 @pytest.mark.parametrize("count", [41, 1_000_000])
-def test_more_rows_than_there_are_are_refused_with_how_many_there_are(count: int, file_of_40: Path):
+def test_a_request_for_too_many_rows_is_refused_with_their_number(count: int, file_of_40: Path):
     text = f"{file_of_40}={count}"
 
-    assert message_of_wrong(text) == f"data source '{text}' asks for {count} rows of 40"
+    assert message_of_wrong(text) == f"data source '{text}' requests {count} of only 40 rows"
     assert [len(rows) for rows in ordinals(selected(f"{file_of_40}=40"))] == [40]
 
 
-def test_an_unknown_split_is_refused_with_those_there_are(tmp_path: Path, file_of_40: Path):
+def test_an_unknown_split_is_refused_with_the_available_ones(tmp_path: Path, file_of_40: Path):
     with_splits = save_dataset(tmp_path / "with", train=rows_of(1), test=rows_of(1))
     without = save_dataset(tmp_path / "without", **{"": rows_of(1)})
 
@@ -168,7 +168,7 @@ def test_a_moved_file_keeps_its_fingerprint(tmp_path: Path):
     assert mixture_fingerprint(selected(moved)) == before
 
 
-def test_whatever_changes_the_rows_changes_the_fingerprint(tmp_path: Path):
+def test_any_change_to_the_rows_changes_the_fingerprint(tmp_path: Path):
     path = write_lines(tmp_path / "a.jsonl", rows_of(40))
     other = write_lines(tmp_path / "b.jsonl", rows_of(40, "other"))
     texts: list[list[str | Path]] = [

@@ -35,7 +35,7 @@ def through_arrow(column: pa.Array) -> list[Any]:
 
 @settings(max_examples=50)
 @given(JSON_VALUES)
-def test_what_json_can_hold_comes_back_as_it_was(value: Any):
+def test_json_values_round_trip(value: Any):
     assert json.loads(encode_row({"x": value})) == {"x": value}
 
 
@@ -55,7 +55,7 @@ def test_a_timestamp_among_messages_keeps_its_type_and_never_becomes_text():
         assert set(inner) == {"__not_json__", "shown"}
 
 
-def test_a_value_that_python_cannot_hold_is_marked_and_its_neighbours_are_read():
+def test_a_value_that_python_cannot_represent_is_marked_and_its_neighbours_are_read():
     far = through_arrow(pa.array([2**60, 0, None]).cast(pa.timestamp("s")))
     no_text = pa.array([b"a", b"\xff"]).view(pa.string())
 
@@ -84,7 +84,7 @@ def test_a_map_is_an_object():
     assert through_arrow(column) == [{"role": "user", "content": "Hi"}]
 
 
-def test_a_json_column_is_what_its_text_says_also_within_a_list():
+def test_json_columns_are_parsed_also_inside_lists():
     rows = [{"chosen": [{"role": "user", "content": "Hi", "tool_calls": [{"id": 1}]}], "x": None}]
     features = datasets.Features(
         {"chosen": datasets.List(datasets.Json()), "x": datasets.Value("string")}

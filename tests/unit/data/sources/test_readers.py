@@ -41,7 +41,7 @@ def test_every_format_gives_the_same_rows_plain_and_compressed(
     ending=st.sampled_from([".jsonl", ".json", ".csv"]),
     newline=st.sampled_from(["\n", "\r\n"]),
 )
-def test_any_text_comes_out_as_it_went_in(
+def test_any_text_round_trips(
     texts: list[str], ending: str, newline: str, tmp_path_factory: pytest.TempPathFactory
 ):
     rows = [{"chosen": text, "rejected": f"not {text}"} for text in texts]
@@ -51,7 +51,7 @@ def test_any_text_comes_out_as_it_went_in(
     assert read(write(tmp_path_factory.mktemp("any") / f"a{ending}", data)) == rows
 
 
-def test_a_file_without_a_known_ending_is_told_by_its_content_or_refused(tmp_path: Path):
+def test_a_file_without_a_known_ending_is_recognised_by_its_content_or_refused(tmp_path: Path):
     for kind in (".jsonl", ".json", ".parquet", ".arrow"):
         assert read(write(tmp_path / f"{kind[1:]}.data", FILES[kind])) == ROWS
     assert "must end in .jsonl" in error_of(
@@ -73,7 +73,7 @@ def test_all_kinds_of_source_give_the_same_rows(tmp_path: Path):
         assert count_rows(fragment) == 5
 
 
-def test_messages_come_out_of_parquet_and_datasets_as_they_went_in(tmp_path: Path):
+def test_messages_round_trip_through_parquet_and_datasets(tmp_path: Path):
     rows = list(generate_pairs("test", 4))
 
     assert read(write_parquet(tmp_path / "a.parquet", rows)) == rows

@@ -51,6 +51,6 @@ def test_a_share_out_of_range_is_refused_with_the_rule(text: str, rule: str):
 
 
 @pytest.mark.parametrize("share", ["1.2.3", ".", "0.5.", "half", "-5", "50%", "1e3", ""])
-def test_a_share_that_is_no_number_is_refused_and_not_looked_for_on_the_hub(share: str):
+def test_a_share_that_is_not_a_number_is_refused_without_asking_the_hub(share: str):
     with pytest.raises(InputError, match=r"data source 'a\.jsonl="):
         fragments_of(f"a.jsonl={share}")

@@ -36,7 +36,7 @@ def test_a_saved_dataset_without_splits_is_read_whole(tmp_path: Path):
     assert read(path) == rows_of(3)
 
 
-def test_a_saved_dataset_in_this_folder_is_found_from_any_other(
+def test_a_relative_saved_dataset_is_found_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     save_dataset(tmp_path / "saved", **{"": rows_of(3)})
@@ -47,7 +47,7 @@ def test_a_saved_dataset_in_this_folder_is_found_from_any_other(
     assert len(list(read_rows(fragment))) == 3
 
 
-def test_a_folder_that_is_half_a_saved_dataset_is_refused(tmp_path: Path):
+def test_an_incomplete_saved_dataset_is_refused(tmp_path: Path):
     folder = save_dataset(tmp_path / "saved", **{"": rows_of(1)})
     (folder / "state.json").unlink()
 
@@ -73,13 +73,13 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_refused_with_what_helps(
 
     message = message_of_wrong("org/name:test=5")
 
-    assert message.startswith("data source 'org/name:test' is no file or folder here")
+    assert message.startswith("data source 'org/name:test' is not a local file or folder")
     assert "HF_TOKEN" in message
     assert "HF_ENDPOINT" in message
     assert message.endswith(str(failure).splitlines()[0])
 
 
-def test_a_hub_dataset_of_several_configurations_is_refused_with_them_and_their_splits(
+def test_a_hub_dataset_with_several_configurations_is_refused_with_their_names_and_splits(
     monkeypatch: pytest.MonkeyPatch,
 ):
     def load(path: str, *, split: str, **config: str) -> datasets.Dataset:
@@ -122,7 +122,7 @@ def test_a_saved_split_is_loaded_as_a_dataset(tmp_path: Path):
     assert loaded.to_list() == rows_of(2)
 
 
-def test_a_dataset_whose_files_do_not_agree_is_refused(tmp_path: Path):
+def test_a_dataset_whose_files_disagree_is_refused(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n')
     (tmp_path / "b.jsonl").write_text('{"other": 1}\n')
     fragment = Fragment(kind="hub", location=str(tmp_path), split="train")

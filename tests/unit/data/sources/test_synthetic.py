@@ -34,7 +34,7 @@ def test_a_longer_count_begins_with_the_same_rows(split: str):
 
 
 @EACH_SPLIT
-def test_a_split_has_as_many_rows_as_it_says(split: str):
+def test_a_split_has_its_stated_number_of_rows(split: str):
     assert sum(1 for _ in generate_pairs(split)) == SPLITS[split]
 
 
@@ -55,7 +55,7 @@ def test_every_row_keeps_the_contract(split: str):
 
 
 @EACH_SPLIT
-def test_the_kinds_of_task_are_equally_many(split: str):
+def test_all_tasks_are_equally_frequent(split: str):
     kinds = Counter(row["source"] for row in generate_pairs(split))
 
     assert len(kinds) == 5
@@ -126,7 +126,7 @@ def test_the_best_guess_from_the_difference_of_lengths_fails_on_held_out_pairs(
     wins = Counter(differences("train"))
 
     def guess(difference: int) -> float:
-        """The share of training pairs, either way round, that this difference has won."""
+        """Return the share of training pairs, in either order, that this difference wins."""
         won, lost = wins[difference], wins[-difference]
         return 0.5 if won == lost else float(won > lost)
 
@@ -147,7 +147,7 @@ def test_the_tokenizer_is_the_same_every_time(tokenizer: PreTrainedTokenizerFast
     assert first.get_vocab() == tokenizer.get_vocab()
 
 
-def test_the_tokenizer_gives_every_text_back():
+def test_every_text_round_trips_through_the_tokenizer():
     tokenizer = build_tokenizer()
     text = "Grass is green. 好 é 😀\n\tx  y"
 

@@ -11,7 +11,7 @@ from rm_ray.data.tokens.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("joined", ["c.function.arguments", "c.function.arguments | tojson"])
-def test_arguments_are_json_whether_the_template_writes_or_joins_them(joined: str):
+def test_arguments_are_json_whether_the_template_encodes_or_joins_them(joined: str):
     template = WITH_CALLS.replace("c.function | tojson", f"c.function.name + (' ' ~ ({joined}))")
     knows = PairTokenizer(load_tokenizer("builtin", chat_template=template), DataConfig())
     message = {"role": "assistant", "content": None, "tool_calls": [CALL]}
@@ -34,7 +34,7 @@ def tokenize(*rows: Row) -> tuple[PairTokenizer, list[Row]]:
     return tokenizer, tokenize_rows(tokenizer, [*map(json.dumps, rows)], ["here"] * len(rows))
 
 
-def test_each_row_is_written_with_its_own_tools():
+def test_each_row_is_rendered_with_its_own_tools():
     tools = [[{"name": "find", "default": value}] for value in (1, True)]
     rows = [{"prompt": "q", "tools": each, **REPLIES} for each in tools]
     tokenizer, tokenized = tokenize(*rows)

@@ -1,4 +1,4 @@
-"""Templates as files and tokenizers hold them."""
+"""Templates from settings, files and tokenizers."""
 
 import json
 from pathlib import Path
@@ -22,13 +22,13 @@ def with_templates(folder: Path, templates: dict[str, str]) -> str:
     return str(folder)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path):
+def test_a_byte_order_mark_is_not_part_of_a_template(tmp_path: Path):
     (tmp_path / "template.jinja").write_bytes(b"\xef\xbb\xbf" + PLAIN.encode())
     for wanted in (str(tmp_path / "template.jinja"), "\ufeff" + PLAIN, PLAIN):
         assert load_tokenizer("builtin", chat_template=wanted).chat_template == PLAIN
 
 
-def test_a_json_file_gives_the_template_that_it_holds(tmp_path: Path):
+def test_a_json_file_may_hold_the_template(tmp_path: Path):
     path = tmp_path / "chat_template.json"
     path.write_text(json.dumps({"chat_template": PLAIN}))
     assert load_tokenizer("builtin", chat_template=str(path)).chat_template == PLAIN
@@ -39,18 +39,18 @@ def test_a_json_file_gives_the_template_that_it_holds(tmp_path: Path):
     with pytest.raises(InputError, match=r"several chat templates .* tool_use; set"):
         load_tokenizer("builtin", chat_template=str(path))
     path.write_text(json.dumps({"chat_template": 3}))
-    with pytest.raises(InputError, match="must hold a chat template as text"):
+    with pytest.raises(InputError, match="must be a chat template as text"):
         load_tokenizer("builtin", chat_template=str(path))
 
 
-def test_a_json_file_beside_a_tokenizer_is_named_where_there_is_no_template(tmp_path: Path):
+def test_a_json_file_next_to_a_tokenizer_is_named_if_there_is_no_template(tmp_path: Path):
     tokenizer = build_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"or to the path of one$"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": PLAIN}))
-    with pytest.raises(InputError, match=r"its chat_template\.json is not read by itself"):
+    with pytest.raises(InputError, match=r"its chat_template\.json is not used by default"):
         load_tokenizer(str(tmp_path))
 
 
@@ -77,14 +77,14 @@ def test_a_template_given_as_text_or_as_a_file_wins_over_the_tokenizers_own(tmp_
     assert tokens_of(pair, from_text) == tokens_of(pair, from_file) != tokens_of(pair)
 
 
-def test_a_template_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_template_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "chat.jinja").write_text(NO_END)
     monkeypatch.setenv("HOME", str(tmp_path))
 
     assert load_tokenizer("builtin", chat_template="~/chat.jinja").chat_template == NO_END
 
 
-def test_a_template_that_is_no_file_and_no_jinja_is_refused_by_name():
+def test_a_template_that_is_neither_a_file_nor_jinja_is_refused_by_name():
     with pytest.raises(InputError) as caught:
         load_tokenizer("builtin", chat_template="missing.jinja")
 

@@ -28,7 +28,7 @@ def test_padding_and_truncation_stored_in_a_tokenizer_change_no_ids(tmp_path: Pa
 
 
 @given(st.lists(st.text(max_size=30), max_size=4))
-def test_texts_get_the_ids_that_the_tokenizer_gives_them_without_its_own_wrapping(texts: list[str]):
+def test_texts_get_the_tokenizer_s_ids_without_its_special_tokens(texts: list[str]):
     encoded = ChatTokenizer(WITH_BEGIN).encode(texts)
 
     assert [each.ids for each in encoded] == [
@@ -36,7 +36,7 @@ def test_texts_get_the_ids_that_the_tokenizer_gives_them_without_its_own_wrappin
     ]
 
 
-def test_offsets_are_given_on_demand():
+def test_offsets_are_computed_on_request():
     (encoded,) = ChatTokenizer(BUILTIN).encode(["Snow is white."], offsets=True)
 
     assert [start for start, _ in encoded.offsets] == sorted({s for s, _ in encoded.offsets})

@@ -9,14 +9,14 @@ PAIR = pair_of("What colour is snow?", "Snow is white.", "It is black.")
 LENGTH = len(tokens_of(PAIR).chosen_ids)
 
 
-def test_a_conversation_has_the_ids_that_it_has_in_a_pair():
+def test_a_conversation_has_the_same_ids_as_in_a_pair():
     alone = ConversationTokenizer(BUILTIN, max_length=1_024)
 
     tokens = tokens_of(PAIR)
     assert alone.tokenize([PAIR.chosen, PAIR.rejected]) == [tokens.chosen_ids, tokens.rejected_ids]
 
 
-def test_a_conversation_comes_with_its_text_and_what_the_text_lacks():
+def test_a_conversation_comes_with_its_text_and_missing_keys():
     named = [PAIR.chosen[0], {**PAIR.chosen[1], "name": "Ana"}]
 
     (read,) = ConversationTokenizer(BUILTIN, max_length=1_024).read([named], [NO_CONTEXT])

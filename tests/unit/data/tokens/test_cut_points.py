@@ -1,4 +1,4 @@
-"""What two conversations share is tokenised once, and no id changes by it."""
+"""Text that two conversations share is tokenised once, without changing any id."""
 
 from collections.abc import Callable
 from functools import cache
@@ -31,7 +31,7 @@ from rm_ray.data.tokens.pair_tokenizer import PairTokenizer, TokenizedPair
 from rm_ray.data.tokens.tokenizer import load_tokenizer, template_ids
 
 WRITTEN = ["<|end|>", "<|user|>", "<|assistant|>"]
-"""Added tokens that the template writes around the turns of a user and of an assistant."""
+"""Added tokens that the template writes around user and assistant turns."""
 
 REAL = ["tokenizer_bpe4k", "tokenizer_neox"]
 
@@ -68,7 +68,7 @@ def train(
     post_processor: Any = None,
     added: tuple[AddedToken, ...] = (),
 ) -> PreTrainedTokenizerFast:
-    """A small tokenizer of the given parts, with the built-in template."""
+    """Train a small tokenizer with the given components and the built-in template."""
     backend = Tokenizer(models.BPE(unk_token="<|unknown|>"))
     backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
     special = [*WRITTEN, "<|system|>", "<|tool|>", "<|pad|>", "<|unknown|>"]
@@ -159,7 +159,7 @@ NOT_PIECEWISE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="session")
 def find_tokenizer(shared_data: Callable[[str], Path]) -> Callable[[str], PairTokenizer]:
-    """Finds the built-in tokenizer, a real one or one of the above by its name."""
+    """Return a function that finds the built-in, a real or one of the above tokenizers by name."""
 
     @cache
     def find(name: str) -> PairTokenizer:
@@ -192,7 +192,7 @@ def tokenized_by(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> TokenizedPai
 def whole_tokens(
     tokenizer: PreTrainedTokenizerFast, pair: Pair
 ) -> tuple[list[int], list[int], int]:
-    """Both conversations' ids and the prompt's length, each text tokenised as a whole."""
+    """Tokenise each text as a whole; return both conversations' ids and the prompt's length."""
     chosen, rejected = (
         tokenizer.apply_chat_template(messages, return_dict=False)
         for messages in (pair.chosen, pair.rejected)
@@ -209,7 +209,7 @@ def whole_tokens(
 
 @pytest.mark.parametrize("name", ["builtin", *REAL, *PIECEWISE, *NOT_PIECEWISE])
 @given(pair=pairs())
-def test_ids_and_prompt_length_are_those_of_whole_texts(
+def test_ids_and_prompt_length_match_whole_texts(
     name: str, find_tokenizer: Callable[[str], PairTokenizer], pair: Pair
 ):
     pair_tokenizer = find_tokenizer(name)
@@ -244,12 +244,12 @@ def test_real_texts_are_cut_after_turns(name: str, find_tokenizer: Callable[[str
 
 
 @pytest.mark.parametrize("name", PIECEWISE)
-def test_texts_may_be_cut_after_what_the_template_writes(name: str):
+def test_texts_may_be_cut_after_tokens_of_the_template(name: str):
     assert cut_tokens(train(**PIECEWISE[name])) == WRITTEN
 
 
 @pytest.mark.parametrize("name", NOT_PIECEWISE)
-def test_no_text_is_cut_where_its_parts_are_not_known_to_be_independent(name: str):
+def test_no_text_is_cut_if_its_pieces_may_not_be_independent(name: str):
     assert cut_tokens(train(**NOT_PIECEWISE[name])) == []
 
 
@@ -263,7 +263,7 @@ def test_a_cut_that_would_change_ids_is_not_made():
     assert tokenized_by(tokenizer, pair).chosen_ids == ids_of(tokenizer, text)
 
 
-def test_no_text_is_cut_where_special_tokens_are_read_as_text():
+def test_no_text_is_cut_if_special_tokens_are_read_as_text():
     tokenizer = train(pre_tokenizer=BYTES)
     tokenizer.split_special_tokens = True
     pair = parse_pair({"prompt": "Why?", "chosen": "So.", "rejected": "No."})
@@ -272,7 +272,7 @@ def test_no_text_is_cut_where_special_tokens_are_read_as_text():
     assert tokenized_by(tokenizer, pair).chosen_ids == whole_tokens(tokenizer, pair)[0]
 
 
-def test_no_text_is_cut_where_the_tokenizer_gives_each_twice():
+def test_no_text_is_cut_if_the_tokenizer_doubles_each_text():
     twice = processors.TemplateProcessing(single="$A $A")
     tokenizer = train(post_processor=twice)
     pair = parse_pair({"prompt": "Why?", "chosen": "So.", "rejected": "No."})
@@ -301,7 +301,7 @@ def test_no_text_is_cut_after_a_token_that_another_may_overlap(other: str, left:
     assert (tokens.chosen_ids, tokens.rejected_ids) == whole_tokens(tokenizer, pair)[:2]
 
 
-def test_a_token_that_overlaps_itself_is_not_cut_after():
+def test_no_text_is_cut_after_a_token_that_overlaps_itself():
     tokenizer = train(pre_tokenizer=BYTES, added=(AddedToken("x-x", normalized=False),))
     tokenizer.chat_template = CHAT_TEMPLATE.replace("message['content']", "'x-x'")
     assert ids_of(tokenizer, "x-x-x")[0] == tokenizer.convert_tokens_to_ids("x-x")
@@ -316,7 +316,7 @@ def test_a_template_that_refuses_a_common_conversation_is_never_cut():
     assert cut_tokens(tokenizer) == []
 
 
-def test_only_what_all_texts_begin_with_is_shared():
+def test_only_the_common_beginning_of_all_texts_is_shared():
     tokenizer = train(pre_tokenizer=BYTES)
     tokenizer.chat_template = (
         "{% if messages[-1]['content'] == 'No.' %}{{ 'A poor answer.' }}{% endif %}" + CHAT_TEMPLATE
@@ -330,7 +330,7 @@ def test_only_what_all_texts_begin_with_is_shared():
 
 
 class RecordingTokenizer(PairTokenizer):
-    """Keeps the texts that are encoded."""
+    """Records the encoded texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__(tokenizer, DataConfig())
@@ -353,7 +353,7 @@ def test_a_prompt_is_tokenised_once_for_both_branches_and_all_pairs(scheme: str,
     assert tokens == [tokenized_by(tokenizer.tokenizer, pair) for pair in (first, second)]
 
 
-def test_what_a_tokenizer_is_used_for_elsewhere_changes_no_ids():
+def test_other_uses_of_a_tokenizer_change_no_ids():
     tokenizer = load_tokenizer("builtin")
     pair_tokenizer = PairTokenizer(tokenizer, DataConfig())
     pairs = [parse_pair(row) for row in islice(generate_pairs("test"), 5)]

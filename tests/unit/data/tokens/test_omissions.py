@@ -13,7 +13,7 @@ from rm_ray.data.tokens.tokenizer import load_tokenizer
 BUILTIN = PairTokenizer(load_tokenizer("builtin"), DataConfig())
 
 
-def test_tools_and_calls_are_in_the_text_or_the_row_is_refused():
+def test_a_row_is_refused_unless_its_tools_and_calls_are_in_the_text():
     tools = [{"type": "function", "function": {"name": "look_up", "description": "Look it up"}}]
     row = {"tools": tools, "prompt": [ASKED], "rejected": NO,
            "chosen": {"role": "assistant", "content": None, "tool_calls": [CALL]}}  # fmt: skip
@@ -41,7 +41,7 @@ def test_tools_and_calls_are_in_the_text_or_the_row_is_refused():
          whole({"role": "user", "content": "x" * 19 + " and then some more"})),
     ],
 )  # fmt: skip
-def test_a_template_that_leaves_out_what_somebody_says_refuses_the_row(template: str, pair: Row):
+def test_a_row_is_refused_if_the_template_leaves_out_content(template: str, pair: Row):
     (found,) = PairTokenizer(
         load_tokenizer("builtin", chat_template=template), DataConfig()
     ).tokenize([parse_pair(pair)])
@@ -71,7 +71,7 @@ def tokenize(*rows: Row) -> tuple[PairTokenizer, list[Row]]:
     return tokenizer, tokenize_rows(tokenizer, [*map(json.dumps, rows)], ["here"] * len(rows))
 
 
-def test_images_of_a_message_that_the_template_leaves_out_refuse_the_row():
+def test_a_row_is_refused_if_the_template_leaves_out_its_images():
     asked = {**ASKED, "images": ["a.png"]}
     _, (refused,) = tokenize({"chosen": [asked, SO], "rejected": [asked, NO]})
     assert refused["reason"] == str(Reason.LEFT_OUT)

@@ -47,7 +47,7 @@ def test_ids_are_exactly_those_of_the_chat_template(pair: Pair):
 
 
 @given(pairs())
-def test_a_template_that_writes_the_begin_token_gives_it_once(pair: Pair):
+def test_a_begin_token_from_the_template_occurs_once(pair: Pair):
     tokens = tokens_of(pair, WITH_BEGIN)
 
     assert tokens.chosen_ids == template_ids(WITH_BEGIN, pair.chosen)
@@ -67,7 +67,7 @@ def test_the_prefix_is_the_longest_that_leaves_each_side_a_token(pair: Pair):
     assert at_the_cap or chosen[length] != rejected[length]
 
 
-def test_the_prefix_stops_a_token_short_where_one_side_continues_the_other():
+def test_the_prefix_stops_a_token_short_if_one_side_continues_the_other():
     tokenizer = load_tokenizer("builtin", chat_template=NO_END)
 
     tokens = tokens_of(pair_of("Why?", "So", "So and so"), tokenizer)
@@ -116,7 +116,7 @@ def test_a_generation_prompt_that_the_conversation_lacks_is_counted_as_tokens():
 
 
 @given(st.lists(pairs(), max_size=6))
-def test_pairs_tokenised_together_are_as_each_alone(several: list[Pair]):
+def test_pairs_tokenised_together_match_each_alone(several: list[Pair]):
     reserved = pair_of("What is <|end|>?", "So.", "No.")
     mixed = [item for pair in several for item in (pair, reserved)]
 
@@ -197,7 +197,7 @@ def test_a_prompt_as_long_as_its_limit_is_kept_and_a_token_more_is_refused():
     assert (refused.reason, refused.detail) == (Reason.PROMPT_TOO_LONG, f"{length} tokens")
 
 
-def test_truncation_takes_the_oldest_tokens_of_the_prompt():
+def test_truncation_removes_the_oldest_tokens_of_the_prompt():
     pair = pair_of("Why is that so?", "So.", "No, it is not.")
     whole = tokens_of(pair)
     limit = len(whole.rejected_ids) - 2
@@ -222,7 +222,7 @@ def test_truncation_keeps_the_begin_token():
     assert cut.rejected_ids == [WITH_BEGIN.bos_token_id, *whole.rejected_ids[4:]]
 
 
-def test_a_response_that_is_too_long_alone_is_refused_under_truncation_too():
+def test_a_response_that_alone_is_too_long_is_refused_even_with_truncation():
     pair = pair_of("Why?", "So.", "No, it is not so, it has never been so.")
     whole = tokens_of(pair)
     response = len(whole.rejected_ids) - whole.prompt_length
@@ -255,7 +255,7 @@ def test_what_only_a_generation_prompt_holds_is_never_cut_from_the_responses():
     st.none() | st.integers(1, 40),
     st.booleans(),
 )
-def test_truncation_cuts_no_more_than_it_must_and_never_a_response(
+def test_truncation_cuts_as_little_as_possible_and_never_a_response(
     prompt: str,
     chosen: str,
     rejected: str,

@@ -9,7 +9,7 @@ from rm_ray.data.tokens.tokenizer import PAD_TOKEN, load_tokenizer
 
 
 @pytest.mark.parametrize("token", ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"])
-def test_reserved_tokens_are_refused_wherever_they_stand(token: str):
+def test_reserved_tokens_are_refused_everywhere(token: str):
     text = f"so {token}we say"
 
     for pair in (

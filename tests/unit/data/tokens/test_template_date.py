@@ -4,14 +4,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from rm_ray.config.sections.data import DataConfig
-from rm_ray.config.sections.run import RunConfig
-from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.tokens.template_date import asks_for_date, pin, pin_date
 from rm_ray.data.tokens.tokenizer import load_tokenizer, tokenizer_fingerprint
-from rm_ray.preflight.planning import find_template_date
-from rm_ray.runs.layout import RUN
-from rm_ray.storage import Storage
 
 ASKS = """{{- bos_token or '' }}
 {%- if strftime_now is defined %}{% set day = strftime_now("%d %b %Y") %}
@@ -44,7 +38,7 @@ def test_the_exported_template_writes_that_day_for_every_client(tmp_path: Path):
     assert "Today is 29 Feb 2024 (2024-02-29, Thursday).\n2024" in text
 
 
-def test_the_tokenizer_is_another_one_on_another_day_only_where_its_template_asks():
+def test_another_day_changes_the_fingerprint_only_if_the_template_asks_for_the_date():
     def prints(template: str | None) -> set[str]:
         found = set()
         for day in (LEAP_DAY, date(2026, 11, 28)):
@@ -63,15 +57,3 @@ def test_a_template_that_only_mentions_the_function_is_left_alone():
     assert not asks_for_date(template)
     assert pin(template, LEAP_DAY) == template
     assert pin(pin(ASKS, LEAP_DAY), date(2026, 1, 1)) == pin(ASKS, LEAP_DAY)
-
-
-def test_a_run_keeps_the_day_it_began(tmp_path: Path):
-    config = TrainConfig(run=RunConfig(storage_path=str(tmp_path)))
-    run_folder = Storage.open(str(tmp_path)).folder(config.run.name)
-    assert find_template_date(config, run_folder) == datetime.now().date()
-
-    run_folder.write_json(RUN, {"template_date": "2024-02-29"})
-
-    assert find_template_date(config, run_folder) == LEAP_DAY
-    told = TrainConfig(run=config.run, data=DataConfig(template_date="2023-01-01"))
-    assert find_template_date(told, run_folder) == date(2023, 1, 1)

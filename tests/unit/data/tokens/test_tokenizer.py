@@ -19,7 +19,7 @@ from rm_ray.errors import InputError
 contents = st.text(max_size=12).filter(lambda text: "<|" not in text)
 
 
-def test_a_pad_token_of_its_own_stays(tmp_path: Path):
+def test_a_tokenizer_keeps_its_own_pad_token(tmp_path: Path):
     tokenizer = load_tokenizer(saved(build_tokenizer(), tmp_path))
 
     assert tokenizer.pad_token == "<|pad|>"
@@ -75,7 +75,7 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_says(tmp_path: Path):
         ("</s>", False),
     ],
 )
-def test_a_turn_ends_where_the_template_writes_a_special_token_after_it(end: str, ends: bool):
+def test_a_turn_ends_if_the_template_writes_a_special_token_after_it(end: str, ends: bool):
     template = NO_END.replace("{% endfor %}", f"{end}{{% endfor %}}")
 
     assert ends_assistant_turn(load_tokenizer("builtin", chat_template=template)) is ends
@@ -85,13 +85,13 @@ def test_the_built_in_template_ends_its_turns():
     assert ends_assistant_turn(BUILTIN) is True
 
 
-def test_a_template_with_a_mistake_is_refused_before_any_pair_is():
+def test_a_template_with_a_syntax_error_is_refused_before_any_pair():
     with pytest.raises(InputError, match=r"data\.chat_template"):
         load_tokenizer("builtin", chat_template="{% for m in messages %}{{ m }}")
 
 
 @pytest.mark.parametrize("contents", [None, "{", "{}"])
-def test_a_folder_without_a_whole_tokenizer_is_refused(contents: str | None, tmp_path: Path):
+def test_a_folder_without_an_intact_tokenizer_is_refused(contents: str | None, tmp_path: Path):
     if contents is not None:
         (tmp_path / "tokenizer.json").write_text(contents)
 
@@ -101,7 +101,7 @@ def test_a_folder_without_a_whole_tokenizer_is_refused(contents: str | None, tmp
     assert f"model.tokenizer '{tmp_path}' cannot be loaded" in str(caught.value)
 
 
-def test_a_name_that_no_hub_could_have_is_refused():
+def test_an_invalid_hub_name_is_refused():
     with pytest.raises(InputError, match=r"model\.tokenizer 'a/b/c' cannot be loaded"):
         load_tokenizer("a/b/c")
 
@@ -113,7 +113,7 @@ def test_a_tokenizer_without_a_fast_version_is_refused(tmp_path: Path):
         load_tokenizer(str(tmp_path), chat_template=NO_END)
 
 
-def test_the_fingerprint_is_that_of_the_ids_a_text_becomes(tmp_path: Path):
+def test_tokenizers_that_give_the_same_ids_have_the_same_fingerprint(tmp_path: Path):
     tokenizer = load_tokenizer("builtin")
     used = load_tokenizer(saved(tokenizer, tmp_path))
     used(["a", "b c"], padding=True, truncation=True, max_length=3)
@@ -125,7 +125,7 @@ def test_the_fingerprint_is_that_of_the_ids_a_text_becomes(tmp_path: Path):
     )
 
 
-def test_whatever_changes_ids_changes_the_fingerprint():
+def test_any_change_to_ids_changes_the_fingerprint():
     more = load_tokenizer("builtin")
     more.add_tokens(["qwertz"])
     other = load_tokenizer("builtin", chat_template=NO_END)

@@ -1,0 +1,46 @@
+"""Contents of a run's folder before the first step: the record, and the model without weights."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rm_ray.model.build import build_without_weights
+from rm_ray.model.export import export_skeleton
+from rm_ray.preflight.resolved_run import ResolvedRun, describe_data
+from rm_ray.runs.layout import RUN, SKELETON
+from rm_ray.runs.record import open_record, refuse_other_data
+
+
+def begin_record(resolved: ResolvedRun) -> dict[str, Any]:
+    """Return the run's record; create it for a new run, verify it for a resumed one.
+
+    Raises:
+        InputError: the run of this name started with different pairs or tokens.
+    """
+    run_folder, identity = resolved.run_folder, resolved.identity
+    if not (run_folder.exists(RUN) and run_folder.exists(SKELETON)):
+        write_skeleton(resolved)
+    record = open_record(
+        run_folder,
+        resolved.config,
+        identity=identity,
+        data=describe_data(resolved),
+        template_date=resolved.template_date,
+        num_steps=resolved.plan.steps.total,
+    )
+    refuse_other_data(record, identity, name=resolved.config.run.name)
+    return record
+
+
+def write_skeleton(resolved: ResolvedRun) -> None:
+    """Write the exported model's files except its weights, for publishing checkpoints."""
+    config = resolved.config.model
+    model = build_without_weights(config, resolved.tokenizer)
+    with tempfile.TemporaryDirectory(prefix="rm_ray-skeleton-") as folder:
+        dtype = getattr(torch, config.dtype)
+        export_skeleton(model, resolved.tokenizer, Path(folder), dtype=dtype)
+        resolved.run_folder.upload(Path(folder), SKELETON)

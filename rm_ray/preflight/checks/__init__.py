@@ -1,0 +1,1 @@
+"""Checks of a run: small functions from findings to a verdict with its remedy."""

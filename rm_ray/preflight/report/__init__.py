@@ -1,0 +1,1 @@
+"""Preflight reports: text for people, JSON for programs."""

@@ -1,0 +1,46 @@
+"""Early check that MLflow accepts a run, in the background of the preparations."""
+
+from __future__ import annotations
+
+import threading
+
+from rm_ray.errors import InputError, MlflowAwayError
+from rm_ray.tracking.target import MlflowTarget
+
+ANSWER_S, FILE_ANSWER_S = 10.0, 60.0
+"""Seconds to wait for a server, or for a database file, before training starts without MLflow."""
+
+
+class EarlyMlflowCheck:
+    """Asks MLflow, in a background thread, whether it accepts a run."""
+
+    def __init__(self, target: MlflowTarget) -> None:
+        self._target = target
+        self._refusal: InputError | None = None
+        self._thread = threading.Thread(target=self._ask, name="mlflow-check", daemon=True)
+        file = target.sqlite_file
+        if file is None or file.exists():  # otherwise the run creates it
+            self._thread.start()
+
+    def refuse(self, patience_s: float | None = None) -> None:
+        """Wait for an answer, for longer if MLflow is a local file; ignore a missing answer.
+
+        Raises:
+            InputError: MLflow rejects this run.
+        """
+        if patience_s is None:
+            patience_s = ANSWER_S if self._target.sqlite_file is None else FILE_ANSWER_S
+        if self._thread.ident is not None:
+            self._thread.join(patience_s)
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _ask(self) -> None:
+        from rm_ray.tracking.mlflow_run import ask_mlflow
+
+        try:
+            ask_mlflow(self._target)
+        except InputError as error:
+            self._refusal = error
+        except MlflowAwayError:
+            pass  # the sender reports it

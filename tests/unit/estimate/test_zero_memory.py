@@ -1,0 +1,99 @@
+"""Memory at every stage, computed by hand for an 8B Llama."""
+
+from dataclasses import replace
+
+import pytest
+from shapes import ON_64_GPUS, ROW, llama_8b
+
+from rm_ray.estimate import zero_memory
+from rm_ray.estimate.memory import estimate
+from rm_ray.estimate.moments import MemoryEstimate, Moment
+
+EIGHT_BILLION = llama_8b()
+EMBEDDING = EIGHT_BILLION.parameters[0]
+N = EIGHT_BILLION.num_parameters
+
+
+def moment(estimated: MemoryEstimate, name: str) -> Moment:
+    return next(found for found in estimated.moments if found.name == name)
+
+
+def test_zero_3_on_64_gpus_by_hand():
+    estimated = estimate(EIGHT_BILLION, ROW, ON_64_GPUS)
+    n, norms = N // 64, (64 + 1 + 1) * 4_096  # small tensors: norms of layers, the last, the head
+    backward = moment(estimated, "backward")
+    gathered = 2_000_000_000 + 4_096 * 14_336
+    assert backward.weights == 2 * (n + norms + gathered)
+    assert backward.optimizer == 12 * n
+    assert backward.gradients == 4 * n + 2 * 4_096 * 14_336
+    assert backward.buffers == 2 * 200_000_000
+    # Bytes per position: the inputs of 31 layers; the last layer's norm input and result, keys and
+    # values; and the recomputed layer: two such norms, three times the feed-forward, queries and
+    # output, keys and values, and one float32 per head.
+    between = 16_384 * 4_096 * 2
+    keys_and_values = 2 * 2 * 1_024 * 20_000
+    last = 16_384 * 2 * 4_096 * 2 + keys_and_values
+    layer = 16_384 * 2 * (4 * 4_096 + 3 * 14_336 + 2 * 4_096) + keys_and_values + 4 * 32 * 16_384
+    angles, working = 2 * 128 * 2 * 16_384, 16_384 * 2 * (2 * 14_336 + 4_096)
+    assert backward.activations == 31 * between + angles + layer + working
+    held = moment(estimated, "end of forward").activations
+    assert held == 31 * between + angles + last
+    assert moment(estimated, "update").buffers == 2 * 200_000_000 + 4 * n
+    assert moment(estimated, "build").host == 2 * N == estimated.machine
+    drawn = estimate(EIGHT_BILLION, ROW, replace(ON_64_GPUS, from_files=False))
+    assert drawn.machine == 4 * N
+    # DeepSpeed moves the full model to the GPU before sharding it.
+    assert estimated.peak.name == "start"
+    assert estimated.device == 2 * N + 2 * n
+
+
+def test_ddp_by_hand():
+    setting = replace(ON_64_GPUS, zero_stage=0, dtype="float32", attention="repeated", liger=False)
+    update = moment(estimate(EIGHT_BILLION, ROW, setting), "update")
+    assert (update.weights, update.gradients, update.optimizer) == (4 * N, 4 * N, 8 * N)
+    assert update.buffers == 0  # gradients are views of buckets, and AdamW is fused
+    on_cpu = moment(estimate(EIGHT_BILLION, ROW, replace(setting, on_gpu=False)), "update")
+    assert on_cpu.buffers == 2 * 4 * EMBEDDING
+
+
+@pytest.mark.parametrize(("stage", "gradients"), [(1, 4 * N + 2 * N), (2, 4 * (N // 8))])
+def test_sharded_optimizers_by_hand(stage, gradients):
+    setting = replace(ON_64_GPUS, zero_stage=stage, world_size=8)
+    update = moment(estimate(EIGHT_BILLION, ROW, setting), "update")
+    n = N // 8
+    assert (update.weights, update.gradients, update.optimizer) == (2 * N, gradients, 12 * n)
+    assert update.buffers == 0
+    backward = moment(estimate(EIGHT_BILLION, ROW, setting), "backward")
+    # Stage 2 fills one bucket while exchanging another; stage 1 has none in bfloat16.
+    assert backward.buffers == (2 * 2 * 200_000_000 if stage == 2 else 0)
+
+
+def test_a_second_partition_stores_the_weights_once_more_on_each_machine():
+    once = estimate(EIGHT_BILLION, ROW, ON_64_GPUS)
+    twice = estimate(EIGHT_BILLION, ROW, replace(ON_64_GPUS, secondary_size=8))
+    assert twice.part("weights") - once.part("weights") == 2 * N // 8
+    assert twice.device - once.device == 2 * N // 8
+
+
+def test_offload_moves_the_optimizer_to_the_host():
+    setting = replace(ON_64_GPUS, world_size=8)
+    here = estimate(EIGHT_BILLION, ROW, setting)
+    there = estimate(EIGHT_BILLION, ROW, replace(setting, offload="optimizer"))
+    n = N // 8
+    assert here.part("optimizer") == 12 * n
+    assert there.part("optimizer") == there.part("gradients") - 2 * 4_096 * 14_336 == 0
+    assert moment(there, "update").host == (4 + 8 + 4 + 4) * n
+    everything = estimate(EIGHT_BILLION, ROW, replace(setting, offload="all"))
+    assert moment(everything, "update").host == (4 + 8 + 4 + 4 + 2) * n
+    assert there.part("weights") - everything.part("weights") == 2 * n
+
+
+def test_the_constants_match_deepspeed_s_defaults():
+    from deepspeed.runtime.engine import MEMORY_OPT_ALLREDUCE_SIZE
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = DeepSpeedZeroConfig(stage=3)
+    assert known.prefetch_bucket_size == zero_memory.PREFETCH
+    assert MEMORY_OPT_ALLREDUCE_SIZE == zero_memory.ALL_REDUCE
+    assert known.param_persistence_threshold == zero_memory.PERSISTENT
+    assert known.sub_group_size == zero_memory.SUB_GROUP

@@ -1,0 +1,105 @@
+"""Inputs of the estimates, taken from a run."""
+
+from typing import Any
+
+import pytest
+from planned_runs import resolve_run
+from shapes import LLAMA_8B, Vocabulary, meta_classifier
+
+from rm_ray.config.sections.cluster import ResolvedCluster
+from rm_ray.estimate.workload import in_layout, measure_workload
+from rm_ray.preflight.estimate_inputs import (
+    architecture_of,
+    count_workers,
+    estimate_memory,
+    memory_setting,
+    secondary_size,
+    why_not_estimated,
+)
+from rm_ray.train.deepspeed_config import find_secondary_size
+
+BF16 = {"name_or_path": "some/model", "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "gpus_per_node", "over"),
+    [(64, 8, 8), (16, 4, 4), (8, 8, 0), (12, 8, 0), (4, 1, 0), (1, 8, 0)],
+)
+def test_a_second_partition_spans_a_full_machine(num_workers, gpus_per_node, over):
+    asked = ResolvedCluster(zero_stage=3, zero_secondary_partition=True)
+    assert secondary_size(asked, num_workers, gpus_per_node) == over
+    assert secondary_size(ResolvedCluster(zero_stage=3), num_workers, gpus_per_node) == 0
+    nodes = [rank // gpus_per_node for rank in range(num_workers)]
+    assert find_secondary_size(nodes) == max(over, 1)
+
+
+def test_a_memory_setting_follows_the_run_for_its_own_or_another_number_of_workers(tmp_path):
+    resolved = resolve_run(
+        tmp_path,
+        model=BF16 | {"gradient_checkpointing": True},
+        cluster={"num_workers": 8, "use_gpu": True, "zero_stage": 2},
+    )
+    workload = measure_workload(resolved.plan, world_size=8, most_steps=2)
+    setting = memory_setting(resolved, workload)
+    assert (setting.dtype, setting.zero_stage, setting.checkpointing) == ("bfloat16", 2, True)
+    assert (setting.world_size, setting.on_gpu, setting.from_files) == (8, True, True)
+    assert (setting.attention, setting.liger) == ("varlen", True)
+    assert memory_setting(resolved, workload, world_size=64).world_size == 64
+
+
+@pytest.mark.parametrize(
+    ("model", "use_gpu", "layout", "attention"),
+    [
+        (BF16, True, "packed", "varlen"),
+        (
+            {"name_or_path": "some/model"},
+            True,
+            "packed",
+            "repeated",
+        ),  # float32, grouped-query attention
+        (BF16, False, "packed", "grouped"),
+        (BF16, True, "padded", "sdpa"),
+    ],
+)
+def test_the_kernel_follows_from_layout_dtype_and_device(
+    tmp_path, model: dict[str, Any], use_gpu, layout, attention
+):
+    cluster = {"num_workers": 2, "use_gpu": use_gpu, "zero_stage": 0}
+    resolved = resolve_run(tmp_path, model=model, cluster=cluster)
+    plan = in_layout(resolved.plan, layout)
+    workload = measure_workload(plan, world_size=2, most_steps=1)
+    assert memory_setting(resolved, workload).attention == attention
+
+
+def test_the_embedding_holds_all_tokens_of_the_tokenizer(tmp_path):
+    tokenizer = Vocabulary(LLAMA_8B["vocab_size"] + 10)
+    larger = architecture_of(resolve_run(tmp_path, tokenizer=tokenizer, cluster={"num_workers": 1}))
+    assert larger.parameters[0] == (LLAMA_8B["vocab_size"] + 10) * 4_096
+
+
+def test_workers_are_counted_as_configured(tmp_path):
+    assert count_workers(resolve_run(tmp_path, cluster={"num_workers": 3})) == 3
+
+
+def test_memory_is_not_estimated_for_unknown_families(tmp_path):
+    known = resolve_run(tmp_path, cluster={"num_workers": 1})
+    assert why_not_estimated(known) == ""
+    gpt2 = meta_classifier(model_type="gpt2", num_hidden_layers=1)
+    unknown = resolve_run(tmp_path, classifier=gpt2, cluster={"num_workers": 1})
+    assert why_not_estimated(unknown).startswith(
+        "the memory of 'gpt2' models is not modelled (only llama, "
+    )
+
+
+def test_memory_follows_the_largest_forward_pass(tmp_path):
+    resolved = resolve_run(tmp_path, model=BF16, cluster={"num_workers": 8, "use_gpu": True})
+    small, large = (
+        estimate_memory(resolved, measure_workload(resolved.plan, world_size=world, most_steps=2))
+        for world in (256, 1)
+    )
+    assert (
+        small.part("weights")
+        == large.part("weights")
+        == 4 * architecture_of(resolved).num_parameters
+    )
+    assert small.part("activations") < large.part("activations")
