@@ -109,7 +109,7 @@ def test_a_base_model_that_would_be_trained_from_random_weights(cluster, storage
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     error = run(storage, capsys, *options)
     assert "lacks 11 of its 11 weights" in error
-    assert "'_orig_mod.', as in torch.compile" in error
+    assert "'_orig_mod.', added by torch.compile" in error
 
 
 def test_a_deleted_experiment(cluster, storage, capsys, tmp_path):

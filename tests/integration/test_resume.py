@@ -105,7 +105,8 @@ def test_a_killed_worker_a_killed_driver_and_a_flipped_bit_change_nothing_in_the
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Traceback" not in again.stdout + again.stderr
     assert (
-        f"{damaged.parent.name} is not used: slices-00001.safetensors does not match" in again.stdout
+        f"{damaged.parent.name} is not used: slices-00001.safetensors does not match"
+        in again.stdout
     )
     assert RESUMED in again.stdout
     assert f"run '{NAME}': 20 steps, 306 pairs" in again.stdout
