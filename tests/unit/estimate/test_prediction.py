@@ -161,4 +161,4 @@ def test_the_recipe_uses_the_preferred_choice_and_its_longest_pair_fits(predicti
     needed = estimate(predict.architecture(), row, best.setting).device
     room = usable_memory(predict.GPU_MEMORY)
     text = predict.RECIPE.read_text()
-    assert f"{needed / 1e9:.1f} of the {room / 1e9:.1f} GB" in text
+    assert f"{needed / 1e9:.1f} of {room / 1e9:.1f} usable GB" in text
