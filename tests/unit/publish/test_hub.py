@@ -168,7 +168,7 @@ def test_two_processes_publishing_the_same_version_agree(endpoint, export, conte
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
-    [(401, "the token is wrong"), (402, "full or unpaid"), (403, "may not write"), (413, "exceeds")],
+    [(401, "the token is wrong"), (402, "unpaid"), (403, "may not write"), (413, "exceeds")],
 )
 def test_errors_that_a_retry_cannot_fix_are_raised_immediately(endpoint, export, status, remedy):
     repo = open_repo(endpoint)
