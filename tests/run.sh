@@ -21,7 +21,6 @@ else
         tests/unit tests/parity >"$logs/others" 2>&1 &
     others=$!
     set +m
-    set +m
     trap 'kill "$others" 2>/dev/null || true; rm -rf "$logs"' EXIT
     echo "== pytest tests/integration"
     .venv/bin/python -m pytest tests/integration 2>&1 | tee "$logs/integration" || status=1
