@@ -24,6 +24,7 @@ def machines() -> Iterator[RayMachines]:
             yield machines
 
 
+@pytest.mark.timeout(1200)  # the whole recipe, beside the unit tests
 def test_the_debug_recipe_runs_as_a_submitted_job(machines: RayMachines, tmp_path: Path) -> None:
     jobs = f"{machines.dashboard}/api/jobs/"
     wait_for_answer(jobs, Authorization=f"Bearer {machines.token}")

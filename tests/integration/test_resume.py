@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlflow
 import psutil
+import pytest
 from outcomes import assert_same_outcome
 from runs import FinishedRun, check_mlflow, first_checkpoint, small_run
 
@@ -49,6 +50,7 @@ def intact_checkpoints(folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.timeout(1200)  # five attempts at a run, beside the unit tests
 def test_a_killed_worker_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     finished: FinishedRun, storage: Path, mlflow_server: str, tmp_path: Path
 ) -> None:
