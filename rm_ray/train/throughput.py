@@ -72,11 +72,16 @@ def measure_matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Measure the highest FLOP/s of square matrix products, in about half a second.
 
     The fastest size depends on the device: its caches, cores and half-precision units. The single
-    best product counts, since other load only ever slows products down.
+    best product counts, since other load only ever slows products down. The number of sizes depends
+    on the load too, so they do not draw from the generator of the run, which checkpoints hold.
     """
+    generator = torch.Generator(device).manual_seed(0)
     best = 0.0
     for size in SIZES["cuda" if device.type == "cuda" else "cpu"]:
-        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        left, right = (
+            torch.randn(size, size, device=device, dtype=dtype, generator=generator)
+            for _ in range(2)
+        )
         _time_product(left, right)  # warm up: allocates memory and selects kernels
         started, quickest = time.perf_counter(), math.inf
         while quickest == math.inf or time.perf_counter() - started < SIZE_SECONDS:

@@ -205,6 +205,13 @@ def test_the_matrix_peak_is_measured_quickly(dtype: torch.dtype):
     assert seconds < 10
 
 
+def test_the_matrix_peak_leaves_the_random_numbers_of_the_run_alone():
+    """How many products it takes depends on the load, and checkpoints hold the generator."""
+    before = torch.get_rng_state()
+    measure_matrix_peak(CPU, torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_matrix_peak_comes_from_the_best_product_of_the_best_size(
     monkeypatch: pytest.MonkeyPatch,
 ):
