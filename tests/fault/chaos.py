@@ -25,11 +25,11 @@ from outcomes import assert_same_outcome, history, result
 from jobs import PATIENCE_S, Job, assert_tidy, command, finish, running, small_job
 
 KINDS = {
-    "driver": r"rm_ray\.train\.attempt",
+    "driver": r"rm_ray\.driver\.attempt",
     "controller": r"ray::TrainController",
     "worker": r"ray::\S*RayTrainWorker",
     "data task": r"ray::\S*(MapBatches|load_steps)",
-    "board": r"ray::Board",
+    "channel": r"ray::Channel",
     "raylet": r"raylet/raylet",
     "gcs": r"gcs_server",
     "other": r"ray::|dashboard|agent|monitor",

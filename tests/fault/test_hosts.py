@@ -149,7 +149,7 @@ def test_two_hosts_train_as_one(cluster: Cluster, quiet: Path) -> None:
         for host in (cluster.first, cluster.second):
             assert len(host.find("RayTrainWorker")) == 1
         # With it on the other host, the watch would not see that go.
-        assert cluster.first.find("ray::Board")
+        assert cluster.first.find("ray::Channel")
         assert job.wait() == 0, job.printed
     assert_same_outcome(job.folder, quiet)
 

@@ -5,6 +5,7 @@ it would be now is printed by ``python tests/unit/test_architecture.py``.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -141,6 +142,29 @@ def test_what_breaks_a_rule_is_known_and_nothing_else(rule):
 def test_every_debt_is_of_a_kind_that_is_looked_for():
     kinds = {debt.split(":")[0] for debt in DEBTS}
     assert kinds <= {"up", "circle", "vendor", "untested", "long", "crowded"}
+
+
+def test_every_module_named_in_a_text_exists():
+    """In strings, patterns, pages and scripts, which no import checks."""
+    folders = (ROOT / name for name in ("rm_ray", "jobs", "cluster", "tests"))
+    paths = chain(ROOT.glob("*.*"), *(folder.rglob("*.*") for folder in folders))
+    files = [path for path in paths if path.suffix in TEXTS]
+    packages = {module.partition(".")[0] for module in modules()}
+    missing = {
+        f"{file.relative_to(ROOT)}: {match[0]}"
+        for file in files
+        for match in re.finditer(r"rm_ray\\?[./]([a-z_]+)\\?[./]([a-z_]+)", file.read_text())
+        if match[1] in packages - set(modules()) and not _names_something(match[1], match[2])
+    }
+    assert not missing
+
+
+TEXTS = (".py", ".md", ".sh", ".yaml", ".json", ".txt")
+
+
+def _names_something(package: str, name: str) -> bool:
+    path = ROOT / "rm_ray" / package / name
+    return f"{package}.{name}" in modules() or path.is_dir()
 
 
 if __name__ == "__main__":
