@@ -84,7 +84,7 @@ def test_the_last_state_stays_here_where_a_storage_fails_for_good(
     with run_on_small_disk(tmp_path, "for-good", patience_s=3) as (job, disk):
         assert job.wait() == 1, job.printed
         assert "could not be copied to" in job.printed
-        kept = Path(job.printed.split("It is kept in ")[1].split(";")[0])
+        kept = Path(job.printed.split("kept in ")[1].split(". Once")[0])
         assert (kept / "slices-00000.safetensors").is_file()
         resize(disk, "500m")
         with running(job.settings, tmp_path / "again.log") as again:

@@ -99,7 +99,11 @@ class Injections:
             job.process.kill()
             self.done.append(what)
         else:
-            name = {"mirror": "HubMirror", "worker": "RayTrainWorker", "driver": "train.attempt"}
+            name = {
+                "mirror": "HubMirror",
+                "worker": "RayTrainWorker",
+                "driver": "rm_ray.driver.attempt",
+            }
             found = job.find(name[what])
             if not found:  # between two attempts
                 self.left.insert(0, what)
