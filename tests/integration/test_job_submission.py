@@ -36,6 +36,7 @@ def test_the_debug_recipe_runs_as_a_submitted_job(machines: RayMachines, tmp_pat
         RAY, "job", "submit", "--address", machines.dashboard, "--working-dir", str(ROOT), "--",
         sys.executable, "jobs/train.py", "--recipe", "jobs/recipes/debug.yaml",
         "--run.name", "submitted", "--run.storage_path", str(storage), "--optimizer.epochs", "1",
+        "--cluster.num_workers", "2", "--cluster.cpus_per_worker", "1",
     ]  # fmt: skip
     environment = without_ray() | machines.auth
     job = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -45,5 +46,7 @@ def test_the_debug_recipe_runs_as_a_submitted_job(machines: RayMachines, tmp_pat
     assert "succeeded" in job.stdout
     result = json.loads((storage / "submitted" / "result.json").read_text())
     assert (result["steps"], result["episodes"], result["eval_pairs"]) == (94, 6_000, 500)
+    started = json.loads((storage / "submitted" / "run.json").read_text())["config"]["cluster"]
+    assert (result["workers"], started["zero_stage"]) == (2, 0), "DDP, by 'auto'"
     assert result["metrics"]["eval/rm/accuracy"] >= 0.90
     assert Path(result["export"], "model.safetensors").is_file()

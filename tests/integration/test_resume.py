@@ -50,7 +50,7 @@ def intact_checkpoints(folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.timeout(1200)  # five attempts at a run, beside the unit tests
+@pytest.mark.timeout(1200)  # three attempts at a run, beside the unit tests
 def test_a_killed_worker_a_killed_driver_and_a_flipped_bit_change_nothing_in_the_end(
     finished: FinishedRun, storage: Path, mlflow_server: str, tmp_path: Path
 ) -> None:
