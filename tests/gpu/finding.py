@@ -70,12 +70,12 @@ def render(findings: Sequence[Finding]) -> str:
 
 def _table(rows: Sequence[Finding]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
-    preferences = any(row.ok is not None for row in rows)
+    has_goal = any(row.ok is not None for row in rows)
     lines = (
-        [cell(row.values.get(name, "")) for name in columns] + [VERDICTS[row.ok]] * preferences
+        [cell(row.values.get(name, "")) for name in columns] + [VERDICTS[row.ok]] * has_goal
         for row in rows
     )
-    return markdown_table([*columns, *["goal"] * preferences], lines)
+    return markdown_table([*columns, *["goal"] * has_goal], lines)
 
 
 def cell(value: Any) -> str:

@@ -218,7 +218,7 @@ def measure_setting(
     speeds, tokens, seconds, batches = [], [], [], None
     bench.forget_peak()
     for step in range(bench.pick(TIMED, 1) + 1):
-        batches = resolve_run(bench, setting, work, step)
+        batches = batches_of(bench, setting, work, step)
         bench.synchronize()
         started = time.perf_counter()
         with deterministic(setting.deterministic):
@@ -244,8 +244,8 @@ def measure_setting(
     if setting.compiled:
         values["graphs compiled"] = count_graphs()
     goal = GOAL_RECOMPUTED if setting.recomputed else GOAL
-    preferences = setting == Setting(weights=setting.weights, recomputed=setting.recomputed)
-    return values, speed / peak >= goal if preferences and not bench.is_dry else None
+    has_goal = setting == Setting(weights=setting.weights, recomputed=setting.recomputed)
+    return values, speed / peak >= goal if has_goal and not bench.is_dry else None
 
 
 @contextmanager
@@ -272,7 +272,7 @@ def workload(bench: Bench, model: RewardModel, setting: Setting) -> Workload:
 Batches = Sequence[ReadyMicroBatch] | Sequence[PaddedPairs]
 
 
-def resolve_run(bench: Bench, setting: Setting, work: Workload, step: int) -> Any:
+def batches_of(bench: Bench, setting: Setting, work: Workload, step: int) -> Any:
     """Return a step's batches on the device."""
     if setting.way != "TRL's":
         return work.ready(step, layout=setting.layout, kernel="varlen", device=bench.device)
@@ -337,8 +337,8 @@ def profile_step(bench: Bench, model: RewardModel, setting: Setting) -> Iterator
     """Say where the time of a step goes."""
     work = workload(bench, model, setting)
     take = stepper(bench, model, setting, work)
-    take(resolve_run(bench, setting, work, 0))
-    batches = resolve_run(bench, setting, work, 1)
+    take(batches_of(bench, setting, work, 0))
+    batches = batches_of(bench, setting, work, 1)
     trace: Trace = record(lambda: take(batches), bench.device)
     shares = {kind: share for kind, share in trace.shares().items() if share > 0}
     yield Finding(table=SHARES, values={"idle": trace.idle_share, **shares})

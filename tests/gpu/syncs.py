@@ -22,8 +22,9 @@ from rm_ray.config.sections.batch import Layout
 from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.model.liger import apply_liger
 from rm_ray.model.reward_model import RewardModel
+from rm_ray.train.collectives import split_votes, sum_with_votes
 from rm_ray.train.loss import bradley_terry_loss
-from rm_ray.train.step import train_step
+from rm_ray.train.step import accumulate_gradients, check_step
 
 PASSES = (
     "Forward and backward of a micro-batch under set_sync_debug_mode('error'), with autocast; "
@@ -32,6 +33,9 @@ PASSES = (
 STEP = (
     "A whole step under 'warn', of the plain engine and of training's without ZeRO: where it waited"
 )
+
+VOTES = (False, False)
+"""What a rank says in every step about stopping."""
 
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique_dim"}
 """Operators whose result the CPU has to know."""
@@ -153,12 +157,11 @@ def whole_step(bench: Bench, model: RewardModel, engine: Any, name: str) -> Iter
         batches = work.ready(step, layout="packed", kernel="varlen", device=bench.device)
         bench.synchronize()
         with warnings_of_waits(not bench.is_dry) as places, Reads() as reads:
-            train_step(
-                engine,
-                batches,
-                num_pairs=work.pairs_per_step,
-                learning_rate=1e-5,
-            )
+            gradients = accumulate_gradients(engine, batches, num_pairs=work.pairs_per_step)
+            together = sum_with_votes(gradients.sums, VOTES)
+            numbers, grad_norm = engine.step(1e-5, together)
+            sums, _ = split_votes(numbers, len(VOTES))
+            check_step(gradients, sums, grad_norm)
     counts = [("values read, all", reads.seen.total()), *places.most_common()]
     for place, times in counts:
         yield Finding(table=STEP, values={"engine": name, "where": place, "times": times})
