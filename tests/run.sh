@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks everything: style, types, tests. The long proofs have commands of their own (README).
+# Checks everything: style, types, tests. The long proofs have commands of their own (tests/README.md).
 #   bash tests/run.sh [pytest options]
 source "$(dirname "${BASH_SOURCE[0]}")/../jobs/environment.sh"
 use_environment requirements.txt tests/requirements.txt

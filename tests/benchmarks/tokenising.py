@@ -224,11 +224,11 @@ def raw_rows(tokenizer: str) -> list[str]:
 @functools.cache
 def raw_blocks(tokenizer: str, part: int, parts: int) -> list[dict[str, np.ndarray]]:
     """Return every ``parts``-th raw row, in blocks as Ray Data hands them to a task."""
-    from rm_ray.data.cache.token_parts import ROWS_PER_BATCH
+    from rm_ray.data.sources.mixture import ROWS_PER_BLOCK
 
     rows = raw_rows(tokenizer)[part::parts]
-    starts = range(0, len(rows), ROWS_PER_BATCH)
-    blocks = [np.array(rows[i : i + ROWS_PER_BATCH], dtype=object) for i in starts]
+    starts = range(0, len(rows), ROWS_PER_BLOCK)
+    blocks = [np.array(rows[i : i + ROWS_PER_BLOCK], dtype=object) for i in starts]
     return [
         {"fragment": np.zeros(len(b), np.int32), "row": np.arange(len(b)), "json": b}
         for b in blocks

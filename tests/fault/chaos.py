@@ -93,7 +93,7 @@ class Chaos:
         took = "nothing stopped"
         if name == "command":
             job.process.wait(PATIENCE_S)
-            took = "rerun the same command to resume"
+            took = "the same command resumes the run"
         elif until(lambda: driver_of(job) != driver, job, NOTICED_S.get(name, 10.0)) and until(
             lambda: steps_begun(job) > begun, job
         ):
