@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +30,8 @@ from rm_ray.train.slices import Slice
 logger = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_ABSENT: Any = None
+"""In ``sys.modules``: the module cannot be imported."""
 
 
 class Engine:
@@ -297,6 +301,18 @@ def _disable_compiled_collectives() -> None:
 
     A process killed during compilation leaves a lock that blocks all later ones.
     """
-    import deepspeed  # late: importing it reads DS_ACCELERATOR
+    import_deepspeed().ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed, late, because importing it reads DS_ACCELERATOR.
+
+    Its autotuner would import MLflow, which takes a second and which no worker uses. So MLflow is
+    hidden meanwhile, unless it is imported already.
+    """
+    is_hidden = sys.modules.setdefault("mlflow", _ABSENT) is _ABSENT
+    try:
+        return importlib.import_module("deepspeed")
+    finally:
+        if is_hidden:
+            del sys.modules["mlflow"]

@@ -4,13 +4,18 @@ import sys
 HEAVY = ("accelerate", "deepspeed", "transformers")
 
 
-def test_a_worker_s_entry_point_imports_nothing_heavy():
+def test_a_worker_imports_what_is_heavy_late_and_mlflow_never():
     """The first steps load during the heavy imports."""
     script = (
-        "import sys, rm_ray.worker.entry, rm_ray.worker.data_config\n"
-        f"print([name for name in {HEAVY} if name in sys.modules])"
+        "import importlib.util, sys, rm_ray.worker.entry, rm_ray.worker.data_config\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])\n"
+        "import rm_ray.train.engine\n"
+        "rm_ray.train.engine.import_deepspeed()\n"
+        "print([name for name in ('deepspeed', 'mlflow') if name in sys.modules],\n"
+        "      importlib.util.find_spec('mlflow') is not None)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    early, *_, late = done.stdout.splitlines()
+    assert (early, late) == ("[]", "['deepspeed'] True")
