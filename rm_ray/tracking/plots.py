@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 from rm_ray.runs.history import Record
 
 _PANELS = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "lr")
+_MARGINS = {
+    "left": 0.05, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.29
+}  # fmt: skip
 _AXES = {"episodes": "pairs trained on (episodes)", "hours": "hours"}
 
 
@@ -22,9 +25,11 @@ def plot_run(
     paths = []
     for axis in over:
         label = _AXES[axis]
-        figure = Figure(figsize=(13, 7), layout="constrained")
+        figure = Figure(figsize=(13, 7))
         figure.suptitle(title)
-        for axes, name in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
+        # A layout that is computed would draw everything twice.
+        panels = figure.subplots(2, 3, gridspec_kw=_MARGINS)
+        for axes, name in zip(panels.flat, _PANELS, strict=True):
             _draw(axes, records, name, axis)
             axes.set_xlabel(label)
         path = folder / f"training_over_{axis}.png"
@@ -38,6 +43,7 @@ def _draw(axes: Axes, records: Sequence[Record], name: str, axis: str) -> None:
     axes.set_title(f"train/rm/{name}", fontsize=10)
     axes.grid(alpha=0.25)
     axes.locator_params(axis="x", nbins=5)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 4))
     x, y = _series(records, "train", f"train/rm/{name}", axis)
     smooth = name != "lr" and len(y) >= 20
     axes.plot(x, y, color="C0", alpha=0.35 if smooth else 1.0, linewidth=1, label="train")
