@@ -31,10 +31,10 @@ def end_orphans(others: Sequence[psutil.Process]) -> None:
     adopts orphans; Ray's processes exit by themselves only under init.
     """
     for _ in range(10):  # give up on processes that cannot be killed (dead network mounts)
-        orphans = [child for child in psutil.Process().children() if child not in others]
-        if not orphans:
+        kept = {below for other in others for below in _tree(other)}
+        left = [each for each in psutil.Process().children(recursive=True) if each not in kept]
+        if not left:
             return
-        left = [below for orphan in orphans for below in _tree(orphan)]
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
