@@ -1,29 +1,5 @@
 #!/usr/bin/env bash
 # Submits jobs/recipes/tulu3_8b.yaml to a running Ray cluster of 8 x 8 GPUs and follows its log.
 #   RAY_ADDRESS=http://127.0.0.1:8265 bash jobs/tulu3_8b.sh [--section.field value ...]
-# The run keeps its name, so the same command resumes it. Ctrl-C stops following the log, not the
-# job. Set secrets (HF_TOKEN, MLFLOW_TRACKING_TOKEN ...) on the cluster's nodes, not here: the
-# dashboard shows a job's command line and runtime environment.
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-export RAY_ADDRESS="${RAY_ADDRESS:-http://127.0.0.1:8265}"
-export RAY_AUTH_MODE=token
-
-token_file="${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}"
-if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -s "$token_file" ]; then
-    cat >&2 <<EXPLANATION
-error: no token for the Ray cluster at $RAY_ADDRESS: RAY_AUTH_TOKEN is not set, and $token_file is
-missing or empty. Set either to the cluster's token. A cluster started with 'ray up' uses the token
-of the machine that started it (ray get-auth-token); KubeRay keeps it in a Secret named after the
-RayCluster (cluster/kuberay.md).
-EXPLANATION
-    exit 2
-fi
-
-use_environment requirements.txt
-job="tulu3-8b-$(date +%Y%m%d-%H%M%S)"
-echo "== submitting $job to $RAY_ADDRESS"
-# The upload excludes .git, .venv and ignored files, so pass the commit on for the model card.
-commit="$(git rev-parse --short=12 HEAD 2>/dev/null || true)"
-exec .venv/bin/ray job submit --address "$RAY_ADDRESS" --submission-id "$job" --working-dir . \
-    --runtime-env-json "{\"env_vars\": {\"RM_RAY_COMMIT\": \"$commit\"}}" -- \
-    python jobs/train.py --recipe jobs/recipes/tulu3_8b.yaml "$@"
+recipe=tulu3_8b
+source "$(dirname "${BASH_SOURCE[0]}")/submit.sh"

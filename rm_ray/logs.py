@@ -24,6 +24,10 @@ def log_to_stdout() -> None:
     logging.getLogger("DeepSpeed").addFilter(
         lambda record: "Setting accelerator to CPU" not in record.getMessage()
     )
+    # bitsandbytes, which peft imports, misses a kernel that only its own evaluation on CPUs uses.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+        lambda record: "gemm_4bit_forward" not in record.getMessage()
+    )
 
 
 def log_to_stderr() -> None:

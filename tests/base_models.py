@@ -1,9 +1,14 @@
 """Tiny base models in real folders, and why one is refused."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+import transformers
+from hub_server import TOKEN, serving
 from safetensors.torch import load_file, save_file
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -58,3 +63,32 @@ def rename(folder: Path, wrapper: str) -> None:
     weights = load_file(folder / "model.safetensors")
     renamed = {f"{wrapper}{name}": weight for name, weight in weights.items()}
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+
+
+def scatter(folder: Path) -> None:
+    """Move each shard into a folder of its own, where all have one name."""
+    index = folder / "model.safetensors.index.json"
+    text = index.read_text()
+    for i, file in enumerate(sorted(folder.glob("*.safetensors"))):
+        (folder / f"part{i}").mkdir()
+        file.rename(folder / f"part{i}" / "w.safetensors")
+        text = text.replace(file.name, f"part{i}/w.safetensors")
+    index.write_text(text)
+
+
+@contextmanager
+def empty_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[huggingface_hub.HfApi]:
+    """Serve an empty Hub, with an empty cache."""
+    cache = str(folder / "cache")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", cache)
+    monkeypatch.setattr(transformers.utils.hub.constants, "HF_HUB_CACHE", cache)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # A thread of an earlier test, whose Hub is gone, would close the client of all threads.
+    monkeypatch.setattr("huggingface_hub.utils._http.close_session", lambda: None)
+    with serving(folder / "hub") as endpoint:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield huggingface_hub.HfApi(endpoint=endpoint)

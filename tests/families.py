@@ -1,6 +1,7 @@
-"""Small models of every family that can be packed, and pairs of random tokens for them."""
+"""Small models of every family that can be packed, and groups of random tokens for them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rm_ray.batches.attention_index import Kernel
-from rm_ray.batches.packing import PackedPairs, pack_pairs
-from rm_ray.batches.padding import PaddedPairs, pad_pairs
+from rm_ray.batches.collate import unlabelled
+from rm_ray.batches.packing import PackedGroups, pack_groups
+from rm_ray.batches.padding import PaddedGroups, pad_groups
 from rm_ray.config.sections.batch import Layout
 from rm_ray.config.sections.model import ModelConfig
-from rm_ray.data.cache.pair_tokens import PairTokens, join_pairs
+from rm_ray.data.cache.group_tokens import GroupTokens, join_groups
 from rm_ray.model.build import build_reward_model
 from rm_ray.model.reward_model import RewardModel
 
@@ -95,34 +97,38 @@ def rms_norm(module: Any) -> Any:
     return forward
 
 
-def some_pairs(count: int, seed: int = 0, longest: int = 24) -> PairTokens:
+def some_pairs(count: int, seed: int = 0, longest: int = 24) -> GroupTokens:
     """Draw pairs whose prefix may be empty, and whose tails are 1 to ``longest`` tokens."""
+    return some_groups([2] * count, seed=seed, longest=longest)
+
+
+def some_groups(sizes: Sequence[int], seed: int = 0, longest: int = 24) -> GroupTokens:
+    """Draw groups of these numbers of conversations, which are as in ``some_pairs``."""
     rng = np.random.default_rng(seed)
 
-    def pair() -> tuple[list[int], list[int]]:
+    def conversations(size: int) -> list[list[int]]:
         prefix = rng.integers(3, VOCABULARY - 1, rng.integers(0, longest)).tolist()
         tails = [
             [first, *rng.integers(3, VOCABULARY - 1, rng.integers(0, longest)).tolist()]
-            for first in rng.choice(np.arange(3, VOCABULARY - 1), 2, replace=False).tolist()
+            for first in rng.choice(np.arange(3, VOCABULARY - 1), size, replace=False).tolist()
         ]
-        return prefix + tails[0], prefix + tails[1]
+        return [prefix + tail for tail in tails]
 
-    return join_pairs([pair() for _ in range(count)])
+    return join_groups([conversations(size) for size in sizes])
 
 
-def lay_out(pairs: PairTokens, layout: Layout, kernel: Kernel = "grouped") -> Any:
-    """Return the batch of some pairs that weigh the same."""
-    weighting = {"margins": np.zeros(len(pairs)), "weights": np.ones(len(pairs))}
+def lay_out(groups: GroupTokens, layout: Layout, kernel: Kernel = "grouped") -> Any:
+    """Return the batch of some groups, without labels."""
     if layout == "packed":
-        return pack_pairs(pairs, kernel=kernel, **weighting)
-    return pad_pairs(pairs, pad_token_id=PAD, **weighting)
+        return pack_groups(groups, unlabelled(groups), kernel=kernel)
+    return pad_groups(groups, unlabelled(groups), pad_token_id=PAD)
 
 
 def rewards_and_gradients(
-    model: RewardModel, pairs: PaddedPairs | PackedPairs
+    model: RewardModel, groups: PaddedGroups | PackedGroups
 ) -> tuple[Tensor, dict[str, Tensor | None]]:
-    """Return the rewards ``[2P]``, and the gradient of their sum with random weights."""
-    rewards = model(pairs)
+    """Return the rewards ``[R]``, and the gradient of their sum with random weights."""
+    rewards = model(groups)
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(len(rewards), generator=generator, dtype=torch.float64)
     (rewards * weights).sum().backward()

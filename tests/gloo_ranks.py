@@ -73,6 +73,7 @@ def call_collectives(rank: int, folder: Path) -> None:
     from rm_ray.train.collectives import (
         any_rank,
         gather_objects,
+        merge_disjoint,
         split_votes,
         sum_counts,
         sum_over_ranks,
@@ -85,6 +86,8 @@ def call_collectives(rank: int, folder: Path) -> None:
     votes = (False, rank == 1, True)
     sums = torch.tensor([0.1, 2.0**53, rank], dtype=torch.float64)
     together = sum_with_votes(sums, votes)
+    mine = np.full((2, 3), np.nan, dtype=np.float32)
+    mine[rank, : 2 - rank] = [[0.0, 0.1], [-3.5, np.nan]][rank][: 2 - rank]
     found = {
         "gathered": gather_objects({"rank": rank}),
         "summed": summed.tolist(),
@@ -93,6 +96,8 @@ def call_collectives(rank: int, folder: Path) -> None:
         "any": any_rank(votes, summed.device),
         "together": together.tolist(),
         "sums": sums.tolist(),
+        "merged": merge_disjoint(mine, summed.device),
+        "own": mine,
         "split": split_votes(together.tolist(), len(votes)),
     }
     torch.save(found, folder / f"{rank}.pt")

@@ -17,13 +17,14 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -437,12 +438,33 @@ ROUTES = [
 ]
 
 
-def serve(folder: Path, port: int) -> ThreadingHTTPServer:
+class Server(ThreadingHTTPServer):
+    """A server that, once closed, answers on no connection that clients still have."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, handler: type[Handler]) -> None:
+        self.connections: set[Any] = set()
+        super().__init__(("127.0.0.1", port), handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in [*self.connections]:
+            with suppress(OSError):  # the client was faster
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def serve(folder: Path, port: int) -> Server:
     """Return a server that listens on loopback."""
-    handler = type("BoundHandler", (Handler,), {"hub": Hub(folder)})
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    server.daemon_threads = True
-    return server
+    return Server(port, type("BoundHandler", (Handler,), {"hub": Hub(folder)}))
 
 
 @contextmanager

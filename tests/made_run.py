@@ -15,16 +15,20 @@ from rm_ray.config.sections.cluster import ClusterConfig
 from rm_ray.config.sections.hub import HubConfig
 from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.config.train_config import TrainConfig
-from rm_ray.evaluation.pairwise import ScoredPairs, pairwise_report
+from rm_ray.evaluation.reports.group_report import group_report
+from rm_ray.evaluation.reward_statistics import keep_statistics
+from rm_ray.evaluation.scored_groups import ScoredGroups
+from rm_ray.evaluation.scored_pairs import ScoredPairs
 from rm_ray.model.build import build_reward_model
 from rm_ray.model.export import export_model, export_skeleton
 from rm_ray.runs.checkpoint_names import checkpoint_name
 from rm_ray.runs.history import History, Record
+from rm_ray.runs.layout import FORMAT
 from rm_ray.runs.manifest import MANIFEST, Manifest, describe_file
 from rm_ray.storage import Storage
 from rm_ray.train.engine import Engine
 from rm_ray.train.progress import Progress
-from rm_ray.train.reference_rewards import choose_reference_pairs
+from rm_ray.train.reference_rewards import choose_reference_groups
 from rm_ray.train.slices import list_extents, write_slices
 
 
@@ -46,7 +50,7 @@ class MadeRun:
             pad_token_id=self.tokenizer.pad_token_id,
             device=torch.device("cpu"),
         )
-        self.reference_pairs = choose_reference_pairs(table, self.tokenizer)
+        self.reference_groups = choose_reference_groups(table, self.tokenizer)
         self.history = History()
         skeleton = folder / "skeleton"
         export_skeleton(self.model, self.tokenizer, skeleton, dtype=torch.float32)
@@ -57,6 +61,7 @@ class MadeRun:
             "refused": {"empty": 2},
         }
         record = {
+            "format": FORMAT,
             "key": uuid.uuid4().hex,
             "config": config.to_json(),
             "data": {"train": described, "eval": {**described, "refused": {}}},
@@ -81,7 +86,8 @@ class MadeRun:
         self.history.add(
             Record(step=step, kind="train", episode=8 * step, hours=step / 60, metrics=metrics)
         )
-        report = pairwise_report(_scored(step), ["colours"] * 6 + ["numbers"] * 2, [])
+        groups = ScoredGroups.of(_scored(step))
+        report = group_report(groups, ["colours"] * 6 + ["numbers"] * 2, [])
         self.run.write_json(f"evaluations/step-{step:08d}.json", {"step": step, **report})
         return metrics
 
@@ -92,7 +98,7 @@ class MadeRun:
         folder.mkdir(parents=True)
         write_slices(self.engine.slices(), folder / "slices-00000.safetensors")
         contents: dict[str, Any] = {
-            "probes.json": self.reference_pairs.score(
+            "probes.json": self.reference_groups.score(
                 self.engine, self.collator, tokens_per_pass=16_384
             ),
             "state.json": {"progress": asdict(Progress(step=step)), "mlflow_run_id": "mlflow-id"},
@@ -113,9 +119,10 @@ class MadeRun:
         export = Path(self.folder) / "export"
         weights = self.engine.weights()
         export_model(self.model, weights, self.tokenizer, export, dtype=torch.float32)
+        keep_statistics(self.run, self.last_step, self.run.folder("export"))
         self.run.write_json(
             "probes.json",
-            self.reference_pairs.score(self.engine, self.collator, tokens_per_pass=16_384),
+            self.reference_groups.score(self.engine, self.collator, tokens_per_pass=16_384),
         )
         self.run.write_text("history.jsonl", self.history.to_json_lines())
         result = {

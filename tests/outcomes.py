@@ -20,6 +20,9 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
+SAME_FILES = ("data/trained_pairs.npz", "data/pair_losses.npy", "probes.json")
+
+
 def assert_same_outcome(folder: Path, expected: Path) -> None:
     """All that was trained, bit for bit, every metric of every step, each pair as often.
 
@@ -47,15 +50,19 @@ def assert_same_outcome(folder: Path, expected: Path) -> None:
 
 
 def state_checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of the last checkpoint that holds no times and paths."""
+    """The SHA-256 of each file of the last checkpoint that holds no times and paths.
+
+    The loss of each pair in each epoch is one of them, where it is kept.
+    """
     last = max(folder.glob("checkpoint_[0-9]*"), key=lambda path: path.name)
     files = json.loads((last / "manifest.json").read_text())["files"]
     found = {
         name: hashlib.sha256((last / name).read_bytes()).hexdigest()
         for name in files
-        if name.startswith(("slices-", "rng-")) or name in ("data/trained_pairs.npz", "probes.json")
+        if name.startswith(("slices-", "rng-")) or name in SAME_FILES
     }
-    assert len(found) == 2 * result(folder)["workers"] + 2, sorted(files)
+    keeps = json.loads((folder / "run.json").read_text())["config"]["run"]["keep_pair_losses"]
+    assert len(found) == 2 * result(folder)["workers"] + 2 + keeps, sorted(files)
     return found
 
 

@@ -18,9 +18,16 @@ WALKED = (
     ("README.md", "Start"),
     ("README.md", "Train on your own pairs"),
     ("jobs/README.md", "Commands and recipes"),
+    ("jobs/README.md", "Evaluation on named sets"),
+    ("jobs/README.md", "Evaluation beside training"),
     ("rm_ray/data/README.md", "Your data"),
+    ("rm_ray/audit/README.md", "Audits"),
+    ("rm_ray/objectives/README.md", "Objectives"),
+    ("rm_ray/objectives/README.md", "Regression first, then preferences"),
     ("rm_ray/preflight/README.md", "Before a run"),
     ("rm_ray/scoring/README.md", "Scoring and evaluating"),
+    ("rm_ray/sweep/README.md", "Sweeps"),
+    ("rm_ray/serving/README.md", "Serving"),
     ("rm_ray/publish/README.md", "Publishing"),
     ("rm_ray/tracking/README.md", "MLflow"),
     ("rm_ray/tracking/README.md", "Watching a run"),
@@ -40,10 +47,17 @@ PROOFS = (
     "cluster/README.md",
     "tests/README.md",
     "tests/benchmarks/README.md",
+    "tests/benchmarks/peers.md",
     "tests/clients/README.md",
     "tests/gpu/README.md",
 )
 """Pages with commands that are tests themselves."""
+
+REQUESTS = ("rm_ray/serving/routes.md",)
+"""Pages whose commands ask a server; ``tests/integration/test_reward_clients.py`` gives them."""
+
+TUTORIAL = "jobs/tutorial.md"
+"""A page that ``tests/fault/test_tutorial_walked.py`` gives from the first command to the last."""
 
 SECOND_TERMINAL = re.compile(r"^(.+?) +# .*in a second terminal$")
 

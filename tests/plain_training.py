@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from tables import builtin_table
+from made_cache import Row
+from tables import builtin_table, lists_table, make_table
 
 from rm_ray.batches.loading import LoadedMicroBatch, load_step
 from rm_ray.batches.plan import Plan, PlanSettings
@@ -27,13 +28,15 @@ from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.config.sections.run import RunConfig
 from rm_ray.config.train_config import ResolvedConfig
 from rm_ray.data.cache.token_table import TokenTable
+from rm_ray.data.tokens.tokenizer import load_tokenizer
+from rm_ray.evaluation.held_out_set import HeldOutSet
 from rm_ray.evaluation.pairwise import Labels
 from rm_ray.runs.history import Record
 from rm_ray.runs.startup import Startup
 from rm_ray.storage import Storage
 from rm_ray.train import throughput
 from rm_ray.train.collectives import gather_objects
-from rm_ray.train.reference_rewards import choose_reference_pairs
+from rm_ray.train.reference_rewards import choose_reference_groups
 from rm_ray.worker.job import TrainJob
 from rm_ray.worker.loop import train_worker
 
@@ -162,15 +165,32 @@ class PlainRank:
 
     @classmethod
     def make(
-        cls, folder: Path, config: ResolvedConfig, *, rank: int = 0, world_size: int = 1, **job: Any
+        cls,
+        folder: Path,
+        config: ResolvedConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        lists: bool = False,
+        rows: tuple[Sequence[Row], Sequence[Row]] | None = None,
+        **job: Any,
     ) -> "PlainRank":
         """Prepare a rank; ``job`` replaces fields of the ``TrainJob``.
 
-        ``folder`` holds the run; the tables are made in it by every process for itself.
+        ``folder`` holds the run; the tables are made in it by every process for itself. They have
+        as many ``lists`` as otherwise pairs, or are made of raw ``rows`` to train on and hold out.
         """
         tables = folder / f"tables-{rank}-{uuid.uuid4().hex}"
-        table, tokenizer = builtin_table(tables / "train", NUM_PAIRS)
-        held_out, _ = builtin_table(tables / "eval", NUM_HELD_OUT, "test")
+        if rows:
+            tokenizer = load_tokenizer("builtin")
+            table = make_table(tables / "train", rows[0], tokenizer)
+            held_out = make_table(tables / "eval", rows[1], tokenizer)
+        elif lists:
+            table, tokenizer = lists_table(tables / "train", NUM_PAIRS)
+            held_out, _ = lists_table(tables / "eval", NUM_HELD_OUT)
+        else:
+            table, tokenizer = builtin_table(tables / "train", NUM_PAIRS)
+            held_out, _ = builtin_table(tables / "eval", NUM_HELD_OUT, "test")
         settings = PlanSettings(
             global_batch_size=config.batch.global_batch_size,
             tokens_per_micro_batch=config.batch.tokens_per_micro_batch,
@@ -188,7 +208,14 @@ class PlainRank:
             "tokenizer": tokenizer,
             "run_folder": Storage.open(str(folder)).folder("run"),
             "steps": plan.steps,
-            "eval_steps": eval_plan.steps,
+            "held_out": (
+                HeldOutSet(
+                    steps=eval_plan.steps,
+                    sources=Labels(
+                        names=("first", "others"), codes=np.arange(len(held_out)).clip(max=1)
+                    ),
+                ),
+            ),
             "use_gpu": False,
             "plan_fingerprint": "plan",
             "layout": "packed",
@@ -197,10 +224,8 @@ class PlainRank:
             "run_key": f"plain-{uuid.uuid5(uuid.NAMESPACE_URL, str(folder)).hex}",
             "attempt": 1,
             "skipped": frozenset(),
-            "reference_pairs": choose_reference_pairs(table, tokenizer),
-            "eval_labels": Labels(
-                names=("first", "others"), codes=np.arange(NUM_HELD_OUT).clip(max=1)
-            ),
+            "unit": "groups" if lists or rows else "pairs",
+            "reference_groups": choose_reference_groups(table, tokenizer),
             "run_began": time.time(),
         }
         return cls(
@@ -280,10 +305,11 @@ def stop_on_one_rank_and_resume(rank: int, world_size: int, folder: Path) -> Non
     """
     tempfile.tempdir = str(folder)
     cluster = ResolvedCluster(num_workers=world_size, cpus_per_worker=1)
+    run = RunConfig(name="plain", storage_path=str(folder), seed=3, keep_pair_losses=True)
     ranks: list[PlainRank] = []
     returned = []
     for name, attempt, stops in (("quiet", 1, None), ("stopped", 1, 5), ("stopped", 2, None)):
-        config = small_config(folder / name, cluster=cluster)
+        config = small_config(folder / name, cluster=cluster, run=run)
         one = PlainRank.make(
             folder / name, config, rank=rank, world_size=world_size, attempt=attempt
         )

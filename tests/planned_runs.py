@@ -10,29 +10,31 @@ from shapes import Vocabulary, meta_classifier
 
 from rm_ray.batches.plan import Plan, PlanSettings
 from rm_ray.config.recipe import parse_config
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.data.cache.group_tokens import GroupLengths
 from rm_ray.data.cache.token_cache import TokenCache
 from rm_ray.data.cache.token_parts import TokenParts
 from rm_ray.preflight.resolved_run import PlannedRun, ResolvedRun
 from rm_ray.storage import Storage
 
 
-def random_lengths(count: int = 2_000) -> PairLengths:
+def random_lengths(count: int = 2_000) -> GroupLengths:
     """Return the lengths of pairs of 70 to 700 tokens a side."""
     rng = np.random.default_rng(0)
     prefix = rng.integers(50, 400, count)
-    return PairLengths(
+    return GroupLengths.of_pairs(
         chosen=prefix + rng.integers(20, 300, count),
         rejected=prefix + rng.integers(20, 300, count),
         prefix=prefix,
     )
 
 
-def empty_cache(storage: Storage, *, num_pairs: int, **refused: int) -> TokenCache:
+def empty_cache(storage: Storage, *, num_groups: int, **refused: int) -> TokenCache:
     """Return the counts of a token cache whose parts are not there."""
     return TokenCache(
         identity="identity", parts=TokenParts(key="key", parts=storage, origins=()),
-        folder=storage, data_hash="hash", num_pairs=num_pairs, num_tokens=0, pairs_by_source={},
+        folder=storage, data_hash="hash", num_rows=num_groups, num_groups=num_groups,
+        num_responses=2 * num_groups, num_comparisons=num_groups, num_ties=0, num_scores=0,
+        num_tokens=0, groups_by_source={},
         refused=refused, duplicates=0, contradictions=0, revisions={}, readings=(),
     )  # fmt: skip
 
@@ -42,7 +44,7 @@ def plan_run(
     *,
     classifier: Any = None,
     tokenizer: Any = None,
-    lengths: PairLengths | None = None,
+    lengths: GroupLengths | None = None,
     batch: Mapping[str, Any] | None = None,
     **sections: Mapping[str, Any],
 ) -> PlannedRun:
@@ -64,7 +66,7 @@ def plan_run(
         classifier=classifier or meta_classifier(),
         storage=storage,
         template_date=date(2026, 1, 1),
-        train=empty_cache(storage, num_pairs=len(lengths), empty=3),
+        train=empty_cache(storage, num_groups=len(lengths), empty=3),
         held_out=None,
         overlap={},
         plan=Plan(lengths=lengths, settings=settings),

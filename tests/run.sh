@@ -7,21 +7,24 @@ started=$SECONDS
 echo "== ruff"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-echo "== mypy"
-.venv/bin/mypy
 if [ $# -gt 0 ]; then
+    echo "== mypy"
+    .venv/bin/mypy
     echo "== pytest"
     .venv/bin/python -m pytest "$@"
 else
     status=0
     logs="$(mktemp -d)"
-    # Beside what starts Ray, and after it in line for a core: a process a core, of one thread each.
+    # Beside mypy and what starts Ray, and after them in line for a core: a process a core, of one
+    # thread each.
     set -m  # otherwise bash has background commands ignore Ctrl-C, which some tests send
     OMP_NUM_THREADS=1 nice .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile \
         tests/unit tests/parity >"$logs/others" 2>&1 &
     others=$!
     set +m
     trap 'kill "$others" 2>/dev/null || true; rm -rf "$logs"' EXIT
+    echo "== mypy"
+    .venv/bin/mypy
     echo "== pytest tests/integration"
     .venv/bin/python -m pytest tests/integration 2>&1 | tee "$logs/integration" || status=1
     echo "== pytest tests/unit tests/parity"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from rm_ray.config.sections.model import ModelConfig
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.data.cache.group_tokens import GroupLengths
 from rm_ray.estimate.activations import ForwardPass
 from rm_ray.estimate.architecture import Architecture
 from rm_ray.estimate.memory_setting import MemorySetting
@@ -59,11 +59,11 @@ def classifier_of(path: Path, fields: dict[str, Any]) -> PreTrainedModel:
     return check_architecture(write_config(path, fields), vocabulary)
 
 
-def lengths_of(*pairs: tuple[int, int, int]) -> PairLengths:
+def lengths_of(*pairs: tuple[int, int, int]) -> GroupLengths:
     chosen, rejected, prefix = (
         np.array(column, dtype=np.int32) for column in zip(*pairs, strict=True)
     )
-    return PairLengths(chosen=chosen, rejected=rejected, prefix=prefix)
+    return GroupLengths.of_pairs(chosen=chosen, rejected=rejected, prefix=prefix)
 
 
 def meta_classifier(**fields: Any) -> PreTrainedModel:

@@ -1,23 +1,24 @@
 """Attention pattern of a packed row, as indices for the attention kernels.
 
-A pair is two branches over one shared prefix, which attention sees as two sequences: the queries
-of prefix and chosen tail over their own keys, and the queries of the rejected tail over the keys
-of prefix and rejected tail. Both are causal and aligned to the end.
+A group is K branches over one shared prefix, which attention sees as K sequences: the queries of
+prefix and first tail over their own keys, and the queries of each other tail over the keys of the
+prefix and itself. All are causal and aligned to the end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rm_ray.data.cache.pair_tokens import ragged_arange
+from rm_ray.data.cache.group_tokens import ragged_arange
 
-Kernel = Literal["varlen", "grouped"]
-"""One variable-length flash attention call, or scaled dot products over groups of branches."""
+Kernel = Literal["varlen", "grouped", "shared"]
+"""One variable-length flash attention call; scaled dot products over groups of branches; or those,
+and one over each prefix that several tails share."""
 
 KEY_WORK = 64
 """Cost of gathering one key, in query-key products of one head; a rough CPU measurement."""
@@ -27,6 +28,14 @@ SMALL_WORK = 2**18
 
 MAX_WASTE = 0.15
 """Largest share of its work that a larger group may spend on padding."""
+
+MAX_MASK = 2**24
+"""Query-key pairs of a branch whose mask may be stored: attention saves 64 MB for it in float32, in
+every layer. No pair of conversations of up to 4,096 tokens has more."""
+
+MAX_SQUARE = 4
+"""Keys per query up to which a branch goes without a larger mask. Plain causal attention over all
+its keys then computes at most twice as many products as attention with the mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,8 @@ class BranchGroup:
 
     ``query_ranks`` ``[G, Q]`` int64 is each query's place among the keys of its branch;
     ``mask`` ``[G, 1, Q, K]`` marks the keys at or before it. ``mask`` is None if query i always
-    has rank i, so that plain causal attention is correct.
+    has rank i, so that plain causal attention is correct. A branch whose mask would be large is
+    made so: its first query fills the ranks before it, and nothing reads those outputs.
     """
 
     num_keys: int
@@ -73,15 +83,12 @@ class GroupedQueries:
     outputs: Tensor
 
 
-Queries = VarlenQueries | GroupedQueries
-
-
 @dataclass(frozen=True, kw_only=True)
 class Branches:
     """S branches in the row's order; each field is ``[S]``.
 
     The keys of a branch are two runs of the row, a prefix and a tail; the prefix is empty for a
-    chosen branch, whose tail includes it. The queries are the last tokens of the tail.
+    group's first branch, whose tail includes it. The queries are the last tokens of the tail.
     """
 
     prefix_start: np.ndarray
@@ -96,10 +103,13 @@ class Branches:
         num_keys: np.ndarray = self.prefix_length + self.tail_length
         return num_keys
 
+    def only(self, which: np.ndarray) -> Branches:
+        """Return some of the branches; ``which`` is ``[S]`` bool."""
+        return Branches(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
-def index_attention(branches: Branches, kernel: Kernel) -> Queries:
-    """Return the indices that the kernel needs for these branches."""
-    return _index_sequences(branches) if kernel == "varlen" else _index_groups(branches)
+    def without_prefix(self) -> Branches:
+        """Return the tails alone."""
+        return replace(self, prefix_length=np.zeros_like(self.prefix_length))
 
 
 def interleave(even: np.ndarray, odd: np.ndarray) -> np.ndarray:
@@ -107,7 +117,8 @@ def interleave(even: np.ndarray, odd: np.ndarray) -> np.ndarray:
     return np.stack([even, odd], axis=1).reshape(-1)
 
 
-def _index_sequences(branches: Branches) -> VarlenQueries:
+def index_sequences(branches: Branches) -> VarlenQueries:
+    """Return every branch as one sequence."""
     return VarlenQueries(
         query_starts=_boundaries(branches.num_queries),
         key_starts=_boundaries(branches.num_keys),
@@ -126,39 +137,54 @@ def _boundaries(lengths: np.ndarray) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
-def _index_groups(branches: Branches) -> GroupedQueries:
+def index_groups(branches: Branches, positions: np.ndarray | None = None) -> GroupedQueries:
+    """Group the branches by what they compute.
+
+    ``positions`` ``[N]`` numbers their queries, where these are not all of the row's.
+    """
     num_queries, num_keys = branches.num_queries, branches.num_keys
+    num_before = _fill(num_queries, num_keys)
     first_query = np.cumsum(num_queries) - num_queries
     outputs = np.empty(int(num_queries.sum()), dtype=np.int64)
     groups, query_order, key_positions, done = [], [], [], 0
-    for members in _similar(num_queries, num_keys):
-        queries, keys = num_queries[members, None], num_keys[members, None]
+    for members in _similar(num_queries + num_before, num_keys):
+        before, keys = num_before[members, None], num_keys[members, None]
+        queries = num_queries[members, None] + before
         query = np.arange(queries.max())
         ranks = np.minimum(keys - queries + query, keys - 1)
-        query_order.append(first_query[members, None] + np.minimum(query, queries - 1))
+        own = np.clip(query, before, queries - 1) - before
+        query_order.append(first_query[members, None] + own)
         key = np.minimum(np.arange(keys.max()), keys - 1)
         prefix = branches.prefix_length[members, None]
         in_prefix = branches.prefix_start[members, None] + key
         in_tail = branches.tail_start[members, None] + key - prefix
         key_positions.append(np.where(key < prefix, in_prefix, in_tail))
-        is_real = query < queries
+        is_real = (query >= before) & (query < queries)
         outputs[query_order[-1][is_real]] = done + np.flatnonzero(is_real)
         done += is_real.size
-        is_causal = (queries == keys).all()
-        mask = np.arange(keys.max()) <= ranks[:, None, :, None]
+        mask = None
+        if (queries != keys).any():
+            mask = torch.from_numpy(np.arange(keys.max()) <= ranks[:, None, :, None])
         groups.append(
-            BranchGroup(
-                num_keys=int(keys.max()),
-                query_ranks=torch.from_numpy(ranks),
-                mask=None if is_causal else torch.from_numpy(mask),
-            )
+            BranchGroup(num_keys=int(keys.max()), query_ranks=torch.from_numpy(ranks), mask=mask)
         )
+    order = np.concatenate([rows.ravel() for rows in query_order])
     return GroupedQueries(
         groups=tuple(groups),
-        query_order=torch.from_numpy(np.concatenate([order.ravel() for order in query_order])),
+        query_order=torch.from_numpy(order if positions is None else positions[order]),
         key_positions=torch.from_numpy(np.concatenate([keys.ravel() for keys in key_positions])),
         outputs=torch.from_numpy(outputs),
     )
+
+
+def _fill(num_queries: np.ndarray, num_keys: np.ndarray) -> np.ndarray:
+    """Return how many queries to add before each branch's own, so that it needs no mask: ``[S]``.
+
+    0 for a branch whose mask is small, and for one that would compute much more without it.
+    """
+    is_large = num_queries.astype(np.int64) * num_keys > MAX_MASK
+    is_cheap = num_keys <= MAX_SQUARE * num_queries
+    return np.where(is_large & is_cheap, num_keys - num_queries, 0)
 
 
 def _similar(num_queries: np.ndarray, num_keys: np.ndarray) -> list[np.ndarray]:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from rm_ray.batches.attention_index import Kernel
+from rm_ray.batches.labels import Labels
 from rm_ray.batches.loading import LoadedMicroBatch
-from rm_ray.batches.packing import PackedPairs, pack_pairs
-from rm_ray.batches.padding import PaddedPairs, pad_pairs
+from rm_ray.batches.packing import PackedGroups, pack_groups
+from rm_ray.batches.padding import PaddedGroups, pad_groups
 from rm_ray.config.sections.batch import Layout
-from rm_ray.data.cache.pair_tokens import PairTokens, TokenCounts
+from rm_ray.data.cache.group_columns import PER_COMPARISON, GroupColumns
+from rm_ray.data.cache.group_tokens import GroupTokens, TokenCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,16 +25,16 @@ class ReadyMicroBatch:
     """A micro-batch in the layout the model takes, with the loaded one it came from."""
 
     loaded: LoadedMicroBatch
-    pairs: PaddedPairs | PackedPairs
+    groups: PaddedGroups | PackedGroups
 
     @property
     def tokens(self) -> TokenCounts:
-        """Tokens of the pairs that count; ``computed`` includes padding and repeated pairs."""
-        lengths, counts = self.loaded.pairs.lengths, self.loaded.plan.weights > 0
+        """Tokens of the groups that count; ``computed`` includes padding and repeated groups."""
+        lengths, counts = self.loaded.columns.lengths, self.loaded.plan.weights > 0
         return TokenCounts(
-            both=int(((lengths.chosen + lengths.rejected) * counts).sum()),
+            all=int((lengths.all * counts).sum()),
             distinct=int((lengths.distinct * counts).sum()),
-            computed=self.pairs.input_ids.numel(),
+            computed=self.groups.input_ids.numel(),
         )
 
 
@@ -50,19 +52,17 @@ class Collator:
         return [self._lay_out(micro_batch) for micro_batch in micro_batches]
 
     def _lay_out(self, loaded: LoadedMicroBatch) -> ReadyMicroBatch:
-        pairs = self.arrange(loaded.pairs, margins=loaded.margins, weights=loaded.plan.weights)
+        labels = label_groups(loaded.columns, loaded.plan.weights)
+        groups = self.arrange(loaded.groups, labels)
         if self.device.type == "cuda":
-            pairs = map_tensors(pairs, Tensor.pin_memory)
-        return ReadyMicroBatch(loaded=loaded, pairs=pairs)
+            groups = map_tensors(groups, Tensor.pin_memory)
+        return ReadyMicroBatch(loaded=loaded, groups=groups)
 
-    def arrange(
-        self, pairs: PairTokens, *, margins: np.ndarray, weights: np.ndarray
-    ) -> PaddedPairs | PackedPairs:
-        """Lay out P pairs in this layout; ``margins`` and ``weights`` are ``[P]``."""
-        weighting = {"margins": margins, "weights": weights}
+    def arrange(self, groups: GroupTokens, labels: Labels) -> PaddedGroups | PackedGroups:
+        """Lay out groups in this layout."""
         if self.layout == "packed":
-            return pack_pairs(pairs, kernel=self.kernel, **weighting)
-        return pad_pairs(pairs, pad_token_id=self.pad_token_id, **weighting)
+            return pack_groups(groups, labels, kernel=self.kernel)
+        return pad_groups(groups, labels, pad_token_id=self.pad_token_id)
 
     def move(self, micro_batches: Iterable[ReadyMicroBatch]) -> list[ReadyMicroBatch]:
         """Copy a whole step to the device before its first forward pass.
@@ -71,14 +71,46 @@ class Collator:
         behind them wait. 16,384 tokens are about a megabyte: a separate copy stream would save
         about 50 microseconds per micro-batch.
         """
-        return [replace(ready, pairs=self.to_device(ready.pairs)) for ready in micro_batches]
+        return [replace(ready, groups=self.to_device(ready.groups)) for ready in micro_batches]
 
-    def to_device(self, pairs: PaddedPairs | PackedPairs) -> PaddedPairs | PackedPairs:
+    def to_device(self, groups: PaddedGroups | PackedGroups) -> PaddedGroups | PackedGroups:
         """Copy a layout's tensors to the device."""
-        moved: PaddedPairs | PackedPairs = map_tensors(
-            pairs, lambda tensor: tensor.to(self.device, non_blocking=True)
+        moved: PaddedGroups | PackedGroups = map_tensors(
+            groups, lambda tensor: tensor.to(self.device, non_blocking=True)
         )
         return moved
+
+
+def label_groups(columns: GroupColumns, weights: np.ndarray) -> Labels:
+    """Return the labels of G groups as tensors; ``weights`` ``[G]`` are those of the groups."""
+    better, worse = columns.responses_compared()
+    return Labels(
+        better=torch.from_numpy(better),
+        worse=torch.from_numpy(worse),
+        group=torch.from_numpy(columns.comparison_group),
+        weight=torch.tensor(columns.weight, dtype=torch.float32),
+        margin=torch.tensor(columns.margin, dtype=torch.float32),
+        probability=torch.tensor(columns.probability, dtype=torch.float32),
+        scores=torch.tensor(columns.score, dtype=torch.float32),
+        response_group=torch.from_numpy(columns.response_group),
+        group_weights=torch.tensor(weights, dtype=torch.float32),
+    )
+
+
+def unlabelled(groups: GroupTokens) -> Labels:
+    """Return labels that say nothing, for groups that are only scored."""
+    nothing = np.zeros(0)
+    lengths = groups.lengths
+    columns = {
+        "num_responses": lengths.num_responses,
+        "num_comparisons": np.zeros(len(groups)),
+        "prefix_length": lengths.prefix,
+        "prompt_length": lengths.prefix,
+        "length": lengths.conversations,
+        "score": np.full(len(lengths.conversations), np.nan),
+    }
+    compared = dict.fromkeys(PER_COMPARISON, nothing)
+    return label_groups(GroupColumns.of({**columns, **compared}), np.zeros(len(groups)))
 
 
 def map_tensors(value: Any, function: Any) -> Any:

@@ -9,28 +9,21 @@ import pyarrow as pa
 
 from rm_ray.batches.loading import LoadedMicroBatch
 from rm_ray.batches.plan import MicroBatch
-from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
+from rm_ray.data.cache.group_columns import COLUMNS, GroupColumns
 
 _NUMBERS = {
     "step": pa.int64(), "position": pa.int32(), "num_micro_batches": pa.int32(), "rank": pa.int32()
 }  # fmt: skip
 """Scalar fields of ``MicroBatch``."""
 
-_PLANNED = {"pairs": pa.list_(pa.int64()), "weights": pa.list_(pa.float32())}
+_PLANNED = {"groups": pa.list_(pa.int64()), "weights": pa.list_(pa.float32())}
 """Array fields of ``MicroBatch``."""
-
-_LOADED = {"margins": pa.list_(pa.float32()), "prompt_lengths": pa.list_(pa.int32())}
-"""Array fields of ``LoadedMicroBatch``, apart from its token ids."""
-
-_LENGTHS = ("chosen", "rejected", "prefix")
-"""Fields of ``PairLengths``; their columns end in ``_lengths``."""
 
 SCHEMA = pa.schema(
     {
         **_NUMBERS,
         **_PLANNED,
-        **_LOADED,
-        **{f"{name}_lengths": pa.list_(pa.int32()) for name in _LENGTHS},
+        **{name: pa.list_(pa.from_numpy_dtype(kind)) for name, kind in COLUMNS.items()},
         "tokens": pa.list_(pa.int32()),
     }
 )
@@ -38,12 +31,10 @@ SCHEMA = pa.schema(
 
 def to_arrow(micro_batch: LoadedMicroBatch) -> pa.Table:
     """Return a micro-batch as a one-row table."""
-    lengths = micro_batch.pairs.lengths
     row: dict[str, Any] = {
         **{name: getattr(micro_batch.plan, name) for name in (*_NUMBERS, *_PLANNED)},
-        **{name: getattr(micro_batch, name) for name in _LOADED},
-        **{f"{name}_lengths": getattr(lengths, name) for name in _LENGTHS},
-        "tokens": micro_batch.pairs.tokens,
+        **{name: getattr(micro_batch.columns, name) for name in COLUMNS},
+        "tokens": micro_batch.tokens,
     }
     return pa.table({name: [value] for name, value in row.items()}, schema=SCHEMA)
 
@@ -59,9 +50,6 @@ def from_arrow(table: pa.Table) -> LoadedMicroBatch:
     planned: dict[str, Any] = {name: array(name) for name in _PLANNED}
     return LoadedMicroBatch(
         plan=MicroBatch(**numbers, **planned),
-        pairs=PairTokens(
-            tokens=array("tokens"),
-            lengths=PairLengths(**{name: array(f"{name}_lengths") for name in _LENGTHS}),
-        ),
-        **{name: array(name) for name in _LOADED},
+        columns=GroupColumns(**{name: array(name) for name in COLUMNS}),
+        tokens=array("tokens"),
     )

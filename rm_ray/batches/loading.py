@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rm_ray.batches.plan import MicroBatch, Plan
-from rm_ray.data.cache.pair_tokens import PairTokens
+from rm_ray.data.cache.group_columns import GroupColumns
+from rm_ray.data.cache.group_tokens import GroupTokens
 
 if TYPE_CHECKING:  # token_table needs pyarrow, which a bare GPU machine may lack
     from rm_ray.data.cache.token_table import TokenTable
@@ -17,15 +18,17 @@ if TYPE_CHECKING:  # token_table needs pyarrow, which a bare GPU machine may lac
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedMicroBatch:
-    """A planned micro-batch of P pairs with its token ids.
-
-    ``margins`` and ``prompt_lengths`` are ``[P]``.
-    """
+    """A planned micro-batch of G groups with their columns and token ids."""
 
     plan: MicroBatch
-    pairs: PairTokens
-    margins: np.ndarray
-    prompt_lengths: np.ndarray
+    columns: GroupColumns
+    tokens: np.ndarray
+    """``[T]`` int32, as in ``GroupTokens``."""
+
+    @property
+    def groups(self) -> GroupTokens:
+        """The token ids with their lengths."""
+        return GroupTokens(tokens=self.tokens, lengths=self.columns.lengths)
 
 
 def load_step(
@@ -33,9 +36,6 @@ def load_step(
 ) -> Iterator[LoadedMicroBatch]:
     """Yield a rank's micro-batches of a step with their token ids."""
     for micro_batch in plan.micro_batches(step, rank=rank, world_size=world_size):
-        yield LoadedMicroBatch(
-            plan=micro_batch,
-            pairs=table.gather(micro_batch.pairs),
-            margins=table.margin[micro_batch.pairs],
-            prompt_lengths=table.prompt_length[micro_batch.pairs],
-        )
+        columns = table.columns[micro_batch.groups]
+        groups = table.read(micro_batch.groups, columns.lengths)
+        yield LoadedMicroBatch(plan=micro_batch, columns=columns, tokens=groups.tokens)

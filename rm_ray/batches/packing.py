@@ -1,7 +1,7 @@
-"""Pairs -> one row of distinct tokens.
+"""Groups -> one row of distinct tokens.
 
-A pair is two branches over one shared prefix. It is laid out as ``prefix, chosen tail, rejected
-tail``; position ids restart after the prefix for the rejected tail.
+A group is K branches over one shared prefix. It is laid out as ``prefix, tail 1 .. tail K``;
+position ids restart after the prefix for every tail but the first.
 """
 
 from __future__ import annotations
@@ -12,24 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rm_ray.batches.attention_index import (
-    Branches,
-    Kernel,
-    Queries,
-    index_attention,
-    interleave,
-)
-from rm_ray.data.cache.pair_tokens import PairTokens, ragged_arange
+from rm_ray.batches.attention_index import Branches, Kernel
+from rm_ray.batches.labels import Labels
+from rm_ray.batches.shared_prefix_index import Queries, index_attention
+from rm_ray.data.cache.group_tokens import GroupTokens, ragged_arange
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedPairs:
-    """P pairs in one row of T distinct tokens.
+class PackedGroups:
+    """G groups with R responses in one row of T distinct tokens.
 
     Shapes: ``input_ids`` and ``position_ids`` ``[1, T]`` int64, ``last_positions`` (the last token
-    of each pair's chosen branch, then of its rejected branch) ``[2P]`` int64, ``margins`` and
-    ``weights`` ``[P]`` float32. ``everywhere`` indexes attention for all T queries, ``at_ends``
-    only for the queries of the 2P last tokens.
+    of each response) ``[R]`` int64. ``everywhere`` indexes attention for all T queries,
+    ``at_ends`` only for the queries of the R last tokens.
     """
 
     input_ids: Tensor
@@ -37,33 +32,29 @@ class PackedPairs:
     last_positions: Tensor
     everywhere: Queries
     at_ends: Queries
-    margins: Tensor
-    weights: Tensor
+    labels: Labels
 
 
-def pack_pairs(
-    pairs: PairTokens, *, margins: np.ndarray, weights: np.ndarray, kernel: Kernel
-) -> PackedPairs:
-    """Lay out P pairs as one row, with the attention indices that ``kernel`` needs."""
-    prefix = pairs.lengths.prefix.astype(np.int64)
-    chosen = pairs.lengths.chosen.astype(np.int64)
-    start = pairs.starts
+def pack_groups(groups: GroupTokens, labels: Labels, *, kernel: Kernel) -> PackedGroups:
+    """Lay out G groups as one row, with the attention indices that ``kernel`` needs."""
+    lengths = groups.lengths
+    prefix_start = np.repeat(groups.own_starts[lengths.starts], lengths.num_responses)
+    prefix_length = np.repeat(lengths.prefix.astype(np.int64), lengths.num_responses)
+    prefix_length[lengths.starts] = 0  # the first branch includes the prefix
     runs = {
-        "prefix_start": interleave(start, start),
-        "prefix_length": interleave(np.zeros_like(prefix), prefix),
-        "tail_start": interleave(start, start + chosen),
-        "tail_length": interleave(chosen, pairs.lengths.rejected - prefix),
+        "prefix_start": prefix_start,
+        "prefix_length": prefix_length,
+        "tail_start": groups.own_starts,
+        "tail_length": groups.own_lengths,
     }
     everywhere = Branches(**runs, num_queries=runs["tail_length"])
-    at_ends = Branches(**runs, num_queries=np.ones_like(prefix, shape=2 * len(pairs)))
-    return PackedPairs(
-        input_ids=torch.from_numpy(pairs.tokens.astype(np.int64))[None],
-        position_ids=torch.from_numpy(ragged_arange(runs["prefix_length"], runs["tail_length"]))[
-            None
-        ],
-        last_positions=torch.from_numpy(runs["tail_start"] + runs["tail_length"] - 1),
+    at_ends = Branches(**runs, num_queries=np.ones_like(prefix_length))
+    positions = ragged_arange(prefix_length, groups.own_lengths)
+    return PackedGroups(
+        input_ids=torch.from_numpy(groups.tokens.astype(np.int64))[None],
+        position_ids=torch.from_numpy(positions)[None],
+        last_positions=torch.from_numpy(groups.own_starts + groups.own_lengths - 1),
         everywhere=index_attention(everywhere, kernel),
         at_ends=index_attention(at_ends, kernel),
-        margins=torch.tensor(margins, dtype=torch.float32),
-        weights=torch.tensor(weights, dtype=torch.float32),
+        labels=labels,
     )

@@ -1,4 +1,4 @@
-"""Pairs -> one right-padded batch of their conversations."""
+"""Groups -> one right-padded batch of their conversations."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rm_ray.data.cache.pair_tokens import PairTokens
+from rm_ray.batches.labels import Labels
+from rm_ray.data.cache.group_tokens import GroupTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaddedPairs:
-    """P pairs as 2P right-padded rows of T tokens: all chosen, then all rejected.
+class PaddedGroups:
+    """G groups with R responses as R right-padded rows of T tokens.
 
-    Shapes: ``input_ids`` and ``attention_mask`` ``[2P, T]`` int64, ``last_positions`` (each row's
-    last token) ``[2P]`` int64, ``margins`` and ``weights`` ``[P]`` float32.
+    The rows hold the first response of each group, then the second one of each, and so on.
+    Shapes: ``input_ids`` and ``attention_mask`` ``[R, T]`` int64, ``last_positions`` (each row's
+    last token) and ``rows`` (the row of each response) ``[R]`` int64.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     last_positions: Tensor
-    margins: Tensor
-    weights: Tensor
+    rows: Tensor
+    labels: Labels
 
 
-def pad_pairs(
-    pairs: PairTokens, *, margins: np.ndarray, weights: np.ndarray, pad_token_id: int
-) -> PaddedPairs:
-    """Lay out P pairs as one right-padded batch."""
-    sides = (pairs.chosen, pairs.rejected)
-    rows = [side(pair) for side in sides for pair in range(len(pairs))]
-    lengths = np.array([len(row) for row in rows])
-    input_ids = np.full((len(rows), lengths.max()), pad_token_id, dtype=np.int64)
-    for target, row in zip(input_ids, rows, strict=True):
-        target[: len(row)] = row
+def pad_groups(groups: GroupTokens, labels: Labels, *, pad_token_id: int) -> PaddedGroups:
+    """Lay out G groups as one right-padded batch."""
+    conversations = [ids for group in range(len(groups)) for ids in groups.conversations(group)]
+    place = np.concatenate([np.arange(count) for count in groups.lengths.num_responses])
+    order = np.argsort(place, kind="stable")
+    lengths = groups.lengths.conversations[order].astype(np.int64)
+    input_ids = np.full((len(order), lengths.max()), pad_token_id, dtype=np.int64)
+    for target, response in zip(input_ids, order, strict=True):
+        target[: len(conversations[response])] = conversations[response]
     attention_mask = (np.arange(lengths.max())[None, :] < lengths[:, None]).astype(np.int64)
-    return PaddedPairs(
+    return PaddedGroups(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention_mask),
         last_positions=torch.from_numpy(lengths - 1),
-        margins=torch.tensor(margins, dtype=torch.float32),
-        weights=torch.tensor(weights, dtype=torch.float32),
+        rows=torch.from_numpy(np.argsort(order, kind="stable")),
+        labels=labels,
     )

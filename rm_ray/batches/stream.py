@@ -39,14 +39,14 @@ PREFETCH_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedPairs:
+class PlannedGroups:
     """The cache and the plan's settings: enough to stream from, and small enough to pickle."""
 
     cache: TokenParts
     settings: PlanSettings
 
     def plan(self, table: TokenTable) -> Plan:
-        """Return the plan for the cache's pairs."""
+        """Return the plan for the cache's groups."""
         return Plan(lengths=table.lengths, settings=self.settings)
 
 
@@ -54,7 +54,7 @@ class PlannedPairs:
 class RankStream:
     """One rank's share of the plan; ``ray.train.get_dataset_shard`` returns it."""
 
-    planned: PlannedPairs
+    planned: PlannedGroups
     rank: int
     world_size: int
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rm_ray.checkpoint.ledger import Ledger
+from rm_ray.checkpoint.pair_losses import PairLosses
 from rm_ray.checkpoint.rng_state import rng_file, write_rng_state
 from rm_ray.runs.history import History
-from rm_ray.runs.layout import HISTORY, LEDGER, REFERENCE_REWARDS, STATE
+from rm_ray.runs.layout import HISTORY, LEDGER, LOSSES, REFERENCE_REWARDS, STATE
 from rm_ray.runs.manifest import describe_file
 from rm_ray.train.engine import Engine
 from rm_ray.train.progress import Progress
-from rm_ray.train.slices import list_extents, write_slices
+from rm_ray.train.slices import buffer_slices, list_extents, write_slices
 
 
 @dataclass(kw_only=True)
@@ -27,6 +28,9 @@ class TrainingState:
     """Pairs that this rank trained on; on rank 0, also those of all ranks before it resumed."""
     skipped: frozenset[int] = frozenset()
     """Steps to skip, counted from 0."""
+    losses: PairLosses | None = None
+    """Losses of the pairs that this rank trained on, and on rank 0 of all ranks' before it resumed;
+    None unless they are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class CheckpointContent:
     """The run's settings, for people to read."""
     plan_fingerprint: str
     mlflow_run_id: str | None
+    base_hash: str = ""
+    """Hash of the base model, if only a part of it is trained and stored; empty if unknown."""
 
 
 def slices_file(rank: int) -> str:
@@ -53,22 +59,30 @@ def count_writers(files: dict[str, dict[str, Any]]) -> int:
 
 
 def write_content(
-    folder: Path, engine: Engine, content: CheckpointContent, ledger: Ledger
+    folder: Path,
+    engine: Engine,
+    content: CheckpointContent,
+    ledger: Ledger,
+    losses: PairLosses | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write this rank's files into a new folder; return their manifest entries by name.
 
-    ``ledger`` is the sum over ranks.
+    ``ledger`` is the sum over ranks, and ``losses`` are those of all ranks, if they are kept.
 
     Raises:
         OSError, SafetensorError: a file cannot be written.
     """
     (folder / LEDGER).parent.mkdir(parents=True)
     slices, rng = slices_file(engine.rank), rng_file(engine.rank)
-    write_slices(engine.slices(), folder / slices)
+    buffers = buffer_slices(engine.module, is_written=engine.rank == 0)
+    write_slices([*engine.slices(), *buffers], folder / slices)
     write_rng_state(folder / rng)
     names = [slices, rng]
     if engine.rank == 0:
         names += _write_record(folder, engine, content, ledger)
+        if losses is not None:
+            losses.write(folder / LOSSES)
+            names.append(LOSSES)
     entries = {name: describe_file(folder / name) for name in names}
     entries[slices]["extents"] = list_extents(folder / slices)
     return entries
@@ -89,6 +103,7 @@ def _write_record(
         "config": content.settings,
         "plan_fingerprint": content.plan_fingerprint,
         "mlflow_run_id": content.mlflow_run_id,
+        "base_hash": content.base_hash,
     }
     (folder / STATE).write_text(json.dumps(record, indent=2))
     (folder / HISTORY).write_text(state.history.to_json_lines())

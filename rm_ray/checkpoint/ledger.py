@@ -16,9 +16,9 @@ class Ledger:
     """``[pairs]``: how often each pair was trained on."""
 
     @classmethod
-    def empty(cls, num_pairs: int) -> Ledger:
+    def empty(cls, num_groups: int) -> Ledger:
         """Return a ledger of zeros."""
-        return cls(counts=np.zeros(num_pairs, dtype=np.int32))
+        return cls(counts=np.zeros(num_groups, dtype=np.int32))
 
     def add(self, pairs: np.ndarray) -> None:
         """Count pairs by their indices."""
@@ -43,13 +43,13 @@ class Ledger:
         """Write the lowest count, and one bit per pair for each count above it."""
         passes, most = int(self.counts.min()), int(self.counts.max())
         bits = [np.packbits(self.counts > done) for done in range(passes, most)]
-        num_pairs = len(self.counts)
-        stacked = np.stack(bits) if bits else np.zeros((0, -(-num_pairs // 8)), dtype=np.uint8)
-        np.savez_compressed(path, passes=passes, num_pairs=num_pairs, bits=stacked)
+        num_groups = len(self.counts)
+        stacked = np.stack(bits) if bits else np.zeros((0, -(-num_groups // 8)), dtype=np.uint8)
+        np.savez_compressed(path, passes=passes, num_groups=num_groups, bits=stacked)
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
         """Read a ledger written by ``write``."""
         with np.load(path, allow_pickle=False) as stored:
-            extra = np.unpackbits(stored["bits"], axis=1, count=int(stored["num_pairs"]))
+            extra = np.unpackbits(stored["bits"], axis=1, count=int(stored["num_groups"]))
             return cls(counts=extra.sum(axis=0, dtype=np.int32) + np.int32(stored["passes"]))

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rm_ray.checkpoint.content import TrainingState
 from rm_ray.checkpoint.ledger import Ledger
+from rm_ray.checkpoint.pair_losses import PairLosses
 from rm_ray.checkpoint.rng_state import read_rng_state, rng_file
 from rm_ray.runs.history import History
-from rm_ray.runs.layout import HISTORY, LEDGER, STATE
+from rm_ray.runs.layout import HISTORY, LEDGER, LOSSES, STATE
 from rm_ray.runs.manifest import Checkpoint
+from rm_ray.runs.record import refuse_other_base
 from rm_ray.storage import Storage
 from rm_ray.train.engine import Engine
 from rm_ray.train.progress import Progress
 from rm_ray.train.slices import Extent, read_slices
 
+logger = logging.getLogger(__name__)
 
-def restore_checkpoint(run_folder: Storage, found: Checkpoint, engine: Engine) -> TrainingState:
+
+def restore_checkpoint(
+    run_folder: Storage, found: Checkpoint, engine: Engine, *, base_hash: str = ""
+) -> TrainingState:
     """Fill this rank's engine and random number generators; return the rest of the state.
 
     Every rank calls it. Any number of ranks, at any ZeRO stage, may have written the checkpoint.
-    The returned ledger is the sum over ranks.
+    The returned ledger is the sum over ranks, and losses, if it has any, are those of all ranks.
+    ``base_hash`` is that of the base model, if only a part of it is trained.
+
+    Raises:
+        InputError: the checkpoint was written for another base model.
     """
     checkpoint = run_folder.folder(found.name)
     files = found.manifest.files
@@ -37,6 +48,15 @@ def restore_checkpoint(run_folder: Storage, found: Checkpoint, engine: Engine) -
             return stack.enter_context(checkpoint.local_copy(name))
 
         record: dict[str, Any] = json.loads(local(STATE).read_text())
+        name = record["config"].get("model", {}).get("name_or_path", "")
+        refuse_other_base(record.get("base_hash", ""), base_hash, model=name)
+        if base_hash and not record.get("base_hash") and engine.rank == 0:
+            logger.warning(
+                "%s holds only what is trained, and no hash of its base model: whether '%s' has "
+                "changed since then is not known",
+                found.name,
+                name,
+            )
         engine.resume(record["optimizer_updates"])
         if rng_file(engine.rank) in files:
             read_rng_state(local(rng_file(engine.rank)))
@@ -47,6 +67,7 @@ def restore_checkpoint(run_folder: Storage, found: Checkpoint, engine: Engine) -
             history=history,
             ledger=Ledger.read(local(LEDGER)),
             skipped=frozenset(record.get("skipped", ())),
+            losses=PairLosses.read(local(LOSSES)) if LOSSES in files else None,
         )
 
 

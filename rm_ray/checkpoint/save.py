@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from rm_ray.checkpoint.content import CheckpointContent, write_content
 from rm_ray.checkpoint.ledger import Ledger
+from rm_ray.checkpoint.pair_losses import PairLosses
 from rm_ray.checkpoint.staging import (
     describe_full_disk,
     discard_staged,
@@ -26,7 +27,7 @@ from rm_ray.cluster.timeouts import UPLOAD_S
 from rm_ray.runs.checkpoint_names import checkpoint_name
 from rm_ray.runs.manifest import MANIFEST, Checkpoint, Manifest
 from rm_ray.storage import Storage
-from rm_ray.train.collectives import gather_objects, sum_counts
+from rm_ray.train.collectives import gather_objects, merge_disjoint, sum_counts
 from rm_ray.train.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -128,9 +129,13 @@ class Checkpointer:
         self, folder: Path, content: CheckpointContent
     ) -> tuple[dict[str, dict[str, Any]], str | None]:
         """Write this rank's files; return their manifest entries, and the fault if any."""
-        counts = sum_counts(content.state.ledger.counts, self.engine.device)
+        device, state = self.engine.device, content.state
+        ledger = Ledger(counts=sum_counts(state.ledger.counts, device))
+        losses = None
+        if state.losses is not None:
+            losses = PairLosses(values=merge_disjoint(state.losses.values, device))
         try:
-            return write_content(folder, self.engine, content, Ledger(counts=counts)), None
+            return write_content(folder, self.engine, content, ledger, losses), None
         except (OSError, SafetensorError) as error:
             return {}, self._describe(folder, error)
 

@@ -25,6 +25,8 @@ class StoredCheckpoints:
     attempt: int
     find_held: Callable[[Sequence[Checkpoint]], set[str]] = lambda _: set()
     """Returns the names of intact checkpoints that retention must not delete yet."""
+    add_metrics: Callable[[Sequence[Checkpoint]], list[Checkpoint]] = list
+    """Returns checkpoints with metrics that were found after they were saved."""
     intact: list[Checkpoint] = field(default_factory=list)
 
     def resume(self, found: Checkpoint) -> None:
@@ -48,11 +50,11 @@ class StoredCheckpoints:
             return
         try:
             self._require_newest()
+            # First: one that is evaluated from here on is held or has its metrics.
+            held = self.find_held(self.intact)
+            self.intact = self.add_metrics(self.intact)
             kept = kept_names(
-                self.intact,
-                keep=self.config.keep,
-                best_by=self.config.keep_best_by,
-                held=self.find_held(self.intact),
+                self.intact, keep=self.config.keep, best_by=self.config.keep_best_by, held=held
             )
             self.intact = [found for found in self.intact if found.name in kept]
             for name in list_checkpoints(self.run_folder):

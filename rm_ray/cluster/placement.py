@@ -8,6 +8,15 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
+def beside_the_workers(num_workers: int, *, num_cpus: int, use_gpu: bool) -> dict[str, Any]:
+    """Return options for an actor that runs on resources which the workers leave free.
+
+    With ``use_gpu`` it takes a GPU if more are free than workers, who are about to claim one each.
+    """
+    free = ray.available_resources().get("GPU", 0) if use_gpu else 0
+    return {"num_cpus": num_cpus, "num_gpus": int(free >= num_workers + 1)}
+
+
 def beside_the_driver() -> dict[str, Any]:
     """Return options for an actor that runs on the driver's machine, or elsewhere if it drains.
 

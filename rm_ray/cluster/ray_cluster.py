@@ -131,11 +131,13 @@ def _quiet_ray_data() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConfig:
+def fit_to_cluster(
+    config: ClusterConfig, *, waits: bool = False, evaluator_cpus: int = 0
+) -> ClusterConfig:
     """Set the number of workers and the use of GPUs from the cluster's resources.
 
     A range takes what other jobs leave free. With ``waits``, wait while the cluster has too few
-    resources, for example after losing a machine.
+    resources, for example after losing a machine. ``evaluator_cpus`` are left to an evaluator.
 
     Raises:
         InputError: the cluster has too few GPUs or CPUs.
@@ -143,7 +145,8 @@ def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConf
     has_warned = False
     while True:
         try:
-            return fit_to_machines(config, _machines(), free=_machines(free=True))
+            free = _machines(free=True)
+            return fit_to_machines(config, _machines(), free=free, evaluator_cpus=evaluator_cpus)
         except InputError as error:
             if not waits:
                 raise
@@ -153,22 +156,46 @@ def fit_to_cluster(config: ClusterConfig, *, waits: bool = False) -> ClusterConf
             time.sleep(RETRY_EVERY_S)
 
 
-def count_fitting(config: ClusterConfig, *, held: int) -> int:
+def count_fitting(config: ClusterConfig, *, held: int, evaluator_cpus: int = 0) -> int:
     """Return how many workers would fit on the cluster now; 0 if it has too few resources.
 
-    ``held`` is the number of workers already running; only free resources can add to them.
+    ``held`` is the number of workers already running; only free resources can add to them, and
+    ``evaluator_cpus`` are an evaluator's.
 
     Raises:
         ConnectionError: the cluster does not answer.
     """
     try:
-        fitted = fit_to_machines(config, _machines())
+        fitted = fit_to_machines(config, _machines(), evaluator_cpus=evaluator_cpus)
         free = _count_places(fitted, _machines(free=True), use_gpu=bool(fitted.use_gpu))
         return min(int(fitted.num_workers or 0), held + free)
     except InputError:
         return 0
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise ConnectionError(str(error)) from error
+
+
+def count_fitting_runs(
+    config: ClusterConfig,
+    machines: Sequence[Mapping[str, float]] | None = None,
+    *,
+    evaluator_cpus: int = 0,
+) -> int:
+    """Return how many runs with these settings fit at once on machines that are free.
+
+    These are the cluster's, unless given. A range counts as the most workers that it could take.
+    Each run has an evaluator with ``evaluator_cpus``.
+
+    Raises:
+        InputError: not even one fits.
+    """
+    machines = _machines() if machines is None else machines
+    fitted = fit_to_machines(config, machines, evaluator_cpus=evaluator_cpus)
+    places = _count_places(fitted, machines, use_gpu=bool(fitted.use_gpu))
+    spare = sum(int(machine.get("CPU", 0)) for machine in machines) - 1  # one for Ray Data
+    workers = int(fitted.num_workers or 0)
+    each = workers * fitted.cpus_per_worker + evaluator_cpus
+    return max(min(places // workers, spare // each), 1)
 
 
 def _machines(*, free: bool = False) -> list[dict[str, float]]:
@@ -196,10 +223,12 @@ def fit_to_machines(
     machines: Sequence[Mapping[str, float]],
     *,
     free: Sequence[Mapping[str, float]] | None = None,
+    evaluator_cpus: int = 0,
 ) -> ClusterConfig:
     """Set the number of workers and the use of GPUs from the machines' resources.
 
-    A range takes only ``free`` resources, if given.
+    A range takes only ``free`` resources, if given. ``evaluator_cpus``, on one machine, are left to
+    an evaluator beside the workers.
 
     Raises:
         InputError: the machines have too few GPUs or CPUs.
@@ -214,15 +243,22 @@ def fit_to_machines(
             f"cluster.num_workers is {least} with one GPU each, but {has}; request fewer "
             "workers, or train on CPUs with --cluster.use_gpu False"
         )
-    spare = sum(cpus) - 1  # one for Ray Data
+    spare = sum(cpus) - 1 - evaluator_cpus  # one for Ray Data
     places = _count_places(config, machines, use_gpu=use_gpu)
     fitting = min(places, spare // config.cpus_per_worker)
     if least > fitting:
+        beside = f", and the evaluator {evaluator_cpus}" if evaluator_cpus else ""
+        others = ", or evaluate with --evaluation.where within" if evaluator_cpus else ""
         raise InputError(
             f"cluster.num_workers x cluster.cpus_per_worker is {least} x "
-            f"{config.cpus_per_worker}, and Ray Data needs 1 more CPU: "
-            f"{least * config.cpus_per_worker + 1} CPUs, each worker's on one machine, but {has}; "
-            "request fewer"
+            f"{config.cpus_per_worker}, and Ray Data needs 1 more CPU{beside}: "
+            f"{least * config.cpus_per_worker + 1 + evaluator_cpus} CPUs, each worker's on one "
+            f"machine, but {has}; request fewer{others}"
+        )
+    if evaluator_cpus > max(cpus, default=0):
+        raise InputError(
+            f"evaluation.cpus is {evaluator_cpus}, all on one machine, but the largest has "
+            f"{max(cpus, default=0)} CPUs; request fewer"
         )
     if free is not None:
         fitting = max(least, min(fitting, _count_places(config, free, use_gpu=use_gpu)))

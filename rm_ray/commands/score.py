@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from rm_ray.commands.exits import RERUN, ExitStatus, run_command
+from rm_ray.config.recipe import refuse_repeated
 from rm_ray.config.scoring import Rows, ScoringModel, Workers
 from rm_ray.data.rows.column_readings import describe_all
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _score(arguments: Sequence[str]) -> int:
+    refuse_repeated(ScoreCommand, arguments)
     command = tyro.cli(
         ScoreCommand, prog="python jobs/score.py", args=list(arguments), use_underscores=True
     )

@@ -76,18 +76,42 @@ def _train(arguments: Sequence[str], startup: Startup) -> int:
     return publish_end(command.config)
 
 
+_SHOWN = (
+    "accuracy", "best_of_k", "kendall_tau", "loss", "centering", "chosen_rewards",
+    "rejected_rewards", "reward_margin", "ties",
+)  # fmt: skip
+"""Metrics of a run's summary, where it has them."""
+
+
+def _describe_sets(result: dict[str, Any]) -> list[str]:
+    """Return a line with the figures of each named set."""
+    metrics, lines = result["metrics"], []
+    for name, count in result.get("eval_pairs_by_set", {}).items():
+        figures = ((shown, metrics.get(f"eval/{name}/{shown}")) for shown in _SHOWN_OF_A_SET)
+        told = ", ".join(f"{shown} {value:.4f}" for shown, value in figures if value is not None)
+        lines.append(f"  {name:18}{told or 'not evaluated'} over {count:,}")
+    return lines
+
+
+_SHOWN_OF_A_SET = ("accuracy", "score", "best_of_k", "kendall_tau", "loss")
+
+
 def run_summary(result: dict[str, Any]) -> str:
     """Return the final summary of a run: metrics, speed, and where its files are."""
     metrics: dict[str, float] = result["metrics"]
-    names = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "ties")
-    lines = ["", f"run '{result['name']}': {result['steps']:,} steps, {result['episodes']:,} pairs"]
+    unit = result.get("unit", "pairs")
+    steps, episodes = result["steps"], result["episodes"]
+    lines = ["", f"run '{result['name']}': {steps:,} steps, {episodes:,} {unit}"]
     lines.append(f"  {'':18}{'last batch':>12}{'held out':>12}")
-    for name in names:
+    for name in _SHOWN:
         cells = [metrics.get(f"{part}/rm/{name}") for part in ("train", "eval")]
+        if cells == [None, None]:
+            continue  # scores alone have no accuracy, and pairs no best of K
         shown = "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells)
         lines.append(f"  {name:18}{shown}")
+    lines += _describe_sets(result)
     lines.append(
-        f"  {result['pairs_per_second']:.1f} pairs/s, {result['tokens_per_second']:,.0f} tokens/s "
+        f"  {result['pairs_per_second']:.1f} {unit}/s, {result['tokens_per_second']:,.0f} tokens/s "
         f"on {result['workers']} worker{'s' * (result['workers'] != 1)}; "
         f"{result['seconds']:.0f} s from the first step to the last evaluation"
     )
@@ -104,7 +128,7 @@ def run_summary(result: dict[str, Any]) -> str:
         f"{time['work lost and redone']:.0f} s of work redone"
     )
     refused = sum(row["rows"] for row in result["refused"])
-    lines.append(f"  pairs: {result['train_pairs']:,} to train on, {result['eval_pairs']:,} held "
+    lines.append(f"  {unit}: {result['train_pairs']:,} to train on, {result['eval_pairs']:,} held "
                  f"out, {refused:,} refused")  # fmt: skip
     places = {
         "model": result["export"],

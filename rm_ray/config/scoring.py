@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from rm_ray.config.checks import refuse_password, require
-from rm_ray.config.column_rules import ColumnRules, require_rules
+from rm_ray.config.column_rules import (
+    MAX_RESPONSES,
+    ColumnRules,
+    Form,
+    require_rules,
+    require_score_weights,
+)
 from rm_ray.config.sections.cluster import ClusterConfig
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
+RewardScale = Literal["raw", "standardized"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringModel:
-    """The reward model, and how to run it."""
-
-    model: str
-    """Folder that a run exported, or a reward model on the Hugging Face Hub."""
+class ScoringOptions:
+    """How to run reward models."""
 
     revision: str | None = None
-    """Branch, tag or commit of a model on the Hub."""
+    """Branch, tag or commit of a model on the Hub; not with several models."""
 
     dtype: Dtype = "auto"
     """Precision of the computation; 'auto' uses the dtype of the weights."""
@@ -32,13 +38,57 @@ class ScoringModel:
     tokens_per_forward: int = 16_384
     """Maximum tokens per forward pass. A longer conversation gets a pass of its own."""
 
+    rewards: RewardScale = "raw"
+    """'raw': as the model gives them; 'standardized': minus their mean, divided by their standard
+    deviation on held-out responses, from the model's reward_statistics.json."""
+
     def __post_init__(self) -> None:
-        require(bool(self.model), "model", self.model, "a folder or a name on the Hub")
-        refuse_password("model", self.model, "the environment, as HF_TOKEN")
         longest = self.max_length
         require(longest is None or longest > 0, "max_length", longest, "positive")
         most = self.tokens_per_forward
         require(most > 0, "tokens_per_forward", most, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringModel(ScoringOptions):
+    """The reward model, and how to run it."""
+
+    model: str
+    """Folder that a run exported, or a reward model on the Hugging Face Hub."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.model), "model", self.model, "a folder or a name on the Hub")
+        refuse_password("model", self.model, "the environment, as HF_TOKEN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringModels(ScoringOptions):
+    """One reward model, or several that judge together, and how to run them."""
+
+    model: tuple[str, ...]
+    """Folder that a run exported, or a reward model on the Hugging Face Hub. With several, such as
+    the seeds of a sweep, rewards are their means, and gain the spread over the models."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = self.model
+        require(len(names) > 0, "model", names, "at least one folder or name on the Hub")
+        is_once = len(set(map(_identify, names))) == len(names)
+        require(is_once, "model", names, "a list without repetitions")
+        is_clear = self.revision is None or len(names) == 1
+        require(is_clear, "revision", self.revision, "none with several models")
+        self.each()  # checks the names
+
+    def each(self) -> list[ScoringModel]:
+        """Return the models one by one."""
+        return [ScoringModel(**{**vars(self), "model": name}) for name in self.model]
+
+
+def _identify(model: str) -> str:
+    """Return a folder's path, however it was written; a name on the Hub as it is."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +106,19 @@ class Rows:
     ignore_columns: tuple[str, ...] = ()
     """Columns to ignore, even if they may hold part of the conversation."""
 
+    form: Form = "auto"
+    """The published form of all rows. 'auto' finds it for each source by the columns, and the log
+    says which; 'documented' reads every row by rm_ray's own columns."""
+
+    max_responses: int = MAX_RESPONSES
+    """Most responses of a comparison group. A row with more is scored, but not compared."""
+
+    score_weights: tuple[str, ...] = ()
+    """Where a response has a score for each of several attributes, the weights that make one score:
+    'helpfulness=0.65 correctness=0.8 verbosity=-0.4', as in a run's data.score_weights. Other
+    attributes are left out, and single numbers stay as they are. Empty: the mean of all attributes.
+    Columns with these names are attributes too."""
+
     seed: int = 0
     """Seed that samples the rows of a source with a share. A run's run.seed samples the same rows
     as the run."""
@@ -66,11 +129,19 @@ class Rows:
         for source in self.data:
             refuse_password("data", source, "the environment")
         require_rules("", self.columns, self.ignore_columns)
+        require(self.max_responses >= 2, "max_responses", self.max_responses, "at least 2")
+        require_score_weights("score_weights", self.score_weights)
 
     @property
     def rules(self) -> ColumnRules:
-        """The column rules."""
-        return ColumnRules.of(self.columns, self.ignore_columns)
+        """How rows are read."""
+        return ColumnRules.of(
+            self.columns,
+            self.ignore_columns,
+            form=self.form,
+            max_responses=self.max_responses,
+            score_weights=self.score_weights,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

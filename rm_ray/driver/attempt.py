@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rm_ray.cluster.timeouts import LIVE_EVERY_S
 from rm_ray.config.recipe import parse_config
@@ -27,26 +27,28 @@ from rm_ray.runs.attempts import Attempt
 from rm_ray.runs.startup import Startup
 
 
-def main() -> int:
-    """Run the task; return 0 whenever the attempt's ending could be reported."""
+def main() -> NoReturn:
+    """Run the task; exit with 0 whenever the attempt's ending could be reported."""
     log_to_stdout()
     for number in (signal.SIGINT, signal.SIGTERM):
         # Only the supervisor stops an attempt. SIG_IGN would be inherited by Ray's processes.
         signal.signal(number, lambda *_: None)
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)  # Ray's processes may outlive this one
-    with os.fdopen(descriptor, "w", buffering=1) as supervisor:
-        task = json.loads(sys.stdin.readline())
-        attempt_handle = AttemptHandle(
-            number=task["number"],
-            startup=Startup(began=task["began"]),
-            earlier=[Attempt(**entry) for entry in task["earlier"]],
-            supervisor=supervisor,
-        )
-        threading.Thread(target=_obey, args=(sys.stdin, attempt_handle), daemon=True).start()
-        threading.Thread(target=_live, args=(attempt_handle,), daemon=True).start()
-        attempt_handle.tell(_run(task, attempt_handle))
-    return 0
+    # Open until this process exits: the supervisor reads to its end, and then closes our input.
+    supervisor = os.fdopen(descriptor, "w", buffering=1)
+    task = json.loads(sys.stdin.readline())
+    attempt_handle = AttemptHandle(
+        number=task["number"],
+        startup=Startup(began=task["began"]),
+        earlier=[Attempt(**entry) for entry in task["earlier"]],
+        supervisor=supervisor,
+    )
+    threading.Thread(target=_obey, args=(sys.stdin, attempt_handle), daemon=True).start()
+    threading.Thread(target=_live, args=(attempt_handle,), daemon=True).start()
+    attempt_handle.tell(_run(task, attempt_handle))
+    sys.stdout.flush()
+    os._exit(0)  # do not wait for blocked threads
 
 
 def _obey(orders: TextIO, attempt_handle: AttemptHandle) -> None:
@@ -93,6 +95,4 @@ def _run(task: dict[str, Any], attempt_handle: AttemptHandle) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    os._exit(status)  # do not wait for blocked threads
+    main()

@@ -1,4 +1,4 @@
-"""Processes and threads alongside the workers: channel, MLflow sender, gauges, Hub mirror."""
+"""What runs alongside the workers: channel, MLflow sender, gauges, Hub mirror, evaluator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from rm_ray.driver.trainer import streams
 from rm_ray.errors import InputError, LostError, TrainingError
 from rm_ray.preflight.resolved_run import ResolvedRun
 from rm_ray.publish.mirror_actor import start_mirror
@@ -16,6 +17,8 @@ from rm_ray.tracking.channel import ChannelReader, open_channel
 from rm_ray.tracking.prometheus import RunGauges
 from rm_ray.tracking.sender import MetricSender, mlflow_opener
 from rm_ray.tracking.target import RunDescription
+from rm_ray.worker.beside.evaluator_actor import start_evaluator
+from rm_ray.worker.job import TrainJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class Companions:
 
     channel: Any
     """Handle of the ``Channel`` actor."""
+    channel_name: str
     sender: MetricSender
 
 
@@ -43,7 +47,7 @@ def companions(
     gauges = open_gauges(resolved)
     try:
         with gauges, ChannelReader(channel, sender, gauges):
-            yield Companions(channel=channel, sender=sender)
+            yield Companions(channel=channel, channel_name=channel_name, sender=sender)
     except (InputError, TrainingError, LostError):
         sender.end("FAILED")
         raise
@@ -58,6 +62,19 @@ def _start_mirror(resolved: ResolvedRun, channel_name: str) -> Any:
         return None
     last_step = resolved.plan.steps.total
     return start_mirror(channel_name, resolved.run_folder, resolved.config, last_step)
+
+
+@contextmanager
+def evaluator(resolved: ResolvedRun, job: TrainJob, beside: Companions) -> Iterator[Any]:
+    """Run an evaluator beside the workers if the settings ask for it; yield its handle, or None."""
+    if not resolved.config.evaluates_beside:
+        yield None
+        return
+    actor = start_evaluator(beside.channel_name, job, streams(resolved))
+    try:
+        yield actor
+    finally:
+        ray.kill(actor)
 
 
 def open_gauges(resolved: ResolvedRun) -> RunGauges:

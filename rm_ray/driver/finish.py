@@ -9,14 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from rm_ray.data.cache.token_table import open_table
 from rm_ray.driver.attempt_handle import AttemptHandle
 from rm_ray.driver.fit import TrainingOutcome
 from rm_ray.errors import LostError, MlflowAwayError, TrainingError
-from rm_ray.preflight.resolved_run import ResolvedRun
+from rm_ray.evaluation.reward_statistics import keep_statistics
+from rm_ray.preflight.resolved_run import ResolvedRun, count_named
 from rm_ray.runs.attempts import Attempt, account, describe_ending
 from rm_ray.runs.history import History
-from rm_ray.runs.layout import HISTORY, PLOTS, RESULT, RUN
+from rm_ray.runs.layout import EXPORT, HISTORY, PLOTS, RESULT, RUN
+from rm_ray.runs.row_losses import RowLosses
 from rm_ray.tracking.mlflow_run import MlflowRun
 from rm_ray.tracking.plots import plot_run
 from rm_ray.tracking.sender import MetricSender
@@ -27,10 +31,10 @@ logger = logging.getLogger(__name__)
 def finish(
     resolved: ResolvedRun, trained: TrainingOutcome, attempt_handle: AttemptHandle
 ) -> dict[str, Any]:
-    """Write history, plots and ``result.json``, and complete the MLflow run.
+    """Write history, plots, statistics and ``result.json``, and complete the MLflow run.
 
     Raises:
-        TrainingError: a loss or gradient was not finite; names the pairs.
+        TrainingError: a loss or gradient was not finite; names the pairs or groups.
         LostError: the same, but the settings allow skipping the step.
     """
     outcome = trained.outcome
@@ -38,6 +42,7 @@ def finish(
         _refuse_not_finite(resolved, trained, attempt_handle)
     timeline = _account(resolved, outcome, attempt_handle)
     history = History.from_json_lines(outcome.pop("history").splitlines())
+    losses = outcome.pop("pair_losses", None)
     documents = {"config.yaml": resolved.config.to_json(), "attempts.json": timeline}
     with tempfile.TemporaryDirectory(prefix="rm_ray-plots-") as folder:
         figures = plot_run(history.records, resolved.config.run.name, Path(folder))
@@ -49,9 +54,28 @@ def finish(
             resolved, trained.sender, lambda mlflow_run: mlflow_run.finish(documents, figures)
         )
     resolved.run_folder.write_text(HISTORY, history.to_json_lines())
+    if resolved.config.lora.writes_merged:
+        export = resolved.run_folder.folder(EXPORT)
+        keep_statistics(resolved.run_folder, outcome["steps"], export)
+    _write_losses(resolved, losses)
     result = _result(resolved, outcome, timeline, mlflow_run_id=run_id, mlflow_unsent=unsent)
     resolved.run_folder.write_json(RESULT, result)
     return result
+
+
+def _write_losses(resolved: ResolvedRun, losses: np.ndarray | None) -> None:
+    """Write the pairs' losses ``[E, N]``, if the run kept them, with the place of each."""
+    if losses is None:
+        return
+    table = open_table(resolved.train.parts)
+    RowLosses(
+        origins=table.origins,
+        fragment=np.asarray(table.fragment),
+        row=np.asarray(table.row),
+        floor=table.columns.label_entropy,
+        losses=losses,
+        has_margins=bool(np.any(table.columns.margin)),
+    ).write(resolved.run_folder)
 
 
 def _refuse_not_finite(
@@ -99,8 +123,10 @@ def _result(
     return {
         "name": resolved.config.run.name,
         **outcome,
-        "train_pairs": resolved.train.num_pairs,
-        "eval_pairs": resolved.held_out.num_pairs if resolved.held_out else 0,
+        "train_pairs": resolved.train.num_groups,
+        "eval_pairs": resolved.held_out.num_groups if resolved.held_out else 0,
+        **count_named(resolved),
+        "unit": resolved.train.unit,
         "refused": resolved.refused,
         "workers": resolved.config.cluster.num_workers,
         "mlflow_run_id": mlflow_run_id,
@@ -142,11 +168,11 @@ def _close(
 
 def _describe_not_finite(resolved: ResolvedRun, found: dict[str, Any]) -> str:
     table = open_table(resolved.train.parts)
-    ids = [table.pair_id(pair) for pair in found["pairs"]]
+    ids = [table.group_id(group) for group in found["groups"]]
     shown = ", ".join(ids[:16]) + (f" and {len(ids) - 16} more" if len(ids) > 16 else "")
     return (
-        f"the loss or gradient of step {found['step'] + 1} is not a finite number; pairs at fault: "
-        f"{shown}"
+        f"the loss or gradient of step {found['step'] + 1} is not a finite number; "
+        f"{resolved.train.unit} at fault: {shown}"
     )
 
 

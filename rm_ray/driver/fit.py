@@ -15,7 +15,7 @@ from rm_ray.cluster.failures import explain
 from rm_ray.cluster.ray_cluster import count_fitting
 from rm_ray.config.sections.cluster import ClusterConfig
 from rm_ray.driver.attempt_handle import AttemptHandle
-from rm_ray.driver.companions import Companions, companions
+from rm_ray.driver.companions import Companions, companions, evaluator
 from rm_ray.driver.run_record import begin_record
 from rm_ray.driver.stop_request import StopRequest
 from rm_ray.driver.trainer import build_job, build_trainer
@@ -53,13 +53,25 @@ def fit(
     # If a kill truncated Ray's own checkpoint record, every later attempt would fail on it.
     resolved.run_folder.delete_file(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     with companions(resolved, record, attempt=attempt_handle.number) as beside:
-        job = build_job(resolved, attempt_handle, run_key=record["key"], channel=beside.channel)
+        job = build_job(
+            resolved,
+            attempt_handle,
+            run_key=record["key"],
+            channel=beside.channel,
+            base_hash=record.get("base_hash", ""),
+        )
         _announce(resolved, attempt_handle)
         stop_request = StopRequest(beside.channel)
         watch = _watch(resolved, asked, attempt_handle, stop_request, beside)
-        with attempt_handle.stoppable(stop_request), watch:
-            outcome = run_workers(build_trainer(resolved, job), watch, resolved.run_folder)
-    attempt_handle.tell({})  # no more heartbeats
+        with evaluator(resolved, job, beside) as evaluating:
+            with attempt_handle.stoppable(stop_request), watch:
+                outcome = run_workers(build_trainer(resolved, job), watch, resolved.run_folder)
+            attempt_handle.tell({})  # no more heartbeats
+            if evaluating is not None and "history" in outcome:  # the last step is trained
+                from rm_ray.worker.beside.ending import await_evaluations, settle_evaluations
+
+                await_evaluations(job, evaluating, beside.channel)
+                outcome = settle_evaluations(job, outcome)
     if "stopped" in outcome:
         beside.sender.end("KILLED")
         raise StoppedError(**outcome["stopped"])
@@ -89,7 +101,11 @@ def _watch(
         stop_request,
         beside.sender,
         num_workers=cluster.num_workers,
-        count_fitting=lambda: count_fitting(wanted, held=cluster.num_workers),
+        count_fitting=lambda: count_fitting(
+            wanted,
+            held=cluster.num_workers,
+            evaluator_cpus=resolved.config.evaluator_cpus,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from rm_ray.batches.stream import PlannedPairs
+from rm_ray.batches.stream import PlannedGroups
 from rm_ray.cluster.process_group import ProcessGroupConfig
 from rm_ray.cluster.timeouts import collective_limit
 from rm_ray.config.sections.cluster import ResolvedCluster
@@ -19,7 +19,12 @@ from rm_ray.worker.job import TrainJob
 
 
 def build_job(
-    resolved: ResolvedRun, attempt_handle: AttemptHandle, *, run_key: str, channel: Any
+    resolved: ResolvedRun,
+    attempt_handle: AttemptHandle,
+    *,
+    run_key: str,
+    channel: Any,
+    base_hash: str = "",
 ) -> TrainJob:
     """Return the job that each worker of an attempt receives."""
     return TrainJob(
@@ -27,13 +32,14 @@ def build_job(
         tokenizer=resolved.tokenizer,
         run_folder=resolved.run_folder,
         run_key=run_key,
+        base_hash=base_hash,
         run_began=attempt_handle.run_began,
         attempt=attempt_handle.number,
         skipped=attempt_handle.skipped,
-        reference_pairs=resolved.reference_pairs,
-        eval_labels=resolved.eval_labels,
+        unit=resolved.train.unit,
+        reference_groups=resolved.reference_groups,
         steps=resolved.plan.steps,
-        eval_steps=resolved.eval_steps,
+        held_out=resolved.held_out_sets,
         use_gpu=resolved.config.cluster.use_gpu,
         plan_fingerprint=resolved.identity["plan"],
         layout=resolved.plan.settings.layout,
@@ -75,10 +81,10 @@ def scaling_config(cluster: ResolvedCluster) -> ray.train.ScalingConfig:
     )
 
 
-def streams(resolved: ResolvedRun) -> dict[str, PlannedPairs]:
+def streams(resolved: ResolvedRun) -> dict[str, PlannedGroups]:
     """Return the pairs that the workers read, by set, in planned order."""
-    settings = {"train": resolved.plan.settings, "eval": resolved.eval_settings}
+    training, once = resolved.plan.settings, resolved.eval_settings
     return {
-        name: PlannedPairs(cache=cache.parts, settings=settings[name])
+        name: PlannedGroups(cache=cache.parts, settings=training if name == "train" else once)
         for name, cache in resolved.caches.items()
     }

@@ -6,16 +6,20 @@ tensor; ``tests/unit/estimate/test_activations.py`` compares them with what auto
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from rm_ray.batches.attention_index import GroupedQueries
-from rm_ray.batches.packing import pack_pairs
+from rm_ray.batches.attention_index import Kernel
+from rm_ray.batches.collate import unlabelled
+from rm_ray.batches.packing import pack_groups
+from rm_ray.batches.shared_prefix_index import split_shared
 from rm_ray.config.sections.batch import Layout
-from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
+from rm_ray.data.cache.group_tokens import GroupLengths, GroupTokens
 from rm_ray.estimate.architecture import Architecture
+from rm_ray.estimate.families import FAMILIES, Family, Kept
 
 Attention = Literal["grouped", "repeated", "varlen", "sdpa", "eager", "flash_attention_2"]
 """Attention kernels: ours for packed pairs, and transformers' three for padded ones. 'repeated' is
@@ -23,40 +27,6 @@ Attention = Literal["grouped", "repeated", "varlen", "sdpa", "eager", "flash_att
 
 FLOAT32 = 4
 """Bytes per element of master weights, AdamW's moments and accumulated gradients."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """Layer structure of a decoder family."""
-
-    norm: Literal["rms", "float_rms", "post_rms", "layer"] = "rms"
-    """RMS norms before attention and feed-forward, scaled in the layer's own dtype ('rms') or in
-    float32 (Gemma); RMS norms after them (OLMo 2 and 3); or LayerNorms before (GPT-NeoX)."""
-
-    is_gated: bool = True
-    """Whether the feed-forward multiplies a gate with a second branch, or has a single branch."""
-
-    head_norm: Literal["none", "heads", "all"] = "none"
-    """Norms of queries and keys: none, per head, or over all heads together."""
-
-    is_fused: bool = False
-    """Whether one matrix product yields queries, keys and values, so all three stay in memory."""
-
-
-FAMILIES = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(head_norm="heads"),
-    "gemma": Family(norm="float_rms"),
-    "olmo2": Family(norm="post_rms", head_norm="all"),
-    "olmo3": Family(norm="post_rms", head_norm="all"),
-    "gpt_neox": Family(norm="layer", is_gated=False, is_fused=True),
-}
-"""Families with a memory model: exactly those that support packing."""
-
-WITH_LIGER = FAMILIES.keys() - {"gpt_neox"}
-"""Families that Liger has kernels for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +39,13 @@ class Arithmetic:
     product: int
     """Bytes per element of a matrix product's inputs and outputs."""
 
+    norms_in_float32: bool = False
+    """Whether norms are trained, so in float32, although the stream is not."""
+
     @property
     def casts(self) -> bool:
         """Whether autocast copies the input of every product: bfloat16 without ZeRO."""
-        return self.stream != self.product
+        return self.stream != self.product or self.norms_in_float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +69,11 @@ class ForwardPass:
     """Query-key products per head."""
 
     @classmethod
-    def of(cls, lengths: PairLengths, *, layout: Layout, attention: Attention) -> ForwardPass:
-        """Return the forward pass over pairs of these lengths."""
+    def of(cls, lengths: GroupLengths, *, layout: Layout, attention: Attention) -> ForwardPass:
+        """Return the forward pass over groups of these lengths."""
         if layout == "padded":
-            size, longest = 2 * len(lengths), int(lengths.longest.max())
-            is_even = (lengths.chosen == longest).all() and (lengths.rejected == longest).all()
+            size, longest = len(lengths.conversations), int(lengths.longest.max())
+            is_even = bool((lengths.conversations == longest).all())
             positions, products = size * longest, size * longest**2
             return cls(
                 positions=positions,
@@ -111,17 +84,17 @@ class ForwardPass:
             )
         positions = int(lengths.distinct.sum())
         if attention == "varlen":
-            keys = int((lengths.chosen + lengths.rejected).sum())
+            keys = int(lengths.all.sum())
             return cls(positions=positions, queries=positions, keys=keys, masked=0, products=0)
-        nothing = np.zeros(len(lengths), dtype=np.float32)
-        tokens = PairTokens(tokens=np.zeros(positions, dtype=np.int32), lengths=lengths)
-        packed = pack_pairs(tokens, margins=nothing, weights=nothing, kernel="grouped")
-        assert isinstance(packed.everywhere, GroupedQueries)
-        groups = packed.everywhere.groups
+        tokens = GroupTokens(tokens=np.zeros(positions, dtype=np.int32), lengths=lengths)
+        kernel: Kernel = "shared" if attention == "grouped" else "grouped"
+        packed = pack_groups(tokens, unlabelled(tokens), kernel=kernel)
+        grouped, num_shared = split_shared(packed.everywhere)
+        groups = grouped.groups
         return cls(
             positions=positions,
-            queries=len(packed.everywhere.query_order),
-            keys=len(packed.everywhere.key_positions),
+            queries=len(grouped.query_order) + num_shared,
+            keys=len(grouped.key_positions) + (positions if num_shared else 0),
             masked=sum(group.mask.numel() for group in groups if group.mask is not None),
             products=sum(group.query_ranks.numel() * group.num_keys for group in groups),
         )
@@ -151,29 +124,54 @@ class Activations:
     branches (the gradient of their product replaces the product) and of the hidden states."""
 
     num_layers: int
+    """Layers that gradients pass through; those below save nothing."""
+
+    passing: int = 0
+    """Temporary tensors of a layer below them."""
+
+    unreached: int = 0
+    """What the lowest layer's first norm does not save, because its input needs no gradient."""
 
     is_trimmed: bool
 
-    def held(self, *, checkpointing: bool) -> int:
+    @property
+    def num_checkpointed(self) -> int:
+        """Layers that checkpointing recomputes: all but a trimmed last one, whose forward is our
+        own."""
+        return self.num_layers - self.is_trimmed
+
+    @property
+    def on_host(self) -> int:
+        """Bytes of pinned memory for the layers' inputs.
+
+        It is allocated in powers of two and kept, and a block serves only inputs of its own power
+        (PyTorch's ``CachingHostAllocator.h``): shorter passes add half, a quarter, and so on.
+        """
+        return 2 * self.num_checkpointed * (1 << (self.between - 1).bit_length())
+
+    def held(self, *, checkpointing: bool, offloading: bool = False) -> int:
         """Return the bytes saved when the forward pass ends.
 
-        Checkpointing keeps only the input of each layer (arXiv:1604.06174, p. 4). A trimmed last
-        layer is never checkpointed, because its forward is our own.
+        Checkpointing keeps only the input of each layer (arXiv:1604.06174, p. 4). With offloading,
+        the device has a single one of them at a time.
         """
+        if self.num_layers == 0:
+            return 0
         around = self.angles + self.last_norm
         if not checkpointing:
-            return (self.num_layers - 1) * self.layer + self.last_layer + around
-        if self.is_trimmed:
-            return (self.num_layers - 1) * self.between + self.last_layer + around
-        return self.num_layers * self.between + around
+            return (self.num_layers - 1) * self.layer + self.last_layer + around - self.unreached
+        inputs = (1 if offloading else self.num_checkpointed) * self.between
+        return inputs + (self.last_layer if self.is_trimmed else 0) + around
 
-    def peak(self, *, checkpointing: bool) -> int:
+    def peak(self, *, checkpointing: bool, offloading: bool = False) -> int:
         """Return the peak: at the start of the backward pass, or in its first full layer.
 
         By then the trimmed last layer, or the last norm, is freed. With checkpointing, the full
         layer's activations are recomputed first.
         """
-        held = self.held(checkpointing=checkpointing)
+        held = self.held(checkpointing=checkpointing, offloading=offloading)
+        if self.num_layers <= self.is_trimmed:  # no full layer
+            return max(held, self.passing)
         freed = self.last_layer if self.is_trimmed else self.last_norm
         recomputed = self.layer if checkpointing else 0
         return max(held, held - freed + recomputed + self.working)
@@ -193,11 +191,12 @@ def activations_of(
     With Liger's kernels, a norm saves only its input, and the feed-forward saves its two branches
     and their product (autograd functions in liger_kernel/ops, 0.8.5).
     """
-    family = FAMILIES[architecture.family]
+    family, tuning = FAMILIES[architecture.family], architecture.tuning
+    kept = Kept.of(family, tuning)
     size, hidden = arithmetic, architecture.hidden
     between = forward_pass.positions * hidden * size.stream
-    layer = forward_pass.positions * _position(architecture, family, size, liger=liger)
-    layer += _attention(architecture, forward_pass, size, attention=attention)
+    layer = forward_pass.positions * _position(architecture, family, size, kept, liger=liger)
+    layer += _attention(architecture, forward_pass, size, kept, attention=attention)
     head = architecture.query_width // architecture.num_heads
     angles = 2 * head * size.stream * (forward_pass.positions if layout == "packed" else 0)
     is_trimmed = architecture.trims(layout)
@@ -205,87 +204,128 @@ def activations_of(
     if is_trimmed:
         # Every position still needs its norm, which two products read, and its keys and values.
         last = forward_pass.positions * _norms(
-            family, hidden, size, liger=liger, norms=1, readers=2
+            family, hidden, size, kept, liger=liger, readers=(kept.keys_values,)
         )
         width = _key_width(architecture, attention)
         last += 2 * width * size.product * forward_pass.keys
-        of_keys = _head_norm(family, size, liger=liger) * architecture.key_width
+        of_keys = _head_norm(family, size, kept, liger=liger) * architecture.key_width
+        of_keys += kept.rank * kept.keys_values * size.product
         last += forward_pass.positions * of_keys
     else:
-        last_norm = forward_pass.positions * hidden * _normed(family, size, liger=liger)
+        last_norm = forward_pass.positions * hidden * _normed(family, size, kept, liger=liger)
+    inside = architecture.intermediate
+    is_unreached = tuning is not None and not tuning.trains_embeddings
+    unreached = _unreached(family, size, kept, liger=liger) if is_unreached else 0
     return Activations(
         layer=layer,
         last_layer=last,
         between=between,
         angles=angles,
         last_norm=last_norm,
-        working=forward_pass.positions * (2 * architecture.intermediate + hidden) * size.product,
-        num_layers=architecture.num_layers,
+        working=forward_pass.positions * (2 * inside + hidden) * size.product,
+        num_layers=architecture.num_reached,
         is_trimmed=is_trimmed,
+        passing=forward_pass.positions
+        * (3 * inside * size.product + hidden * (size.product + size.stream)),
+        unreached=forward_pass.positions * hidden * unreached,
     )
 
 
-def _position(architecture: Architecture, family: Family, size: Arithmetic, *, liger: bool) -> int:
+def _position(
+    architecture: Architecture, family: Family, size: Arithmetic, kept: Kept, *, liger: bool
+) -> int:
     """Return the bytes that a layer saves per position, attention itself excluded."""
     hidden, projected = architecture.hidden, architecture.query_width + architecture.key_width
     # Queries, keys and values read the first norm; the feed-forward reads the second.
-    readers = (1 if family.is_fused else 3) + (2 if family.is_gated else 1)
-    saved = _norms(family, hidden, size, liger=liger, norms=2, readers=readers)
+    readers = (kept.attention, kept.branches)
+    saved = _norms(family, hidden, size, kept, liger=liger, readers=readers)
     if architecture.parallel_residual and family.norm == "layer":
         saved -= hidden * size.stream  # both norms have the same input
-    saved += _head_norm(family, size, liger=liger) * projected
-    branches = (3 if liger else 4) if family.is_gated else 2
-    return saved + branches * architecture.intermediate * size.product
+    saved += _head_norm(family, size, kept, liger=liger) * projected
+    branches = (2 if liger else 3) + kept.down if family.is_gated else 1 + kept.down
+    elements = branches * architecture.intermediate + kept.rank * kept.adapters
+    return saved + elements * size.product
 
 
 def _norms(
-    family: Family, hidden: int, size: Arithmetic, *, liger: bool, norms: int, readers: int
+    family: Family,
+    hidden: int,
+    size: Arithmetic,
+    kept: Kept,
+    *,
+    liger: bool,
+    readers: Sequence[int],
 ) -> int:
-    """Return the bytes saved per position by norms, including the outputs that products read.
+    """Return the bytes saved per position by norms, including the outputs that products keep.
 
-    Under autocast each reader has its own copy; otherwise all share one.
+    ``readers`` holds the number of such products for each norm. Under autocast each has its own
+    copy; otherwise all share one.
     """
-    results = readers if size.casts else norms
-    return hidden * (norms * _normed(family, size, liger=liger) + results * size.product)
+    results = sum(readers) if size.casts else sum(number > 0 for number in readers)
+    normed = _normed(family, size, kept, liger=liger)
+    return hidden * (len(readers) * normed + results * size.product)
 
 
-def _normed(family: Family, size: Arithmetic, *, liger: bool) -> int:
+def _normed(family: Family, size: Arithmetic, kept: Kept, *, liger: bool) -> int:
     """Return the bytes that a norm saves per element: its float32 input and the normalised result.
 
     LayerNorm and Liger's kernels save the input as-is. RMS norms normalise in float32 and keep the
-    result in the input's dtype (Llama) or in float32 (Gemma, OLMo).
+    result in the input's dtype (Llama) or in float32 (Gemma, OLMo), for the gradient of their
+    weight alone.
     """
     if family.norm == "layer":
         return size.stream
     if liger:
         return size.product if family.norm == "post_rms" else size.stream
+    if not kept.norms:
+        return FLOAT32
     return FLOAT32 + (size.stream if family.norm == "rms" else FLOAT32)
 
 
-def _head_norm(family: Family, size: Arithmetic, *, liger: bool) -> int:
+def _unreached(family: Family, size: Arithmetic, kept: Kept, *, liger: bool) -> int:
+    """Return the bytes per element that a layer's first norm saves for its input's gradient alone.
+
+    A trained norm of LayerNorm or Liger saves its input in any case.
+    """
+    if family.norm == "post_rms":
+        return 0
+    if family.norm == "layer" or liger:
+        return 0 if kept.norms else size.stream
+    return FLOAT32
+
+
+def _head_norm(family: Family, size: Arithmetic, kept: Kept, *, liger: bool) -> int:
     """Return the bytes that a norm of queries or keys saves per element."""
     if family.head_norm == "none":
         return 0
     if liger:
         return size.product
+    if not kept.norms:
+        return FLOAT32
     return FLOAT32 + (size.product if family.head_norm == "heads" else FLOAT32)
 
 
 def _attention(
-    architecture: Architecture, forward_pass: ForwardPass, size: Arithmetic, *, attention: Attention
+    architecture: Architecture,
+    forward_pass: ForwardPass,
+    size: Arithmetic,
+    kept: Kept,
+    *,
+    attention: Attention,
 ) -> int:
     """Return the bytes that attention saves: queries, keys, values, output and log-sum-exps.
 
-    Groups of packed branches save the output a second time, in row order, and a mask in the
-    queries' dtype. With a mask, transformers repeats shared keys for every query head. 'eager'
-    attention saves the probabilities and the repeated keys.
+    Groups of packed branches save the output a second time, in row order, if the projection after
+    them keeps it, and a mask in the queries' dtype. With a mask, transformers repeats shared keys
+    for every query head. 'eager' attention saves the probabilities and the repeated keys.
     """
     queries, keys = architecture.query_width, _key_width(architecture, attention)
     sums = FLOAT32 * architecture.num_heads * forward_pass.queries
     if attention == "eager":
         probabilities = forward_pass.products * architecture.num_heads
         copies = FLOAT32 + (size.product if size.product < FLOAT32 else 0)
-        return size.product * 4 * queries * forward_pass.positions + probabilities * copies
+        widths = (3 + kept.output) * queries
+        return size.product * widths * forward_pass.positions + probabilities * copies
     if attention in ("varlen", "flash_attention_2"):
         return size.product * 2 * (queries * forward_pass.queries + keys * forward_pass.keys) + sums
     if attention == "sdpa":
@@ -294,11 +334,11 @@ def _attention(
             2 * (queries * forward_pass.queries + width * forward_pass.keys) + forward_pass.masked
         )
         if FAMILIES[architecture.family].is_fused:  # values keep all three; the output is copied
-            saved += (3 * queries) * forward_pass.positions
+            saved += ((2 + kept.output) * queries) * forward_pass.positions
         return size.product * saved + sums
     saved = (
         2 * (queries * forward_pass.queries + keys * forward_pass.keys)
-        + queries * forward_pass.positions
+        + kept.output * queries * forward_pass.positions
         + forward_pass.masked
     )
     return size.product * saved + sums

@@ -7,7 +7,9 @@ of the libraries. ``tests/benchmarks/memory_estimate.py`` compares it with real 
 
 from __future__ import annotations
 
-from rm_ray.estimate.activations import FLOAT32, ForwardPass, activations_of
+from dataclasses import replace
+
+from rm_ray.estimate.activations import FLOAT32, Arithmetic, ForwardPass, activations_of
 from rm_ray.estimate.architecture import Architecture
 from rm_ray.estimate.memory_setting import MemorySetting
 from rm_ray.estimate.memory_terms import MemoryTerms
@@ -22,19 +24,43 @@ def estimate(
     activations = activations_of(
         architecture,
         forward_pass,
-        setting.arithmetic,
+        arithmetic_of(architecture, setting),
         layout=setting.layout,
         attention=setting.attention,
         liger=setting.liger,
     )
     terms = MemoryTerms(architecture=architecture, setting=setting, activations=activations)
-    return MemoryEstimate(
-        moments=(_build(architecture, setting), *moments_of(terms)), on_gpu=setting.on_gpu
-    )
+    on_host = activations.on_host if setting.activation_offloading else 0
+    moments = [
+        moment.plus(moment.name, host=on_host if moment.activations else 0)
+        for moment in moments_of(terms)
+    ]
+    return MemoryEstimate(moments=(_build(terms), *moments), on_gpu=setting.on_gpu)
 
 
-def _build(architecture: Architecture, setting: MemorySetting) -> Moment:
-    """Return the build: every worker builds the full model on the CPU before it is sharded."""
-    reads_half = setting.is_bf16 and setting.zero_stage > 0 and setting.from_files
-    size = 2 if reads_half else FLOAT32
-    return Moment(name="build", host=size * architecture.num_parameters)
+def arithmetic_of(architecture: Architecture, setting: MemorySetting) -> Arithmetic:
+    """Return the bytes per element in the layers.
+
+    Frozen embeddings are in the dtype of products, and so is then the stream, even under autocast.
+    """
+    tuning, plain = architecture.tuning, setting.arithmetic
+    if tuning is None or tuning.trains_embeddings:
+        return plain
+    norms_in_float32 = plain.stream != plain.product and not tuning.rank
+    return replace(plain, stream=plain.product, norms_in_float32=norms_in_float32)
+
+
+def _build(terms: MemoryTerms) -> Moment:
+    """Return the build, before the engine places the weights.
+
+    From files, a worker reads a piece of one tensor at a time, and rank 0 the embeddings whole, if
+    it adds any: in float32. Random weights rank 0 draws all at once, and every worker those of
+    adapters. Matrices are quantized one after another. An adapter is merged into a whole model.
+    """
+    architecture, setting, tuning = terms.architecture, terms.setting, terms.architecture.tuning
+    is_read = setting.from_files and not setting.merges_base
+    held = max(architecture.parameters) if is_read else architecture.num_parameters
+    if is_read and tuning is not None and tuning.rank:
+        held += architecture.num_trained - terms.embedding * tuning.trains_embeddings
+    kept = terms.frozen if setting.is_quantized else 0
+    return Moment(name="build", host=FLOAT32 * held + kept)

@@ -20,6 +20,10 @@ class MemorySetting:
     zero_stage: int
     offload: Offload = "none"
     checkpointing: bool = False
+
+    activation_offloading: bool = False
+    """Whether recomputation keeps the layers' inputs in host memory."""
+
     world_size: int = 1
     on_gpu: bool = False
     layout: Layout = "packed"
@@ -28,6 +32,13 @@ class MemorySetting:
 
     from_files: bool = True
     """Whether weights are read from files rather than initialised at random."""
+
+    merges_base: bool = False
+    """Whether the model is an adapter: each worker merges it into its base model first, of which it
+    has all weights in float32 then."""
+
+    is_quantized: bool = False
+    """Whether frozen matrices are held in 4 bits."""
 
     secondary_size: int = 0
     """Workers of one machine that share a second partition of the weights; 0 if there is none."""
@@ -39,6 +50,14 @@ class MemorySetting:
     def is_bf16(self) -> bool:
         """Whether products are computed in bfloat16."""
         return self.dtype == "bfloat16"
+
+    @property
+    def recomputation(self) -> str:
+        """Whether activations are recomputed, as tables say it: 'no', 'yes', or 'host' if from
+        inputs in host memory."""
+        if self.activation_offloading:
+            return "host"
+        return "yes" if self.checkpointing else "no"
 
     @property
     def weight_size(self) -> int:
@@ -55,8 +74,11 @@ class MemorySetting:
 def alternatives(setting: MemorySetting) -> list[MemorySetting]:
     """Return the setting at every stage, with and without recomputation and offload.
 
+    Recomputation from inputs in host memory comes without other offload, unless it is set.
+
     Sorted by preference: more communication is better than recomputing activations (a third more
-    time), which is better than slower host memory. A CPU has nowhere to offload to.
+    time), which is better than slower host memory, first for the layers' inputs. A CPU has nowhere
+    to offload to, and ZeRO-3 cannot shard weights of 4 bits.
     """
     stages: list[tuple[Offload, range]] = [
         ("none", range(4)),
@@ -69,10 +91,13 @@ def alternatives(setting: MemorySetting) -> list[MemorySetting]:
             zero_stage=stage,
             offload=offload,
             checkpointing=checkpointing,
+            activation_offloading=on_host,
             secondary_size=setting.secondary_size if stage == 3 and offload != "all" else 0,
         )
         for offload, known in stages
         if setting.on_gpu or offload == setting.offload
-        for checkpointing in (False, True)
+        for checkpointing, on_host in ((False, False), (True, False), (True, True))
+        if not on_host or (setting.on_gpu and (offload == "none" or setting.activation_offloading))
         for stage in known
+        if stage < 3 or not setting.is_quantized
     ]

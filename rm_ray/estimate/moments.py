@@ -8,7 +8,7 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "buffers")
 """Parts of device memory: fields of ``Moment``."""
 
 BEFORE_TRAINING = ("build", "start")
-"""Moments before the first step: the model on the CPU, then on the device before sharding."""
+"""Moments before the first step: the model without its weights, then each weight being placed."""
 
 
 @dataclass(frozen=True, kw_only=True)

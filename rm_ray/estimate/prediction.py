@@ -68,8 +68,9 @@ class Prediction:
 def prefer(choices: Sequence[Choice]) -> Choice | None:
     """Return the simplest choice within 10% of the fastest that fits or may fit; None if none does.
 
-    Simplest means the lowest stage, then no recomputation, then no second partition, then the least
-    traffic: ZeRO's work on the host is not predicted, and grows with the stage.
+    Simplest means no activations in host memory, then the lowest stage, then no recomputation, then
+    no second partition, then the least traffic: ZeRO's work on the host is not predicted, and grows
+    with the stage.
     """
     fitting = [choice for choice in choices if choice.fits is not False]
     fastest = min((choice.time.seconds for choice in fitting), default=0.0)
@@ -77,10 +78,15 @@ def prefer(choices: Sequence[Choice]) -> Choice | None:
     return min(equal, key=_complexity, default=None)
 
 
-def _complexity(choice: Choice) -> tuple[int, bool, bool, float]:
+def _complexity(choice: Choice) -> tuple[bool, int, bool, bool, float]:
     setting = choice.setting
-    is_second = setting.secondary_size > 0
-    return setting.zero_stage, setting.checkpointing, is_second, choice.time.traffic
+    return (
+        setting.activation_offloading,
+        setting.zero_stage,
+        setting.checkpointing,
+        setting.secondary_size > 0,
+        choice.time.traffic,
+    )
 
 
 def choices_of(
@@ -93,7 +99,10 @@ def choices_of(
     network: Network,
     gpu_memory: int | None,
 ) -> tuple[Load, list[Choice]]:
-    """Return the load of sampled steps, and every choice on the setting's number of GPUs."""
+    """Return the load of sampled steps, and every choice on the setting's number of GPUs.
+
+    Offloading of activations is among them where it is set, or makes the difference in fitting.
+    """
     workers = setting.world_size
     load = Load.of(
         plan,
@@ -106,12 +115,19 @@ def choices_of(
     accumulates = workload.most_micro_batches > 1
     plain = replace(setting, accumulates=accumulates, secondary_size=0)
     forward_pass = ForwardPass.of(workload.largest, layout=plain.layout, attention=plain.attention)
-    choices = []
-    for option in ways(plain, network):
+
+    def judge(option: MemorySetting) -> Choice:
         memory = estimate(architecture, forward_pass, option)
         time = predict(load, architecture, option, compute=compute, network=network)
         fits = None if gpu_memory is None else memory.device <= usable_memory(gpu_memory)
-        choices.append(Choice(setting=option, memory=memory, time=time, fits=fits))
+        return Choice(setting=option, memory=memory, time=time, fits=fits)
+
+    choices = []
+    for choice in map(judge, ways(plain, network)):
+        choices.append(choice)
+        if choice.fits is False and choice.setting.checkpointing:
+            moved = judge(replace(choice.setting, activation_offloading=True))
+            choices += [moved] * (moved.fits is True and moved.setting != choice.setting)
     return load, choices
 
 
@@ -155,9 +171,15 @@ def predict_run(
 def ways(setting: MemorySetting, network: Network) -> list[MemorySetting]:
     """Return every stage with and without recomputation, and with a second partition if useful.
 
-    Offload is left out: its time is not modelled.
+    Offload of ZeRO's state is left out: its time is not modelled. Activations are offloaded where
+    they are recomputed, if the setting says so.
     """
-    options = [other for other in alternatives(setting) if other.offload == "none"]
+    options = [
+        other
+        for other in alternatives(setting)
+        if other.offload == "none"
+        and other.activation_offloading == (setting.activation_offloading and other.checkpointing)
+    ]
     whole, rest = divmod(setting.world_size, network.gpus_per_node)
     if whole > 1 and not rest and network.gpus_per_node > 1:
         options += [
@@ -204,7 +226,7 @@ _HEADER = (
 def _way(choice: Choice) -> str:
     setting = choice.setting
     stage = f"{setting.zero_stage}{' second' if setting.secondary_size else ''}"
-    return f"{stage:9} {'yes' if setting.checkpointing else 'no':9}"
+    return f"{stage:9} {setting.recomputation:9}"
 
 
 def _cells(choice: Choice, num_steps: int) -> str:
@@ -244,6 +266,7 @@ def _choice_to_json(choice: Choice | None, num_steps: int) -> dict[str, Any] | N
         "zero_stage": choice.setting.zero_stage,
         "zero_secondary_partition": choice.setting.secondary_size > 0,
         "gradient_checkpointing": choice.setting.checkpointing,
+        "activation_offloading": choice.setting.activation_offloading,
         "fits": choice.fits,
         "device": choice.memory.device,
         "seconds": choice.time.seconds,

@@ -13,19 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from rm_ray.batches.plan import Plan
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.data.cache.group_tokens import GroupLengths, count_positions
 from rm_ray.estimate.activations import FLOAT32
 from rm_ray.estimate.architecture import Architecture
 from rm_ray.estimate.gpu_speed import Compute
 from rm_ray.estimate.memory_setting import MemorySetting
 from rm_ray.estimate.network import Network
 from rm_ray.estimate.traffic import Collective, traffic_of
-from rm_ray.estimate.workload import count_positions
 from rm_ray.model.flops import BACKWARD, ModelFlops
 from rm_ray.train.deepspeed_config import BUCKET
 
 MEMORY_BANDWIDTH = 3.0e12
 """Assumed bytes per second of an H100's memory in the update (data sheet: 3.35e12)."""
+
+HOST_BANDWIDTH = 50e9
+"""Assumed bytes per second between a GPU and pinned host memory (PCIe 5.0 x16: 63e9)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,13 @@ class Load:
 
     tokens: int
     """Distinct tokens of all pairs of these steps."""
+
+    forward: float = 1 / (1 + BACKWARD)
+    """Share of these FLOPs in forward passes; a third unless weights are frozen."""
+
+    repeated: float = 1 / (1 + BACKWARD)
+    """FLOPs that recomputation adds, as a share of these: a forward pass of the layers that
+    gradients pass through."""
 
     @classmethod
     def of(
@@ -57,18 +66,18 @@ class Load:
         positions per distinct token.
         """
 
-        def padding(lengths: PairLengths) -> float:
+        def padding(lengths: GroupLengths) -> float:
             positions = count_positions(lengths, plan.settings.layout)
             return positions / int(lengths.distinct.sum()) if counts_padding else 1.0
 
         num_steps = min(plan.steps.per_epoch, plan.steps.total)
         sampled = np.unique(np.linspace(0, num_steps - 1, min(most_steps, num_steps)).round())
-        slowest, total, tokens = [], 0.0, 0
+        slowest, total, tokens, forward, repeated = [], 0.0, 0, 0.0, 0.0
         for step in sampled.astype(int).tolist():
-            pairs = plan.pairs_of_step(step)
-            lengths = plan.lengths[pairs]
+            groups = plan.groups_of_step(step)
+            lengths = plan.lengths[groups]
             each = flops.training(lengths)
-            ranks = plan.spread(pairs, world_size)
+            ranks = plan.spread(groups, world_size)
             slowest.append(
                 tuple(
                     max(
@@ -79,8 +88,16 @@ class Load:
                 )
             )
             total += float(each.sum())
+            forward += float(flops.forward(lengths).sum())
+            repeated += float(flops.reached.forward(lengths).sum())
             tokens += int(lengths.distinct.sum())
-        return cls(slowest=tuple(slowest), total=total, tokens=tokens)
+        return cls(
+            slowest=tuple(slowest),
+            total=total,
+            tokens=tokens,
+            forward=forward / total,
+            repeated=repeated / total,
+        )
 
     @property
     def num_steps(self) -> int:
@@ -129,18 +146,23 @@ def predict(
 
     Traffic that overlaps with a pass is hidden for as long as the pass takes; recomputation adds a
     forward pass to the backward pass. The update is always added, because a measured speed does not
-    include it (``measure_speed``).
+    include it (``measure_speed``). Inputs of layers travel to the host and back on the compute
+    stream, so nothing hides them.
     """
-    update = update_seconds(architecture.num_parameters, setting)
+    update = update_seconds(architecture.num_trained, setting)
     computed = exposed = travelled = 0.0
     for flops in load.slowest:
         traffic = traffic_of(architecture, setting, num_micro_batches=len(flops))
         travelled += sum(_seconds(exchange, setting, network) for exchange in traffic)
         exposed += _seconds(traffic.update, setting, network)
         for i, needed in enumerate(flops):
-            forward = needed / (1 + BACKWARD) / compute.reached
-            backward = forward * (BACKWARD + setting.checkpointing)
+            forward = needed * load.forward / compute.reached
+            again = needed * load.repeated / compute.reached if setting.checkpointing else 0.0
+            backward = needed / compute.reached - forward + again
             computed += forward + backward
+            if setting.activation_offloading:
+                copying = _copying_seconds(load, needed, architecture, setting)
+                travelled, exposed = travelled + copying, exposed + copying
             exposed += max(0.0, _seconds(traffic.forward[i], setting, network) - forward)
             exposed += max(0.0, _seconds(traffic.backward[i], setting, network) - backward)
     steps = load.num_steps
@@ -152,6 +174,19 @@ def predict(
         traffic=travelled / steps,
         utilisation=load.total / (seconds * setting.world_size * compute.peak),
     )
+
+
+def _copying_seconds(
+    load: Load, flops: float, architecture: Architecture, setting: MemorySetting
+) -> float:
+    """Return the seconds to copy the inputs of all layers to the host and back.
+
+    A forward pass of ``flops`` is taken to have as many tokens per FLOP as all of them.
+    """
+    tokens = load.tokens * flops / load.total
+    layers = architecture.num_layers - architecture.trims(setting.layout)
+    size = tokens * layers * architecture.hidden * setting.arithmetic.stream
+    return 2 * size / HOST_BANDWIDTH
 
 
 def update_seconds(numbers: int, setting: MemorySetting) -> float:

@@ -101,7 +101,7 @@ def traffic_of(
     idle = (NOTHING,) * passes
     if setting.world_size == 1:
         return Traffic(forward=idle, backward=idle, update=NOTHING)
-    numbers, size = architecture.num_parameters, 2 if setting.is_bf16 else FLOAT32
+    numbers, size = architecture.num_trained, 2 if setting.is_bf16 else FLOAT32
     if setting.zero_stage == 0:
         count = -(-FLOAT32 * numbers // DDP_BUCKET)
         last = Collective(reduced=FLOAT32 * numbers, collectives=count)
@@ -124,12 +124,14 @@ def _zero_3(
     from a layer to the end of the model and back covers the elements in between twice, or three
     times with recomputation. This holds for layers of up to half of ``live`` (a billion by default,
     more than a layer of a 70B model); the additional gathers of larger layers are not modelled.
-    With a second partition, all passes of a step but the first gather within a machine.
+    With a second partition, all passes of a step but the first gather within a machine. A backward
+    pass needs only the layers that gradients pass through.
     """
     large = [numbers for numbers in architecture.parameters if numbers > PERSISTENT]
     small = architecture.num_parameters - sum(large)
     kept = min(sum(large), live // (3 if setting.checkpointing else 2))
-    again = sum(large) - kept
+    reached = sum(large) * architecture.num_reached // architecture.num_layers
+    again = max(0, reached - kept)
     first = Collective(gathered=size * sum(large), collectives=len(large))
     near = setting.secondary_size > 0
     repeated = round(len(large) * again / max(sum(large), 1))
@@ -138,8 +140,8 @@ def _zero_3(
         back = Collective(gathered_near=size * again, collectives=repeated)
     else:
         later, back = first, Collective(gathered=size * again, collectives=repeated)
-    buckets = -(-architecture.num_parameters // BUCKET)
-    back += Collective(scattered=size * architecture.num_parameters, collectives=buckets)
+    buckets = -(-architecture.num_trained // BUCKET)
+    back += Collective(scattered=size * architecture.num_trained, collectives=buckets)
     return Traffic(
         forward=(first, *(later,) * (passes - 1)),
         backward=(back,) * passes,

@@ -8,7 +8,7 @@ import numpy as np
 
 from rm_ray.batches.plan import Plan
 from rm_ray.config.sections.batch import Layout
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.data.cache.group_tokens import GroupLengths, count_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class Workload:
     is_exact: bool
 
     distinct: int
-    """Tokens of all pairs in the run, each shared prefix counted once."""
+    """Tokens of all groups in the run, each shared prefix counted once."""
 
     computed: int
-    """Positions in all forward passes of the run, padding and repeated pairs included."""
+    """Positions in all forward passes of the run, padding and repeated groups included."""
 
-    largest: PairLengths
-    """The pairs of the forward pass with the most positions."""
+    largest: GroupLengths
+    """The groups of the forward pass with the most positions."""
 
     most_positions: int
     """Positions in that forward pass."""
@@ -39,7 +39,7 @@ class Workload:
 
 
 def measure_workload(plan: Plan, *, world_size: int, most_steps: int) -> Workload:
-    """Sample up to ``most_steps`` steps of the first epoch, plus the one with the largest pair."""
+    """Sample up to ``most_steps`` steps of the first epoch, plus the one with the largest group."""
     layout, lengths = plan.settings.layout, plan.lengths
     num_steps = min(plan.steps.per_epoch, plan.steps.total)
     evenly = np.linspace(0, num_steps - 1, min(most_steps, num_steps)).round().astype(int)
@@ -47,15 +47,15 @@ def measure_workload(plan: Plan, *, world_size: int, most_steps: int) -> Workloa
     distinct = computed = most_positions = most_micro_batches = 0
     largest = np.empty(0, dtype=np.int64)
     for step in sorted(sampled):
-        pairs = plan.pairs_of_step(step)
-        distinct += int(lengths[pairs].distinct.sum())
-        ranks = plan.spread(pairs, world_size)
+        groups = plan.groups_of_step(step)
+        distinct += int(lengths[groups].distinct.sum())
+        ranks = plan.spread(groups, world_size)
         most_micro_batches = max(most_micro_batches, len(ranks[0]))
         for members, _ in (micro_batch for rank in ranks for micro_batch in rank):
-            positions = count_positions(lengths[pairs[members]], layout)
+            positions = count_positions(lengths[groups[members]], layout)
             computed += positions
             if positions > most_positions:
-                most_positions, largest = positions, pairs[members]
+                most_positions, largest = positions, groups[members]
     passes = plan.steps.num_episodes / len(lengths)
     whole = round(int(lengths.distinct.sum()) * passes)
     return Workload(
@@ -75,15 +75,9 @@ def in_layout(plan: Plan, layout: Layout) -> Plan:
     return replace(plan, settings=replace(plan.settings, layout=layout))
 
 
-def count_positions(lengths: PairLengths, layout: Layout) -> int:
-    """Return the positions that pairs take in one forward pass."""
-    if layout == "padded":
-        return 2 * len(lengths) * int(lengths.longest.max())
-    return int(lengths.distinct.sum())
-
-
 def _step_of_largest(plan: Plan, num_steps: int) -> int:
-    """Return the first epoch's step with the largest pair, capped at the last step."""
-    sizes = plan.lengths.longest if plan.settings.layout == "padded" else plan.lengths.distinct
+    """Return the first epoch's step with the largest group, capped at the last step."""
+    lengths, is_padded = plan.lengths, plan.settings.layout == "padded"
+    sizes = lengths.num_responses * lengths.longest if is_padded else lengths.distinct
     place = int(np.flatnonzero(plan.order(0) == int(np.argmax(sizes)))[0])
     return min(place // plan.settings.global_batch_size, num_steps - 1)

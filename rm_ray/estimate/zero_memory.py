@@ -22,12 +22,18 @@ PREFETCH = 50_000_000
 PERSISTENT = 100_000
 """Tensors of up to this many elements stay gathered (``stage3_param_persistence_threshold``)."""
 
+DDP_BROADCAST = 250 * 2**20
+"""Bytes that DDP copies at once when it sends rank 0's weights to the others at the start."""
+
 SUB_GROUP = 1_000_000_000
 """Elements that ZeRO-3 updates at once (``sub_group_size``)."""
 
 
 def moments_of(terms: MemoryTerms) -> list[Moment]:
-    """Return the moments at the setting's stage, up to the update."""
+    """Return the moments at the setting's stage, up to the update.
+
+    Frozen weights are in the dtype of products at every stage, without gradients or state.
+    """
     setting = terms.setting
     if setting.zero_stage == 0:
         return data_parallel(terms)
@@ -47,22 +53,33 @@ def data_parallel(terms: MemoryTerms) -> list[Moment]:
     """
     held = Moment(
         name="between steps",
-        weights=FLOAT32 * terms.full,
+        weights=FLOAT32 * terms.full + terms.frozen,
         gradients=FLOAT32 * terms.full,
         optimizer=2 * FLOAT32 * terms.full,
     )
     casts = in_graph = 0
     if terms.setting.is_bf16:
-        casts = 2 * terms.architecture.num_in_linears
+        casts = 2 * terms.trained.num_in_linears
         in_graph = casts
         if terms.setting.checkpointing:
-            in_graph = 2 * 2 * terms.architecture.layer_parameters
+            in_graph = 2 * 2 * terms.trained.layer_parameters
     new = terms.new_gradient(FLOAT32 + (2 if terms.setting.is_bf16 else 0))
+    sent = min(held.weights, DDP_BROADCAST)
     return [
-        held.plus("end of forward", activations=terms.activations_after_forward, buffers=casts),
-        held.plus("backward", gradients=new, activations=terms.peak_activations, buffers=in_graph),
+        Moment(name="start", weights=held.weights, buffers=sent),
+        held.plus(
+            "end of forward",
+            activations=terms.activations_after_forward,
+            buffers=casts + terms.dequantized,
+        ),
+        held.plus(
+            "backward",
+            gradients=new,
+            activations=terms.peak_activations,
+            buffers=in_graph + terms.dequantized,
+        ),
         held.plus("end of backward", gradients=FLOAT32 * terms.embedding),
-        held.plus("update", buffers=terms.adamw(max(terms.architecture.parameters))),
+        held.plus("update", buffers=terms.adamw(max(terms.trained.parameters))),
     ]
 
 
@@ -77,18 +94,19 @@ def sharded_optimizer_in_bf16(terms: MemoryTerms) -> list[Moment]:
     half = 2 * terms.full
     held = Moment(
         name="between steps",
-        weights=half,
+        weights=half + terms.frozen,
         gradients=FLOAT32 * terms.full,
         optimizer=3 * FLOAT32 * terms.shard,
     )
     waiting = half if terms.setting.accumulates else 0
     flattened = FLOAT32 * terms.full if terms.full <= ALL_REDUCE else 0
     return [
-        Moment(name="start", weights=2 * half),
+        Moment(name="start", weights=2 * half + terms.frozen),
         held.plus(
             "backward",
             gradients=waiting + terms.new_gradient(2),
             activations=terms.peak_activations,
+            buffers=terms.dequantized,
         ),
         held.plus("exchange", gradients=half, buffers=flattened + half),
         held.plus("update", gradients=half, buffers=terms.adamw(terms.shard)),
@@ -107,10 +125,10 @@ def sharded_optimizer(terms: MemoryTerms) -> list[Moment]:
     setting, offloads = terms.setting, terms.setting.offload != "none"
     travels = FLOAT32 if setting.zero_stage == 1 else terms.size
     shards = FLOAT32 * terms.shard
-    largest = terms.size * max(terms.architecture.parameters)
+    largest = terms.size * max(terms.trained.parameters)
     held = Moment(
         name="between steps",
-        weights=terms.size * terms.full,
+        weights=terms.size * terms.full + terms.frozen,
         optimizer=0 if offloads else 3 * shards,
         buffers=largest if offloads else 0,
         host=4 * shards + terms.size * terms.shard + largest if offloads else 0,
@@ -119,12 +137,12 @@ def sharded_optimizer(terms: MemoryTerms) -> list[Moment]:
     update = terms.adamw(terms.shard)
     flat = 0 if setting.is_bf16 else shards
     return [
-        Moment(name="start", weights=2 * terms.size * terms.full),
+        Moment(name="start", weights=2 * terms.size * terms.full + terms.frozen),
         held.plus(
             "backward",
             gradients=waiting + terms.new_gradient(terms.size),
             activations=terms.peak_activations,
-            buffers=terms.empty_buckets(travels),
+            buffers=terms.empty_buckets(travels) + terms.dequantized,
         ),
         held.plus(
             "exchange",
@@ -182,17 +200,19 @@ def _bucket_copy(terms: MemoryTerms, travels: int) -> int:
 def sharded_weights(terms: MemoryTerms) -> list[Moment]:
     """Return ZeRO-3's moments: all state sharded, weights gathered for use (``GatheredWeights``).
 
-    A second partition adds to the first. Gradients pass through a bucket and its copy, which gloo
-    copies once more, into their shard.
+    At the start, each worker keeps its shard of one weight after another; a model that an adapter
+    was merged into is on the device first. A second partition adds to the first. Gradients pass
+    through a bucket and its copy, which gloo copies once more, into their shard.
 
     Offload moves master weights, AdamW moments and gradients (twice) to the host, and with 'all'
     the weight shards too.
     """
     setting, size = terms.setting, terms.size
     offloads = setting.offload != "none"
-    shards, own = FLOAT32 * terms.shard, size * terms.shard
+    shards, own = FLOAT32 * terms.shard, size * terms.shard + terms.frozen
+    every = terms.architecture.num_parameters
     gathered = GatheredWeights.of(terms)
-    second = size * -(-terms.full // setting.secondary_size) if setting.secondary_size else 0
+    second = size * -(-every // setting.secondary_size) if setting.secondary_size else 0
     on_host = 5 * shards + (own if setting.offload == "all" else 0)
     held = Moment(
         name="between steps",
@@ -205,7 +225,9 @@ def sharded_weights(terms: MemoryTerms) -> list[Moment]:
     sub_group = min(terms.shard, SUB_GROUP)
     update = terms.adamw(sub_group)
     return [
-        Moment(name="start", weights=size * terms.full + own + second),
+        Moment(
+            name="start", weights=own, buffers=size * every if setting.merges_base else terms.placed
+        ),
         held.plus(
             "end of forward",
             weights=gathered.live,
@@ -257,10 +279,11 @@ class GatheredWeights:
             return cls()
         architecture, size = terms.architecture, terms.size
         small = [numbers for numbers in architecture.parameters if numbers <= PERSISTENT]
+        every, largest = architecture.num_parameters, architecture.largest_in_layer
         return cls(
             kept=size * sum(small),
-            live=size * min(terms.full, LIVE + architecture.largest_in_layer),
-            in_flight=size * min(terms.full, max(PREFETCH, architecture.largest_in_layer)),
+            live=size * min(every, LIVE + largest),
+            in_flight=size * min(every, max(PREFETCH, largest)),
         )
 
 

@@ -1,4 +1,4 @@
-"""Held-out pairs -> metrics and samples; each pair counts once, for any world size."""
+"""Held-out groups -> metrics and samples; each group counts once, for any world size."""
 
 from __future__ import annotations
 
@@ -11,111 +11,151 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rm_ray.batches.collate import ReadyMicroBatch
-from rm_ray.evaluation.pairwise import ScoredPairs
+from rm_ray.data.cache.group_columns import GroupColumns
+from rm_ray.data.rows.groups import TIE
+from rm_ray.evaluation.lists import list_metrics
+from rm_ray.evaluation.scored_groups import ScoredGroups
+from rm_ray.objectives.losses import Objective
 from rm_ray.train.collectives import gather_objects, sum_over_ranks
 from rm_ray.train.engine import Engine
-from rm_ray.train.loss import bradley_terry_loss
-from rm_ray.train.metrics import PairMetrics
+from rm_ray.train.metrics import GroupMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Means over all held-out pairs, and samples with texts and rewards."""
+    """Means over all held-out groups, and samples with texts and rewards."""
 
     metrics: dict[str, float]
-    num_pairs: int
+    num_groups: int
     samples: list[dict[str, Any]]
     order: np.ndarray
-    """``[N]``: the held-out pair of each row of ``pairs``."""
-    pairs: ScoredPairs
+    """``[G]``: the held-out group of each of ``groups``."""
+    groups: ScoredGroups
 
 
 def evaluate_held_out(
     engine: Engine,
+    objective: Objective,
     steps: Iterable[Sequence[ReadyMicroBatch]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     sample_rows: int,
+    prefix: str = "eval/rm",
     on_micro_batch: Callable[[], None] = lambda: None,
     gives_up: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Score every held-out pair, and return the first ``sample_rows`` as samples.
+    """Score every held-out group, and return the first ``sample_rows`` as samples.
 
-    Returns None if ``gives_up`` returns true after a step, as it must on every rank alike.
+    The metrics' names begin with ``prefix``. Returns None if ``gives_up`` returns true after a
+    step, as it must on every rank alike.
     """
-    totals = PairMetrics.zero(engine.device)
+    totals = GroupMetrics.zero(engine.device, objective.parts)
     samples: list[dict[str, Any]] = []
-    scored: list[tuple[np.ndarray, ScoredPairs]] = []
+    scored: list[tuple[np.ndarray, ScoredGroups]] = []
     with engine.evaluating():
         for micro_batches in steps:
             by_micro_batch = []
             for micro_batch in micro_batches:
-                pairs = micro_batch.pairs
-                rewards = engine.rewards(pairs)
-                chosen, rejected = rewards.chunk(2)
-                losses = bradley_terry_loss(chosen, rejected, pairs.margins)
-                totals.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
-                by_micro_batch.append(rewards.reshape(2, -1))
+                labels = micro_batch.groups.labels
+                outputs = engine.outputs(micro_batch.groups)
+                losses = objective(outputs, labels)
+                rewards = outputs[: len(labels.response_group)]
+                totals.add(rewards, losses, labels, tokens=micro_batch.tokens)
+                by_micro_batch.append(rewards)
                 on_micro_batch()
-            read = torch.cat(by_micro_batch, dim=1).cpu()  # synchronizes once per step
-            sizes = [rewards.shape[1] for rewards in by_micro_batch]
-            for micro_batch, one in zip(
-                micro_batches, torch.split(read, sizes, dim=1), strict=True
-            ):
+            read = torch.cat(by_micro_batch).cpu()  # synchronizes once per step
+            sizes = [len(rewards) for rewards in by_micro_batch]
+            for micro_batch, one in zip(micro_batches, torch.split(read, sizes), strict=True):
                 scores = one.numpy()
                 scored.append(_keep(micro_batch, scores))
-                if (micro_batch.loaded.plan.pairs < sample_rows).any():
+                if (micro_batch.loaded.plan.groups < sample_rows).any():
                     samples += _samples(micro_batch, scores, tokenizer, sample_rows)
             if gives_up():
                 return None
     sum_over_ranks(totals.sums)
     gathered = [sample for ranks in gather_objects(samples) for sample in ranks]
     everywhere = [one for rank in gather_objects(scored) for one in rank]
+    groups = ScoredGroups.join([groups for _, groups in everywhere])
     return Evaluation(
         order=np.concatenate([order for order, _ in everywhere]),
-        pairs=ScoredPairs.join([pairs for _, pairs in everywhere]),
-        metrics=totals.means("eval/rm"),
-        num_pairs=totals.count,
+        groups=groups,
+        metrics=totals.means(prefix) | list_metrics(groups, prefix),
+        num_groups=totals.count,
         samples=sorted(gathered, key=lambda sample: int(sample["pair"])),
     )
 
 
-def _keep(micro_batch: ReadyMicroBatch, scores: np.ndarray) -> tuple[np.ndarray, ScoredPairs]:
-    """Return the pairs of a micro-batch with a weight, and their rewards."""
+def _keep(micro_batch: ReadyMicroBatch, rewards: np.ndarray) -> tuple[np.ndarray, ScoredGroups]:
+    """Return the groups of a micro-batch with a weight, and their rewards."""
     loaded = micro_batch.loaded
-    counts = loaded.plan.weights > 0
-    return loaded.plan.pairs[counts], ScoredPairs(
-        chosen_rewards=scores[0][counts],
-        rejected_rewards=scores[1][counts],
-        margins=loaded.margins[counts],
-        chosen_tokens=loaded.pairs.lengths.chosen[counts],
-        rejected_tokens=loaded.pairs.lengths.rejected[counts],
+    columns = loaded.columns
+    better, worse = columns.responses_compared()
+    scored = ScoredGroups(
+        num_groups=len(columns),
+        rewards=rewards,
+        tokens=columns.length,
+        response_group=columns.response_group,
+        scores=columns.score,
+        better=better,
+        worse=worse,
+        group=columns.comparison_group,
+        weights=columns.weight,
+        margins=columns.margin,
+        probabilities=columns.probability,
     )
+    counts = loaded.plan.weights > 0
+    return loaded.plan.groups[counts], scored[counts]
 
 
 def _samples(
     micro_batch: ReadyMicroBatch,
-    scores: np.ndarray,
+    rewards: np.ndarray,
     tokenizer: PreTrainedTokenizerBase,
     sample_rows: int,
 ) -> list[dict[str, Any]]:
     loaded = micro_batch.loaded
-    plan = loaded.plan
+    plan, columns, groups = loaded.plan, loaded.columns, loaded.groups
+    by_group = np.split(rewards, columns.lengths.starts[1:])
     samples = []
-    for i, pair in enumerate(plan.pairs):
-        if pair >= sample_rows or not plan.weights[i]:
+    for i, group in enumerate(plan.groups):
+        if group >= sample_rows or not plan.weights[i]:
             continue
-        prompt_length = loaded.prompt_lengths[i]
-        chosen, rejected = loaded.pairs.chosen(i), loaded.pairs.rejected(i)
-        samples.append(
-            {
-                "pair": int(pair),
-                "prompt": tokenizer.decode(chosen[:prompt_length]),
-                "chosen": tokenizer.decode(chosen[prompt_length:]),
-                "rejected": tokenizer.decode(rejected[prompt_length:]),
-                "chosen_reward": float(scores[0, i]),
-                "rejected_reward": float(scores[1, i]),
-                "correct": bool(scores[0, i] > scores[1, i]),
-            }
-        )
+        prompt_length = columns.prompt_length[i]
+        conversations = groups.conversations(i)
+        responses = [tokenizer.decode(ids[prompt_length:]) for ids in conversations]
+        about = {
+            "pair": int(group),
+            "prompt": tokenizer.decode(conversations[0][:prompt_length]),
+        }
+        one = columns[np.array([i])]
+        samples.append({**about, **_sides(responses, by_group[i].tolist(), one)})
     return samples
+
+
+def _sides(responses: list[str], rewards: list[float], group: GroupColumns) -> dict[str, Any]:
+    """Return a sample's responses with their rewards: the two sides of a pair, or a list.
+
+    A tie is no win, and neither right nor wrong.
+    """
+    is_decided = group.probability != TIE
+    if len(responses) == 2 and len(group.better) == 1 and is_decided.all():
+        better, worse = int(group.better[0]), int(group.worse[0])
+        return {
+            "chosen": responses[better],
+            "rejected": responses[worse],
+            "chosen_reward": rewards[better],
+            "rejected_reward": rewards[worse],
+            "correct": rewards[better] > rewards[worse],
+        }
+    decided = [
+        (int(better), int(worse))
+        for better, worse, sure in zip(group.better, group.worse, is_decided, strict=True)
+        if sure
+    ]
+    right = [rewards[better] > rewards[worse] for better, worse in decided]
+    return {
+        "responses": responses,
+        "rewards": rewards,
+        "wins": [sum(better == i for better, _ in decided) for i in range(len(responses))],
+        "correct": all(right) if right else None,
+    }

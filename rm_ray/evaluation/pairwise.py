@@ -1,181 +1,79 @@
-"""Rewards of pairs -> accuracy with intervals, calibration, and the influence of length."""
+"""Rewards of comparisons -> accuracy with intervals, loss and mean rewards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Z95 = 1.959964
-"""Standard normal quantile of a two-sided interval of 95%."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredPairs:
-    """Rewards, required margins, and token counts of N pairs; each ``[N]``."""
-
-    chosen_rewards: np.ndarray
-    rejected_rewards: np.ndarray
-    margins: np.ndarray
-    chosen_tokens: np.ndarray
-    rejected_tokens: np.ndarray
-
-    @classmethod
-    def join(cls, parts: Sequence[ScoredPairs]) -> ScoredPairs:
-        """Concatenate the pairs of all parts."""
-        columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
-        return cls(**{name: np.concatenate(arrays) for name, arrays in columns.items()})
-
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.chosen_rewards)
-
-    def __getitem__(self, pairs: np.ndarray) -> ScoredPairs:
-        """Return the pairs at the given indices."""
-        return ScoredPairs(**{name: column[pairs] for name, column in vars(self).items()})
-
-    @property
-    def reward_margins(self) -> np.ndarray:
-        """Chosen minus rejected reward."""
-        margins: np.ndarray = self.chosen_rewards - self.rejected_rewards
-        return margins
+from rm_ray.evaluation.averages import mean, standard_deviation
+from rm_ray.evaluation.intervals import clustered_interval
+from rm_ray.evaluation.scored_pairs import ScoredPairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The label of each of N pairs."""
+    """The label of each of N groups, such as its source."""
 
     names: tuple[str, ...]
     codes: np.ndarray
     """``[N]`` positions in ``names``."""
 
-    def of(self, pairs: np.ndarray) -> list[str]:
-        """Return the label names of the given pairs."""
-        return [self.names[code] for code in self.codes[pairs]]
+    def of(self, groups: np.ndarray) -> list[str]:
+        """Return the label names of the given groups."""
+        return [self.names[code] for code in self.codes[groups]]
 
 
-def wilson_interval(successes: float, count: int) -> tuple[float, float]:
-    """Return the 95% interval of a share (Wilson, 1927); (0, 1) if ``count`` is 0."""
-    if not count:
-        return 0.0, 1.0
-    share, z2 = successes / count, Z95**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count)
-    half *= np.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+def pairwise_metrics(pairs: ScoredPairs, raw: ScoredPairs | None = None) -> dict[str, float | None]:
+    """Return means over the comparisons, by their weights; None if there are none.
 
-
-def pairwise_metrics(pairs: ScoredPairs) -> dict[str, float]:
-    """Return means over the pairs; a tie counts as half correct."""
-    margins = pairs.reward_margins
+    Equal rewards count as half correct, and so does a labelled tie, whatever its rewards. A tie has
+    no chosen side: its two rewards count half as chosen and half as rejected, and its margin as 0.
+    ``ties`` is the share with equal rewards, ``labelled_ties`` that of labelled ties.
+    ``bradley_terry_loss`` is the same whatever objective a model was trained with, and that of the
+    rewards of ``raw`` if those of ``pairs`` are standardized. The intervals take a group's
+    comparisons as dependent.
+    """
+    if not len(pairs):
+        return {"pairs": 0, **dict.fromkeys(_MEANS)}
+    weights, margins, tie = pairs.weights.astype(np.float64), pairs.reward_margins, pairs.is_tie
+    middle = (pairs.chosen_rewards + pairs.rejected_rewards) / 2
+    credits = pairs.credits
+    low, high = clustered_interval(credits, weights, pairs.groups)
     rewards = np.concatenate([pairs.chosen_rewards, pairs.rejected_rewards])
-    right = float((margins > 0).sum() + 0.5 * (margins == 0).sum())
-    low, high = wilson_interval(right, len(pairs))
-    return {
-        "pairs": len(pairs),
-        "accuracy": right / len(pairs),
+    means = {
+        "accuracy": float((weights * credits).sum() / weights.sum()),
         "accuracy_low": low,
         "accuracy_high": high,
-        "ties": float((margins == 0).mean()),
-        "loss": float(np.logaddexp(0.0, -(margins - pairs.margins)).mean()),
-        "chosen_rewards": float(pairs.chosen_rewards.mean()),
-        "rejected_rewards": float(pairs.rejected_rewards.mean()),
-        "reward_margin": float(margins.mean()),
-        "reward_std": float(rewards.std()),
+        "ties": mean(margins == 0, weights),
+        "labelled_ties": mean(tie, weights),
+        "bradley_terry_loss": mean(bradley_terry_losses(pairs if raw is None else raw), weights),
+        "chosen_rewards": mean(np.where(tie, middle, pairs.chosen_rewards), weights),
+        "rejected_rewards": mean(np.where(tie, middle, pairs.rejected_rewards), weights),
+        "reward_margin": mean(np.where(tie, 0, margins), weights),
+        "reward_std": standard_deviation(rewards, np.concatenate([weights, weights])),
     }
+    assert tuple(means) == _MEANS
+    return {"pairs": len(pairs), **means}
 
 
-def pairwise_metrics_by(pairs: ScoredPairs, labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return the ``pairwise_metrics`` of each label's pairs."""
-    named = np.asarray(labels, dtype=object)
-    return {name: pairwise_metrics(pairs[named == name]) for name in sorted(set(labels))}
+_MEANS = (
+    "accuracy", "accuracy_low", "accuracy_high", "ties", "labelled_ties", "bradley_terry_loss",
+    "chosen_rewards", "rejected_rewards", "reward_margin", "reward_std",
+)  # fmt: skip
 
 
-def calibrate(pairs: ScoredPairs, *, num_bins: int = 10) -> list[dict[str, float]]:
-    """Return predicted and observed accuracy in equal-sized bins, ordered by ``|margin|``.
+def bradley_terry_losses(pairs: ScoredPairs) -> np.ndarray:
+    """Return each comparison's loss, ``[N]``: the cross-entropy of its label's probability.
 
-    The prediction is the Bradley-Terry probability that the response with the higher reward is
-    better, ``sigmoid(|margin|)``.
+    That is ``-p log sigmoid(d) - (1 - p) log sigmoid(-d)`` for the difference ``d`` of the rewards
+    (arXiv:2009.01325, p. 6, where p is 1). A required margin is taken off ``d`` where the label is
+    sure. A tie or a soft label says by itself how far apart the rewards should be.
     """
-    margins = pairs.reward_margins
-    order = np.argsort(np.abs(margins), kind="stable")
-    bins = []
-    for members in np.array_split(order, min(num_bins, len(order))):
-        sizes, right = np.abs(margins[members]), margins[members] > 0
-        ties = margins[members] == 0
-        share = float((right + 0.5 * ties).sum())
-        low, high = wilson_interval(share, len(members))
-        bins.append(
-            {
-                "pairs": len(members),
-                "least_margin": float(sizes.min()),
-                "most_margin": float(sizes.max()),
-                "predicted": float((1 / (1 + np.exp(-sizes))).mean()),
-                "accuracy": share / len(members),
-                "accuracy_low": low,
-                "accuracy_high": high,
-            }
-        )
-    return bins
-
-
-def calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """Return the expected calibration error over the bins (arXiv:1706.04599, p. 2)."""
-    total = sum(each["pairs"] for each in bins)
-    gaps = sum(each["pairs"] * abs(each["predicted"] - each["accuracy"]) for each in bins)
-    return gaps / total
-
-
-def describe_length(pairs: ScoredPairs) -> dict[str, float | None]:
-    """Return how rewards depend on length, in tokens of the conversation.
-
-    Correlations are Pearson's, None if either side is constant. The shares about longer responses
-    exclude pairs of equal length. In accuracies, a tie counts as half correct.
-    """
-    difference = (pairs.chosen_tokens - pairs.rejected_tokens).astype(np.float64)
-    margins = pairs.reward_margins
-    is_right = np.heaviside(margins, 0.5)
-    rewards = np.concatenate([pairs.chosen_rewards, pairs.rejected_rewards])
-    tokens = np.concatenate([pairs.chosen_tokens, pairs.rejected_tokens])
-    return {
-        "reward_with_tokens": correlation(rewards, tokens),
-        "margin_with_difference": correlation(margins, difference),
-        "chosen_is_longer": _share(difference > 0, difference != 0),
-        "prefers_longer": _share(margins * difference > 0, (difference != 0) & (margins != 0)),
-        "accuracy_where_chosen_is_longer": _share(is_right, difference > 0),
-        "accuracy_where_chosen_is_shorter": _share(is_right, difference < 0),
-    }
-
-
-def correlation(left: np.ndarray, right: np.ndarray) -> float | None:
-    """Return Pearson's correlation; None if either side is constant."""
-    if len(left) < 2 or left.std() == 0 or right.std() == 0:
-        return None
-    return float(np.corrcoef(left, right)[0, 1])
-
-
-def _share(holds: np.ndarray, among: np.ndarray) -> float | None:
-    return float(holds[among].mean()) if among.any() else None
-
-
-def find_worst(pairs: ScoredPairs, count: int) -> np.ndarray:
-    """Return the most clearly wrong pairs, worst first: up to ``count`` indices."""
-    order = np.argsort(pairs.reward_margins, kind="stable")
-    return order[: min(count, int((pairs.reward_margins < 0).sum()))]
-
-
-def pairwise_report(
-    pairs: ScoredPairs, sources: Sequence[str], subsets: Sequence[str]
-) -> dict[str, Any]:
-    """Return the full report: overall, by source, by subset, calibration and length."""
-    bins = calibrate(pairs)
-    return {
-        "overall": pairwise_metrics(pairs),
-        "by_source": pairwise_metrics_by(pairs, sources),
-        "by_subset": pairwise_metrics_by(pairs, subsets) if any(subsets) else {},
-        "calibration": bins,
-        "calibration_error": calibration_error(bins),
-        "length": describe_length(pairs),
-    }
+    margins, sure = pairs.reward_margins, pairs.probabilities == 1
+    required = np.where(sure, pairs.margins, np.zeros_like(pairs.margins))
+    difference = margins - required
+    wins, losses = np.logaddexp(0.0, -difference), np.logaddexp(0.0, difference)
+    probabilities = pairs.probabilities.astype(wins.dtype)
+    mixed: np.ndarray = np.where(sure, wins, probabilities * wins + (1 - probabilities) * losses)
+    return mixed

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rm_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
@@ -33,6 +36,9 @@ SECTIONS: dict[str, dict[str, int]] = {
 
 TIES = "Ties"
 
+SUBSETS_2 = frozenset(("factuality", "precise if", "math", "safety", "focus", "ties"))
+"""RewardBench 2's subsets, in lower case (arXiv:2506.01937, table 1)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredPrompt:
@@ -43,6 +49,41 @@ class ScoredPrompt:
     num_correct: int
     id: str = ""
     """``ref:N`` or ``tied:N`` in the Ties subset."""
+
+
+SUBSETS = frozenset(subset for weights in SECTIONS.values() for subset in weights)
+"""RewardBench's subsets."""
+
+
+def find_obstacle(subsets: Collection[str]) -> str | None:
+    """Return why rows with these subsets are no benchmark's; None if they may be one's."""
+    neither = "of neither RewardBench nor RewardBench 2"
+    unknown = (name for name in subsets if name not in SUBSETS and name.lower() not in SUBSETS_2)
+    if (name := min(unknown, default=None)) is not None:
+        return f"'{name}' is {neither}" if name else f"rows without a subset are {neither}"
+    is_one = set(subsets) <= SUBSETS or not set(subsets) & SUBSETS
+    return None if is_one else "the subsets are of both RewardBench and RewardBench 2"
+
+
+def score_benchmark(prompts: Sequence[ScoredPrompt], subsets: Collection[str]) -> dict[str, float]:
+    """Return the scores of the benchmark that the ``subsets`` belong to; empty if unknown.
+
+    These are the subsets of all rows; ``prompts`` are those with correct and incorrect responses.
+    """
+    if find_obstacle(subsets) is not None:
+        return {}
+    if set(subsets) <= SUBSETS:
+        right: dict[str, list[bool]] = defaultdict(list)
+        for prompt in prompts:
+            rewards, count = prompt.rewards, prompt.num_correct
+            right[prompt.subset].append(max(rewards[:count]) > max(rewards[count:]))
+        return score_reward_bench({name: float(np.mean(each)) for name, each in right.items()})
+    if any(len(prompt.rewards) > 2 for prompt in prompts):
+        try:
+            return score_reward_bench_2(prompts)
+        except InputError as error:  # the rest of the report does not depend on it
+            logger.warning("RewardBench 2's own averages are left out: %s", error)
+    return {}
 
 
 def score_reward_bench(accuracies: Mapping[str, float]) -> dict[str, float]:

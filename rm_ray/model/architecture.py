@@ -71,7 +71,7 @@ def _read_config(config: ModelConfig, vocab_size: int) -> PretrainedConfig:
             fields = json.loads(model.path.read_text())
             return AutoConfig.for_model(**fields)
         return AutoConfig.from_pretrained(
-            model.place, revision=config.revision, trust_remote_code=False
+            model.place, revision=model.revision, trust_remote_code=False
         )
 
 
@@ -81,6 +81,37 @@ def _disable_dropout(architecture: PretrainedConfig) -> None:
         is_rate = "dropout" in name or name.endswith(("_pdrop", "_drop"))
         if is_rate and isinstance(value, float):
             setattr(architecture, name, 0.0)
+
+
+def find_decoder(classifier: PreTrainedModel) -> nn.Module | None:
+    """Return the module of a classifier that lists its layers; None if there is none.
+
+    It is the backbone, or a decoder inside it: beside that of images, for example.
+    """
+    backbone = classifier.base_model
+    for decoder in (backbone, backbone.get_decoder()):
+        if any(isinstance(module, nn.ModuleList) for module in decoder.children()):
+            found: nn.Module = decoder
+            return found
+    return None
+
+
+QUANTIZED_BLOCK = 64
+"""Weights that share a scale when they are quantized (arXiv:2305.14314, p. 5)."""
+
+
+def is_quantizable(module: nn.Module) -> bool:
+    """Return whether a linear layer's weight can be held in 4 bits: its rows are whole blocks.
+
+    bitsandbytes 0.50.2 returns wrong values of some other widths on CPUs, and is slow with them on
+    GPUs.
+    """
+    return isinstance(module, nn.Linear) and module.in_features % QUANTIZED_BLOCK == 0
+
+
+def num_weights(parameter: nn.Parameter) -> int:
+    """Return the number of weights in a parameter; one quantized to 4 bits has two in a byte."""
+    return parameter.numel() * (1 if parameter.is_floating_point() else 2)
 
 
 def count_parameters(model: nn.Module) -> int:

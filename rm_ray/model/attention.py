@@ -19,10 +19,11 @@ from rm_ray.batches.attention_index import (
     BranchGroup,
     GroupedQueries,
     Kernel,
-    Queries,
     VarlenQueries,
 )
-from rm_ray.batches.packing import PackedPairs
+from rm_ray.batches.packing import PackedGroups
+from rm_ray.batches.shared_prefix_index import Queries, SharedQueries
+from rm_ray.model.kernels.shared_prefix import attend_over_shared_prefixes
 
 PACKED_ATTENTION = "packed_pairs"
 """Name of ``packed_attention`` in transformers' attention registry."""
@@ -49,6 +50,8 @@ def why_not_packed(architecture: PretrainedConfig) -> str | None:
 
 def choose_kernel(device: torch.device, dtype: torch.dtype, *, head_size: int) -> Kernel:
     """Return the fastest kernel for a device: flash attention on Ampere GPUs and later."""
+    if device.type == "cpu":
+        return "shared"
     if device.type != "cuda" or not suits_flash(dtype, head_size=head_size):
         return "grouped"
     return "varlen" if torch.cuda.get_device_capability(device) >= (8, 0) else "grouped"
@@ -75,7 +78,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    packed: PackedPairs,
+    packed: PackedGroups,
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -105,6 +108,8 @@ def attend(
     """
     if isinstance(queries, VarlenQueries):
         return _varlen(query, key, value, queries, scaling, window)
+    if isinstance(queries, SharedQueries):
+        return _shared(query, key, value, queries, scaling, window)
     return _grouped(query, key, value, queries, scaling, window)
 
 
@@ -176,6 +181,30 @@ def _grouped(
         )
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, packed.outputs)
+
+
+def _shared(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packed: SharedQueries,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    """Attend over each prefix once for all its tails; ``[N, H, D]`` in and out."""
+    if window is not None and window < int(packed.branches.num_keys.max()):
+        return _grouped(query, key, value, packed.apart, scaling, window)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast would
+    tails = packed.tails
+    output = torch.cat(
+        [
+            _grouped(query, key, value, packed.rest, scaling, None),
+            attend_over_shared_prefixes(
+                query.index_select(0, tails.positions), key, value, tails, scaling=scaling
+            ),
+        ]
+    )
+    return output.index_select(0, packed.outputs)
 
 
 def _repeats_keys(query: Tensor) -> bool:

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PretrainedConfig
 
 from rm_ray.config.sections.model import ModelConfig
 from rm_ray.errors import InputError, first_line
+from rm_ray.model.kept_head import LANGUAGE_HEADS, KeptHead, choose_head, find_head_weights
+from rm_ray.model.lean.outline import HEAD, compare
 from rm_ray.model.weight_files import (
     choose_weight_files,
     list_some,
-    read_headers,
     refuse_pointer,
 )
 from rm_ray.pretrained import base_model
-
-HEAD = "score."
-"""Prefix of the head's weights; training always initializes a new head."""
-
-LANGUAGE_HEADS = ("lm_head.", "embed_out.")
-"""Prefixes of heads that predict tokens; a reward model does not use them."""
 
 WRAPPERS = {
     "_orig_mod.": "torch.compile. Save the wrapped model, model._orig_mod",
@@ -50,14 +39,16 @@ class BaseModel:
     """The weights in a base model's files."""
 
     num_weights: int
-    has_head: bool
-    """Whether they include a score head."""
+    head: KeptHead | None = None
+    """The head that training starts from; None if it draws a new one."""
+    replaced: tuple[str, ...] = ()
+    """Names of head weights that the new head replaces."""
     unused: tuple[str, ...] = ()
-    """Names of weights that the reward model does not have, excluding language heads."""
+    """Names of other weights that the reward model does not have, excluding language heads."""
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Return the weights in a model's folder as tensors without values, by name.
+def find_folder_files(folder: Path) -> list[Path]:
+    """Return the weight files in a model's folder that training reads.
 
     Raises:
         InputError: the folder has no weights, or a file is missing or incomplete.
@@ -65,7 +56,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".model", ".jinja", ".txt") and file.is_file():
             refuse_pointer(file)
-    return read_headers(choose_weight_files(folder))
+    return choose_weight_files(folder)
 
 
 def check_base(
@@ -76,7 +67,8 @@ def check_base(
     transformers renames, converts and ties them exactly as when it loads the model.
 
     Raises:
-        InputError: a weight is missing, has the wrong shape, or is quantized.
+        InputError: a weight is missing, has the wrong shape, or is quantized; or ``model.head``
+            cannot be followed.
     """
     model = base_model(config).text
     quantized = [
@@ -106,10 +98,24 @@ def check_base(
             f"{list(found)} and should be {list(expected)}{more}. Use the config.json and weights "
             "of the same model"
         )
+    size = comparison.hidden_size
+    heads = find_head_weights(weights, comparison.unused, hidden_size=size)
+    head = choose_head(
+        config.head,
+        heads,
+        hidden_size=size,
+        architectures=architecture.architectures or (),
+        model=model,
+    )
     return BaseModel(
         num_weights=len(weights),
-        has_head=comparison.has_head,
-        unused=tuple(n for n in comparison.unused if not n.startswith((*LANGUAGE_HEADS, HEAD))),
+        head=head,
+        replaced=() if head else tuple(sorted(heads)),
+        unused=tuple(
+            name
+            for name in comparison.unused
+            if name not in heads and not name.startswith(LANGUAGE_HEADS)
+        ),
     )
 
 
@@ -122,23 +128,11 @@ class _Comparison:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     """Shape in the files and shape in the model."""
     unused: list[str]
-    has_head: bool
+    hidden_size: int
 
 
 def _compare(architecture: PretrainedConfig, weights: Mapping[str, Tensor]) -> _Comparison:
-    model_class: type[PreTrainedModel] = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[
-        type(architecture)
-    ]
-    with _quiet():
-        model, loading = model_class.from_pretrained(
-            None,
-            config=architecture,
-            state_dict=dict(weights),
-            device_map={"": "meta"},
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+    model, loading = compare(architecture, weights)
     mismatched = {
         name: (tuple(found), tuple(expected))
         for name, found, expected in loading["mismatched_keys"]
@@ -149,7 +143,7 @@ def _compare(architecture: PretrainedConfig, weights: Mapping[str, Tensor]) -> _
         missing=sorted(n for n in missing if not n.startswith(HEAD)),
         mismatched={n: both for n, both in mismatched.items() if not n.startswith(HEAD)},
         unused=sorted(loading["unexpected_keys"]),
-        has_head=not any(name.startswith(HEAD) for name in missing),
+        hidden_size=architecture.get_text_config().hidden_size,
     )
 
 
@@ -178,18 +172,3 @@ def _find_prefix(missing: Collection[str], unused: Collection[str]) -> str | Non
     first, names = min(missing), set(unused)
     prefixes = [name.removesuffix(first) for name in unused if name.endswith(first)]
     return next((p for p in prefixes if all(p + name in names for name in missing)), None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' report of the comparison."""
-    verbosity = transformers_logging.get_verbosity()
-    shows_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if shows_bar:
-            transformers_logging.enable_progress_bar()

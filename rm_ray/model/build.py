@@ -1,12 +1,14 @@
-"""A base model -> the reward model to train: weights loaded or initialized, and a new head."""
+"""A base model -> the reward model to train: weights loaded or initialized, head kept or new."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForSequenceClassification,
@@ -20,10 +22,26 @@ from rm_ray.config.sections.model import ModelConfig, ResolvedModel
 from rm_ray.errors import InputError, first_line
 from rm_ray.model.architecture import load_config
 from rm_ray.model.attention import PACKED_ATTENTION
-from rm_ray.model.heads import new_head
+from rm_ray.model.heads import head_of, new_head
+from rm_ray.model.kept_head import choose_head, find_head_weights, refuse_bias, require_head_files
+from rm_ray.model.lean.outline import Sources, compare, outline_alike, outline_from_files
+from rm_ray.model.lean.stored_weight import find_stored_weights
 from rm_ray.model.reward_model import RewardModel
-from rm_ray.model.weight_files import list_some
-from rm_ray.pretrained import PretrainedName, base_model
+from rm_ray.model.tuning.adapter_base import (
+    HEAD_WEIGHT,
+    AdapterWeights,
+    find_adapter,
+    merge_into,
+)
+from rm_ray.model.weight_files import (
+    fetch_weight_files,
+    find_head_file,
+    find_loaded_files,
+    list_some,
+    read_headers,
+    read_weight,
+)
+from rm_ray.pretrained import WITHOUT_ADAPTER, PretrainedName, base_model
 
 
 def build_reward_model(
@@ -33,49 +51,162 @@ def build_reward_model(
     seed: int,
     layout: Layout = "packed",
     dtype: torch.dtype = torch.float32,
+    lean: bool = False,
+    shared: bool = True,
 ) -> RewardModel:
     """Build the model on the CPU, identical on every rank, for batches of one layout.
 
-    Call it before ZeRO shards anything: it initializes the head and resized embeddings.
-    Weights from files are loaded in ``dtype``. New ones, including the head, are drawn in
-    float32, so the values are the same in every precision.
+    Weights from files are loaded in ``dtype``, except that a kept head is float32. New ones,
+    including a new head, are drawn in float32, so the values are the same in every precision.
+
+    A ``lean`` model has no values yet. Its parameters are on ``meta``, and ``sources`` says which
+    part of which file they come from; the engine places them (``train/placement.py``), with the
+    same values. What cannot be read in parts, or is drawn, rank 0 alone has if the model is
+    ``shared``, and otherwise every rank.
 
     Raises:
-        InputError: the model cannot be loaded, or is not a decoder with a ``score`` head.
+        InputError: the model cannot be loaded, or is not a decoder with a ``score`` head; or
+            ``model.head`` cannot be followed.
     """
+    require_head_files(config)
     architecture, name = load_config(config, tokenizer), base_model(config)
+    adapter = find_adapter(config)
+    classes = architecture.architectures or ()
+    loaded = dtype if adapter is None else torch.float32  # merged in float32, and rounded once
     attention = PACKED_ATTENTION if layout == "packed" else config.attention
-    torch.manual_seed(seed)
-    try:
-        if name.has_weights:
-            classifier, found = AutoModelForSequenceClassification.from_pretrained(
-                name.place,
-                config=architecture,
-                revision=config.revision,
-                dtype=_loading_dtype(architecture, tokenizer, dtype),
-                attn_implementation=attention,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # a head of another size, which is replaced
-                output_loading_info=True,
-            )
-            _require_weights(name, found)
-        else:
-            classifier = _from_config(architecture, attention)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{name.text}: {first_line(error)}") from None
-    if not isinstance(classifier._modules.get("score"), nn.Linear):
-        raise InputError(
-            f"{name.text} is a {architecture.model_type} model without a 'score' head on the last "
-            "token. Choose a decoder such as Llama, Qwen or GPT-NeoX"
-        )
+    loading = torch.float32
+    if name.has_weights:
+        loading = _loading_dtype(architecture, tokenizer, loaded)
+    is_lean = lean and adapter is None
+    loads = not shared or not dist.is_initialized() or dist.get_rank() == 0
+    base = _load(config, architecture, loading, attention, seed=seed, lean=is_lean, loads=loads)
+    classifier = base.classifier
+    _require_head(name, classifier)
+    if adapter is not None:
+        merge_into(classifier, adapter, dtype=dtype)
+    elif is_lean:
+        _place_embeddings(classifier, base.sources, tokenizer, loads)
     _fit_to_tokenizer(classifier, tokenizer)
-    classifier.score = new_head(classifier.score.in_features, seed)
+    size = classifier.score.in_features
+    kept = _read_head(config, base.unused, adapter, hidden_size=size, architectures=classes)
+    classifier.score = new_head(size, seed) if kept is None else head_of(kept.values)
     if config.gradient_checkpointing:
-        # Without dropout, recomputation draws no random numbers.
+        # Without dropout, recomputation draws no random numbers. Without a GPU, as where preflight
+        # measures a run for another cluster, the layers' inputs are in host memory already.
         classifier.activation_checkpointing_enable(
-            {"use_reentrant": False, "preserve_rng_state": False}
+            {"use_reentrant": False, "preserve_rng_state": False},
+            offload=config.activation_offloading and torch.cuda.is_available(),
         )
-    return RewardModel(classifier, layout)
+    return RewardModel(
+        classifier,
+        layout,
+        kept_head=kept.name if kept else None,
+        sources=base.sources if is_lean else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Base:
+    """A base model before it gets its head."""
+
+    classifier: PreTrainedModel
+    unused: Collection[str] = ()
+    """Names of weights in the files that the classifier does not have."""
+    sources: Sources = field(default_factory=dict)
+
+
+def _load(
+    config: ResolvedModel,
+    architecture: PretrainedConfig,
+    dtype: torch.dtype,
+    attention: str,
+    *,
+    seed: int,
+    lean: bool,
+    loads: bool,
+) -> _Base:
+    """Return the model; if ``lean``, without values that others have, unless this rank ``loads``.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    try:
+        torch.manual_seed(seed)
+        base = _outline(config, architecture, dtype, attention, loads=loads) if lean else None
+        if base is None:
+            torch.manual_seed(seed)
+            base = _load_whole(config, architecture, dtype, attention)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{base_model(config).text}: {first_line(error)}") from None
+    return base
+
+
+def _load_whole(
+    config: ResolvedModel, architecture: PretrainedConfig, dtype: torch.dtype, attention: str
+) -> _Base:
+    """Return the model with all values on the CPU."""
+    name = base_model(config)
+    if not name.has_weights:
+        return _Base(classifier=_from_config(architecture, attention))
+    classifier, found = AutoModelForSequenceClassification.from_pretrained(
+        name.place,
+        config=architecture,
+        revision=config.revision,
+        dtype=dtype,
+        attn_implementation=attention,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # a head of several labels, which is never kept
+        output_loading_info=True,
+        **WITHOUT_ADAPTER,
+    )
+    _require_weights(name, found)
+    return _Base(classifier=classifier, unused=found["unexpected_keys"])
+
+
+def _outline(
+    config: ResolvedModel,
+    architecture: PretrainedConfig,
+    dtype: torch.dtype,
+    attention: str,
+    *,
+    loads: bool,
+) -> _Base | None:
+    """Return the model without values; None if this rank must load all of them."""
+    if type(architecture) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return None  # loading says why not
+    name, unused = base_model(config), ()
+    if name.has_weights:
+        try:
+            files = fetch_weight_files(name)
+        except InputError:
+            return None
+        if stored := find_stored_weights(files):
+            outlined = outline_from_files(architecture, stored, dtype=dtype, attention=attention)
+            if outlined is not None:
+                classifier, sources, found = outlined
+                classifier.config.name_or_path = name.place
+                _require_weights(name, found)
+                unused = found["unexpected_keys"]
+                return _Base(classifier=classifier, unused=unused, sources=sources)
+        if not loads:
+            _, found = compare(architecture, read_headers(files))
+            _require_weights(name, found)
+            unused = found["unexpected_keys"]
+    alike = None if loads else outline_alike(architecture, dtype=dtype, attention=attention)
+    return None if alike is None else _Base(classifier=alike, unused=unused)
+
+
+def _place_embeddings(
+    classifier: PreTrainedModel, sources: Sources, tokenizer: PreTrainedTokenizerBase, loads: bool
+) -> None:
+    """Read embeddings that an added pad token enlarges, on ranks that draw the new ones."""
+    embeddings = classifier.get_input_embeddings()
+    if embeddings.num_embeddings >= len(tokenizer):
+        return
+    source = sources.pop(embeddings.weight, None)
+    if source is not None and loads:
+        values = source.read().view(source.shape).to(embeddings.weight.dtype)
+        embeddings.weight = nn.Parameter(values)
 
 
 def build_without_weights(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
@@ -94,8 +225,9 @@ def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) 
 
     Raises:
         InputError: the model cannot be found or built, has no weights, or transformers has no
-            sequence classifier for it.
+            sequence classifier for it; or it has random weights, and ``model.head`` is 'keep'.
     """
+    require_head_files(config)
     architecture, model = load_config(config, tokenizer), base_model(config)
     if type(architecture) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise InputError(
@@ -123,6 +255,62 @@ def _from_config(architecture: PretrainedConfig, attention: str) -> PreTrainedMo
         architecture, dtype=torch.float32, attn_implementation=attention
     )
     return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HeadWeight:
+    name: str
+    """Its name in the files."""
+    values: Tensor
+    """``[1, hidden]``, in the files' dtype."""
+
+
+def _read_head(
+    config: ModelConfig,
+    unused: Collection[str],
+    adapter: AdapterWeights | None,
+    *,
+    hidden_size: int,
+    architectures: Sequence[str],
+) -> _HeadWeight | None:
+    """Return the head to keep from the base model's files, or None to draw a new one.
+
+    It is read from the files, not from the loaded classifier: that has rounded it, and has no
+    place for one of another name.
+
+    Raises:
+        InputError: ``model.head`` cannot be followed.
+    """
+    name = base_model(config)
+    if config.head == "new" or not name.has_weights:
+        return None
+    if adapter is not None and adapter.head is not None:
+        return _HeadWeight(name=HEAD_WEIGHT, values=adapter.head)
+    files, head_file = find_loaded_files(name), find_head_file(name)
+    weights = read_headers(files)
+    if head_file is not None:  # transformers does not read it
+        apart = read_headers([head_file])
+        files, weights, unused = [*files, head_file], weights | apart, {*unused, *apart}
+    kept = choose_head(
+        config.head,
+        find_head_weights(weights, unused, hidden_size=hidden_size),
+        hidden_size=hidden_size,
+        architectures=architectures,
+        model=name.text,
+    )
+    if kept is None:
+        return None
+    if kept.bias is not None:
+        refuse_bias(kept.bias, read_weight(files, kept.bias), model=name.text)
+    return _HeadWeight(name=kept.weight, values=read_weight(files, kept.weight))
+
+
+def _require_head(name: PretrainedName, classifier: PreTrainedModel) -> None:
+    if not isinstance(classifier._modules.get("score"), nn.Linear):
+        raise InputError(
+            f"{name.text} is a {classifier.config.model_type} model without a 'score' head on the "
+            "last token. Choose a decoder such as Llama, Qwen or GPT-NeoX"
+        )
 
 
 def _require_weights(name: PretrainedName, found: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,16 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from rm_ray.errors import InputError
+from rm_ray.model.lean.outline import names_in_files
+from rm_ray.model.lean.sharded_writer import MAX_SHARD_SIZE, ShardedWriter
 from rm_ray.model.reward_model import RewardModel
+from rm_ray.model.tuning.lora import find_adapters, without_adapters
+from rm_ray.model.tuning.merge import merge_adapters
 
 CONFIG = "config.json"
 
@@ -29,26 +34,37 @@ PREFIX = "classifier."
 """Prefix of the classifier's parameters in a reward model."""
 
 
+Part = tuple[str, int, Tensor]
+"""A weight's name in the classifier, a first element, and the flat values from there on."""
+
+
 def export_model(
     model: RewardModel,
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
     dtype: torch.dtype,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
     """Write weights, config and tokenizer for ``AutoModelForSequenceClassification``.
 
-    ``weights`` are the reward model's full weights on the CPU.
+    ``weights`` are the reward model's full weights by name, of which one at a time is needed, or
+    one layer's together where an adapter is merged into it. A file has at most ``max_shard_size``
+    bytes, unless a single weight has more.
     """
-    state = {
-        name.removeprefix(PREFIX): tensor.to(dtype).contiguous() for name, tensor in weights.items()
-    }
+    export_skeleton(model, tokenizer, folder, dtype=dtype)
     classifier = model.classifier
-    classifier.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
-    _add_legacy_fields(folder / CONFIG, dtype)
-    _fix_tokenizer_config(folder / "tokenizer_config.json", tokenizer.chat_template)
+    parts: Iterable[tuple[str, Tensor]] = (
+        (name.removeprefix(PREFIX), tensor)
+        for name, tensor in (weights.items() if isinstance(weights, Mapping) else weights)
+        if name.startswith(PREFIX)
+    )
+    if adapters := find_adapters(classifier):
+        parts = merge_adapters(parts, adapters, dtype=dtype)
+        classifier = without_adapters(classifier)
+    whole = ((name, 0, tensor) for name, tensor in parts)
+    _write_weights(classifier, whole, folder, dtype=dtype, max_shard_size=max_shard_size)
 
 
 def export_skeleton(
@@ -64,16 +80,71 @@ def export_skeleton(
 
 
 def export_weights(
-    read: Callable[[Mapping[str, torch.Size]], Mapping[str, Tensor]], skeleton: Path, folder: Path
+    read: Callable[[Mapping[str, torch.Size]], Iterable[Part]],
+    skeleton: Path,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
-    """Write a full export from a skeleton and the weights that ``read`` returns for its shapes."""
+    """Write a full export from a skeleton and the parts that ``read`` returns for its shapes."""
     with torch.device("meta"):
         classifier = AutoModelForSequenceClassification.from_config(
             AutoConfig.from_pretrained(skeleton)
         )
-    weights = read({name: p.shape for name, p in classifier.named_parameters()})
-    classifier.save_pretrained(folder, state_dict=dict(weights))
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = read(shapes_of(classifier))
+    _write_weights(classifier, parts, folder, dtype=dtype, max_shard_size=max_shard_size)
     shutil.copytree(skeleton, folder, dirs_exist_ok=True)
+
+
+def shapes_of(classifier: PreTrainedModel) -> dict[str, torch.Size]:
+    """Return the shapes of a classifier's stored tensors by name, also if ZeRO-3 shards them."""
+    shapes = {
+        name: getattr(parameter, "ds_shape", parameter.shape)
+        for name, parameter in classifier.named_parameters()
+    }
+    return shapes | {name: buffer.shape for name, buffer in _stored_buffers(classifier).items()}
+
+
+def _stored_buffers(classifier: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the buffers that a model's files have, such as a router's bias."""
+    stored = classifier.state_dict().keys()
+    return {name: buffer for name, buffer in classifier.named_buffers() if name in stored}
+
+
+def _write_weights(
+    classifier: PreTrainedModel,
+    parts: Iterable[Part],
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    max_shard_size: int,
+) -> None:
+    """Write weights part by part; those of a model that transformers converts, all at once.
+
+    Buffers keep their own dtype.
+    """
+    shapes = shapes_of(classifier)
+    stored = names_in_files(classifier, shapes)
+    if stored is not None:
+        renamed = {name: shapes[own] for own, name in stored.items()}
+        with ShardedWriter(folder, renamed, dtype=dtype, max_shard_size=max_shard_size) as writer:
+            for name, first, values in parts:
+                writer.write(stored[name], values, first=first)
+        return
+    state: dict[str, Tensor] = {}
+    buffers = _stored_buffers(classifier)
+    for name, first, values in parts:
+        if name not in state:
+            own = values.dtype if name in buffers else dtype
+            state[name] = torch.empty(shapes.get(name, values.shape), dtype=own)
+        state[name].view(-1)[first : first + values.numel()].copy_(values.reshape(-1))
+    assert not (missing := shapes.keys() - state.keys()), missing
+    with tempfile.TemporaryDirectory(dir=folder) as apart:  # its config.json is not wanted
+        classifier.save_pretrained(apart, state_dict=state, max_shard_size=max_shard_size)
+        for file in Path(apart).glob("model*"):
+            file.rename(folder / file.name)
 
 
 _TEXTS = (

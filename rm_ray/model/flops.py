@@ -1,21 +1,27 @@
-"""The FLOPs that pairs need from a model, independent of how a run computes them.
+"""The FLOPs that groups need from a model, independent of how a run computes them.
 
-Only matrix products count, at two FLOPs per multiply-add: each distinct token of a pair passes
+Only matrix products count, at two FLOPs per multiply-add: each distinct token of a group passes
 once through every layer's matrices and meets each key that it attends to once. In a last layer
 that can be trimmed, only the work behind a reward counts. Embeddings, norms and activations are
 excluded, and so is overhead: padding, repeated prefixes, masked products, recomputed activations.
+
+A backward pass goes down to the first layer with anything that is trained, and adds the gradients
+of what is trained; adapters count as the matrices that they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.data.cache.group_tokens import GroupLengths
+from rm_ray.model.architecture import find_decoder, num_weights
 from rm_ray.model.attention import head_size
 from rm_ray.model.last_layer import is_trimmable
 
@@ -37,6 +43,10 @@ class LayerFlops:
     window: int | None = None
     """The most keys that a query sees, including its own; None for all."""
 
+    backward: float = BACKWARD
+    """FLOPs of the backward pass per FLOP of the forward pass in the matrices: 2 if they are
+    trained, 1 if they are frozen, 0 if nothing is trained here or below."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrimmedFlops:
@@ -50,10 +60,13 @@ class TrimmedFlops:
 
     product: int
 
+    backward: float = BACKWARD
+    """As in other layers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlops:
-    """The FLOPs of a reward model for pairs of given lengths."""
+    """The FLOPs of a reward model for groups of given lengths."""
 
     layers: tuple[LayerFlops, ...]
     """The layers that every token passes through."""
@@ -66,10 +79,15 @@ class ModelFlops:
 
     @classmethod
     def of(cls, classifier: PreTrainedModel) -> ModelFlops:
-        """Read a classifier's sizes; its weights may be on ``meta``, but must not be sharded."""
+        """Read a classifier's sizes; its weights may be on ``meta``, but must not be sharded.
+
+        What requires gradients is trained.
+        """
         config = classifier.config.get_text_config()
         settings = config.to_dict()
-        modules = next(m for m in classifier.base_model.children() if isinstance(m, nn.ModuleList))
+        decoder = find_decoder(classifier)
+        assert decoder is not None, "a decoder without a list of layers"
+        modules = next(m for m in decoder.children() if isinstance(m, nn.ModuleList))
         kinds = settings.get("layer_types") or []
         product = _product(config.num_attention_heads, head_size(config), settings)
         layers = [
@@ -77,55 +95,113 @@ class ModelFlops:
                 token=_matrices(layer, settings),
                 product=product if _attends(kinds[i : i + 1]) else 0,
                 window=_window(kinds[i : i + 1], settings),
+                backward=backward,
             )
-            for i, layer in enumerate(modules)
+            for i, (layer, backward) in enumerate(
+                zip(modules, _backward(classifier, modules, settings), strict=True)
+            )
         ]
         last = None
         if is_trimmable(classifier.base_model):
             whole = layers.pop()
             attention: Any = modules[-1].self_attn
-            token = 2 * (attention.k_proj.weight.numel() + attention.v_proj.weight.numel())
-            last = TrimmedFlops(token=token, reward=whole.token - token, product=product)
+            token = 2 * sum(num_weights(m.weight) for m in (attention.k_proj, attention.v_proj))
+            last = TrimmedFlops(
+                token=token, reward=whole.token - token, product=product, backward=whole.backward
+            )
         return cls(layers=tuple(layers), last=last, head=2 * config.hidden_size)
 
-    def matrices(self, lengths: PairLengths) -> np.ndarray:
-        """Return the forward FLOPs of N pairs in the model's matrices: ``[N]`` float64."""
+    @cached_property
+    def reached(self) -> ModelFlops:
+        """The part of the model that gradients pass through: 0 FLOPs in the layers below."""
+        return self._scaled(lambda backward: float(backward > 0), 1)
+
+    @cached_property
+    def gradients(self) -> ModelFlops:
+        """The backward pass, as if it were a forward pass."""
+        return self._scaled(lambda backward: backward, BACKWARD)
+
+    def _scaled(self, matrices: Callable[[float], float], products: int) -> ModelFlops:
+        """Scale every layer's matrices by a function of its ``backward``, and the rest.
+
+        Attention has no weights: its backward pass takes ``BACKWARD`` times the FLOPs in any layer
+        that gradients pass through. The lowest of these counts as the others do, although its first
+        matrices pass no gradient on. A head on hidden states without gradients passes none on.
+        """
+        last = self.last
+        is_reached = any(layer.backward for layer in self.layers)
+        is_reached = is_reached or (last is not None and last.backward > 0)
+        layers = [
+            replace(
+                layer,
+                token=round(layer.token * matrices(layer.backward)),
+                product=layer.product * products * (layer.backward > 0),
+            )
+            for layer in self.layers
+        ]
+        if last is not None:
+            last = replace(
+                last,
+                token=round(last.token * matrices(last.backward)),
+                reward=round(last.reward * matrices(last.backward)),
+                product=last.product * products * (last.backward > 0),
+            )
+        return ModelFlops(
+            layers=tuple(layers), last=last, head=self.head * (products if is_reached else 1)
+        )
+
+    def matrices(self, lengths: GroupLengths) -> np.ndarray:
+        """Return the forward FLOPs of N groups in the model's matrices: ``[N]`` float64."""
         distinct = lengths.distinct.astype(np.float64)
-        flops: np.ndarray = distinct * sum(layer.token for layer in self.layers) + 2 * self.head
+        responses = lengths.num_responses
+        flops: np.ndarray = distinct * sum(layer.token for layer in self.layers)
+        flops = flops + responses * self.head
         if self.last is not None:
-            flops += distinct * self.last.token + 2 * self.last.reward
+            flops += distinct * self.last.token + responses * self.last.reward
         return flops
 
-    def attention(self, lengths: PairLengths) -> np.ndarray:
-        """Return the forward FLOPs of N pairs in attention: ``[N]`` float64."""
+    def attention(self, lengths: GroupLengths) -> np.ndarray:
+        """Return the forward FLOPs of N groups in attention: ``[N]`` float64."""
         flops = np.zeros(len(lengths))
         for window in {layer.window for layer in self.layers}:
             products = sum(layer.product for layer in self.layers if layer.window == window)
             flops += lengths.attended_within(window).astype(np.float64) * products
         if self.last is not None:
-            keys = lengths.chosen.astype(np.float64) + lengths.rejected
-            flops += keys * self.last.product
+            flops += lengths.all.astype(np.float64) * self.last.product
         return flops
 
-    def forward(self, lengths: PairLengths) -> np.ndarray:
-        """Return the FLOPs of a forward pass over each of N pairs: ``[N]`` float64."""
+    def forward(self, lengths: GroupLengths) -> np.ndarray:
+        """Return the FLOPs of a forward pass over each of N groups: ``[N]`` float64."""
         flops: np.ndarray = self.matrices(lengths) + self.attention(lengths)
         return flops
 
-    def training(self, lengths: PairLengths) -> np.ndarray:
-        """Return the FLOPs of a forward and backward pass over each of N pairs: ``[N]`` float64."""
-        flops: np.ndarray = (1 + BACKWARD) * self.forward(lengths)
+    def training(self, lengths: GroupLengths) -> np.ndarray:
+        """Return the FLOPs of a forward and backward pass over N groups: ``[N]`` float64."""
+        flops: np.ndarray = self.forward(lengths) + self.gradients.forward(lengths)
         return flops
 
 
-def _matrices(layer: nn.Module, settings: dict[str, Any]) -> int:
+def _backward(
+    classifier: PreTrainedModel, layers: nn.ModuleList, settings: dict[str, Any]
+) -> Iterator[float]:
+    """Yield the FLOPs of each layer's backward pass per FLOP of its forward pass."""
+    is_reached = any(p.requires_grad for p in classifier.get_input_embeddings().parameters())
+    for layer in layers:
+        is_reached = is_reached or any(p.requires_grad for p in layer.parameters())
+        trained, every = (_matrices(layer, settings, only_trained=only) for only in (True, False))
+        yield 1 + trained / every if is_reached and every else float(is_reached)
+
+
+def _matrices(layer: nn.Module, settings: dict[str, Any], *, only_trained: bool = False) -> int:
     """Return the FLOPs of a token in a layer's matrices, counting only the experts it uses."""
     flops = 0
     for name, parameter in layer.named_parameters():
         path = name.split(".")
         if parameter.dim() < 2 or path[-1].endswith("bias"):
             continue
-        numbers = parameter.numel()
+        if only_trained and not parameter.requires_grad:
+            continue
+        numbers = num_weights(parameter)
         if "experts" in path:
             num_experts = _num_experts(layer, path, parameter)
             numbers = numbers * int(settings["num_experts_per_tok"]) // num_experts

@@ -24,3 +24,10 @@ def new_head(hidden_size: int, seed: int) -> Float32Linear:
     generator = torch.Generator().manual_seed(seed)
     nn.init.normal_(head.weight, std=1 / math.sqrt(hidden_size + 1), generator=generator)
     return head
+
+
+def head_of(weight: Tensor) -> Float32Linear:
+    """Return a head with the given weight, ``[1, hidden]``, in float32."""
+    head = Float32Linear(weight.shape[1], 1, bias=False)
+    head.weight.data.copy_(weight)
+    return head

@@ -1,7 +1,7 @@
 """The last decoder layer, computed only at the tokens that rewards are read from.
 
-A pair's rewards use only the layer's output at the last token of each branch. Every token needs a
-key and a value, but only those two need a query, the output projection and the feed-forward.
+Rewards use only the layer's output at the last token of each response. Every token needs a key and
+a value, but only those last tokens need a query, the output projection and the feed-forward.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rm_ray.batches.packing import PackedPairs
+from rm_ray.batches.packing import PackedGroups
 from rm_ray.model.attention import attend
 
 LIKE_LLAMA = frozenset(
@@ -35,7 +35,7 @@ def is_trimmable(backbone: nn.Module) -> bool:
 
 
 def trim_last_layer(backbone: nn.Module) -> bool:
-    """Make a decoder's last layer return only the last tokens of packed pairs.
+    """Make a decoder's last layer return only the last tokens of packed responses.
 
     Returns whether the layer was changed.
     """
@@ -52,10 +52,10 @@ def _forward(
     full_forward: Callable[..., Tensor],
     hidden: Tensor,
     *arguments: Any,
-    packed: PackedPairs | None = None,
+    packed: PackedGroups | None = None,
     **options: Any,
 ) -> Tensor:
-    """Map ``[1, T, hidden]`` to ``[1, 2P, hidden]``; padded batches run the full layer."""
+    """Map ``[1, T, hidden]`` to ``[1, R, hidden]``; padded batches run the full layer."""
     if packed is None:
         return full_forward(hidden, *arguments, **options)
     attention, last = layer.self_attn, packed.last_positions

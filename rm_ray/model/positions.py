@@ -28,15 +28,23 @@ def count_positions(architecture: PretrainedConfig) -> int | None:
     return max([limit, *reach])
 
 
-def check_positions(architecture: PretrainedConfig, max_length: int, *, model: str) -> None:
+def check_positions(
+    architecture: PretrainedConfig,
+    max_length: int,
+    *,
+    model: str,
+    options: tuple[str, str] = ("data.max_length", "model.name_or_path"),
+) -> None:
     """Check that a conversation of ``max_length`` tokens fits the model.
+
+    ``options`` are what the length and the model are set with.
 
     Raises:
         InputError: ``max_length`` exceeds the model's positions.
     """
-    limit = count_positions(architecture)
+    limit, (length, name) = count_positions(architecture), options
     if limit is not None and max_length > limit:
         raise InputError(
-            f"data.max_length is {max_length}, but model.name_or_path '{model}' has {limit} "
-            "positions. Lower data.max_length, or choose a model with a longer context"
+            f"{length} is {max_length}, but {name} '{model}' has {limit} positions. Lower "
+            f"{length}, or choose a model with a longer context"
         )

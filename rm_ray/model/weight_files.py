@@ -12,14 +12,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers.utils.hub import cached_file
 
 from rm_ray.errors import InputError
+from rm_ray.pretrained import PretrainedName
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Files that list which weight file holds each weight."""
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Names of a single file that holds all weights."""
+
+HEAD_FILES = ("value_head.safetensors", "value_head.bin")
+"""Files in which LLaMA-Factory stores the head of a reward model, beside its backbone."""
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""Files in which peft stores an adapter."""
 
 POINTER = b"version https://git-lfs.github.com/spec"
 """First bytes of a Git LFS pointer (git-lfs, docs/spec.md)."""
@@ -76,11 +84,83 @@ def choose_weight_files(folder: Path) -> list[Path]:
     names = {path.name for path in folder.iterdir()}
     index = choose_index(names)
     found = None if index is None else read_index((folder / index).read_text(errors="replace"))
+    if found is not None:  # shards may be in folders of their own
+        names |= {name for name in set(found["weight_map"].values()) if (folder / name).is_file()}
     if missing := find_missing_weights(names, found):
         raise InputError(f"{list_some(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     if found is not None:
         return [folder / name for name in sorted(set(found["weight_map"].values()))]
     return [folder / next(name for name in WHOLE if name in names)]
+
+
+def find_loaded_files(model: PretrainedName) -> list[Path]:
+    """Return the weight files of a model that transformers has loaded on this machine.
+
+    Raises:
+        InputError: they are neither in its folder nor in the Hub's cache.
+    """
+    return _find_files(model, is_cached=True)
+
+
+def fetch_weight_files(model: PretrainedName) -> list[Path]:
+    """Return the weight files that transformers would load, downloaded from the Hub if need be.
+
+    Of several processes that share a cache, one downloads a file and the others wait for it.
+
+    Raises:
+        InputError: they are neither in its folder nor on the Hub.
+    """
+    return _find_files(model, is_cached=False)
+
+
+def _find_files(model: PretrainedName, *, is_cached: bool) -> list[Path]:
+    if model.kind == "folder":
+        return choose_weight_files(model.path)
+    for whole, index in zip(WHOLE, INDEXES, strict=True):
+        if file := _find_on_hub(model, whole, is_cached=is_cached):
+            return [file]
+        if file := _find_on_hub(model, index, is_cached=is_cached):
+            names = sorted(set(read_index(file.read_text())["weight_map"].values()))
+            found = (_find_on_hub(model, name, is_cached=is_cached) for name in names)
+            return [path for path in found if path]
+    place = "in this machine's cache of the Hub" if is_cached else "on the Hub"
+    raise InputError(f"{model.text}: its weight files are not {place}")
+
+
+def find_head_file(model: PretrainedName) -> Path | None:
+    """Return the model's file with nothing but a head, downloaded from the Hub; None if none."""
+    if model.kind == "folder":
+        found = (model.path / name for name in HEAD_FILES)
+        return next((file for file in found if file.is_file()), None)
+    return next((file for name in HEAD_FILES if (file := _find_on_hub(model, name))), None)
+
+
+def find_adapter_file(adapter: PretrainedName) -> Path:
+    """Return an adapter's weight file, downloaded from the Hub.
+
+    Raises:
+        InputError: it has none.
+    """
+    for name in ADAPTER_FILES:
+        local = adapter.path / name
+        found = local if adapter.kind == "folder" else _find_on_hub(adapter, name)
+        if found is not None and found.is_file():
+            return found
+    raise InputError(f"{adapter.text} is an adapter without weights: {ADAPTER_FILES[0]} is missing")
+
+
+def _find_on_hub(model: PretrainedName, name: str, *, is_cached: bool = False) -> Path | None:
+    """Return a model's file in the cache of the Hub; None if the model does not have it."""
+    found = cached_file(
+        model.name,
+        name,
+        revision=model.revision,
+        local_files_only=is_cached,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found) if found else None
 
 
 def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
@@ -98,6 +178,28 @@ def read_headers(files: Sequence[Path]) -> dict[str, Tensor]:
             raise InputError(f"{file.name} cannot be read: {error.strerror or error}") from None
         weights |= found
     return weights
+
+
+def read_weight(files: Sequence[Path], name: str) -> Tensor:
+    """Return one weight with its values, in the dtype of its file; later files win.
+
+    Raises:
+        KeyError: no file has it.
+    """
+    for file in reversed(files):
+        weight: Tensor
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                if name in opened.keys():  # noqa: SIM118
+                    weight = opened.get_tensor(name)
+                    return weight
+        else:
+            is_zip = zipfile.is_zipfile(file)
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+            if name in found:
+                weight = found[name]
+                return weight
+    raise KeyError(name)
 
 
 def refuse_pointer(file: Path) -> None:

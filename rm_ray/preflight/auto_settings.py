@@ -17,8 +17,12 @@ from rm_ray.estimate.memory_setting import MemorySetting, alternatives
 from rm_ray.estimate.network import GPUS_PER_NODE, Network
 from rm_ray.estimate.prediction import EQUAL, Choice, choices_of, prefer
 from rm_ray.estimate.workload import measure_workload
-from rm_ray.model.flops import ModelFlops
-from rm_ray.preflight.estimate_inputs import architecture_of, memory_setting, why_not_estimated
+from rm_ray.preflight.estimate_inputs import (
+    architecture_of,
+    flops_of,
+    memory_setting,
+    why_not_estimated,
+)
 from rm_ray.preflight.machines import Machine, ask_gpus
 from rm_ray.preflight.resolved_run import PlannedRun, ResolvedRun
 from rm_ray.preflight.summary import smallest_gpu
@@ -142,8 +146,13 @@ def _matches_config(setting: MemorySetting, config: TrainConfig) -> bool:
     """Return whether a choice keeps the stage and recomputation that the config fixes."""
     stage, recomputes = config.cluster.zero_stage, config.model.gradient_checkpointing
     has_stage = stage in (AUTO, setting.zero_stage)
+    if config.model.quantization != "none" and setting.zero_stage == 3:
+        return False  # which cannot shard 4-bit weights
     is_partitioned = setting.zero_stage == 3 or config.cluster.zero_secondary_partition is not True
-    return has_stage and is_partitioned and recomputes in (AUTO, setting.checkpointing)
+    has_place = setting.activation_offloading == config.model.activation_offloading
+    return (
+        has_stage and is_partitioned and has_place and recomputes in (AUTO, setting.checkpointing)
+    )
 
 
 def _choose_on_cpus(
@@ -194,7 +203,7 @@ def predict_ways(resolved: ResolvedRun, hardware: Hardware, *, num_workers: int)
     workload = measure_workload(resolved.plan, world_size=num_workers, most_steps=STEPS)
     _, choices = choices_of(
         resolved.plan,
-        ModelFlops.of(resolved.classifier),
+        flops_of(resolved),
         architecture_of(resolved),
         memory_setting(resolved, workload, world_size=num_workers),
         compute=hardware.compute,

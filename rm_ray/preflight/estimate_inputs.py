@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import torch
+from transformers import PreTrainedModel
 
 from rm_ray.config.sections.batch import Layout
 from rm_ray.config.sections.cluster import ResolvedCluster
-from rm_ray.estimate.activations import FAMILIES, WITH_LIGER, Attention, ForwardPass
+from rm_ray.estimate.activations import Attention, ForwardPass
 from rm_ray.estimate.architecture import Architecture
+from rm_ray.estimate.families import FAMILIES, WITH_LIGER
 from rm_ray.estimate.memory import estimate
 from rm_ray.estimate.memory_setting import MemorySetting
 from rm_ray.estimate.moments import MemoryEstimate
 from rm_ray.estimate.network import GPUS_PER_NODE
 from rm_ray.estimate.workload import Workload
 from rm_ray.model.attention import head_size, suits_flash
+from rm_ray.model.flops import ModelFlops
+from rm_ray.model.lean.outline import is_stored_as_is
+from rm_ray.model.tuning.trainable import outline_trained
 from rm_ray.preflight.resolved_run import PlannedRun, ResolvedRun
-from rm_ray.pretrained import base_model
+from rm_ray.pretrained import adapter_of, base_model
 
 
 def count_workers(planned: PlannedRun) -> int:
@@ -34,7 +39,22 @@ def why_not_estimated(resolved: ResolvedRun) -> str:
 
 def architecture_of(resolved: ResolvedRun) -> Architecture:
     """Return the sizes of the model, with an embedding for all tokens of the tokenizer."""
-    return Architecture.of(resolved.classifier, vocab_size=len(resolved.tokenizer))
+    return Architecture.of(_outline(resolved), vocab_size=len(resolved.tokenizer))
+
+
+def flops_of(resolved: ResolvedRun) -> ModelFlops:
+    """Return the FLOPs that groups need from the model, of which a part may be trained."""
+    return ModelFlops.of(_outline(resolved))
+
+
+def count_trained(resolved: ResolvedRun) -> int:
+    """Return the number of trained parameters."""
+    return sum(p.numel() for p in _outline(resolved).parameters() if p.requires_grad)
+
+
+def _outline(resolved: ResolvedRun) -> PreTrainedModel:
+    config = resolved.config
+    return outline_trained(resolved.classifier, config.model, config.lora)
 
 
 def forward_pass_of(workload: Workload, setting: MemorySetting) -> ForwardPass:
@@ -58,13 +78,17 @@ def memory_setting(
         zero_stage=config.cluster.zero_stage,
         offload=config.cluster.offload,
         checkpointing=config.model.gradient_checkpointing,
+        activation_offloading=config.model.activation_offloading,
         world_size=num_workers,
         on_gpu=on_gpu,
         layout=workload.layout,
         attention=_attention(resolved, workload.layout, on_gpu=on_gpu),
         liger=on_gpu and config.model.liger != "off" and family in WITH_LIGER,
         accumulates=workload.most_micro_batches > 1,
-        from_files=base_model(config.model).has_weights,
+        from_files=base_model(config.model).has_weights
+        and is_stored_as_is(resolved.classifier),  # else rank 0 has all of it, as if drawn
+        merges_base=adapter_of(config.model) is not None,
+        is_quantized=config.model.quantization != "none",
         secondary_size=secondary_size(config.cluster, num_workers, gpus_per_node),
     )
 

@@ -22,9 +22,12 @@ from rm_ray.model.attention import why_not_packed
 from rm_ray.model.build import check_architecture
 from rm_ray.model.export import check_exportable
 from rm_ray.model.positions import check_positions
+from rm_ray.model.tuning.trainable import check_trainable
 from rm_ray.preflight.caches import build_caches, find_prompt_overlap
+from rm_ray.preflight.held_out.named_sets import build_named_caches, label_named_sets
+from rm_ray.preflight.held_out.ranking import refuse_missing_metric
 from rm_ray.preflight.resolved_run import PlannedRun
-from rm_ray.pretrained import base_model
+from rm_ray.pretrained import adapter_of, base_model
 from rm_ray.publish.base_model import log_base_weights
 from rm_ray.runs.layout import RUN
 from rm_ray.storage import Storage
@@ -45,9 +48,12 @@ def plan_run(
     check_worker_requirements(config, storage)
     day = find_template_date(config, storage.folder(config.run.name))
     tokenizer = read_dated_tokenizer(config, day)
-    classifier = check_model(config, tokenizer)
+    classifier, head = check_model(config, tokenizer)
     layout = choose_layout(config.batch.layout, classifier.config)
-    train, held_out = build_caches(config, tokenizer, storage)
+    named = build_named_caches(config, tokenizer, storage)
+    train, held_out = build_caches(config, tokenizer, storage, named)
+    named_sets = label_named_sets(config, named, train)
+    refuse_missing_metric(config, named_sets)
     on_phase("cache")
     weight = attention_weight(classifier) if layout == "packed" else 0.0
     settings = plan_settings(config, layout=layout, attention_weight=weight)
@@ -55,11 +61,13 @@ def plan_run(
         config=config,
         tokenizer=tokenizer,
         classifier=classifier,
+        head=head,
         storage=storage,
         template_date=day,
         train=train,
         held_out=held_out,
         overlap=find_prompt_overlap(train, held_out),
+        named_sets=named_sets,
         plan=Plan(lengths=open_table(train.parts).lengths, settings=settings),
     )
     on_phase("plan")
@@ -76,6 +84,11 @@ def check_worker_requirements(config: TrainConfig, storage: Storage) -> None:
         raise InputError(
             "model.liger is 'on', but Liger's Triton kernels need a GPU and the workers have none. "
             "Use 'auto' or 'off'."
+        )
+    if config.model.activation_offloading and not config.cluster.use_gpu:
+        raise InputError(
+            "model.activation_offloading is true, but the workers have no GPU whose memory it "
+            "could save. Set it to false."
         )
     if config.mlflow.tracking_uri is None and not storage.is_local:
         raise InputError(
@@ -118,31 +131,37 @@ def read_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
     Raises:
         InputError: the tokenizer cannot be loaded or has no chat template.
     """
-    return load_tokenizer(
-        config.model.tokenizer or _tokenizer_of(config.model),
-        revision=config.model.revision if config.model.tokenizer is None else None,
-        chat_template=config.data.chat_template,
-    )
+    named = config.model.tokenizer
+    name, revision = _tokenizer_of(config.model) if named is None else (named, None)
+    return load_tokenizer(name, revision=revision, chat_template=config.data.chat_template)
 
 
-def _tokenizer_of(config: ModelConfig) -> str:
-    model = base_model(config)
+def _tokenizer_of(config: ModelConfig) -> tuple[str, str | None]:
+    """Return the model's own tokenizer, and its revision; an adapter may bring one."""
+    adapter, model = adapter_of(config), base_model(config)
     if model.kind == "config":
         raise InputError(f"{model.text} is a config without a tokenizer. Set model.tokenizer.")
-    return model.name
+    if adapter is not None and (adapter.path / "tokenizer.json").is_file():
+        return adapter.name, adapter.revision
+    return model.name, model.revision
 
 
-def check_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def check_model(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, str]:
     """Return the model without its weights, after checking that it can be trained and exported.
+
+    The second value is where its head starts, as from ``log_base_weights``.
 
     Raises:
         InputError: it cannot be trained or exported.
     """
     classifier = check_architecture(config.model, tokenizer)
+    check_trainable(config.model, config.lora, classifier)
     check_model_and_tokenizer(config, tokenizer, classifier.config)
-    log_base_weights(config.model)
+    head = log_base_weights(config.model)
     check_exportable(classifier.config, tokenizer)
-    return classifier
+    return classifier, head
 
 
 def check_model_and_tokenizer(

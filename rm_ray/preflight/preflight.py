@@ -48,7 +48,10 @@ def run_preflight(command: PreflightCommand) -> Findings:
     with open_any_cluster(config.cluster):
         machines = list_machines()
         target = find_target(
-            config.cluster, machines, may_be_elsewhere=command.gpu_memory_gb is not None
+            config.cluster,
+            machines,
+            may_be_elsewhere=command.gpu_memory_gb is not None,
+            evaluator_cpus=config.evaluator_cpus,
         )
         verdicts = [target.verdict]
         try:

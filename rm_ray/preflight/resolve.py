@@ -34,7 +34,10 @@ def resolve_run(
         InputError: the config or its data is not suitable for training.
     """
     kept = keep_choices(replace(config, cluster=cluster), storage.folder(config.run.name))
-    fitted = replace(kept, cluster=fit_to_cluster(kept.cluster, waits=waits))
+    fitted = replace(
+        kept,
+        cluster=fit_to_cluster(kept.cluster, waits=waits, evaluator_cpus=kept.evaluator_cpus),
+    )
     planned = plan_run(fitted, storage, on_phase=on_phase)
     hardware = find_hardware(planned.config, list_machines())
     least = (config.cluster.worker_bounds or (count_workers(planned),))[0]

@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rm_ray.batches.plan import Plan, PlanSettings, Steps
+from rm_ray.batches.plan import Plan, PlanSettings
 from rm_ray.config.train_config import ResolvedConfig, TrainConfig
 from rm_ray.data.cache.token_cache import TokenCache
 from rm_ray.data.cache.token_table import open_table
 from rm_ray.data.rows.column_readings import describe_all
-from rm_ray.evaluation.pairwise import Labels
+from rm_ray.evaluation.held_out_set import HeldOutSet
+from rm_ray.preflight.held_out.named_sets import NamedSet, held_out_set
 from rm_ray.storage import Storage
 from rm_ray.tracking.target import MlflowTarget
 from rm_ray.train.optimizer import learning_rate_schedule
-from rm_ray.train.reference_rewards import ReferencePairs, choose_reference_pairs
+from rm_ray.train.reference_rewards import ReferenceGroups, choose_reference_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class PlannedRun:
     tokenizer: PreTrainedTokenizerBase
     classifier: PreTrainedModel
     """The model without its weights."""
+    head: str = "new"
+    """The base model's weight that the head starts from; 'new', or 'unknown' before it loads."""
     storage: Storage
     template_date: date
     """The date that the chat template uses as today."""
@@ -37,6 +39,8 @@ class PlannedRun:
     held_out: TokenCache | None
     overlap: dict[str, int]
     """Held-out pairs whose prompt is also trained on, by source."""
+    named_sets: tuple[NamedSet, ...] = ()
+    """The sets of ``evaluation.sets``."""
     plan: Plan
 
     @property
@@ -50,18 +54,10 @@ class PlannedRun:
         return MlflowTarget.of(self.config.mlflow, self.storage)
 
     @property
-    def reference_pairs(self) -> ReferencePairs:
+    def reference_groups(self) -> ReferenceGroups:
         """A few pairs, held-out ones if available, whose rewards let clients check a model."""
         table = open_table((self.held_out or self.train).parts)
-        return choose_reference_pairs(table, self.tokenizer)
-
-    @property
-    def eval_labels(self) -> Labels | None:
-        """The sources of the held-out pairs; None without held-out pairs."""
-        if self.held_out is None:
-            return None
-        table = open_table(self.held_out.parts)
-        return Labels(names=table.sources, codes=np.asarray(table.source))
+        return choose_reference_groups(table, self.tokenizer)
 
     @property
     def eval_settings(self) -> PlanSettings:
@@ -69,16 +65,26 @@ class PlannedRun:
         return replace(self.plan.settings, epochs=1, max_episodes=None, shuffle=False)
 
     @property
-    def eval_steps(self) -> Steps | None:
-        """The steps of one evaluation; None without held-out pairs."""
-        if self.held_out is None:
-            return None
-        return Steps(num_pairs=self.held_out.num_pairs, settings=self.eval_settings)
+    def held_out_sets(self) -> tuple[HeldOutSet, ...]:
+        """What workers evaluate on: the held-out pairs, if there are any, then the named sets."""
+        settings = self.eval_settings
+        default = [] if self.held_out is None else [held_out_set(self.held_out, settings)]
+        named = (
+            held_out_set(one.cache, settings, name=one.name, prompts=one.prompts)
+            for one in self.named_sets
+        )
+        return (*default, *named)
 
     @property
     def caches(self) -> dict[str, TokenCache]:
-        """The token caches by set: 'train', and 'eval' if pairs are held out."""
-        return {"train": self.train} | ({"eval": self.held_out} if self.held_out else {})
+        """The token caches by set: 'train', 'eval' if pairs are held out, and named sets."""
+        held_out = {"eval": self.held_out} if self.held_out else {}
+        return {"train": self.train, **held_out, **{s.dataset: s.cache for s in self.named_sets}}
+
+    @property
+    def overlaps(self) -> dict[str, dict[str, int]]:
+        """The pairs of each held-out set whose prompt is also trained on, by source."""
+        return {"eval": self.overlap, **{one.dataset: one.overlap for one in self.named_sets}}
 
     @property
     def identity(self) -> dict[str, str]:
@@ -87,6 +93,7 @@ class PlannedRun:
             "train": self.train.identity,
             "eval": self.held_out.identity if self.held_out else "",
             "plan": self.plan.fingerprint(),
+            **{one.dataset: one.cache.identity for one in self.named_sets},
         }
 
     @property
@@ -102,7 +109,7 @@ class PlannedRun:
     def row_counts(self) -> list[dict[str, Any]]:
         """Kept and refused rows by set and reason."""
         kept = [
-            {"set": name, "reason": "(kept)", "rows": cache.num_pairs}
+            {"set": name, "reason": "(kept)", "rows": cache.num_rows}
             for name, cache in self.caches.items()
         ]
         return kept + self.refused + self.repeats
@@ -116,8 +123,11 @@ class PlannedRun:
             for name, cache in self.caches.items()
             for kind, attribute in kinds.items()
         ]
-        seen = {"set": "eval", "reason": "(kept) prompt is trained on too"}
-        found.append({**seen, "rows": sum(self.overlap.values())})
+        seen = "(kept) prompt is trained on too"
+        found += [
+            {"set": name, "reason": seen, "rows": sum(by_source.values())}
+            for name, by_source in self.overlaps.items()
+        ]
         return [row for row in found if row["rows"]]
 
     def settle(self, config: ResolvedConfig) -> ResolvedRun:
@@ -139,10 +149,11 @@ def describe_run(resolved: ResolvedRun) -> dict[str, Any]:
     warmup = min(resolved.config.optimizer.warmup_steps, steps.total)
     return {
         "config": resolved.config.to_json(),
-        "train_pairs": resolved.train.num_pairs,
-        "train_pairs_by_source": resolved.train.pairs_by_source,
+        "train_pairs": resolved.train.num_groups,
+        "train_pairs_by_source": resolved.train.groups_by_source,
         "train_tokens": resolved.train.num_tokens,
-        "eval_pairs": resolved.held_out.num_pairs if resolved.held_out else 0,
+        "eval_pairs": resolved.held_out.num_groups if resolved.held_out else 0,
+        **count_named(resolved),
         "refused": resolved.refused,
         "repeats": resolved.repeats,
         "eval_pairs_trained_on_by_source": resolved.overlap,
@@ -150,6 +161,7 @@ def describe_run(resolved: ResolvedRun) -> dict[str, Any]:
         "steps": steps.total,
         "steps_per_epoch": steps.per_epoch,
         "episodes": steps.num_episodes,
+        "head": resolved.head,
         "learning_rate": {
             "first_step": rate(0),
             "after_warmup": rate(warmup),
@@ -158,18 +170,26 @@ def describe_run(resolved: ResolvedRun) -> dict[str, Any]:
     }
 
 
+def count_named(resolved: PlannedRun) -> dict[str, dict[str, int]]:
+    """Return ``{eval_pairs_by_set: {name: pairs}}``; empty without named sets."""
+    counts = {one.name: one.cache.num_groups for one in resolved.named_sets}
+    return {"eval_pairs_by_set": counts} if counts else {}
+
+
 def describe_data(resolved: ResolvedRun) -> dict[str, Any]:
-    """Return hashes and counts of the pairs, for the run's record."""
+    """Return hashes and counts of the pairs or groups, for the run's record."""
+    overlaps = resolved.overlaps
     return {
         name: {
             "data_hash": cache.data_hash,
-            "pairs": cache.num_pairs,
-            "pairs_by_source": cache.pairs_by_source,
+            "unit": cache.unit,
+            "pairs": cache.num_groups,
+            "pairs_by_source": cache.groups_by_source,
             "tokens": cache.num_tokens,
             "refused": cache.refused,
             "duplicates": cache.duplicates,
             "contradictions": cache.contradictions,
-            **({"trained_on_by_source": resolved.overlap} if name == "eval" else {}),
+            **({"trained_on_by_source": overlaps[name]} if name in overlaps else {}),
             "revisions": cache.revisions,
             "quarantine": cache.quarantine,
             "readings": [reading.to_json() for reading in cache.readings],

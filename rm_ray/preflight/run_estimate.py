@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rm_ray.config.sections.batch import Layout
 from rm_ray.config.train_config import TrainConfig
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.data.cache.group_tokens import GroupLengths
 from rm_ray.estimate.gpu_memory import usable_memory
 from rm_ray.estimate.gpu_speed import Compute
 from rm_ray.estimate.memory import estimate
@@ -17,10 +17,10 @@ from rm_ray.estimate.network import GPUS_PER_NODE, Network
 from rm_ray.estimate.prediction import Choice, Prediction, predict_run
 from rm_ray.estimate.workload import Workload, in_layout, measure_workload
 from rm_ray.model.attention import why_not_packed
-from rm_ray.model.flops import ModelFlops
 from rm_ray.preflight.estimate_inputs import (
     architecture_of,
     count_workers,
+    flops_of,
     forward_pass_of,
     memory_setting,
     why_not_estimated,
@@ -60,8 +60,10 @@ class RunEstimate:
     """The estimated computation, memory and time of a run."""
 
     config: TrainConfig
-    lengths: PairLengths
+    lengths: GroupLengths
     num_eval_pairs: int
+    unit: str
+    """What the groups are called: 'pairs', or 'groups' if some are not."""
     num_refused: int
     num_steps: int
     num_episodes: int
@@ -133,7 +135,8 @@ def estimate_run(
     return RunEstimate(
         config=resolved.config,
         lengths=resolved.plan.lengths,
-        num_eval_pairs=resolved.held_out.num_pairs if resolved.held_out else 0,
+        unit=resolved.train.unit,
+        num_eval_pairs=resolved.held_out.num_groups if resolved.held_out else 0,
         num_refused=sum(row["rows"] for row in resolved.refused),
         num_steps=resolved.plan.steps.total,
         num_episodes=resolved.plan.steps.num_episodes,
@@ -168,7 +171,7 @@ def predict_times(
     workload = measure_workload(resolved.plan, world_size=count_workers(resolved), most_steps=1)
     return predict_run(
         resolved.plan,
-        ModelFlops.of(resolved.classifier),
+        flops_of(resolved),
         architecture_of(resolved),
         memory_setting(resolved, workload),
         compute=compute,
@@ -177,9 +180,12 @@ def predict_times(
     )
 
 
-def flops_of_pair(resolved: ResolvedRun) -> float:
-    """Return the average FLOPs per pair, forward and backward."""
-    flops = ModelFlops.of(resolved.classifier).training(resolved.plan.lengths)
+def flops_of_pair(resolved: ResolvedRun, *, recomputes: bool = False) -> float:
+    """Return the average FLOPs per pair, forward and backward, and of recomputation if it is on."""
+    needed, lengths = flops_of(resolved), resolved.plan.lengths
+    flops = needed.training(lengths)
+    if recomputes:
+        flops = flops + needed.reached.forward(lengths)
     return float(flops.mean())
 
 
@@ -197,16 +203,12 @@ def recommend_choice(options: Iterable[Alternative], best: Choice | None) -> lis
     """Mark the alternative that matches ``best`` instead; keep the marks if it is None."""
     if best is None:
         return list(options)
-    setting = best.setting
-    wanted = (setting.zero_stage, setting.offload, setting.checkpointing)
-    return [
-        replace(
-            option,
-            is_recommended=wanted
-            == (option.setting.zero_stage, option.setting.offload, option.setting.checkpointing),
-        )
-        for option in options
-    ]
+    wanted = _way(best.setting)
+    return [replace(option, is_recommended=_way(option.setting) == wanted) for option in options]
+
+
+def _way(setting: MemorySetting) -> tuple[int, str, str]:
+    return setting.zero_stage, setting.offload, setting.recomputation
 
 
 def _suits(layout: Layout, resolved: ResolvedRun) -> bool:

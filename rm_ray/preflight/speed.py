@@ -22,10 +22,13 @@ from rm_ray.model.attention import choose_kernel, head_size
 from rm_ray.model.build import build_reward_model
 from rm_ray.model.liger import apply_liger
 from rm_ray.model.reward_model import RewardModel
+from rm_ray.model.tuning.trainable import choose_trained
+from rm_ray.objectives.build import build_objective
+from rm_ray.objectives.learned_ties import build_tie_parameter
+from rm_ray.preflight.estimate_inputs import count_trained
 from rm_ray.preflight.resolved_run import ResolvedRun
 from rm_ray.preflight.run_estimate import RunEstimate, Speed, flops_of_pair
 from rm_ray.pretrained import base_model
-from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.throughput import GIGABYTE, synchronize
 
 logger = logging.getLogger(__name__)
@@ -54,13 +57,13 @@ def find_speed(
         open_table(resolved.train.parts),
         num_steps=num_steps,
         world_size=workers,
-        needed=2 * FLOAT32 * estimate.num_parameters + activations,
+        needed=FLOAT32 * (estimate.num_parameters + count_trained(resolved)) + activations,
     )
     source = f"{one:.1f} on this machine's device, times {workers}, without exchange or optimizer"
     reached = None
     if torch.cuda.is_available():
-        again = 4 / 3 if resolved.config.model.gradient_checkpointing else 1.0
-        reached = one * flops_of_pair(resolved) * again
+        recomputes = resolved.config.model.gradient_checkpointing
+        reached = one * flops_of_pair(resolved, recomputes=recomputes)
     return Speed(pairs_per_second=one * workers, source=source, flops_per_second=reached)
 
 
@@ -90,6 +93,7 @@ def measure_speed(
         pad_token_id=int(resolved.tokenizer.pad_token_id),
         device=device,
     )
+    objective = build_objective(config.objective)
     speeds: list[float] = []
     for step in range(min(num_steps + 1, plan.steps.total)):
         loaded = load_step(table, plan, step, rank=0, world_size=world_size)
@@ -98,14 +102,13 @@ def measure_speed(
         started = time.perf_counter()
         for micro_batch in micro_batches:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=casts):
-                rewards = model(micro_batch.pairs)
-            chosen, rejected = rewards.chunk(2)
-            losses = bradley_terry_loss(chosen, rejected, micro_batch.pairs.margins)
-            torch.autograd.backward(losses.sum())
+                rewards = model(micro_batch.groups)
+            losses = objective(rewards, micro_batch.groups.labels)
+            torch.autograd.backward(losses.groups.sum())
         model.zero_grad()
         synchronize(device)
-        num_pairs = sum(float(ready.loaded.plan.weights.sum()) for ready in micro_batches)
-        speeds.append(num_pairs / (time.perf_counter() - started))
+        num_groups = sum(float(ready.loaded.plan.weights.sum()) for ready in micro_batches)
+        speeds.append(num_groups / (time.perf_counter() - started))
         logger.info("measured step %d: %.1f pairs/s on one %s", step, speeds[-1], device.type)
     return statistics.median(speeds[1:] or speeds)
 
@@ -125,10 +128,14 @@ def _build_model(
             seed=config.run.seed,
             layout=resolved.plan.settings.layout,
         )
+    frozen = getattr(torch, config.model.dtype)
+    choose_trained(model, config.model, config.lora, seed=config.run.seed, dtype=frozen)
+    model.tie = build_tie_parameter(config.objective, config.optimizer)
     apply_liger(model, config.model.liger if on_gpu else "off", on_gpu=on_gpu)
     if dtype is not None:
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
     return model.to(device).train()
 
 
@@ -151,4 +158,4 @@ def _without_weights(config: ResolvedModel, resolved: ResolvedRun, folder: Path)
         return config
     path = folder / "model.json"
     resolved.classifier.config.to_json_file(str(path), use_diff=False)
-    return replace(config, name_or_path=str(path))
+    return replace(config, name_or_path=str(path), head="new")

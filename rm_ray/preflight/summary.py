@@ -10,11 +10,18 @@ from rm_ray.config.sections.model import ModelConfig
 from rm_ray.estimate.gpu_memory import GIGABYTE
 from rm_ray.estimate.moments import PARTS, MemoryEstimate
 from rm_ray.estimate.workload import Workload, measure_workload
+from rm_ray.preflight.checks.evaluator import check_evaluator
 from rm_ray.preflight.checks.machines import check_compiler, check_gpus
 from rm_ray.preflight.checks.memory import check_gpu_memory, check_machine_memory
+from rm_ray.preflight.checks.resources import sizes_of
 from rm_ray.preflight.checks.storage import check_disk
 from rm_ray.preflight.checks.verdict import Verdict
-from rm_ray.preflight.estimate_inputs import count_workers, estimate_memory, why_not_estimated
+from rm_ray.preflight.estimate_inputs import (
+    count_trained,
+    count_workers,
+    estimate_memory,
+    why_not_estimated,
+)
 from rm_ray.preflight.machines import Machine, ask_gpus, list_machines
 from rm_ray.preflight.resolved_run import ResolvedRun
 from rm_ray.runs.checkpoint_names import list_checkpoints
@@ -37,10 +44,11 @@ def log_summary(resolved: ResolvedRun) -> None:
     workload = measure_workload(plan, world_size=num_workers, most_steps=STEPS)
     distinct = plan.lengths.distinct
     logger.info(
-        "%d steps over %s pairs of %.0f distinct tokens (at most %d): %s computes %s tokens, %.2f "
+        "%d steps over %s %s of %.0f distinct tokens (at most %d): %s computes %s tokens, %.2f "
         "per distinct token; up to %s in a forward pass",
         plan.steps.total,
         f"{len(distinct):,}",
+        resolved.train.unit,
         distinct.mean(),
         distinct.max(),
         workload.layout,
@@ -52,11 +60,12 @@ def log_summary(resolved: ResolvedRun) -> None:
         check_disk(
             resolved.storage,
             resolved.config.checkpoint,
-            num_parameters=sum(p.numel() for p in resolved.classifier.parameters()),
+            sizes_of(resolved),
             num_steps=plan.steps.total,
             num_there=len(list_checkpoints(resolved.run_folder)),
         )
     ]
+    verdicts += _check_evaluator(resolved)
     verdicts += check_drivers(resolved.config.cluster, resolved.config.model)
     if why := why_not_estimated(resolved):
         logger.info("memory is not estimated: %s", why)
@@ -65,6 +74,21 @@ def log_summary(resolved: ResolvedRun) -> None:
     for verdict in verdicts:
         if verdict.outcome != "ok":
             logger.warning("%s: %s; %s", verdict.name, verdict.found, verdict.remedy)
+
+
+def _check_evaluator(resolved: ResolvedRun) -> list[Verdict]:
+    """Check the evaluator's room; empty if the workers evaluate."""
+    if not resolved.config.evaluates_beside:
+        return []
+    machines = list_machines()
+    verdict = check_evaluator(
+        resolved.config,
+        machines,
+        num_parameters=sum(p.numel() for p in resolved.classifier.parameters()),
+        num_trained=count_trained(resolved),
+        gpu_memory=smallest_gpu(machines),
+    )
+    return [verdict] if verdict else []
 
 
 def check_drivers(cluster: ClusterConfig, model: ModelConfig) -> list[Verdict]:
@@ -95,8 +119,9 @@ def _check_memory(resolved: ResolvedRun, workload: Workload) -> list[Verdict]:
 
 
 SAVE_MEMORY = (
-    "raise cluster.zero_stage, use model.gradient_checkpointing or cluster.offload, or lower "
-    "batch.tokens_per_micro_batch; 'python jobs/preflight.py' with the same options compares them"
+    "raise cluster.zero_stage, use model.gradient_checkpointing, model.activation_offloading or "
+    "cluster.offload, or lower batch.tokens_per_micro_batch; 'python jobs/preflight.py' with the "
+    "same options compares them"
 )
 
 

@@ -43,15 +43,21 @@ def open_any_cluster(config: ClusterConfig) -> Iterator[None]:
 
 
 def find_target(
-    config: ClusterConfig, machines: Sequence[Machine], *, may_be_elsewhere: bool
+    config: ClusterConfig,
+    machines: Sequence[Machine],
+    *,
+    may_be_elsewhere: bool,
+    evaluator_cpus: int = 0,
 ) -> TargetCluster:
     """Fit the workers to the current cluster, or take them from the settings if another may train.
+
+    ``evaluator_cpus`` are left to an evaluator.
 
     Raises:
         InputError: another cluster will train, but its number of workers is not set.
     """
     try:
-        fitted, refusal = fit_to_cluster(config), ""
+        fitted, refusal = fit_to_cluster(config, evaluator_cpus=evaluator_cpus), ""
     except InputError as error:
         most = (config.worker_bounds or (1, 1))[1]
         fitted, refusal = replace(config, num_workers=most), str(error)

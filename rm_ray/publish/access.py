@@ -1,26 +1,41 @@
-"""Permissions of a Hugging Face Hub token, and the files of models on the Hub."""
+"""Permissions of a Hugging Face Hub token, and the files of models on the Hub.
+
+Requests are not retried.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, set_client_factory, try_to_load_from_cache
+import torch
+from huggingface_hub import (
+    get_session,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
     SafetensorsParsingError,
+)
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, not in __all__
+    build_hf_headers,
+    hf_raise_for_status,
 )
 from torch import Tensor
 
 from rm_ray.errors import InputError, first_line
 from rm_ray.model.weight_files import (
+    DTYPES,
     INDEXES,
     WHOLE,
     choose_index,
@@ -29,12 +44,9 @@ from rm_ray.model.weight_files import (
     read_index,
     without_values,
 )
-from rm_ray.publish.hub import REMEDIES, HubAwayError
+from rm_ray.publish.hub import REMEDIES, HubAwayError, open_api
 
 T = TypeVar("T")
-
-ANSWER_S = 20.0
-"""Timeout of a request, in seconds; requests are not retried."""
 
 WRITES = ("write", "contributor", "admin")
 """Roles of a token or of an organization member that may write."""
@@ -66,7 +78,7 @@ def find_access(repo_id: str, *, endpoint: str | None = None) -> HubAccess:
         InputError: there is no token, or the Hub refuses it.
         HubAwayError: the Hub does not answer.
     """
-    api = _api(endpoint)
+    api = open_api(endpoint)
     answer: dict[str, Any] = _ask(f"hub.repo_id '{repo_id}'", api.whoami)
     try:
         _ask(f"hub.repo_id '{repo_id}'", lambda: api.model_info(repo_id))
@@ -113,7 +125,7 @@ def list_model(
         InputError: the model does not exist, or may not be read.
         HubAwayError: the Hub does not answer.
     """
-    api, what = _api(endpoint), f"model.name_or_path '{name}'"
+    api, what = open_api(endpoint), f"model.name_or_path '{name}'"
     try:
         info = _ask(what, lambda: api.model_info(name, revision=revision))
         files = frozenset(file.rfilename for file in info.siblings or ())
@@ -130,6 +142,27 @@ def list_model(
     except RepositoryNotFoundError:
         raise InputError(f"{what}: {REMEDIES[404]}") from None
     return ModelListing(files=files, index=read_index(Path(path).read_text()))
+
+
+def find_commit(name: str, *, revision: str | None = None, endpoint: str | None = None) -> str:
+    """Return the commit that a model's branch or tag is at; by default ``main``.
+
+    Raises:
+        InputError: the model or the revision does not exist, or may not be read.
+        HubAwayError: the Hub does not answer.
+    """
+    api, what = open_api(endpoint), f"--model '{name}'"
+
+    def ask() -> str:
+        try:
+            return str(api.model_info(name, revision=revision).sha)
+        except RevisionNotFoundError:
+            raise InputError(f"{what} has no branch, tag or commit '{revision}'") from None
+
+    try:
+        return _ask(what, ask)
+    except RepositoryNotFoundError:
+        raise InputError(f"{what}: {REMEDIES[404]}") from None
 
 
 def read_hub_headers(
@@ -149,7 +182,7 @@ def read_hub_headers(
         raise InputError(f"{what} on the Hub lacks {list_some(missing)}; choose another revision")
     if not {WHOLE[0], INDEXES[0]} & listing.files:
         return None
-    api = _api(endpoint)
+    api = open_api(endpoint)
     try:
         metadata = _ask(what, lambda: api.get_safetensors_metadata(name, revision=revision))
     except SafetensorsParsingError as error:
@@ -159,6 +192,57 @@ def read_hub_headers(
         for file in metadata.files_metadata.values()
         for weight, tensor in file.tensors.items()
     }
+
+
+def read_hub_weight(
+    name: str, weight: str, *, revision: str | None = None, endpoint: str | None = None
+) -> Tensor:
+    """Return one small weight of a Hub model, without downloading its file.
+
+    Raises:
+        InputError: it may not be read.
+        HubAwayError: the Hub does not answer.
+    """
+    api, what = open_api(endpoint), f"model.name_or_path '{name}'"
+    metadata = _ask(what, lambda: api.get_safetensors_metadata(name, revision=revision))
+    file = metadata.weight_map[weight]
+    url = hf_hub_url(name, file, revision=revision, endpoint=api.endpoint)
+
+    def read(first: int, last: int) -> bytes:
+        headers = {**build_hf_headers(), "Range": f"bytes={first}-{last - 1}"}
+        response = get_session().get(url, headers=headers)
+        hf_raise_for_status(response)
+        is_part = response.status_code == httpx2.codes.PARTIAL_CONTENT
+        return response.content if is_part else response.content[first:last]
+
+    start = 8 + int.from_bytes(_ask(what, lambda: read(0, 8)), "little")  # the header's length
+    described = metadata.files_metadata[file].tensors[weight]
+    first, last = (start + offset for offset in described.data_offsets)
+    values = bytearray(_ask(what, lambda: read(first, last)))
+    return torch.frombuffer(values, dtype=DTYPES[described.dtype]).reshape(described.shape)
+
+
+def list_hashes(
+    name: str, *, revision: str | None = None, endpoint: str | None = None
+) -> dict[str, str]:
+    """Return the SHA-256 of a Hub model's weight files by name, without downloading large ones.
+
+    Raises:
+        InputError: the model does not exist, or may not be read.
+        HubAwayError: the Hub does not answer.
+    """
+    api, what = open_api(endpoint), f"model.name_or_path '{name}'"
+    listing = list_model(name, revision=revision, endpoint=endpoint)
+    whole = [file for file in WHOLE if file in listing.files][:1]
+    names = set(listing.index["weight_map"].values()) if listing.index else set(whole)
+    info = _ask(what, lambda: api.model_info(name, revision=revision, files_metadata=True))
+    known = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs}
+
+    def read(file: str) -> str:  # small enough for the Hub to keep it in Git
+        path = _ask(what, lambda: api.hf_hub_download(name, file, revision=revision))
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+    return {file: known.get(file) or read(file) for file in sorted(names)}
 
 
 def find_cached(name: str, *, revision: str | None = None) -> list[Path] | None:
@@ -178,11 +262,6 @@ def find_cached(name: str, *, revision: str | None = None) -> list[Path] | None:
     weight_map = read_index(there[index].read_text())["weight_map"]
     files = [find(file) for file in sorted(set(weight_map.values()))]
     return None if None in files else [file for file in files if file is not None]
-
-
-def _api(endpoint: str | None) -> HfApi:
-    set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=ANSWER_S))
-    return HfApi(endpoint=endpoint)
 
 
 def _ask(what: str, action: Callable[[], T]) -> T:

@@ -39,18 +39,17 @@ class GateResult:
 
 
 def run_export_gate(folder: Path, reference: Mapping[str, Any], dtype: str) -> GateResult:
-    """Score a run's reference pairs with plain transformers in a fresh process, and compare.
+    """Score a run's reference conversations with transformers in a fresh process, and compare.
 
-    ``reference`` has ``pairs`` with their ids and rewards, and ``conversations`` with their ids.
+    ``reference`` has ``scored`` ids with their rewards, and ``conversations`` with their ids.
 
     Raises:
         ClientsError: the clients did not answer; a retry may succeed.
     """
-    sides = [(pair, side) for pair in reference["pairs"] for side in ("chosen", "rejected")]
-    expected = [pair[f"{side}_reward"] for pair, side in sides]
+    expected = [each["reward"] for each in reference["scored"]]
     conversations = reference["conversations"]
     asked = {
-        "ids": [pair[f"{side}_ids"] for pair, side in sides],
+        "ids": [each["ids"] for each in reference["scored"]],
         "conversations": [each["messages"] for each in conversations],
     }
     answer = _ask(folder, asked)
@@ -67,7 +66,7 @@ def run_export_gate(folder: Path, reference: Mapping[str, Any], dtype: str) -> G
         differences[client], problem = compare(expected, rewards, TOLERANCE[dtype])
         problems += [f"{client}: {problem}"] if problem else []
     return GateResult(
-        differences=differences, num_conversations=len(sides), problem="; ".join(problems)
+        differences=differences, num_conversations=len(expected), problem="; ".join(problems)
     )
 
 

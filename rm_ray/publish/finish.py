@@ -18,7 +18,7 @@ from rm_ray.errors import InputError
 from rm_ray.publish.export_gate import ClientsError
 from rm_ray.publish.hub import HubRepo
 from rm_ray.publish.mirror import Mirror
-from rm_ray.runs.layout import RESULT, read_record
+from rm_ray.runs.layout import RESULT, read_record, refuse_other_format
 from rm_ray.runs.manifest import read_checkpoint
 from rm_ray.runs.retention import best_name, best_step
 from rm_ray.runs.versions import Version
@@ -66,10 +66,12 @@ def finish_publishing(
     checkpoints kept only for publishing are deleted.
 
     Raises:
-        InputError: the run does not exist, or has no repository.
+        InputError: the run does not exist, has no repository, or has checkpoints of another
+            format.
     """
     run_folder = Storage.open(folder)
     record, result = read_record(run_folder), run_folder.read_json(RESULT)
+    refuse_other_format(record, f"'{run_folder.path}'", is_finished=result is not None)
     config = parse_config(record["config"])
     is_own = hub is None or hub.repo_id == config.hub.repo_id
     config = replace(config, hub=hub or config.hub)

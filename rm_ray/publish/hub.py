@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import (
@@ -33,8 +35,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ANSWER_S = 60.0
-"""Timeout of one request, in seconds."""
+ANSWER_S, CONNECT_S = 60.0, 20.0
+"""Timeouts of one request, and of its connection, in seconds."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while huggingface_hub's client is replaced, which may be done once in a process."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 1.0, 60.0
 
@@ -91,10 +96,9 @@ class HubRepo:
             HubRefusedError: the token may not write to it.
             HubAwayError: the Hub does not answer.
         """
-        set_client_factory(_client)
         constants.HF_HUB_DISABLE_XET = True  # Xet has no timeouts and its own error types
         disable_progress_bars()
-        repo = cls(api=HfApi(endpoint=endpoint), repo_id=repo_id, patience_s=patience_s)
+        repo = cls(api=open_api(endpoint), repo_id=repo_id, patience_s=patience_s)
         repo._ask(lambda: repo.api.create_repo(repo_id, private=private, exist_ok=True))
         return repo
 
@@ -252,9 +256,30 @@ def _refuse(repo_id: str, error: Exception) -> None:
     )
 
 
-def _client() -> httpx2.Client:
-    """Return a client for huggingface_hub with timeouts; its default client has none."""
-    return httpx2.Client(follow_redirects=True, timeout=ANSWER_S)
+def open_api(endpoint: str | None) -> HfApi:
+    """Return the Hub's API, with timeouts; its default client has none."""
+    with _ONE_AT_A_TIME:
+        _bound_requests()
+    return HfApi(endpoint=endpoint)
+
+
+@cache  # a new client ends the requests that other threads have under way
+def _bound_requests() -> None:
+    """Give all of huggingface_hub's requests a timeout."""
+    set_client_factory(lambda: _BoundedClient(follow_redirects=True))
+
+
+class _BoundedClient(httpx2.Client):
+    """The client of all threads, with the timeouts of this module."""
+
+    @property
+    def timeout(self) -> httpx2.Timeout:
+        """Return the longest waits for a connection and for an answer."""
+        return httpx2.Timeout(ANSWER_S, connect=min(CONNECT_S, ANSWER_S))
+
+    @timeout.setter
+    def timeout(self, timeout: Any) -> None:
+        """Keep those of this module."""
 
 
 def _is_same(path: Path, found: RepoFile) -> bool:

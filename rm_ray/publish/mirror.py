@@ -18,6 +18,7 @@ from rm_ray.publish.card import CARD
 from rm_ray.publish.hub import HubContentsError, HubRepo
 from rm_ray.publish.version_builder import Result, VersionBuilder
 from rm_ray.runs.checkpoint_names import list_checkpoints
+from rm_ray.runs.late_evaluations import LateEvaluations
 from rm_ray.runs.layout import EXPORT, HISTORY
 from rm_ray.runs.manifest import Checkpoint, find_fault, is_intact, read_checkpoint
 from rm_ray.runs.retention import find_wanted, has_spare_room, kept_names
@@ -46,6 +47,13 @@ class Mirror:
         return Versions(run_folder=self.run_folder, repo_id=self.config.hub.repo_id)
 
     @cached_property
+    def late(self) -> LateEvaluations:
+        """Evaluations beside training."""
+        return LateEvaluations(
+            run_folder=self.run_folder, config=self.config, last_step=self.last_step
+        )
+
+    @cached_property
     def builder(self) -> VersionBuilder:
         """The builder of the run's versions."""
         return VersionBuilder(
@@ -53,7 +61,11 @@ class Mirror:
         )
 
     def find_wanted(self) -> list[Checkpoint]:
-        """Return the checkpoints to publish that have no version yet, oldest first."""
+        """Return the checkpoints to publish that have no version yet, oldest first.
+
+        With an evaluator beside training, these are among the checkpoints before the first one
+        that waits for its evaluation, whose figures belong into the card.
+        """
         names = list_checkpoints(self.run_folder)
         self._checkpoints = {n: each for n, each in self._checkpoints.items() if n in names}
         for name in names:
@@ -62,7 +74,7 @@ class Mirror:
             if (checkpoint := read_checkpoint(self.run_folder, name)) is not None:
                 self._checkpoints[name] = checkpoint
         return find_wanted(
-            list(self._checkpoints.values()),
+            self.late.choose_comparable(list(self._checkpoints.values())),
             self.read_versions(),
             self.config.hub,
             best_by=self.config.checkpoint.keep_best_by,
@@ -91,7 +103,8 @@ class Mirror:
 
     def _list_intact(self) -> list[Checkpoint]:
         """Return the intact checkpoints among those that ``find_wanted`` has read."""
-        return [each for each in self._checkpoints.values() if is_intact(self.run_folder, each)]
+        found = [each for each in self._checkpoints.values() if is_intact(self.run_folder, each)]
+        return self.late.add_metrics(found)
 
     def retry_refused(self) -> None:
         """Retry refused versions: export them again, or publish their kept files.
@@ -129,7 +142,7 @@ class Mirror:
         if fault is not None:
             logger.debug("%s is not published yet: %s", found.name, fault)
             return None
-        return self.builder.from_checkpoint(found, result)
+        return self.builder.from_checkpoint(self.late.add_metrics([found])[0], result)
 
     def publish(self, version: Version, repo: HubRepo) -> None:
         """Upload a waiting version; mark it refused if its tag has other contents.

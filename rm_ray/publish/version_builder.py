@@ -19,17 +19,29 @@ from transformers.utils.logging import disable_progress_bar
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
+from rm_ray.evaluation.reward_statistics import keep_statistics
 from rm_ray.local_home import local_home
-from rm_ray.model.export import PREFIX, export_weights
+from rm_ray.model.export import PREFIX, Part, export_weights
 from rm_ray.publish.card import CardFacts, write_card
 from rm_ray.publish.export_gate import GateResult, run_export_gate
+from rm_ray.publish.partial_export import export_onto_base
 from rm_ray.runs.history import History
-from rm_ray.runs.layout import EVALUATIONS, EXPORT, HISTORY, REFERENCE_REWARDS, RUN, SKELETON, STATE
-from rm_ray.runs.manifest import Checkpoint
+from rm_ray.runs.late_evaluations import merge_records, read_records
+from rm_ray.runs.layout import (
+    AUDIT,
+    EVALUATIONS,
+    EXPORT,
+    HISTORY,
+    REFERENCE_REWARDS,
+    RUN,
+    SKELETON,
+    STATE,
+)
+from rm_ray.runs.manifest import Checkpoint, is_intact
 from rm_ray.runs.retention import best_step
 from rm_ray.runs.versions import Version, Versions, version_name
 from rm_ray.storage import Storage
-from rm_ray.train.slices import read_weights
+from rm_ray.train.slices import stream_weights
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +75,18 @@ class VersionBuilder:
         Return None if it is deleted in the meantime. ``result`` is the run's, once it is finished.
 
         Raises:
+            InputError: the base model, which checkpoints of a part of it need, changed or is gone.
             ClientsError: the clients did not answer.
         """
         with self.scratch_folder() as folder:
             try:
-                self._export(found, folder)
+                self.export(found, folder)
                 rewards = self._read_json(found, REFERENCE_REWARDS)
-                history = self.run_folder.read_text(f"{found.name}/{HISTORY}")
+                history = self._read_history(found)
                 mlflow_run_id = self._read_json(found, STATE)["mlflow_run_id"]
             except FileNotFoundError:
+                if is_intact(self.run_folder, found):
+                    raise
                 return None
             gate = run_export_gate(folder, rewards, self.config.model.dtype)
             version = self._new_version(found.manifest.step, found.manifest.metrics, gate)
@@ -114,14 +129,20 @@ class VersionBuilder:
         Without a ``result``, the card says that the run is still training.
         """
         best_by = self.config.checkpoint.keep_best_by
-        evaluation = f"{EVALUATIONS}/{version_name(version.step)}.json"
+        report = f"{version_name(version.step)}.json"
+        sets = {
+            name: self.run_folder.read_json(f"{EVALUATIONS}/{name}/{report}")
+            for name in self.config.evaluation.named_sets
+        }
         facts = CardFacts(
-            record=self.record | {"mlflow_run_id": mlflow_run_id},
+            record=self.record | {"mlflow_run_id": mlflow_run_id} | _head_of(result),
             step=version.step,
             total_steps=None if result is None else result["steps"],
             is_best=result is not None and version.step == best_step(result, best_by=best_by),
             metrics=version.metrics,
-            evaluation=self.run_folder.read_json(evaluation),
+            evaluation=self.run_folder.read_json(f"{EVALUATIONS}/{report}"),
+            sets={name: found for name, found in sets.items() if found is not None},
+            audit=self.run_folder.read_json(AUDIT),
             history=History.from_json_lines(history.splitlines()),
             gate=GateResult(
                 differences=version.differences, num_conversations=version.num_conversations
@@ -171,24 +192,48 @@ class VersionBuilder:
         self.versions.write(version)
         return version
 
-    def _export(self, found: Checkpoint, folder: Path) -> None:
-        """Write a checkpoint's weights for clients, in the model's dtype."""
+    def export(self, found: Checkpoint, folder: Path) -> None:
+        """Write a checkpoint's model for clients, in the model's dtype, and its statistics."""
+        self._export_weights(found, folder)
+        keep_statistics(self.run_folder, found.manifest.step, Storage.open(str(folder)))
+
+    def _export_weights(self, found: Checkpoint, folder: Path) -> None:
         dtype = getattr(torch, self.config.model.dtype)
         slices = [name for name, entry in found.manifest.files.items() if "extents" in entry]
+        if not self.config.trains_all:
+            disable_progress_bar()
+            files = self.run_folder.folder(found.name).local_copies(slices)
+            base_hash = self._read_json(found, STATE).get("base_hash", "")
+            export_onto_base(self.config, self.tokenizer, files, folder, base_hash=base_hash)
+            return
 
-        def read(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+        def read(shapes: Mapping[str, torch.Size]) -> Iterator[Part]:
             stored = {f"{PREFIX}{name}": shape for name, shape in shapes.items()}
             files = self.run_folder.folder(found.name).local_copies(slices)
-            weights = read_weights(stored, files, dtype=dtype)
-            return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+            for name, first, values in stream_weights(stored, files):
+                yield name.removeprefix(PREFIX), first, values
 
         disable_progress_bar()  # it would garble ours
         with self.run_folder.folder(SKELETON).local_folder() as skeleton:
-            export_weights(read, skeleton, folder)
+            most = self.config.model.shard_bytes
+            export_weights(read, skeleton, folder, dtype=dtype, max_shard_size=most)
+
+    def _read_history(self, found: Checkpoint) -> str:
+        """Return a checkpoint's history as JSON Lines, with evaluations beside training."""
+        text = self.run_folder.read_text(f"{found.name}/{HISTORY}")
+        late = [one for one in read_records(self.run_folder) if one.step <= found.manifest.step]
+        if not late:
+            return text
+        return merge_records(History.from_json_lines(text.splitlines()), late).to_json_lines()
 
     def _read_json(self, found: Checkpoint, file: str) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(self.run_folder.read_text(f"{found.name}/{file}"))
         return read
+
+
+def _head_of(result: Result | None) -> dict[str, Any]:
+    """Return where the head started, as workers found it; nothing before the run is finished."""
+    return {"head": result["head"]} if result is not None and "head" in result else {}
 
 
 def scratch_home(run_key: str) -> Path:

@@ -15,6 +15,12 @@ SKELETON = "skeleton"
 
 EXPORT, PLOTS, SAMPLES, EVALUATIONS = "export", "plots", "samples", "evaluations"
 
+ADAPTER = "adapter"
+"""The export for peft, if ``lora.export`` asks for one."""
+
+AUDIT = "audit.json"
+"""Counts of the last audit of the run's training rows, if it named the run as a model."""
+
 HISTORY = "history.jsonl"
 """Every metric so far: in each checkpoint, and in the folder of a finished run."""
 
@@ -24,6 +30,36 @@ the export."""
 
 STATE, LEDGER = "state.json", "data/trained_pairs.npz"
 """Training state and counts of trained pairs, in each checkpoint."""
+
+LOSSES, PAIR_LOSSES = "data/pair_losses.npy", "pair_losses"
+"""With ``run.keep_pair_losses``: each pair's losses, in each checkpoint; and those of each row, in
+the folder of a finished run."""
+
+
+FORMAT = 2
+"""Version of a run's files; 1, which the record did not state, planned pairs instead of groups."""
+
+
+def refuse_other_format(record: dict[str, Any], where: str, *, is_finished: bool = False) -> None:
+    """Refuse to continue a run, or to read its checkpoints, if its files have another format.
+
+    Raises:
+        InputError: names the commit that began the run.
+    """
+    found = record.get("format", 1)
+    if found != FORMAT:
+        commit = (record.get("versions") or {}).get("version.rm_ray", "an unknown commit")
+        remedy = (
+            f"Publish it with the version that trained it ({commit}); its export can be used as "
+            "it is"
+            if is_finished
+            else f"Continue it with the version that began it ({commit}), or train again under "
+            "another --run.name"
+        )
+        raise InputError(
+            f"{where} holds a run whose checkpoints have format {found!r}, and this version of "
+            f"rm_ray reads format {FORMAT}. {remedy}"
+        )
 
 
 def read_record(run_folder: Storage) -> dict[str, Any]:

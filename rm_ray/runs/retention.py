@@ -64,7 +64,7 @@ def rank_by(intact: Sequence[Checkpoint], metric: str) -> list[Checkpoint]:
 def badness(metrics: Mapping[str, float], metric: str) -> float:
     """Return a number that is lower for a better model; infinite if the metric is not finite."""
     value = metrics.get(metric, math.nan)
-    sign = 1 if metric.endswith("/loss") else -1
+    sign = 1 if metric.split("/")[2:] == ["loss"] else -1
     return sign * value if math.isfinite(value) else math.inf
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rm_ray.runs.attempts import ATTEMPTS, Attempt
 from rm_ray.runs.checkpoint_names import list_checkpoints, step_of
+from rm_ray.runs.late_evaluations import read_records
 from rm_ray.runs.layout import RESULT, RUN
 from rm_ray.runs.manifest import read_manifest
 from rm_ray.runs.versions import Version, Versions
@@ -42,6 +44,8 @@ class RunStatus:
     mlflow_unsent: int = 0
     cause: str = ""
     """Why the latest attempt ended."""
+    held_out: dict[str, float] = field(default_factory=dict)
+    """Latest saved accuracies and scores of a run with named sets, by metric."""
 
 
 def read_status(run_folder: Storage, *, now: float | None = None) -> RunStatus | None:
@@ -89,6 +93,7 @@ def _read_status(run_folder: Storage, name: str, now: float) -> RunStatus | None
         mirror=_describe_mirror(run_folder, record),
         mlflow_unsent=(result or {}).get("mlflow_unsent", latest.mlflow_unsent if latest else 0),
         cause=latest.cause.splitlines()[0] if latest and latest.cause else "",
+        held_out=_held_out(run_folder, record, result),
     )
 
 
@@ -118,6 +123,32 @@ def _newest_checkpoint(run_folder: Storage) -> int | None:
         if read_manifest(run_folder, name) is not None:
             return step_of(name)
     return None
+
+
+def _held_out(
+    run_folder: Storage, record: Mapping[str, Any], result: Mapping[str, Any] | None
+) -> dict[str, float]:
+    """Return the newest saved accuracy and score of each held-out set; nothing without sets."""
+    if not record.get("config", {}).get("evaluation", {}).get("sets"):
+        return {}
+    if result is not None:
+        return _choose_shown(result["metrics"])
+    late = {record.step: record.metrics for record in read_records(run_folder)}
+    for name in list_checkpoints(run_folder):
+        manifest = read_manifest(run_folder, name)
+        if manifest is None:
+            continue
+        if found := _choose_shown({**manifest.metrics, **late.get(manifest.step, {})}):
+            return found
+    return {}
+
+
+def _choose_shown(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in metrics.items()
+        if re.fullmatch(r"eval/[^/]+/(accuracy|score)", name)
+    }
 
 
 def _describe_mirror(run_folder: Storage, record: Mapping[str, Any]) -> str:
@@ -151,8 +182,13 @@ def status_table(runs: Sequence[RunStatus], *, now: float | None = None) -> str:
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+    lines += [f"{run.name}: {_figures(run.held_out)}" for run in runs if run.held_out]
     lines += [f"{run.name}: {run.cause}" for run in runs if run.cause and run.state != "finished"]
     return "\n".join(lines)
+
+
+def _figures(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _row(run: RunStatus, now: float) -> tuple[str, ...]:

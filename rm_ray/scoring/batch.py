@@ -25,6 +25,8 @@ from rm_ray.data.sources.mixture import Selection
 from rm_ray.data.sources.readers import count_rows
 from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.errors import InputError, find_final_error
+from rm_ray.evaluation.reward_statistics import RewardStatistics, find_statistics
+from rm_ray.model.positions import check_positions, count_positions
 from rm_ray.scoring.chunks import ChunkScorer
 from rm_ray.scoring.conversations import SCORED_PARTS
 from rm_ray.scoring.output import (
@@ -52,19 +54,25 @@ def score(
     ``output`` defaults to a folder in ``~/rm_ray/evaluations`` named after the model and rows.
 
     Raises:
-        InputError: the model or a source cannot be read, or ``output`` holds other scores.
+        InputError: the model or a source cannot be read, ``output`` holds other scores, or rewards
+            are to be standardized without statistics.
     """
-    architecture = load_architecture(model_name(model.model, model.revision))
+    name = model_name(model.model, model.revision)
+    architecture = load_architecture(name)
+    statistics = find_statistics(name, model.rewards)
     if model.max_length is None:
-        positions = architecture.get_text_config().to_dict().get("max_position_embeddings")
-        model = replace(model, max_length=positions or 2**31)
+        model = replace(model, max_length=count_positions(architecture) or 2**31)
+    assert model.max_length is not None
+    check_positions(
+        architecture, model.max_length, model=model.model, options=("--max_length", "--model")
+    )
     specs = [SourceSpec.parse(text) for text in rows.data]
     selections = mixture.select(specs, rows.seed, any_of=SCORED_PARTS, rules=rows.rules)
     folder, day = claim_folder(
         output,
         model,
         rows,
-        model_hash=model_fingerprint(model, architecture),
+        model_hash=model_fingerprint(model, architecture, statistics),
         rows_hash=mixture.mixture_fingerprint(selections),
     )
     finished = set(list_chunks(folder, ROWS))
@@ -77,6 +85,7 @@ def score(
         logger.info("%d chunks are already finished", len(finished))
     batch = ScoringBatch(
         model=model,
+        statistics=statistics,
         rules=rows.rules,
         day=day,
         selections=selections,
@@ -89,7 +98,7 @@ def score(
         raise find_final_error(error) or error from None
     scored = ScoredRows.collect(folder, batch.origins, rows.rules)
     refuse_missing_columns(rows.rules.columns, scored.readings, prefix="")
-    return scored
+    return replace(scored, statistics=statistics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +106,8 @@ class ScoringBatch:
     """The rows that one command scores, the model, and the output folder."""
 
     model: ScoringModel
+    statistics: RewardStatistics | None
+    """Those by which the rewards are standardized; None for raw ones."""
     rules: ColumnRules
     day: date
     """Date for chat templates that ask for today's."""
@@ -141,6 +152,7 @@ class ScoringBatch:
         items = [{"fragment": i} for i in range(len(selections))]
         arguments: dict[str, Any] = {
             "model": self.model,
+            "statistics": self.statistics,
             "rules": self.rules,
             "day": self.day,
             "origins": list(self.origins),

@@ -22,6 +22,7 @@ from rm_ray.data.rows.refusals import Reason, RefusedError
 from rm_ray.data.tokens.conversation_tokenizer import ConversationTokenizer
 from rm_ray.data.tokens.template_date import pin_date
 from rm_ray.errors import InputError
+from rm_ray.evaluation.reward_statistics import RewardStatistics
 from rm_ray.scoring.conversations import Conversations, parse_conversations
 from rm_ray.scoring.output import READINGS, REFUSED, ROWS, chunk_name, to_json_lines
 from rm_ray.scoring.scorer import Ids, Scorer
@@ -48,8 +49,9 @@ class ChunkScorer:
         origins: Sequence[str],
         folder: Storage,
         cluster: ClusterConfig,
+        statistics: RewardStatistics | None = None,
     ) -> None:
-        self._rules, self._day = rules, day
+        self._rules, self._day, self._statistics = rules, day, statistics
         if not cluster.use_gpu:
             torch.set_num_threads(cluster.cpus_per_worker)
         self._model, self._origins, self._folder = model, origins, folder
@@ -98,6 +100,8 @@ class ChunkScorer:
                 f"the model's rewards are not finite for rows of {origin}, starting at row "
                 f"{batch['row'][0][0]}; its weights are broken, or its dtype overflows"
             )
+        if self._statistics is not None:
+            rewards = [self._statistics.standardize(values) for values in rewards]
         scored, refused, tokens = [], [], 0
         left = iter(rewards)
         for number, row, parsed, found in zip(batch["row"][0], rows, read, ids, strict=True):

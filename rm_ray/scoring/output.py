@@ -18,6 +18,7 @@ from rm_ray.config.column_rules import ColumnRules
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.data.rows.column_readings import ColumnReading, sum_up
 from rm_ray.errors import InputError
+from rm_ray.evaluation.reward_statistics import RewardStatistics
 from rm_ray.storage import Storage
 
 ROWS, REFUSED, READINGS = "rows", "quarantine", "readings"
@@ -25,6 +26,9 @@ ROWS, REFUSED, READINGS = "rows", "quarantine", "readings"
 
 MANIFEST = "scoring.json"
 """File that identifies the scored rows and the model."""
+
+MODELS = "models.json"
+"""File that says whose rewards the rows of an ensemble are."""
 
 EVALUATIONS = "~/rm_ray/evaluations"
 """Parent of the default output folders."""
@@ -45,6 +49,8 @@ class ScoredRows:
     rules: ColumnRules
     readings: tuple[ColumnReading, ...]
     """How the rows of each file or split were read."""
+    statistics: RewardStatistics | None = None
+    """Those by which one model's rewards are standardized; None if they are raw."""
 
     @classmethod
     def collect(cls, folder: Storage, origins: tuple[str, ...], rules: ColumnRules) -> ScoredRows:
@@ -52,7 +58,7 @@ class ScoredRows:
         refused: Counter[str] = Counter()
 
         def refused_lines(name: str) -> str:
-            lines = _read_lines(folder, f"{REFUSED}/{name}")
+            lines = read_lines(folder, f"{REFUSED}/{name}")
             refused.update(json.loads(line)["reason"] for line in lines)
             return "\n".join([*lines, ""])
 
@@ -65,17 +71,21 @@ class ScoredRows:
         return cls(
             folder=folder,
             origins=origins,
-            num_scored=sum(len(_read_lines(folder, f"{ROWS}/{name}")) for name in names),
+            num_scored=sum(len(read_lines(folder, f"{ROWS}/{name}")) for name in names),
             refused=dict(refused.most_common()),
             rules=rules,
             readings=tuple(sum_up(origins[i], counted) for i, counted in sorted(counts.items())),
         )
 
+    def origin_of(self, name: str) -> str:
+        """Return the origin of a chunk's rows."""
+        return self.origins[_fragment_of(name)]
+
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each scored row with its origin, in order."""
         for name in list_chunks(self.folder, ROWS):
-            origin = self.origins[_fragment_of(name)]
-            for line in _read_lines(self.folder, f"{ROWS}/{name}"):
+            origin = self.origin_of(name)
+            for line in read_lines(self.folder, f"{ROWS}/{name}"):
                 yield origin, json.loads(line)
 
 
@@ -97,10 +107,11 @@ def claim_folder(
     ``output``, the folder is in ``EVALUATIONS`` and named after the hashes.
 
     Raises:
-        InputError: the folder cannot be written, or has scores from another model or other rows.
+        InputError: the folder cannot be written, or has scores from another model, other rows or
+            several models.
     """
     if rows.rules.are_set:
-        read = json.dumps([rows_hash, sorted(rows.columns), sorted(rows.ignore_columns)])
+        read = json.dumps([rows_hash, rows.rules.key])
         rows_hash = hashlib.sha256(read.encode()).hexdigest()
     hashes = {"model": model_hash, "rows": rows_hash}
     name = "-".join(value[:8] for value in hashes.values())
@@ -109,8 +120,13 @@ def claim_folder(
     today = datetime.now().astimezone().date()
     manifest = {"settings": asdict(model), "rows_per_chunk": ROWS_PER_CHUNK,
                 "template_date": today.isoformat(), **hashes}  # fmt: skip
-    before = folder.read_json(MANIFEST)
-    if before is None or not list_chunks(folder, ROWS):  # no scores yet
+    before, has_scores = folder.read_json(MANIFEST), bool(list_chunks(folder, ROWS))
+    if folder.exists(MODELS) or (before is None and has_scores):
+        raise InputError(
+            f"--output '{folder.path}' has scores that are not of one model: it holds {MODELS}, or "
+            f"rows without {MANIFEST}; choose another folder"
+        )
+    if before is None or not has_scores:
         for left in filter(folder.exists, (REFUSED, READINGS)):
             folder.delete(left)
         folder.write_json(MANIFEST, manifest)
@@ -151,5 +167,6 @@ def to_json_lines(rows: Sequence[dict[str, Any]]) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _read_lines(folder: Storage, name: str) -> list[str]:
+def read_lines(folder: Storage, name: str) -> list[str]:
+    """Return the lines of a chunk's file."""
     return folder.read_text(name).split("\n")[:-1]

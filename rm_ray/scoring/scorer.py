@@ -18,13 +18,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rm_ray.batches.collate import Collator
+from rm_ray.batches.collate import Collator, unlabelled
 from rm_ray.batches.spread import spread_packed, spread_padded
 from rm_ray.config.scoring import Dtype, ScoringModel
 from rm_ray.config.sections.batch import Layout
-from rm_ray.data.cache.pair_tokens import join_pairs
+from rm_ray.data.cache.group_tokens import GroupLengths, join_groups
 from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
+from rm_ray.evaluation.reward_statistics import STATISTICS, RewardStatistics
 from rm_ray.model.attention import (
     PACKED_ATTENTION,
     choose_kernel,
@@ -33,7 +34,7 @@ from rm_ray.model.attention import (
 )
 from rm_ray.model.heads import Float32Linear
 from rm_ray.model.reward_model import RewardModel
-from rm_ray.pretrained import PretrainedName
+from rm_ray.pretrained import WITHOUT_ADAPTER, PretrainedName, read_adapter_config
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     collator: Collator
     tokens_per_forward: int
-    """Maximum tokens per forward pass; a larger pair gets a pass of its own."""
+    """Maximum tokens per forward pass; two conversations with more get a pass of their own."""
 
     @classmethod
     def load(
@@ -83,6 +84,7 @@ class Scorer:
                 dtype=wanted,
                 attn_implementation="sdpa" if reason else PACKED_ATTENTION,
                 output_loading_info=True,
+                **WITHOUT_ADAPTER,
             )
         if missing := sorted(found["missing_keys"]):  # transformers would initialize them randomly
             raise InputError(
@@ -116,38 +118,53 @@ class Scorer:
     def score(self, prompts: Sequence[Sequence[Ids]]) -> list[np.ndarray]:
         """Return the float32 rewards of each prompt's conversations, of which it has at least one.
 
-        Conversations are computed in pairs that share a prefix; an odd last one is paired with
-        itself.
+        The conversations of a prompt are computed together, over one prefix, if they fit.
         """
-        places = [
-            (prompt, first, min(first + 1, len(conversations) - 1))
-            for prompt, conversations in enumerate(prompts)
-            for first in range(0, len(conversations), 2)
+        if not prompts:
+            return []
+        lengths = join_groups(prompts).lengths
+        parts = [
+            (prompt, slice(first, first + size))
+            for prompt, size in enumerate(self._sizes(lengths))
+            for first in range(0, len(prompts[prompt]), size)
         ]
-        pairs = [(prompts[prompt][a], prompts[prompt][b]) for prompt, a, b in places]
+        groups = [prompts[prompt][part] for prompt, part in parts]
+        if len(parts) > len(prompts):
+            lengths = join_groups(groups).lengths
         rewards = [np.zeros(len(conversations), dtype=np.float32) for conversations in prompts]
         with torch.inference_mode():
-            for group in self._groups(pairs):
-                joined = join_pairs([pairs[i] for i in group])
-                nothing = np.zeros(len(group))
-                ready = self.collator.arrange(joined, margins=nothing, weights=nothing)
+            for members in self._passes(lengths):
+                joined = join_groups([groups[i] for i in members])
+                ready = self.collator.arrange(joined, unlabelled(joined))
                 scored = self.model(self.collator.to_device(ready)).float().cpu().numpy()
-                for i, first, second in zip(group, *scored.reshape(2, -1), strict=True):
-                    prompt, a, b = places[i]
-                    rewards[prompt][[a, b]] = first, second
+                by_group = np.split(scored, joined.lengths.starts[1:])
+                for i, values in zip(members, by_group, strict=True):
+                    prompt, part = parts[i]
+                    rewards[prompt][part] = values
         return rewards
 
-    def _groups(self, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[np.ndarray]:
-        """Yield the indices of the pairs of each forward pass."""
-        if not pairs:
-            return
-        lengths = join_pairs(pairs).lengths
+    def _sizes(self, lengths: GroupLengths) -> list[int]:
+        """Return how many of each prompt's conversations are computed together: all if they fit.
+
+        Otherwise, as many as surely fit, but at least two.
+        """
+        longest, responses = lengths.longest, lengths.num_responses
+        if self.collator.layout == "packed":
+            positions, shared = lengths.distinct, lengths.prefix
+        else:
+            positions, shared = responses * longest, np.zeros_like(longest)
+        most = np.maximum(2, (self.tokens_per_forward - shared) // (longest - shared))
+        sizes: list[int] = np.where(positions > self.tokens_per_forward, most, responses).tolist()
+        return sizes
+
+    def _passes(self, lengths: GroupLengths) -> Iterator[np.ndarray]:
+        """Yield the indices of the groups of each forward pass."""
         limits = {"world_size": 1, "tokens_per_micro_batch": self.tokens_per_forward}
         if self.collator.layout == "packed":
-            (groups,) = spread_packed(lengths.distinct, lengths.distinct, **limits)
+            (passes,) = spread_packed(lengths.distinct, lengths.distinct, **limits)
         else:
-            (groups,) = spread_padded(lengths.longest, **limits)
-        for members, _ in groups:
+            (passes,) = spread_padded(lengths.longest, lengths.num_responses, **limits)
+        for members, _ in passes:
             yield members
 
 
@@ -160,12 +177,22 @@ def load_architecture(name: PretrainedName) -> PretrainedConfig:
     """Return a reward model's config.
 
     Raises:
-        InputError: the model is missing or unreadable, or does not have exactly one label.
+        InputError: the model is missing, unreadable or an adapter, or does not have exactly one
+            label.
     """
-    with name.loading(CONTENTS):
-        architecture: PretrainedConfig = AutoConfig.from_pretrained(
-            name.place, revision=name.revision, trust_remote_code=False
-        )
+    try:
+        with name.loading(CONTENTS):
+            architecture: PretrainedConfig = AutoConfig.from_pretrained(
+                name.place, revision=name.revision, trust_remote_code=False
+            )
+    except InputError:
+        if read_adapter_config(name) is None:
+            raise
+        raise InputError(
+            f"{name.text} is an adapter without the model that it belongs to. A run with "
+            "lora.export 'merged' or 'both' exports the whole model; otherwise load the adapter "
+            "with peft, call merge_and_unload(), save model and tokenizer, and name their folder"
+        ) from None
     if architecture.num_labels != 1:
         raise InputError(
             f"{name.text} has {architecture.num_labels} labels; a reward model has one"
@@ -173,13 +200,21 @@ def load_architecture(name: PretrainedName) -> PretrainedConfig:
     return architecture
 
 
-def model_fingerprint(model: ScoringModel, architecture: PretrainedConfig) -> str:
-    """Hash what determines the rewards; a local folder by its files' names, sizes and mtimes."""
+def model_fingerprint(
+    model: ScoringModel, architecture: PretrainedConfig, statistics: RewardStatistics | None = None
+) -> str:
+    """Hash what determines the rewards; a local folder by its files' names, sizes and mtimes.
+
+    ``statistics`` are those by which rewards are standardized.
+    """
     path = model_name(model.model).path
     version: object
     if path.is_dir():
-        version = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in path.iterdir())
+        files = (file for file in path.iterdir() if file.name != STATISTICS)
+        version = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
     else:
         version = [model.model, architecture._commit_hash]
-    settings = [version, model.dtype, model.max_length]
+    settings: list[object] = [version, model.dtype, model.max_length]
+    if statistics is not None:
+        settings.append(statistics.to_json())
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()

@@ -11,6 +11,7 @@ from rm_ray.config.sections.mlflow import MlflowConfig
 from rm_ray.errors import InputError, MlflowAwayError, TrainingError
 from rm_ray.runs.checkpoint_names import list_checkpoints
 from rm_ray.runs.history import History
+from rm_ray.runs.late_evaluations import merge_records, read_records
 from rm_ray.runs.layout import HISTORY, PLOTS, RESULT, read_record
 from rm_ray.runs.manifest import find_intact
 from rm_ray.storage import Storage
@@ -102,6 +103,8 @@ def _mark_complete(run_folder: Storage, run_id: str) -> None:
 def read_history(run_folder: Storage) -> History:
     """Return the metrics of a finished run, otherwise those in its newest intact checkpoint.
 
+    Those of evaluations beside training are added.
+
     Raises:
         InputError: the run has neither.
     """
@@ -114,4 +117,5 @@ def read_history(run_folder: Storage) -> History:
             f"'{run_folder.path}' has no metrics yet: the run is not finished and has no intact "
             "checkpoint"
         )
-    return History.from_json_lines(run_folder.read_text(name).splitlines())
+    history = History.from_json_lines(run_folder.read_text(name).splitlines())
+    return merge_records(history, read_records(run_folder))

@@ -116,8 +116,12 @@ class ChannelWriter(logging.Handler):
     def __exit__(self, *_: object) -> None:
         """Post the rest and wait for it to arrive."""
         self._package.removeHandler(self)
-        ray.get(self._flush())
+        self.send()
         self.close()
+
+    def send(self) -> None:
+        """Post everything so far and wait for it to arrive."""
+        ray.get(self._flush())
 
     def status(self, line: str) -> None:
         """Replace the live line."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,10 @@ from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunTag
 
 from rm_ray.errors import InputError, MlflowAwayError
 from rm_ray.runs.history import Record, RecordKind
-from rm_ray.tracking.target import MlflowTarget, RunDescription
+from rm_ray.tracking.target import METRICS_PER_CALL, MlflowTarget, RunDescription
 
 RUN_TAG = "rm_ray.run"
 """Tag with the run's key, which identifies our run in MLflow."""
-
-_MARKERS: dict[RecordKind, str] = {"train": "episode", "eval": "eval/rm/loss"}
-"""A metric in every record of a kind; its history shows which records MLflow has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +56,15 @@ class MlflowRun:
     def logged_steps(self) -> dict[RecordKind, set[int]]:
         """Return the steps that MLflow has, by record kind."""
         with translate_errors(self.client.tracking_uri):
-            points = {
-                kind: self.client.get_metric_history(self.run_id, name)
-                for kind, name in _MARKERS.items()
+            run = self.client.get_run(self.run_id)
+            return {
+                kind: {
+                    point.step
+                    for name in names
+                    for point in self.client.get_metric_history(self.run_id, name)
+                }
+                for kind, names in _markers(run.data.metrics).items()
             }
-        return {kind: {point.step for point in found} for kind, found in points.items()}
 
     def log(self, records: Sequence[Record]) -> None:
         """Log the metrics of records."""
@@ -73,7 +74,10 @@ class MlflowRun:
             for name, value in record.metrics.items()
         ]
         with translate_errors(self.client.tracking_uri):
-            self.client.log_batch(self.run_id, metrics=metrics)
+            # A record counts as logged by its first metrics, so these go last.
+            for first in reversed(range(0, len(metrics), METRICS_PER_CALL)):
+                batch = metrics[first : first + METRICS_PER_CALL]
+                self.client.log_batch(self.run_id, metrics=batch)
 
     def log_table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Log rows as a table artifact; a second call with the same name does nothing."""
@@ -97,6 +101,19 @@ class MlflowRun:
         """Mark the run as failed or stopped by a signal, until it is opened again."""
         with translate_errors(self.client.tracking_uri):
             self.client.set_terminated(self.run_id, status)
+
+
+def _markers(metrics: Iterable[str]) -> dict[RecordKind, list[str]]:
+    """Return the metrics whose history shows which records MLflow has.
+
+    Every record of a step has its episode. A record of an evaluation has all metrics of the sets
+    that it was made on, so one metric of each set is enough.
+    """
+    one_of_each: dict[str, str] = {}
+    for name in sorted(metrics):
+        if name.startswith("eval/"):
+            one_of_each.setdefault(name.split("/")[1], name)
+    return {"train": ["episode"], "eval": [*one_of_each.values()]}
 
 
 def ask_mlflow(target: MlflowTarget, *, registry: bool = False) -> str:

@@ -9,13 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rm_ray.config.sections.evaluation import DEFAULT_SET
 from rm_ray.runs.history import Record
 
 _PANELS = ("accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "lr")
+_LISTS = {"best_of_k": "held out, best of K", "kendall_tau": "held out, Kendall's tau"}
 _MARGINS = {
     "left": 0.05, "right": 0.98, "bottom": 0.07, "top": 0.9, "wspace": 0.2, "hspace": 0.29
 }  # fmt: skip
-_AXES = {"episodes": "pairs trained on (episodes)", "hours": "hours"}
+_AXES = {"episodes": "episodes", "hours": "hours"}
 
 
 def plot_run(
@@ -52,8 +54,34 @@ def _draw(axes: Axes, records: Sequence[Record], name: str, axis: str) -> None:
     x, y = _series(records, "eval", f"eval/rm/{name}", axis)
     if len(x):
         axes.plot(x, y, "o-", color="C1", markersize=4, linewidth=1, label="held out")
+    if name == "accuracy":
+        _draw_lists(axes, records, axis)
+    if name in ("accuracy", "loss"):
+        _draw_named_sets(axes, records, name, axis)
     if len(axes.lines) > 1:
         axes.legend(fontsize=8)
+
+
+def _draw_lists(axes: Axes, records: Sequence[Record], axis: str) -> None:
+    """Draw the held-out figures of lists, if there are lists, beside the accuracy."""
+    for color, (name, label) in zip(("C2", "C3"), _LISTS.items(), strict=True):
+        x, y = _series(records, "eval", f"eval/rm/{name}", axis)
+        if len(x):
+            axes.plot(x, y, "o--", color=color, markersize=3, linewidth=1, label=label)
+
+
+def _draw_named_sets(axes: Axes, records: Sequence[Record], name: str, axis: str) -> None:
+    """Draw the figures of named sets; beside the accuracy also a benchmark's own average."""
+    names = {n.split("/")[1] for r in records if r.kind == "eval" for n in r.metrics}
+    for number, named in enumerate(sorted(names - {DEFAULT_SET})):
+        shown = {name: (named, "o-")}
+        if name == "accuracy":
+            shown["score"] = (f"{named}, score", "s:")
+        for metric, (label, style) in shown.items():
+            x, y = _series(records, "eval", f"eval/{named}/{metric}", axis)
+            if len(x):
+                color = f"C{4 + number % 6}"
+                axes.plot(x, y, style, color=color, markersize=3, linewidth=1, label=label)
 
 
 def _series(

@@ -44,10 +44,12 @@ class RunGauges:
         self._thread.join()
 
     def show(self, records: Iterable[Record]) -> None:
-        """Export the newest value of each metric, and the step."""
+        """Export the newest value of each metric, and the step that training is at."""
         figures: dict[str, float] = {}
         for record in records:  # a resumed run posts its whole history
-            figures |= {"step": record.step, **record.metrics}
+            figures |= record.metrics
+            if record.kind == "train":  # an evaluation beside training is of an earlier step
+                figures["step"] = record.step
         for name, value in figures.items():
             self.set(name, value)
 

@@ -14,6 +14,14 @@ EVAL_SAMPLES = "eval_samples"
 
 def read_samples(run_folder: Storage) -> Iterator[Table]:
     """Yield the samples of every evaluation so far, as tables for MLflow."""
+    yield from _read(run_folder, "")
     for entry in run_folder.list(SAMPLES):
+        if entry.is_folder:  # of a named set
+            yield from _read(run_folder, f"/{entry.name}")
+
+
+def _read(run_folder: Storage, below: str) -> Iterator[Table]:
+    for entry in run_folder.list(f"{SAMPLES}{below}"):
         if entry.name.endswith(".json"):  # skip drafts left behind by a kill
-            yield f"{EVAL_SAMPLES}/{entry.name}", run_folder.read_json(f"{SAMPLES}/{entry.name}")
+            name = f"{below}/{entry.name}"
+            yield f"{EVAL_SAMPLES}{name}", run_folder.read_json(f"{SAMPLES}{name}")

@@ -6,14 +6,14 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rm_ray.errors import InputError, MlflowAwayError
 from rm_ray.runs.history import Record, RecordKind
-from rm_ray.tracking.target import MlflowTarget, RunDescription
+from rm_ray.tracking.target import METRICS_PER_CALL, MlflowTarget, RunDescription
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, so the thread imports it
     from rm_ray.tracking.mlflow_run import MlflowRun
@@ -39,6 +39,19 @@ def mlflow_opener(target: MlflowTarget, description: RunDescription) -> Callable
         return MlflowRun.open(target, description)
 
     return open_run
+
+
+def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """Divide records into calls; a single record may be over the limit of metrics."""
+    batch: list[Record] = []
+    for record in records:
+        num_metrics = sum(len(one.metrics) for one in (*batch, record))
+        if batch and (len(batch) == RECORDS_PER_CALL or num_metrics > METRICS_PER_CALL):
+            yield batch
+            batch = []
+        batch.append(record)
+    if batch:
+        yield batch
 
 
 class MetricSender:
@@ -126,8 +139,7 @@ class MetricSender:
                 logged[record.kind].add(record.step)
                 new.append(record)
         self._unsent -= len(records) - len(new)
-        for first in range(0, len(new), RECORDS_PER_CALL):
-            batch = new[first : first + RECORDS_PER_CALL]
+        for batch in _batches(new):
             self._retry(partial(mlflow_run.log, batch))
             self._unsent -= len(batch)
 

@@ -16,6 +16,9 @@ from rm_ray.storage import Storage
 SQLITE = "sqlite:///"
 """Prefix of an SQLite file's URI, followed by its path, as in ``sqlite:////data/x.db``."""
 
+METRICS_PER_CALL = 1_000
+"""Most metrics that MLflow accepts in one call."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowTarget:

@@ -40,6 +40,20 @@ def sum_counts(counts: np.ndarray, device: torch.device) -> np.ndarray:
     return summed
 
 
+def merge_disjoint(values: np.ndarray, device: torch.device) -> np.ndarray:
+    """Return a float array with the numbers of all ranks, exchanged through ``device``.
+
+    Each element is a finite number on at most one rank, and NaN on the others.
+    """
+    if not _has_peers():
+        return values
+    tensor = torch.from_numpy(values).to(device)
+    tensor = torch.where(tensor.isnan(), -torch.inf, tensor)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    merged: np.ndarray = torch.where(tensor == -torch.inf, torch.nan, tensor).cpu().numpy()
+    return merged
+
+
 def any_rank(votes: Sequence[bool], device: torch.device) -> list[bool]:
     """Return, per question, whether any rank votes yes; every rank gets the same answers."""
     ballot = torch.tensor(votes, dtype=torch.float32, device=device)

@@ -6,7 +6,6 @@ import importlib
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,21 +16,21 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs
 from torch import Tensor
 
-from rm_ray.batches.packing import PackedPairs
-from rm_ray.batches.padding import PaddedPairs
+from rm_ray.batches.packing import PackedGroups
+from rm_ray.batches.padding import PaddedGroups
 from rm_ray.config.sections.cluster import ResolvedCluster
 from rm_ray.config.sections.optimizer import OptimizerConfig
+from rm_ray.importing import hidden
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.collectives import gather_objects
 from rm_ray.train.deepspeed_config import deepspeed_settings, find_secondary_size
 from rm_ray.train.optimizer import build_optimizer
+from rm_ray.train.placement import place_sharded, place_whole, stream_whole
 from rm_ray.train.slices import Slice
 
 logger = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_ABSENT: Any = None
-"""In ``sys.modules``: the module cannot be imported."""
 
 
 class Engine:
@@ -58,6 +57,7 @@ class Engine:
         self.zero_stage = cluster.zero_stage
         self.max_grad_norm = optimizer.max_grad_norm
         bf16 = dtype == torch.bfloat16
+        settings: dict[str, Any] = {}
         if cluster.zero_stage == 0:
             precision = "bf16" if bf16 else "no"
             # Gradients that are views of DDP's buckets save a copy of the gradients. The model's
@@ -86,9 +86,20 @@ class Engine:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.module = model
+        if model.sources is not None:
+            self._place(model, settings, dtype=dtype)
         self.model, self.optimizer = self.accelerator.prepare(
             model, build_optimizer(model, optimizer, fused=use_gpu)
         )
+
+    def _place(self, model: RewardModel, settings: dict[str, Any], *, dtype: torch.dtype) -> None:
+        """Give a lean model its values, in the memory that trains with them."""
+        if self.zero_stage < 3:
+            # DeepSpeed computes in one dtype; without it, frozen weights are in that of products.
+            own = None if self.zero_stage == 0 else dtype
+            place_whole(model, self.device, dtype=own, rank=self.rank)
+            return
+        place_sharded(model, self.device, import_deepspeed(), settings, dtype=dtype)
 
     @property
     def device(self) -> torch.device:
@@ -108,10 +119,17 @@ class Engine:
             with self.accelerator.no_sync(self.model):
                 yield
 
-    def rewards(self, pairs: PaddedPairs | PackedPairs) -> Tensor:
-        """Return ``[2P]`` float32 rewards, through the root module and its hooks."""
-        rewards: Tensor = self.model(pairs)
-        return rewards
+    def rewards(self, groups: PaddedGroups | PackedGroups) -> Tensor:
+        """Return ``[R]`` float32 rewards."""
+        return self.outputs(groups)[: len(groups.last_positions)]
+
+    def outputs(self, groups: PaddedGroups | PackedGroups) -> Tensor:
+        """Return the rewards and what the objective learns with them (see ``RewardModel``).
+
+        They come through the root module and its hooks.
+        """
+        outputs: Tensor = self.model(groups)
+        return outputs
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss to this step's gradients."""
@@ -120,17 +138,17 @@ class Engine:
         else:
             self.accelerator.backward(loss)
 
-    def settle(self, pairs: PaddedPairs | PackedPairs) -> None:
+    def settle(self, groups: PaddedGroups | PackedGroups) -> None:
         """Bring DDP's buckets into their final state before the first step; every rank calls it.
 
         DDP rebuilds its buckets in the order in which gradients first arrive, and with more than
         two ranks the order of summation depends on them: otherwise, a resumed run would differ in
-        its first step. Computes some pairs twice; weights do not change.
+        its first step. Computes some groups twice; weights do not change.
         """
         if self.zero_stage > 0 or self.world_size == 1:
             return
         for _ in range(2):  # DDP rebuilds buckets in the second forward pass
-            self.backward(self.rewards(pairs).sum())
+            self.backward(self.outputs(groups).sum())
             self._clear_gradients()
 
     def step(self, learning_rate: float, numbers: Tensor) -> tuple[list[float], float]:
@@ -167,11 +185,15 @@ class Engine:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the full weights on the CPU on rank 0, and nothing on other ranks."""
-        if self.zero_stage == 3:
-            state = self.accelerator.get_state_dict(self.model) or {}
-        else:
-            state = self.module.state_dict() if self.rank == 0 else {}
-        return {name: tensor.detach().cpu() for name, tensor in state.items()}
+        return dict(self.stream_weights())
+
+    def stream_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each full weight on the CPU on rank 0, and nothing on other ranks.
+
+        Every rank iterates to the end: ZeRO-3 gathers one weight at a time.
+        """
+        gather = import_deepspeed().zero.GatheredParameters if self.zero_stage == 3 else None
+        return stream_whole(self.module, gather, rank=self.rank)
 
     def slices(self) -> list[Slice]:
         """Return this rank's float32 weights and AdamW state as slices, to read or to fill."""
@@ -307,12 +329,7 @@ def _disable_compiled_collectives() -> None:
 def import_deepspeed() -> Any:
     """Import DeepSpeed, late, because importing it reads DS_ACCELERATOR.
 
-    Its autotuner would import MLflow, which takes a second and which no worker uses. So MLflow is
-    hidden meanwhile, unless it is imported already.
+    Its autotuner would import MLflow, which takes a second and which no worker uses.
     """
-    is_hidden = sys.modules.setdefault("mlflow", _ABSENT) is _ABSENT
-    try:
+    with hidden("mlflow"):
         return importlib.import_module("deepspeed")
-    finally:
-        if is_hidden:
-            del sys.modules["mlflow"]

@@ -1,69 +1,106 @@
-"""Exact means over pairs, from sums and a count over micro-batches and ranks."""
+"""Exact means over groups and comparisons, from sums over micro-batches and ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rm_ray.data.cache.pair_tokens import TokenCounts
+from rm_ray.batches.labels import Labels
+from rm_ray.data.cache.group_tokens import TokenCounts
+from rm_ray.objectives.losses import Losses
 
-_SUMS = ("loss", "accuracy", "chosen_rewards", "rejected_rewards", "reward_margin", "ties")
-_COUNT = len(_SUMS)
-_FLOPS = _COUNT + 1 + len(TokenCounts._fields)
+_COMPARED = ("accuracy", "chosen_rewards", "rejected_rewards", "reward_margin", "ties")
+_TOKENS = TokenCounts._fields
+_COUNTS = ("compared", "groups", "with_loss", *_TOKENS, "flops")
 
 
 @dataclass
-class PairMetrics:
-    """Sums over pairs, in float64 on the rewards' device."""
+class GroupMetrics:
+    """Sums over groups, in float64 on the rewards' device.
+
+    ``sums`` ``[N]`` are the objective's parts; the comparisons' figures, weighted so that each
+    group counts 1; the weight of all comparisons; the groups, and those with a loss; the three
+    token counts; the FLOPs that the groups need.
+    """
 
     sums: Tensor
-    """``[11]``: loss, accuracy, chosen, rejected, margin, ties; pairs; the three token counts;
-    the FLOPs that the pairs need."""
+    parts: tuple[str, ...] = ("loss",)
+    """Names of the objective's parts."""
 
     @classmethod
-    def zero(cls, device: torch.device) -> PairMetrics:
-        """Return sums over no pairs."""
-        return cls(torch.zeros(_FLOPS + 1, dtype=torch.float64, device=device))
+    def zero(cls, device: torch.device, parts: Sequence[str] = ("loss",)) -> GroupMetrics:
+        """Return sums over no groups."""
+        size = len(parts) + len(_COMPARED) + len(_COUNTS)
+        return cls(torch.zeros(size, dtype=torch.float64, device=device), tuple(parts))
 
-    def add(self, rewards: Tensor, losses: Tensor, weights: Tensor, *, tokens: TokenCounts) -> None:
-        """Add P pairs: ``rewards`` ``[2P]``, ``losses`` and ``weights`` ``[P]``.
+    def add(self, rewards: Tensor, losses: Losses, labels: Labels, *, tokens: TokenCounts) -> None:
+        """Add G groups with ``[R]`` rewards.
 
-        A tie counts as half correct. A weight of 0 excludes a pair, even if its loss is not finite.
+        Equal rewards count as half correct. So does a comparison whose label is a tie, which has no
+        margin and no better side: its rewards are half chosen, half rejected. A filler counts
+        nowhere, even if its loss is not finite.
         """
-        chosen, rejected = rewards.detach().double().chunk(2)
-        margins = chosen - rejected
-        ties = (margins == 0).double()
-        correct = (margins > 0).double() + ties / 2
-        columns = [losses.detach().double(), correct, chosen, rejected, margins, ties]
-        columns.append(torch.ones_like(margins))
-        rows = torch.stack(columns)
-        counted = torch.where(weights > 0, rows, torch.zeros_like(rows)).sum(dim=1)
-        self.sums[: len(counted)] += counted
-        for i, count in enumerate(tokens, start=len(counted)):
-            self.sums[i] += count
+        counts = labels.group_weights > 0
+        by_group = [losses.parts[name].detach().double() for name in self.parts]
+        self._add(0, by_group, losses.has_loss & counts)
+        better, worse = (
+            rewards.detach().double().index_select(0, side)
+            for side in (labels.better, labels.worse)
+        )
+        ties = (better == worse).double()
+        is_tie, middle = labels.probability == 0.5, (better + worse) / 2
+        better, worse = (torch.where(is_tie, middle, side) for side in (better, worse))
+        margins = better - worse
+        correct = (margins > 0).double() + (margins == 0).double() / 2
+        columns = [correct, better, worse, margins, ties, torch.ones_like(margins)]
+        weighted = [column * labels.weight for column in columns]
+        self._add(len(self.parts), weighted, counts.index_select(0, labels.group))
+        self.sums[self._at("groups")] += counts.sum()
+        self.sums[self._at("with_loss")] += (losses.has_loss & counts).sum()
+        for name, count in zip(_TOKENS, tokens, strict=True):
+            self.sums[self._at(name)] += count
+
+    def _add(self, first: int, columns: Sequence[Tensor], counts: Tensor) -> None:
+        rows = torch.stack([*columns])
+        counted = torch.where(counts, rows, torch.zeros_like(rows)).sum(dim=1)
+        self.sums[first : first + len(counted)] += counted
+
+    def _at(self, name: str) -> int:
+        return len(self.parts) + len(_COMPARED) + _COUNTS.index(name)
 
     def add_flops(self, flops: float) -> None:
-        """Add the FLOPs that pairs need, forward and backward."""
-        self.sums[_FLOPS] += flops
+        """Add the FLOPs that groups need, forward and backward."""
+        self.sums[self._at("flops")] += flops
 
     def means(self, prefix: str) -> dict[str, float]:
-        """Return ``{prefix/name: mean}``; ``ties`` is the share of pairs with equal rewards."""
+        """Return ``{prefix/name: mean}``, without the figures that nothing was counted for.
+
+        ``ties`` is the share of comparisons with equal rewards.
+        """
         sums = self.sums.tolist()
-        return {f"{prefix}/{name}": sums[i] / sums[_COUNT] for i, name in enumerate(_SUMS)}
+        compared, with_loss = sums[self._at("compared")], sums[self._at("with_loss")]
+        names = [*self.parts, *_COMPARED]
+        totals = [with_loss] * len(self.parts) + [compared] * len(_COMPARED)
+        return {
+            f"{prefix}/{name}": sums[i] / total
+            for i, (name, total) in enumerate(zip(names, totals, strict=True))
+            if total
+        }
 
     @property
     def count(self) -> int:
-        """The number of pairs."""
-        return round(self.sums[_COUNT].item())
+        """The number of groups."""
+        return round(self.sums[self._at("groups")].item())
 
     @property
     def tokens(self) -> TokenCounts:
-        """Token counts over all pairs."""
-        return TokenCounts(*(round(count) for count in self.sums[_COUNT + 1 : _FLOPS].tolist()))
+        """Token counts over all groups."""
+        return TokenCounts(*(round(self.sums[self._at(name)].item()) for name in _TOKENS))
 
     @property
     def flops(self) -> float:
-        """The FLOPs that all pairs need, forward and backward."""
-        return self.sums[_FLOPS].item()
+        """The FLOPs that all groups need, forward and backward."""
+        return self.sums[self._at("flops")].item()

@@ -6,9 +6,12 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import get_scheduler
 
 from rm_ray.config.sections.optimizer import OptimizerConfig
+from rm_ray.importing import hidden
+
+with hidden("bitsandbytes"):  # leads to peft, which would spend a second importing it
+    from transformers import get_scheduler
 
 
 def build_optimizer(
@@ -20,8 +23,8 @@ def build_optimizer(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if is_matrix(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if not is_matrix(p)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -30,6 +33,12 @@ def build_optimizer(
         eps=config.eps,
         fused=fused or None,
     )
+
+
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Return whether a parameter has two dimensions or more, when it is whole."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed's, if sharded
+    return len(shape) >= 2
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> Callable[[int], float]:

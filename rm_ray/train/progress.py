@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rm_ray.data.cache.pair_tokens import TokenCounts
+from rm_ray.data.cache.group_tokens import TokenCounts
 
 
 @dataclass(kw_only=True)
@@ -14,24 +15,24 @@ class Progress:
     step: int = 0
     """Optimizer steps completed."""
     episode: int = 0
-    """Pairs trained on."""
+    """Groups trained on."""
     seconds: float = 0.0
     """Time since the first step began, over all attempts."""
-    timed_pairs: int = 0
-    """Pairs in the steps that count for the speed: all but each attempt's first."""
+    timed_groups: int = 0
+    """Groups in the steps that count for the speed: all but each attempt's first."""
     timed_tokens: int = 0
     timed_distinct_tokens: int = 0
     timed_computed_tokens: int = 0
     timed_flops: float = 0.0
-    """FLOPs that the pairs need, excluding overhead such as padding."""
+    """FLOPs that the groups need, excluding overhead such as padding."""
     timed_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds of steps, data wait, evaluation and checkpoints, excluding lost work."""
 
-    def add_timed(self, pairs: int, tokens: TokenCounts, flops: float, seconds: float) -> None:
+    def add_timed(self, groups: int, tokens: TokenCounts, flops: float, seconds: float) -> None:
         """Count a step for the speed."""
-        self.timed_pairs += pairs
-        self.timed_tokens += tokens.both
+        self.timed_groups += groups
+        self.timed_tokens += tokens.all
         self.timed_distinct_tokens += tokens.distinct
         self.timed_computed_tokens += tokens.computed
         self.timed_flops += flops
@@ -39,22 +40,22 @@ class Progress:
 
     @property
     def pairs_per_second(self) -> float:
-        """Pairs per second in steady state, excluding evaluation and checkpoints."""
-        return self.timed_pairs / self.timed_seconds if self.timed_seconds else 0.0
+        """Groups per second in steady state, excluding evaluation and checkpoints."""
+        return self.timed_groups / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of both conversations per second in steady state."""
+        """Tokens of all conversations per second in steady state."""
         return self.timed_tokens / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
     def distinct_tokens_per_second(self) -> float:
-        """Tokens per second in steady state, counting a pair's shared prefix once."""
+        """Tokens per second in steady state, counting a group's shared prefix once."""
         return self.timed_distinct_tokens / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
     def flops_per_second(self) -> float:
-        """FLOPs that the pairs need per second in steady state."""
+        """FLOPs that the groups need per second in steady state."""
         return self.timed_flops / self.timed_seconds if self.timed_seconds else 0.0
 
     @property
@@ -63,7 +64,9 @@ class Progress:
         return self.timed_computed_tokens / max(self.timed_distinct_tokens, 1)
 
 
-def progress_line(progress: Progress, num_steps: int, metrics: dict[str, float]) -> str:
+def progress_line(
+    progress: Progress, num_steps: int, metrics: dict[str, float], *, unit: str = "pairs"
+) -> str:
     """Return a run's live progress line."""
     speed = metrics["perf/pairs_per_second"]
     steps_left = num_steps - progress.step
@@ -71,10 +74,18 @@ def progress_line(progress: Progress, num_steps: int, metrics: dict[str, float])
     left = steps_left * pairs_a_step / (progress.pairs_per_second or speed)
     return (
         f"step {progress.step}/{num_steps} · episode {progress.episode:,} · "
-        f"loss {metrics['train/rm/loss']:.4f} · accuracy {metrics['train/rm/accuracy']:.3f} · "
-        f"margin {metrics['train/rm/reward_margin']:+.3f} · {speed:.1f} pairs/s · "
-        f"{_clock(left)} left"
+        f"{''.join(_figures(metrics))}{speed:.1f} {unit}/s · {_clock(left)} left"
     )
+
+
+_FIGURES = {"loss": ".4f", "accuracy": ".3f", "reward_margin": "+.3f"}
+
+
+def _figures(metrics: dict[str, float]) -> Iterator[str]:
+    """Yield the figures that the data give: scores alone have no accuracy."""
+    for name, form in _FIGURES.items():
+        if (value := metrics.get(f"train/rm/{name}")) is not None:
+            yield f"{name.removeprefix('reward_')} {value:{form}} · "
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Reference pairs, whose rewards every checkpoint stores for comparison with clients."""
+"""Reference groups, whose rewards every checkpoint stores for comparison with clients."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rm_ray.config.sections.batch import Layout
-from rm_ray.data.cache.pair_tokens import PairTokens, join_pairs
+from rm_ray.data.cache.group_tokens import GroupTokens, count_positions, join_groups
 
 if TYPE_CHECKING:  # slow imports, and a worker imports this module early
     from transformers import PreTrainedTokenizerBase
 
     from rm_ray.batches.collate import Collator
-    from rm_ray.batches.packing import PackedPairs
-    from rm_ray.batches.padding import PaddedPairs
+    from rm_ray.batches.packing import PackedGroups
+    from rm_ray.batches.padding import PaddedGroups
     from rm_ray.data.cache.token_table import TokenTable
     from rm_ray.train.engine import Engine
 
-NUM_PAIRS = 8
+NUM_GROUPS = 8
 
 _CONVERSATIONS = (
     [
@@ -37,10 +37,10 @@ _CONVERSATIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReferencePairs:
-    """Pairs to score, and conversations with the token ids that training uses for them."""
+class ReferenceGroups:
+    """Groups to score, and conversations with the token ids that training uses for them."""
 
-    pairs: PairTokens
+    groups: GroupTokens
     conversations: tuple[dict[str, Any], ...]
     """Each with ``messages`` and ``ids``."""
 
@@ -50,51 +50,49 @@ class ReferencePairs:
 
         with engine.evaluating():
             by_pass = [
-                engine.rewards(self.lay_out(collator, pairs)).reshape(2, -1)
-                for pairs in self.passes(collator.layout, tokens_per_pass)
+                engine.rewards(self.lay_out(collator, groups))
+                for groups in self.passes(collator.layout, tokens_per_pass)
             ]
-        rewards = torch.cat(by_pass, dim=1).float().T.tolist()
+        rewards = iter(torch.cat(by_pass).float().tolist())
         scored = [
-            {
-                "chosen_ids": self.pairs.chosen(i).tolist(),
-                "rejected_ids": self.pairs.rejected(i).tolist(),
-                "chosen_reward": chosen,
-                "rejected_reward": rejected,
-            }
-            for i, (chosen, rejected) in enumerate(rewards)
+            {"ids": ids.tolist(), "reward": next(rewards)}
+            for group in range(len(self.groups))
+            for ids in self.groups.conversations(group)
         ]
-        return {"pairs": scored, "conversations": self.conversations}
+        return {"scored": scored, "conversations": self.conversations}
 
     def passes(self, layout: Layout, tokens_per_pass: int) -> list[list[int]]:
-        """Divide the pairs, in order, into as few passes of ``tokens_per_pass`` as possible.
+        """Divide the groups, in order, into as few passes of ``tokens_per_pass`` as possible.
 
-        A larger pair gets its own pass.
+        A larger group gets its own pass.
         """
-        lengths, passes = self.pairs.lengths, [[0]]
-        for i in range(1, len(self.pairs)):
+        lengths, passes = self.groups.lengths, [[0]]
+        for i in range(1, len(self.groups)):
             joined = np.array([*passes[-1], i])
-            distinct, longest = lengths.distinct[joined].sum(), lengths.longest[joined].max()
-            computed = distinct if layout == "packed" else 2 * len(joined) * longest
-            if computed <= tokens_per_pass:
+            if count_positions(lengths[joined], layout) <= tokens_per_pass:
                 passes[-1].append(i)
             else:
                 passes.append([i])
         return passes
 
-    def lay_out(self, collator: Collator, pairs: Sequence[int]) -> PaddedPairs | PackedPairs:
-        """Return the given pairs, laid out on the device."""
-        ids = [(self.pairs.chosen(i).tolist(), self.pairs.rejected(i).tolist()) for i in pairs]
-        nothing = np.zeros(len(pairs))
-        laid_out = collator.arrange(join_pairs(ids), margins=nothing, weights=nothing)
-        return collator.to_device(laid_out)
+    def lay_out(self, collator: Collator, groups: Sequence[int]) -> PaddedGroups | PackedGroups:
+        """Return the given groups, laid out on the device."""
+        from rm_ray.batches.collate import unlabelled
+
+        joined = join_groups(
+            [[ids.tolist() for ids in self.groups.conversations(group)] for group in groups]
+        )
+        return collator.to_device(collator.arrange(joined, unlabelled(joined)))
 
 
-def choose_reference_pairs(table: TokenTable, tokenizer: PreTrainedTokenizerBase) -> ReferencePairs:
-    """Choose pairs across the shorter half of a table, so that scoring them is cheap."""
+def choose_reference_groups(
+    table: TokenTable, tokenizer: PreTrainedTokenizerBase
+) -> ReferenceGroups:
+    """Choose groups across the shorter half of a table, so that scoring them is cheap."""
     by_length = np.argsort(table.lengths.distinct, kind="stable")
-    shorter = np.sort(by_length[: max(len(by_length) // 2, NUM_PAIRS)])
-    chosen = shorter[np.linspace(0, len(shorter) - 1, min(NUM_PAIRS, len(shorter))).astype(int)]
-    return ReferencePairs(pairs=table.gather(chosen), conversations=tuple(_tokenize(tokenizer)))
+    shorter = np.sort(by_length[: max(len(by_length) // 2, NUM_GROUPS)])
+    chosen = shorter[np.linspace(0, len(shorter) - 1, min(NUM_GROUPS, len(shorter))).astype(int)]
+    return ReferenceGroups(groups=table.gather(chosen), conversations=tuple(_tokenize(tokenizer)))
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase) -> Sequence[dict[str, Any]]:

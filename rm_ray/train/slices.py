@@ -6,14 +6,14 @@ read the files of any other number: each copies the parts that overlap its own s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 Extent = tuple[int, int]
 """The first element in a flat parameter, and the one after the last."""
@@ -35,6 +35,24 @@ class Slice:
     def extent(self) -> Extent:
         """The part of the flat parameter that the slice covers."""
         return self.start, self.start + len(self.tensors["weight"])
+
+
+def buffer_slices(model: nn.Module, *, is_written: bool) -> list[Slice]:
+    """Return the buffers that belong to a model's files, such as a router's bias.
+
+    They are not trained: a resumed run has those of its base model.
+    """
+    stored = model.state_dict().keys()
+    return [
+        Slice(
+            parameter=name,
+            start=0,
+            tensors={"weight": buffer.reshape(-1)},
+            is_written=is_written,
+        )
+        for name, buffer in model.named_buffers()
+        if name in stored
+    ]
 
 
 def write_slices(slices: Iterable[Slice], path: Path) -> None:
@@ -80,35 +98,39 @@ def read_slices(slices: Sequence[Slice], paths: Iterable[Path]) -> None:
                         stored = file.get_slice(f"{kind}/{first}/{part.parameter}")
                         tensor[low - start : high - start].copy_(stored[low - first : high - first])
                     read[part.parameter, part.start].append((low, high))
-    short = [p.parameter for p in slices if not _covers(read[p.parameter, p.start], p)]
-    if short:
-        raise ValueError(f"the checkpoint does not hold all of {', '.join(sorted(set(short)))}")
+    _require_all(p.parameter for p in slices if not _cover(read[p.parameter, p.start], *p.extent))
 
 
-def read_weights(
-    shapes: Mapping[str, torch.Size], paths: Iterable[Path], *, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Return full parameters of the given shapes, from the files that hold parts of them.
+def stream_weights(
+    shapes: Mapping[str, torch.Size], paths: Iterable[Path]
+) -> Iterator[tuple[str, int, Tensor]]:
+    """Yield the parts of weights that files hold: name, first element, flat float32 values.
+
+    Opens one file at a time, and reads one part at a time.
 
     Raises:
         ValueError: the files do not cover a parameter.
     """
-    parts = [
-        Slice(
-            parameter=name,
-            start=0,
-            tensors={"weight": torch.empty(shape.numel(), dtype=dtype)},
-            is_written=False,
-        )
-        for name, shape in shapes.items()
-    ]
-    read_slices(parts, paths)
-    return {part.parameter: part.tensors["weight"].view(shapes[part.parameter]) for part in parts}
+    read: dict[str, list[Extent]] = {name: [] for name in shapes}
+    for path in paths:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            for key in file.keys():  # noqa: SIM118  (not a mapping)
+                kind, start, parameter = key.split("/", 2)
+                if kind == "weight" and parameter in read:
+                    values = file.get_tensor(key)
+                    read[parameter].append((int(start), int(start) + len(values)))
+                    yield parameter, int(start), values
+    _require_all(name for name, shape in shapes.items() if not _cover(read[name], 0, shape.numel()))
 
 
-def _covers(read: Iterable[Extent], part: Slice) -> bool:
-    """Return whether the extents cover a slice."""
-    start, end = part.extent
+def _require_all(short: Iterable[str]) -> None:
+    """Refuse a checkpoint that does not hold all of some parameters."""
+    if names := sorted(set(short)):
+        raise ValueError(f"the checkpoint does not hold all of {', '.join(names)}")
+
+
+def _cover(read: Iterable[Extent], start: int, end: int) -> bool:
+    """Return whether the extents cover another one."""
     for low, high in sorted(read):
         if low <= start:
             start = max(start, high)

@@ -1,4 +1,4 @@
-"""One optimizer step: the gradient is the mean of the pair losses over the global batch.
+"""One optimizer step: the gradient is the mean of the groups' losses over the global batch.
 
 A step has three parts: ``accumulate_gradients`` on each rank, a sum over ranks, and the engine's
 update, whose numbers ``check_step`` validates. ``train_step`` runs all three; the training loop
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from rm_ray.batches.collate import ReadyMicroBatch
+from rm_ray.batches.labels import Labels
+from rm_ray.objectives.losses import Losses, Objective, sum_by_group
 from rm_ray.train.collectives import gather_objects, sum_over_ranks
-from rm_ray.train.loss import bradley_terry_loss
-from rm_ray.train.metrics import PairMetrics
+from rm_ray.train.metrics import GroupMetrics
 
 if TYPE_CHECKING:  # the step itself needs neither Accelerate nor DeepSpeed
     from rm_ray.train.engine import Engine
@@ -27,18 +28,18 @@ if TYPE_CHECKING:  # the step itself needs neither Accelerate nor DeepSpeed
 class NonFiniteLossError(ArithmeticError):
     """A loss or gradient is not finite; every rank raises it."""
 
-    def __init__(self, step: int, pairs: Sequence[int]) -> None:
+    def __init__(self, step: int, groups: Sequence[int]) -> None:
         super().__init__(f"the loss of step {step} is not finite")
         self.step = step
-        self.pairs = tuple(pairs)
-        """Indices of the pairs whose loss is not finite, or of all if only the gradient is not."""
+        self.groups = tuple(groups)
+        """Indices of the groups whose loss is not finite, or of all if only the gradient is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
     """The metrics of a step, over all ranks."""
 
-    pairs: PairMetrics
+    groups: GroupMetrics
     grad_norm: float
 
 
@@ -47,11 +48,14 @@ class RankGradients:
     """This rank's share of a step before the sum over ranks; the engine holds its gradients."""
 
     micro_batches: Sequence[ReadyMicroBatch]
-    num_pairs: int
-    """Pairs of the step, over all ranks."""
-    metrics: PairMetrics
+    num_groups: int
+    """Groups of the step, over all ranks."""
+    metrics: GroupMetrics
     checks: Sequence[Tensor]
-    """``[P]`` per micro-batch: not finite for pairs whose loss or rewards are not."""
+    """``[G]`` per micro-batch: not finite for groups whose loss or rewards are not."""
+    losses: Sequence[Tensor] = ()
+    """``[G]`` per micro-batch, if they are kept: each group's loss, without other parts of the
+    objective; NaN where it has none."""
 
     @property
     def sums(self) -> Tensor:
@@ -61,21 +65,27 @@ class RankGradients:
 
 def train_step(
     engine: Engine,
+    objective: Objective,
     micro_batches: Sequence[ReadyMicroBatch],
     *,
-    num_pairs: int,
+    num_groups: int,
     learning_rate: float,
     flops: float = 0.0,
     on_micro_batch: Callable[[], None] = lambda: None,
 ) -> StepMetrics:
-    """Train on this rank's micro-batches of a step with ``num_pairs`` over all ranks.
+    """Train on this rank's micro-batches of a step with ``num_groups`` over all ranks.
 
     Raises:
         NonFiniteLossError: a loss, reward or gradient is not finite; weights and AdamW's state
             have not changed.
     """
     gradients = accumulate_gradients(
-        engine, micro_batches, num_pairs=num_pairs, flops=flops, on_micro_batch=on_micro_batch
+        engine,
+        objective,
+        micro_batches,
+        num_groups=num_groups,
+        flops=flops,
+        on_micro_batch=on_micro_batch,
     )
     sum_over_ranks(gradients.sums)
     sums, grad_norm = engine.step(learning_rate, gradients.sums)
@@ -84,34 +94,44 @@ def train_step(
 
 def accumulate_gradients(
     engine: Engine,
+    objective: Objective,
     micro_batches: Sequence[ReadyMicroBatch],
     *,
-    num_pairs: int,
+    num_groups: int,
     flops: float = 0.0,
     on_micro_batch: Callable[[], None] = lambda: None,
+    keeps_losses: bool = False,
 ) -> RankGradients:
-    """Compute the gradients of this rank's share of a step with ``num_pairs`` over all ranks.
+    """Compute the gradients of this rank's share of a step with ``num_groups`` over all ranks.
 
-    Never synchronizes with the device. A pair whose loss is not finite makes the gradients NaN, so
-    the engine skips the update. ``flops`` is what this rank's pairs need, for the metrics.
+    Never synchronizes with the device. A group whose loss is not finite makes the gradients NaN, so
+    the engine skips the update. ``flops`` is what this rank's groups need, for the metrics.
     """
-    metrics = PairMetrics.zero(engine.device)
+    metrics = GroupMetrics.zero(engine.device, objective.parts)
     metrics.add_flops(flops)
     checks: list[Tensor] = []
-    scale = engine.world_size / num_pairs  # the engine averages over ranks
+    kept: list[Tensor] = []
+    scale = engine.world_size / num_groups  # the engine averages over ranks
     for i, micro_batch in enumerate(micro_batches):
-        pairs = micro_batch.pairs
+        groups = micro_batch.groups
+        labels = groups.labels
         with engine.micro_batch(is_last=i == len(micro_batches) - 1):
-            rewards = engine.rewards(pairs)
-            chosen, rejected = rewards.chunk(2)
-            losses = bradley_terry_loss(chosen, rejected, pairs.margins)
-            checks.append((losses + chosen - rejected).detach())
-            loss = (losses * pairs.weights).sum() * scale
-            engine.backward(loss * _one_if_finite(checks[-1], pairs.weights))
-        metrics.add(rewards, losses, pairs.weights, tokens=micro_batch.tokens)
+            outputs = engine.outputs(groups)
+            losses = objective(outputs, labels)
+            rewards = outputs[: len(labels.response_group)]
+            checks.append(_check(rewards, losses, labels))
+            loss = (losses.groups * labels.group_weights).sum() * scale
+            engine.backward(loss * _one_if_finite(checks[-1], labels.group_weights))
+        metrics.add(rewards, losses, labels, tokens=micro_batch.tokens)
+        if keeps_losses:
+            kept.append(torch.where(losses.has_loss, losses.parts["loss"].detach(), math.nan))
         on_micro_batch()
     return RankGradients(
-        micro_batches=micro_batches, num_pairs=num_pairs, metrics=metrics, checks=checks
+        micro_batches=micro_batches,
+        num_groups=num_groups,
+        metrics=metrics,
+        checks=checks,
+        losses=kept,
     )
 
 
@@ -123,20 +143,25 @@ def check_step(gradients: RankGradients, sums: Sequence[float], grad_norm: float
     Raises:
         NonFiniteLossError: a number is not finite; the engine has not updated the weights.
     """
-    metrics = PairMetrics(torch.tensor(sums, dtype=torch.float64))
-    num_pairs = gradients.num_pairs
-    assert metrics.count == num_pairs, f"{metrics.count} pairs in a step of {num_pairs}"
+    metrics = GroupMetrics(torch.tensor(sums, dtype=torch.float64), gradients.metrics.parts)
+    num_groups = gradients.num_groups
+    assert metrics.count == num_groups, f"{metrics.count} groups in a step of {num_groups}"
     step = gradients.micro_batches[0].loaded.plan.step
     if not metrics.sums.isfinite().all():
-        raise NonFiniteLossError(step, _non_finite_pairs(gradients, gradients.checks))
+        raise NonFiniteLossError(step, _non_finite_groups(gradients, gradients.checks))
     if not math.isfinite(grad_norm):
         everything = [torch.full_like(check, math.nan) for check in gradients.checks]
-        raise NonFiniteLossError(step, _non_finite_pairs(gradients, everything))
-    return StepMetrics(pairs=metrics, grad_norm=grad_norm)
+        raise NonFiniteLossError(step, _non_finite_groups(gradients, everything))
+    return StepMetrics(groups=metrics, grad_norm=grad_norm)
+
+
+def _check(rewards: Tensor, losses: Losses, labels: Labels) -> Tensor:
+    """Return ``[G]`` numbers that are not finite for groups whose loss or a reward is not."""
+    return (losses.groups + sum_by_group(rewards, labels.response_group, labels)).detach()
 
 
 def _one_if_finite(checks: Tensor, weights: Tensor) -> Tensor:
-    """Return 1, or NaN if the check ``[P]`` of any pair with a weight is not finite.
+    """Return 1, or NaN if the check ``[G]`` of any group with a weight is not finite.
 
     A loss may be infinite although its gradient is finite. Multiplied by NaN, the gradient becomes
     NaN on every rank, and no rank updates. This does not synchronize with the device.
@@ -144,12 +169,12 @@ def _one_if_finite(checks: Tensor, weights: Tensor) -> Tensor:
     return 1 + (torch.where(weights > 0, checks, 0) * 0).sum()
 
 
-def _non_finite_pairs(gradients: RankGradients, checks: Sequence[Tensor]) -> list[int]:
-    """Return the pairs of all ranks whose check ``[P]`` is not finite."""
+def _non_finite_groups(gradients: RankGradients, checks: Sequence[Tensor]) -> list[int]:
+    """Return the groups of all ranks whose check ``[G]`` is not finite."""
     mine = [
-        int(pair)
+        int(group)
         for micro_batch, check in zip(gradients.micro_batches, checks, strict=True)
-        for pair, value in zip(micro_batch.loaded.plan.pairs, check.tolist(), strict=True)
+        for group, value in zip(micro_batch.loaded.plan.groups, check.tolist(), strict=True)
         if not math.isfinite(value)
     ]
-    return sorted({pair for pairs in gather_objects(mine) for pair in pairs})
+    return sorted({group for groups in gather_objects(mine) for group in groups})

@@ -13,7 +13,7 @@ import torch
 from rm_ray.batches.collate import ReadyMicroBatch
 from rm_ray.config.sections.batch import Layout
 from rm_ray.model.flops import ModelFlops
-from rm_ray.train.metrics import PairMetrics
+from rm_ray.train.metrics import GroupMetrics
 
 GIGABYTE = 10**9
 
@@ -29,7 +29,7 @@ MAX_PRODUCT_SECONDS = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """The FLOPs that a model needs for pairs, and the peak of all its devices."""
+    """The FLOPs that a model needs for groups, and the peak of all its devices."""
 
     flops: ModelFlops
     matrix_peak: float
@@ -38,26 +38,26 @@ class Throughput:
     layout: Layout
 
     def count(self, micro_batches: Sequence[ReadyMicroBatch]) -> float:
-        """Return the FLOPs of forward and backward passes over the pairs with a weight."""
+        """Return the FLOPs of forward and backward passes over the groups with a weight."""
         flops = 0.0
         for micro_batch in micro_batches:
             loaded = micro_batch.loaded
             counts = loaded.plan.weights > 0
-            flops += float(self.flops.training(loaded.pairs.lengths)[counts].sum())
+            flops += float(self.flops.training(loaded.columns.lengths)[counts].sum())
         return flops
 
     def peak_ratio(self, flops_per_second: float) -> float:
         """Return the achieved share of the devices' peak."""
         return flops_per_second / self.matrix_peak
 
-    def metrics(self, measured: PairMetrics, *, seconds: float, waited: float) -> dict[str, float]:
+    def metrics(self, measured: GroupMetrics, *, seconds: float, waited: float) -> dict[str, float]:
         """Return the ``perf/`` metrics of a step; memory is this rank's."""
         tokens = measured.tokens
-        needed = tokens.distinct if self.layout == "packed" else tokens.both
+        needed = tokens.distinct if self.layout == "packed" else tokens.all
         flops_per_second = measured.flops / seconds
         return {
             "perf/pairs_per_second": measured.count / seconds,
-            "perf/tokens_per_second": tokens.both / seconds,
+            "perf/tokens_per_second": tokens.all / seconds,
             "perf/distinct_tokens_per_second": tokens.distinct / seconds,
             "perf/computed_over_distinct_tokens": tokens.computed / tokens.distinct,
             "perf/padding_share": 1 - needed / tokens.computed,

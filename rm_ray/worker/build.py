@@ -18,10 +18,16 @@ from rm_ray.model.compiler import INSTALL, find_missing
 from rm_ray.model.flops import ModelFlops
 from rm_ray.model.liger import apply_liger
 from rm_ray.model.reward_model import RewardModel
+from rm_ray.model.tuning.lora import without_adapters
+from rm_ray.model.tuning.trainable import choose_trained, loads_in_dtype, outline_trained
+from rm_ray.objectives.build import build_objective
+from rm_ray.objectives.learned_ties import build_tie_parameter
+from rm_ray.objectives.losses import Objective
 from rm_ray.train.collectives import gather_objects
 from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.engine import Engine
 from rm_ray.train.optimizer import learning_rate_schedule
+from rm_ray.train.placement import refuse_other_files
 from rm_ray.train.throughput import Throughput, forget_peak_memory, measure_matrix_peak
 from rm_ray.worker.job import TrainJob
 
@@ -35,6 +41,7 @@ class Compute:
     engine: Engine
     collator: Collator
     throughput: Throughput
+    objective: Objective
     learning_rate: Callable[[int], float]
     """Returns the learning rate of a step, counted from 0."""
 
@@ -42,11 +49,11 @@ class Compute:
 def build_compute(job: TrainJob) -> Compute:
     """Build the model and distribute it over the ranks; every rank calls it."""
     config = job.config
-    _prepare_torch(job)
+    prepare_torch(job)
     liger = choose_liger(config.model.liger, on_gpu=job.use_gpu)
     dtype = getattr(torch, config.model.dtype)
-    model = _build_model(job, dtype)
-    flops = ModelFlops.of(model.classifier)  # before ZeRO shards it
+    model = build_model(job, dtype)
+    flops = _count_flops(job, model)  # before ZeRO shards it
     width = head_size(model.classifier.config)
     apply_liger(model, liger, on_gpu=job.use_gpu)
     engine = Engine(model, config.optimizer, config.cluster, dtype=dtype, use_gpu=job.use_gpu)
@@ -67,7 +74,7 @@ def build_compute(job: TrainJob) -> Compute:
         device=engine.device,
         layout=job.layout,
     )
-    engine.settle(job.reference_pairs.lay_out(collator, [0]))
+    engine.settle(job.reference_groups.lay_out(collator, [0]))
     forget_peak_memory(engine.device)
     gc.collect()
     gc.freeze()  # the model lives to the end: keep later collections from visiting it
@@ -75,6 +82,7 @@ def build_compute(job: TrainJob) -> Compute:
         engine=engine,
         collator=collator,
         throughput=throughput,
+        objective=build_objective(config.objective),
         learning_rate=learning_rate_schedule(config.optimizer, job.steps.total),
     )
 
@@ -102,20 +110,40 @@ def choose_liger(choice: str, *, on_gpu: bool) -> str:
     return "off"
 
 
-def _prepare_torch(job: TrainJob) -> None:
+def _count_flops(job: TrainJob, model: RewardModel) -> ModelFlops:
+    """Return the FLOPs that groups need; quantized weights do not have the shapes of matrices."""
+    config = job.config
+    if config.trains_all:
+        return ModelFlops.of(model.classifier)
+    bare = without_adapters(model.classifier)
+    return ModelFlops.of(outline_trained(bare, config.model, config.lora))
+
+
+def prepare_torch(job: TrainJob) -> None:
+    """Set determinism and the number of threads in this process."""
     if job.config.run.deterministic:
         compute_deterministically()
     if not job.use_gpu:
         torch.set_num_threads(job.config.cluster.cpus_per_worker)
 
 
-def _build_model(job: TrainJob, dtype: torch.dtype) -> RewardModel:
+def build_model(job: TrainJob, dtype: torch.dtype) -> RewardModel:
+    """Build the model on the CPU, without the values that the engine reads in parts."""
     config = job.config
-    return build_reward_model(
+    # DeepSpeed casts the weights before copying its master weights from them anyway.
+    is_cast = config.cluster.zero_stage > 0 or loads_in_dtype(config.model, config.lora)
+    is_full = config.model.quantization == "none"
+    model = build_reward_model(
         config.model,
         job.tokenizer,
         seed=config.run.seed,
         layout=job.layout,
-        # DeepSpeed casts the weights before copying its master weights from them anyway.
-        dtype=dtype if config.cluster.zero_stage > 0 else torch.float32,
+        dtype=dtype if is_cast else torch.float32,
+        lean=True,
+        shared=is_full,  # 4-bit weights are made on every rank
     )
+    if not is_full:
+        refuse_other_files(model)
+    choose_trained(model, config.model, config.lora, seed=config.run.seed, dtype=dtype)
+    model.tie = build_tie_parameter(config.objective, config.optimizer)
+    return model

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch.distributed as dist
 
 from rm_ray.checkpoint.content import CheckpointContent, TrainingState, count_writers
 from rm_ray.checkpoint.ledger import Ledger
+from rm_ray.checkpoint.pair_losses import PairLosses
 from rm_ray.checkpoint.restore import restore_checkpoint
 from rm_ray.checkpoint.save import Checkpointer, Report
 from rm_ray.checkpoint.stored import StoredCheckpoints
+from rm_ray.config.train_config import TrainConfig
+from rm_ray.runs.late_evaluations import LateEvaluations
 from rm_ray.runs.manifest import Checkpoint
 from rm_ray.runs.retention import HubHold
+from rm_ray.storage import Storage
 from rm_ray.tracking.heartbeat import Heartbeat
+from rm_ray.train.collectives import gather_objects
 from rm_ray.train.engine import Engine
 from rm_ray.worker.build import Compute
 from rm_ray.worker.clocks import Clocks
@@ -29,24 +36,42 @@ def build_checkpointer(
     job: TrainJob, engine: Engine, report: Report, *, on_wait: Callable[[], None]
 ) -> Checkpointer:
     """Return the checkpointer of a job."""
-    config = job.config.checkpoint
-    hold = HubHold(
-        run_folder=job.run_folder,
-        hub=job.config.hub,
-        best_by=config.keep_best_by,
-        last_step=job.steps.total,
-    )
     return Checkpointer(
         run_folder=job.run_folder,
         run_key=job.run_key,
         engine=engine,
         attempt=job.attempt,
-        patience_s=config.storage_patience_s,
-        stored=StoredCheckpoints(
-            run_folder=job.run_folder, config=config, attempt=job.attempt, find_held=hold.names
+        patience_s=job.config.checkpoint.storage_patience_s,
+        stored=stored_checkpoints(
+            job.run_folder, job.config, attempt=job.attempt, last_step=job.steps.total
         ),
         report=report,
         on_wait=on_wait,
+    )
+
+
+def stored_checkpoints(
+    run_folder: Storage, config: TrainConfig, *, attempt: int, last_step: int
+) -> StoredCheckpoints:
+    """Return the list of a run's checkpoints, which the Hub and the evaluator may hold."""
+    late = LateEvaluations(run_folder=run_folder, config=config, last_step=last_step)
+    hold = HubHold(
+        run_folder=run_folder,
+        hub=config.hub,
+        best_by=config.checkpoint.keep_best_by,
+        last_step=last_step,
+    )
+
+    def find_held(intact: Sequence[Checkpoint]) -> set[str]:
+        pending = late.choose_held(intact)  # first: one evaluated from here on has its metrics
+        return pending | hold.names(late.add_metrics(intact))
+
+    return StoredCheckpoints(
+        run_folder=run_folder,
+        config=config.checkpoint,
+        attempt=attempt,
+        find_held=find_held,
+        add_metrics=late.add_metrics,
     )
 
 
@@ -57,19 +82,43 @@ def restore(
 
     Every rank calls it.
     """
-    ledger = Ledger.empty(job.steps.num_pairs)
+    ledger, losses = Ledger.empty(job.steps.num_groups), None
+    if job.config.run.keep_pair_losses:
+        losses = PairLosses.empty(job.steps.num_epochs, job.steps.num_groups)
     if found is None:
-        return TrainingState(ledger=ledger, skipped=job.skipped)
-    state = restore_checkpoint(job.run_folder, found, engine)
+        return TrainingState(ledger=ledger, skipped=job.skipped, losses=losses)
+    state = restore_checkpoint(job.run_folder, found, engine, base_hash=job.base_hash)
     state.skipped |= job.skipped
     logger.info("resumed from the checkpoint of step %d", state.progress.step)
     if engine.rank > 0:
-        state.ledger = ledger  # rank 0 alone keeps the counts of earlier attempts
+        # Rank 0 alone keeps the counts and losses of earlier attempts.
+        state.ledger, state.losses = ledger, losses
         return state
+    state.losses = losses and (state.losses or losses)
     stored.resume(found)
     if job.config.run.deterministic:
         warn_of_other_workers(found, engine.world_size)
     return state
+
+
+def with_base_hash(job: TrainJob) -> TrainJob:
+    """Return the job with the hash of its base model, if checkpoints depend on that.
+
+    The driver leaves it empty while the Hub is away. Once the model is loaded, its files are on
+    this machine. Every rank calls it.
+    """
+    if job.base_hash or job.config.trains_all:
+        return job
+    from rm_ray.publish.base_hash import hash_base
+    from rm_ray.publish.hub import HubAwayError
+
+    found = ""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            found = hash_base(job.config.model)
+        except HubAwayError as error:
+            logger.warning("checkpoints do not say which base model they belong to: %s", error)
+    return replace(job, base_hash=gather_objects(found)[0])
 
 
 def warn_of_other_workers(found: Checkpoint, world_size: int) -> None:
@@ -108,7 +157,8 @@ class Saver:
                 settings=self.job.config.to_dict(),
                 plan_fingerprint=self.job.plan_fingerprint,
                 mlflow_run_id=self.recorder.mlflow_run_id(),
-                reference_rewards=self.score_reference_pairs(),
+                base_hash=self.job.base_hash,
+                reference_rewards=self.score_reference_groups(),
             )
             self.clocks.checkpoint_wait += self.checkpointer.save(content, self._metrics(step))
 
@@ -117,9 +167,9 @@ class Saver:
         with self.clocks.spending("checkpoints"):
             self.checkpointer.finish()
 
-    def score_reference_pairs(self) -> dict[str, Any]:
+    def score_reference_groups(self) -> dict[str, Any]:
         """Score the reference pairs, for comparison with clients; every rank calls it."""
-        return self.job.reference_pairs.score(
+        return self.job.reference_groups.score(
             self.compute.engine,
             self.compute.collator,
             tokens_per_pass=self.job.config.batch.tokens_per_micro_batch,

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from rm_ray.runs.startup import Startup, describe_startup
 from rm_ray.tracking.heartbeat import Heartbeat
-from rm_ray.train.metrics import PairMetrics
+from rm_ray.train.metrics import GroupMetrics
 from rm_ray.train.progress import Progress
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Clocks:
             yield step
             started = time.monotonic()
 
-    def end_step(self, pairs: PairMetrics, computed_s: float) -> float:
+    def end_step(self, groups: GroupMetrics, computed_s: float) -> float:
         """Count a step with its computing time; return its seconds including the data wait.
 
         An attempt's first step includes warm-up: it ends the start-up and does not count for the
@@ -64,7 +64,7 @@ class Clocks:
         """
         seconds = self.data_wait + computed_s
         if self._num_steps > 0:
-            self.progress.add_timed(pairs.count, pairs.tokens, pairs.flops, seconds)
+            self.progress.add_timed(groups.count, groups.tokens, groups.flops, seconds)
         else:
             self._startup.end("first step")
             self._heartbeat.startup = self._startup.seconds

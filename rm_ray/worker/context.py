@@ -25,7 +25,7 @@ class RankContext(Protocol):
     """A rank's view of its group. Every rank calls each method equally often."""
 
     def dataset_shard(self, name: str) -> StepStream:
-        """Return this rank's share of a dataset, ``train`` or ``eval``."""
+        """Return this rank's share of a dataset: ``train``, ``eval`` or ``eval/NAME``."""
 
     def is_preempted(self) -> bool:
         """Return whether any rank's machine is about to be taken away; a barrier."""

@@ -6,14 +6,14 @@ from typing import Any
 
 from ray.train import DataConfig
 
-from rm_ray.batches.stream import PlannedPairs, RankStream
+from rm_ray.batches.stream import PlannedGroups, RankStream
 
 
 class PerRankStreams(DataConfig):  # type: ignore[misc]
     """Gives each worker the stream of its rank."""
 
     def configure(
-        self, datasets: dict[str, PlannedPairs], world_size: int, *_: Any, **__: Any
+        self, datasets: dict[str, PlannedGroups], world_size: int, *_: Any, **__: Any
     ) -> list[dict[str, RankStream]]:
         """Return each rank's streams by dataset."""
         return [

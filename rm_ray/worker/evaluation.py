@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rm_ray.evaluation.held_out import evaluate_held_out
+from rm_ray.evaluation.held_out import Evaluation, evaluate_held_out
+from rm_ray.evaluation.held_out_set import HeldOutSet
 from rm_ray.tracking.heartbeat import Heartbeat
 from rm_ray.worker.build import Compute
 from rm_ray.worker.clocks import Clocks
@@ -18,10 +19,16 @@ from rm_ray.worker.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = {
+    "accuracy": ".4f", "score": ".4f", "best_of_k": ".4f", "kendall_tau": ".4f", "loss": ".4f",
+    "reward_margin": "+.3f",
+}  # fmt: skip
+"""Metrics of the log line and their formats, where the data give them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutEvaluation:
-    """Scores this rank's share of the held-out pairs, together with the other ranks."""
+    """Scores this rank's share of the held-out sets, together with the other ranks."""
 
     job: TrainJob
     compute: Compute
@@ -33,41 +40,72 @@ class HeldOutEvaluation:
     stopping: Stopping
 
     def run(self, step: int) -> None:
-        """Evaluate the model after a step, at most once per step; every rank calls it.
+        """Evaluate the model after a step on every set, at most once per step; every rank calls it.
 
         If the attempt stops meanwhile, it records nothing, and the next attempt evaluates.
         """
-        job = self.job
-        if job.eval_steps is None or self.schedule.evaluated_at == step:
+        if not self.job.held_out or self.schedule.evaluated_at == step:
             return
+        found: list[tuple[HeldOutSet, Evaluation]] = []
         with self.clocks.spending("evaluation"):
-            self.heartbeat.enter("waiting", step)  # until every rank has requested its share
-            stream = self.context.dataset_shard("eval")
-            evaluation = evaluate_held_out(
-                self.compute.engine,
-                ready_steps(
-                    stream.steps(0, job.eval_steps.total),
-                    self.compute.collator,
-                    self.heartbeat,
-                    "evaluating",
-                    lambda: step,
-                ),
-                job.tokenizer,
-                sample_rows=job.config.evaluation.sample_rows,
-                on_micro_batch=self.heartbeat.beat,
-                gives_up=lambda: self.stopping.interrupts_evaluation(step),
-            )
-        if evaluation is None:
-            return
-        assert evaluation.num_pairs == job.eval_steps.num_pairs
+            for held_out in self.job.held_out:
+                evaluation = self._score(held_out, step)
+                if evaluation is None:
+                    return
+                found.append((held_out, evaluation))
         self.schedule.evaluated_at = step
-        self.recorder.add_evaluation(evaluation, job.eval_labels)
-        metrics = evaluation.metrics
-        logger.info(
-            "evaluation at step %d: accuracy %.4f, loss %.4f, margin %+.3f over %d pairs",
-            step,
-            metrics["eval/rm/accuracy"],
-            metrics["eval/rm/loss"],
-            metrics["eval/rm/reward_margin"],
-            evaluation.num_pairs,
+        self.recorder.add_evaluation(found)
+        for held_out, evaluation in found:
+            logger.info("%s", describe_evaluation(held_out, evaluation, step, unit=self.job.unit))
+
+    def _score(self, held_out: HeldOutSet, step: int) -> Evaluation | None:
+        """Score one set; return None if the attempt stops meanwhile."""
+        job, heartbeat = self.job, self.heartbeat
+        if not held_out.is_default:
+            groups = f"{held_out.steps.num_groups:,} {held_out.unit}"
+            self.recorder.show(
+                f"step {step}/{job.steps.total} · evaluating on {held_out.name}, {groups}"
+            )
+        heartbeat.enter("waiting", step)  # until every rank has requested its share
+        stream = self.context.dataset_shard(held_out.dataset)
+        evaluation = evaluate_held_out(
+            self.compute.engine,
+            self.compute.objective,
+            ready_steps(
+                stream.steps(0, held_out.steps.total),
+                self.compute.collator,
+                heartbeat,
+                "evaluating",
+                lambda: step,
+            ),
+            job.tokenizer,
+            sample_rows=job.config.evaluation.sample_rows,
+            prefix=held_out.prefix,
+            on_micro_batch=heartbeat.beat,
+            gives_up=lambda: self.stopping.interrupts_evaluation(step),
         )
+        if evaluation is None:
+            return None
+        assert evaluation.num_groups == held_out.steps.num_groups
+        return add_averages(held_out, evaluation)
+
+
+def add_averages(held_out: HeldOutSet, evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation with the metrics that only its set has."""
+    own = held_out.averages(evaluation.order, evaluation.groups)
+    return replace(evaluation, metrics=evaluation.metrics | own)
+
+
+def describe_evaluation(
+    held_out: HeldOutSet, evaluation: Evaluation, step: int, *, unit: str
+) -> str:
+    """Return the log line of a set's evaluation; ``unit`` is what training's groups are called."""
+    metrics, prefix = evaluation.metrics, held_out.prefix
+    shown = (
+        f"{name.removeprefix('reward_').replace('_', ' ')} {metrics[f'{prefix}/{name}']:{form}}"
+        for name, form in _SHOWN.items()
+        if f"{prefix}/{name}" in metrics
+    )
+    where = "" if held_out.is_default else f" on {held_out.name}"
+    groups = f"{evaluation.num_groups} {unit if held_out.is_default else held_out.unit}"
+    return f"evaluation at step {step}{where}: {', '.join(shown)} over {groups}"

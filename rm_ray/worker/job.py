@@ -14,8 +14,8 @@ from rm_ray.storage import Storage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rm_ray.evaluation.pairwise import Labels
-    from rm_ray.train.reference_rewards import ReferencePairs
+    from rm_ray.evaluation.held_out_set import HeldOutSet
+    from rm_ray.train.reference_rewards import ReferenceGroups
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -27,9 +27,11 @@ class TrainJob:
     run_folder: Storage
     steps: Steps
     """The run's training steps."""
-    eval_steps: Steps | None
-    """The steps of one evaluation; None without held-out pairs."""
+    held_out: tuple[HeldOutSet, ...]
+    """What evaluations score: the set of data.eval first, if there is one."""
     use_gpu: bool
+    base_hash: str = ""
+    """Hash of the base model, if only a part of it is trained; empty if unknown."""
     plan_fingerprint: str
     """Identifies pairs, seed and batch sizes; a checkpoint's must be equal."""
     layout: Layout
@@ -42,10 +44,10 @@ class TrainJob:
     """The number of this attempt, counted from 1."""
     skipped: frozenset[int]
     """Steps to skip, counted from 0."""
-    reference_pairs: ReferencePairs
+    unit: str
+    """What the groups are called in messages: 'pairs', or 'groups' if some are not."""
+    reference_groups: ReferenceGroups
     """Pairs whose rewards are stored with every checkpoint."""
-    eval_labels: Labels | None
-    """Labels of the held-out pairs that break down evaluations; None for no breakdown."""
     run_began: float
     """Start of the run, shifted by the gaps between attempts (Unix seconds)."""
 

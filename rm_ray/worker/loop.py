@@ -13,7 +13,7 @@ from rm_ray.tracking.channel import ChannelWriter
 from rm_ray.tracking.heartbeat import Heartbeat
 from rm_ray.train.step import NonFiniteLossError
 from rm_ray.worker.build import Compute, build_compute
-from rm_ray.worker.checkpoints import Saver, build_checkpointer, restore
+from rm_ray.worker.checkpoints import Saver, build_checkpointer, restore, with_base_hash
 from rm_ray.worker.clocks import Clocks
 from rm_ray.worker.context import RankContext
 from rm_ray.worker.evaluation import HeldOutEvaluation
@@ -40,6 +40,7 @@ def train_worker(
     loss is not finite, ``not_finite``.
     """
     compute = build_compute(job)
+    job = with_base_hash(job)
     checkpointer = build_checkpointer(job, compute.engine, context.report, on_wait=heartbeat.beat)
     state = restore(job, found, compute.engine, checkpointer.stored)
     loop = TrainingLoop(
@@ -52,7 +53,7 @@ def train_worker(
     except NonFiniteLossError as error:
         # Every rank raises this, and a retry would fail the same way.
         checkpointer.finish()
-        return {"not_finite": {"step": error.step, "pairs": list(error.pairs)}}
+        return {"not_finite": {"step": error.step, "groups": list(error.groups)}}
 
 
 class TrainingLoop:
@@ -87,6 +88,7 @@ class TrainingLoop:
             recorder=self.recorder,
             stopping=self.stopping,
             heartbeat=heartbeat,
+            unit=job.unit,
         )
         self.evaluation = HeldOutEvaluation(
             job=job,
@@ -142,7 +144,7 @@ class TrainingLoop:
         """Export the model; return the content of ``result.json``."""
         self.heartbeat.enter("exporting", self.state.progress.step)
         self.saver.finish()
-        rewards = self.saver.score_reference_pairs()
+        rewards = self.saver.score_reference_groups()
         exported = export(self.job, self.compute.engine, self.recorder, rewards)
         return training_result(
             self.state, self.compute, self.clocks, self.checkpointer, exported=exported

@@ -39,10 +39,11 @@ class Schedule:
         """Return whether to score the held-out pairs after this step.
 
         An attempt that is stopping leaves this to the next attempt, except after the last step.
+        An evaluator beside training scores checkpoints instead (``runs/late_evaluations.py``).
         """
-        if is_stopping and step < self.last_step:
-            return False
         config = self.evaluation
+        if config.where == "beside" or (is_stopping and step < self.last_step):
+            return False
         if self._is_due(step, config.every_steps, at_end=config.at_end):
             return True
         ranks_checkpoints = (self.checkpoint.keep_best_by or "").startswith("eval/")

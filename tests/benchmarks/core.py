@@ -48,12 +48,14 @@ from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
 from rm_ray.batches.read_ahead import read_ahead  # noqa: E402
 from rm_ray.config.sections.batch import Layout  # noqa: E402
 from rm_ray.config.sections.model import ModelConfig  # noqa: E402
+from rm_ray.config.sections.objective import ObjectiveConfig  # noqa: E402
 from rm_ray.config.sections.optimizer import OptimizerConfig  # noqa: E402
 from rm_ray.model.architecture import attention_weight  # noqa: E402
 from rm_ray.model.attention import choose_kernel, head_size  # noqa: E402
 from rm_ray.model.build import build_reward_model  # noqa: E402
 from rm_ray.model.flops import ModelFlops  # noqa: E402
 from rm_ray.model.liger import apply_liger  # noqa: E402
+from rm_ray.objectives.build import build_objective  # noqa: E402
 from rm_ray.train.step import train_step  # noqa: E402
 from rm_ray.train.throughput import measure_matrix_peak  # noqa: E402
 
@@ -113,6 +115,7 @@ def train(setting: Setting, turn: Turn) -> None:
         pad_token_id=pairs.vocabulary.pad_token_id,
         device=device,
     )
+    objective = build_objective(ObjectiveConfig())
     flops = ModelFlops.of(model.classifier)
     memory_before = memory_held(device)
     for first in range(0, plan.steps.total, setting.steps):
@@ -124,8 +127,9 @@ def train(setting: Setting, turn: Turn) -> None:
         measured = [
             train_step(
                 engine,
+                objective,
                 micro_batches,
-                num_pairs=setting.pairs_per_step,
+                num_groups=setting.pairs_per_step,
                 learning_rate=setting.learning_rate,
             )
             for micro_batches in ready
@@ -133,15 +137,15 @@ def train(setting: Setting, turn: Turn) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
-        tokens = [step.pairs.tokens for step in measured]
-        taken = [plan.pairs_of_step(step) for step in steps]
+        tokens = [step.groups.tokens for step in measured]
+        taken = [plan.groups_of_step(step) for step in steps]
         memory = peak_memory(device)
         turn.over(
             seconds=seconds,
-            pairs=sum(step.pairs.count for step in measured),
+            pairs=sum(step.groups.count for step in measured),
             distinct=sum(counts.distinct for counts in tokens),
             computed=sum(counts.computed for counts in tokens),
-            loss=statistics.mean(step.pairs.means("rm")["rm/loss"] for step in measured),
+            loss=statistics.mean(step.groups.means("rm")["rm/loss"] for step in measured),
             flops=float(sum(flops.training(pairs.lengths[of]).sum() for of in taken)),
             matrix_peak=matrix_peak,
             peak_memory=memory,

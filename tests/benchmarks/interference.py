@@ -1,8 +1,9 @@
-"""What checkpoints, the mirror, and an MLflow or Hub that is away cost the steps of a run.
+"""What checkpoints, the mirror, an evaluator, and an MLflow or Hub that is away cost the steps.
 
 Runs of the debug recipe's model on its pairs, in turn, on one worker: without checkpoints; with
 one every few steps; with nothing at the address of MLflow; with an MLflow that takes connections
-and never answers; with every checkpoint published; with a Hub that never answers.
+and never answers; with every checkpoint published; with a Hub that never answers; with every
+checkpoint evaluated by the worker; with an evaluator beside it, on one core.
 
     python tests/benchmarks/interference.py [--runs 5] [--steps 200] [--every 20] [--threads 1]
 """
@@ -26,6 +27,7 @@ from servers import HubServer
 CHECKPOINTS = "a checkpoint every {} steps"
 AWAY, FROZEN = "nothing where MLflow should be", "an MLflow that never answers"
 MIRRORED, HUB_FROZEN = "the same, each published", "the same, and a Hub that never answers"
+WITHIN, BESIDE = "each evaluated by the worker", "each evaluated beside it"
 PLAIN = "no checkpoints, MLflow in a file"
 PUBLISHED = (
     "--hub.repo_id", "someone/rewards", "--hub.every", "checkpoint", "--hub.patience_s", "1",
@@ -45,7 +47,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     options = parser.parse_args()
     saving = CHECKPOINTS.format(options.every)
-    titles = (PLAIN, saving, AWAY, FROZEN, MIRRORED, HUB_FROZEN)
+    titles = (PLAIN, saving, AWAY, FROZEN, MIRRORED, HUB_FROZEN, WITHIN, BESIDE)
     runs: dict[str, list[dict[str, Any]]] = {title: [] for title in titles}
     with (
         tempfile.TemporaryDirectory(prefix="rm_ray-cost-") as name,
@@ -59,7 +61,14 @@ def main() -> None:
             FROZEN: (*NEVER, "--mlflow.tracking_uri", f"http://127.0.0.1:{frozen}"),
             MIRRORED: ("--checkpoint.every_steps", str(options.every), *PUBLISHED),
             HUB_FROZEN: ("--checkpoint.every_steps", str(options.every), *PUBLISHED),
-        }
+            WITHIN: (
+                "--checkpoint.every_steps", str(options.every),
+                "--evaluation.every_steps", str(options.every),
+            ),
+            BESIDE: (
+                "--checkpoint.every_steps", str(options.every), "--evaluation.where", "beside",
+            ),
+        }  # fmt: skip
         environments = {
             MIRRORED: hub.environment,
             HUB_FROZEN: hub.environment | {"HF_ENDPOINT": f"http://127.0.0.1:{frozen}"},
@@ -103,6 +112,7 @@ def measure(run: Path, result: dict[str, Any]) -> dict[str, Any]:
         "pairs_per_second": result["pairs_per_second"],
         "pairs_per_second_median": statistics.median(speeds[1:]),
         "step_seconds": result["time"]["steps"],
+        "evaluation_seconds": result["time"].get("evaluation", 0.0),
         "checkpoint_seconds": result["time"].get("checkpoints", 0.0),
         "checkpoint_wait_seconds": steps[-1]["metrics"].get("perf/checkpoint_wait_seconds", 0.0),
         "mlflow_run_id": result["mlflow_run_id"],
@@ -144,7 +154,20 @@ def judge(runs: dict[str, list[dict[str, Any]]], saving: str, *, num_saved: int)
         lines.append(limit(f"slower with {title}", statistics.median(slower), 1.02, ".3f"))
         added = [(one["step_seconds"] - alone["step_seconds"]) / num_saved for one, alone in pairs]
         lines.append(f"{title}: {Spread.of(added).cell('.2f')} s of steps for each checkpoint")
+    cores = os.cpu_count() or 1
+    for title in (WITHIN, BESIDE):
+        pairs = list(zip(runs[title], runs[saving], strict=True))
+        slower = [alone["pairs_per_second"] / one["pairs_per_second"] for one, alone in pairs]
+        lines.append(limit(f"steps slower, {title}", statistics.median(slower), most(title), ".3f"))
+        waited = Spread.of([one["evaluation_seconds"] for one, _ in pairs]).cell(".1f")
+        lines.append(f"{title}: {waited} s in which training stood still, on {cores} cores")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def most(title: str) -> float:
+    """Return how much slower steps may be: an evaluator on one core may take its share."""
+    cores = os.cpu_count() or 2
+    return 1.02 if title == WITHIN or cores < 2 else cores / (cores - 1)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from report import markdown_table, print_report  # noqa: E402
 
 import rm_ray.batches.stream  # noqa: E402
 from rm_ray.batches.plan import PlanSettings, Steps  # noqa: E402
-from rm_ray.batches.stream import PlannedPairs  # noqa: E402
+from rm_ray.batches.stream import PlannedGroups  # noqa: E402
 from rm_ray.config.sections.data import DataConfig  # noqa: E402
 from rm_ray.data.cache.cache_build import build_token_cache  # noqa: E402
 from rm_ray.data.tokens.tokenizer import load_tokenizer  # noqa: E402
@@ -144,9 +144,9 @@ def measure(folder: Path, ranks: int, steps: int, pairs: int) -> dict[str, Any]:
         source, DataConfig(max_length=256), load_tokenizer("builtin"), seed=0, storage=storage
     )
     settings = PlanSettings(
-        global_batch_size=BATCH, tokens_per_micro_batch=2_048, epochs=1 + pairs // cache.num_pairs
+        global_batch_size=BATCH, tokens_per_micro_batch=2_048, epochs=1 + pairs // cache.num_groups
     )
-    plan = Steps(num_pairs=cache.num_pairs, settings=settings)
+    plan = Steps(num_groups=cache.num_groups, settings=settings)
     total = min(steps, plan.total)
     answers, begun = folder / f"answers-{ranks}", folder / f"begun-{ranks}"
     answers.mkdir()
@@ -162,7 +162,7 @@ def measure(folder: Path, ranks: int, steps: int, pairs: int) -> dict[str, Any]:
             num_workers=ranks, resources_per_worker={"slot": 1, "CPU": 0}
         ),
         run_config=ray.train.RunConfig(name=f"ranks-{ranks}", storage_path=str(folder / "train")),
-        datasets={"train": PlannedPairs(cache=cache.parts, settings=settings)},
+        datasets={"train": PlannedGroups(cache=cache.parts, settings=settings)},
         dataset_config=PerRankStreams(),
     )  # fmt: skip
     with PeakMemory() as memory:
@@ -170,7 +170,7 @@ def measure(folder: Path, ranks: int, steps: int, pairs: int) -> dict[str, Any]:
     ray.kill(channel)
     told = [np.load(path) for path in sorted(answers.iterdir())]
     assert len(told) == ranks, f"{len(told)} of {ranks} ranks have answered"
-    counts = np.bincount(np.concatenate([one["pairs"] for one in told]), minlength=cache.num_pairs)
+    counts = np.bincount(np.concatenate([one["pairs"] for one in told]), minlength=cache.num_groups)
     expected = sum(plan.size(step) for step in range(total))  # an epoch's last one may be short
     assert counts.sum() == expected, "a pair is missing or twice"
     assert counts.max() - counts.min() <= 1, "an epoch does not hold each pair once"
@@ -223,7 +223,7 @@ def read_in_step(settings: dict[str, Any]) -> None:
             if step == 0:
                 (begun / f"{rank}").touch()
             told["num_micro_batches"].append(len(micro_batches))
-            pairs += [m.plan.pairs[m.plan.weights > 0] for m in micro_batches]
+            pairs += [m.plan.groups[m.plan.weights > 0] for m in micro_batches]
             timed("barrier_s", barrier)
             first_step_at = first_step_at or time.time()
             if (step + 1) % REPORT_EVERY == 0:

@@ -30,6 +30,9 @@ from turns import resident_bytes
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 # Tensors lie in mappings of their own, which go back to the system when they are freed.
 os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
+# oneDNN keeps the kernels of bfloat16 products, half a megabyte for each shape of matrices, and
+# adapters have many shapes: some 60 MB, however small the model is.
+os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = os.environ["LRU_CACHE_CAPACITY"] = "1"
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -42,7 +45,9 @@ from rm_ray.batches.loading import load_step  # noqa: E402
 from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
 from rm_ray.config.sections.batch import Layout  # noqa: E402
 from rm_ray.config.sections.cluster import ClusterConfig  # noqa: E402
-from rm_ray.config.sections.model import ModelConfig  # noqa: E402
+from rm_ray.config.sections.lora import LoraConfig  # noqa: E402
+from rm_ray.config.sections.model import ModelConfig, ResolvedModel  # noqa: E402
+from rm_ray.config.sections.objective import ObjectiveConfig  # noqa: E402
 from rm_ray.config.sections.optimizer import OptimizerConfig  # noqa: E402
 from rm_ray.estimate.activations import Attention, ForwardPass  # noqa: E402
 from rm_ray.estimate.architecture import Architecture  # noqa: E402
@@ -52,6 +57,8 @@ from rm_ray.estimate.moments import MemoryEstimate  # noqa: E402
 from rm_ray.estimate.workload import measure_workload  # noqa: E402
 from rm_ray.model.build import build_reward_model, check_architecture  # noqa: E402
 from rm_ray.model.liger import apply_liger  # noqa: E402
+from rm_ray.model.tuning.trainable import choose_trained, outline_trained  # noqa: E402
+from rm_ray.objectives.build import build_objective  # noqa: E402
 from rm_ray.train.step import train_step  # noqa: E402
 
 MOST_ERROR = 0.10
@@ -75,6 +82,14 @@ class Case:
     on_gpu: bool = False
     """Whether it trains on this machine's GPU, by variable-length attention in bfloat16."""
     liger: bool = False
+    rank: int = 0
+    """Of adapters in all linear layers."""
+    trainable: str = "all"
+
+    @property
+    def part(self) -> tuple[ModelConfig, LoraConfig]:
+        """What is trained, as settings."""
+        return ModelConfig(trainable=self.trainable), LoraConfig(rank=self.rank)
 
     @property
     def kernel(self) -> Literal["varlen", "grouped"]:
@@ -104,6 +119,8 @@ class Case:
             f"{self.ranks} rank{'s' * (self.ranks > 1)}",
         ]
         words += ["liger"] * self.liger
+        words += [f"lora {self.rank}"] * (self.rank > 0)
+        words += [self.trainable] * (self.trainable != "all")
         words += [self.layout] * (self.layout != "packed")
         words += ["recomputed"] * self.checkpointing
         words += [f"{self.offload} offloaded"] * (self.offload != "none")
@@ -131,6 +148,21 @@ def cases() -> Iterator[Case]:
     for stage in (1, 2, 3):
         yield Case(zero_stage=stage, ranks=2, dtype="bfloat16", offload="optimizer")
     yield Case(zero_stage=3, ranks=2, dtype="bfloat16", offload="all")
+    yield from partial_cases()
+
+
+def partial_cases() -> Iterator[Case]:
+    """Yield those that train a part of the model: adapters, the last layers, the head."""
+    many: dict[str, Any] = {"pairs": 4, "tokens": 384}
+    parts: list[dict[str, Any]] = [{"rank": 8}, {"rank": 64}, {"trainable": "last:2"}]
+    for part in (*parts, {"trainable": "head"}):
+        for stage in range(4):
+            dtype: Literal["float32", "bfloat16"] = "float32" if stage % 2 else "bfloat16"
+            yield Case(zero_stage=stage, ranks=2, dtype=dtype, **part, **many)
+    for part in parts[1:]:
+        yield Case(zero_stage=0, ranks=1, checkpointing=True, **part, **many)
+        yield Case(zero_stage=3, ranks=2, dtype="bfloat16", checkpointing=True, **part, **many)
+    yield Case(zero_stage=2, ranks=1, layout="padded", rank=64, **many)
 
 
 def plan_of(case: Case, pairs: PairSet) -> Plan:
@@ -153,6 +185,7 @@ def expect(case: Case, model: str, pairs: PairSet) -> MemoryEstimate:
     """Return the estimate, from the model's config and the pairs' lengths alone."""
     vocabulary: Any = pairs.vocabulary
     classifier = check_architecture(ModelConfig(name_or_path=model), vocabulary)
+    classifier = outline_trained(classifier, *case.part)
     attention: Attention = case.kernel if case.layout == "packed" else "sdpa"
     if case.on_gpu and attention == "grouped":
         attention = "repeated"  # keys, which heads share
@@ -171,6 +204,7 @@ def expect(case: Case, model: str, pairs: PairSet) -> MemoryEstimate:
             on_gpu=case.on_gpu,
             liger=case.liger,
             accumulates=workload.most_micro_batches > 1,
+            from_files=False,
         ),
     )
 
@@ -197,12 +231,19 @@ def train(case: Case, model_path: str, pairs: Any, *, steps: int) -> None:
 
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    config = ModelConfig(name_or_path=model_path, gradient_checkpointing=case.checkpointing)
-    model = build_reward_model(config, pairs.vocabulary, seed=0, layout=case.layout)
+    config = ResolvedModel(name_or_path=model_path, gradient_checkpointing=case.checkpointing)
+    dtype = getattr(torch, case.dtype)
+    model = build_reward_model(
+        config,
+        pairs.vocabulary,
+        seed=0,
+        layout=case.layout,
+        lean=True,
+    )
+    choose_trained(model, *case.part, seed=0, dtype=dtype)
     apply_liger(model, "on" if case.liger else "off", on_gpu=case.on_gpu)
     optimizer = OptimizerConfig(learning_rate=1e-5)
     cluster = ClusterConfig(zero_stage=case.zero_stage, offload=case.offload)
-    dtype = getattr(torch, case.dtype)
     engine = Engine(model, optimizer, cluster, dtype=dtype, use_gpu=case.on_gpu)
     plan = plan_of(case, pairs)
     collator = Collator(
@@ -214,7 +255,13 @@ def train(case: Case, model_path: str, pairs: Any, *, steps: int) -> None:
     for step in range(steps):
         loaded = load_step(pairs, plan, step, rank=engine.rank, world_size=engine.world_size)
         batches = collator.move(collator.lay_out(loaded))
-        train_step(engine, batches, num_pairs=plan.steps.size(step), learning_rate=1e-5)
+        train_step(
+            engine,
+            build_objective(ObjectiveConfig()),
+            batches,
+            num_groups=plan.steps.size(step),
+            learning_rate=1e-5,
+        )
 
 
 def compare(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from machine import ROOT
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens, ragged_arange  # noqa: E402
+from rm_ray.data.cache.group_columns import GroupColumns  # noqa: E402
+from rm_ray.data.cache.group_tokens import (  # noqa: E402
+    GroupLengths,
+    GroupTokens,
+    ragged_arange,
+    starts_of,
+)
 
 SHARED_DATA = ROOT.parent / "shared" / "data"
 TOKENIZERS = {"real": str(SHARED_DATA / "tokenizer_bpe4k"), "builtin": "builtin"}
@@ -46,23 +53,28 @@ class PairSet:
     """N pairs in memory, with what ``load_step`` asks of a token table."""
 
     name: str
-    pairs: PairTokens
+    pairs: GroupTokens
     vocabulary: Vocabulary
 
     @property
-    def lengths(self) -> PairLengths:
+    def lengths(self) -> GroupLengths:
         """Tokens of every pair."""
         return self.pairs.lengths
 
-    @property
-    def margin(self) -> np.ndarray:
-        """How much more the chosen reward is asked to be: nothing."""
-        return np.zeros(len(self.pairs), dtype=np.float32)
+    @cached_property
+    def columns(self) -> GroupColumns:
+        """The pairs' columns, without margins."""
+        return GroupColumns.of_pairs(self.lengths)
 
     @property
-    def prompt_length(self) -> np.ndarray:
-        """Tokens before the responses; training asks for them and does nothing with them."""
-        return self.lengths.prefix
+    def chosen(self) -> np.ndarray:
+        """Tokens of every chosen conversation."""
+        return self.lengths.conversations[0::2]
+
+    @property
+    def rejected(self) -> np.ndarray:
+        """Tokens of every rejected conversation."""
+        return self.lengths.conversations[1::2]
 
     @property
     def distinct_per_pair(self) -> float:
@@ -72,14 +84,20 @@ class PairSet:
     @property
     def both_over_distinct(self) -> float:
         """How many times the distinct tokens both conversations have."""
-        both = self.lengths.chosen.astype(np.int64) + self.lengths.rejected
-        return float(both.sum() / self.lengths.distinct.sum())
+        return float(self.lengths.all.sum() / self.lengths.distinct.sum())
 
-    def gather(self, pairs: np.ndarray) -> PairTokens:
+    def gather(self, pairs: np.ndarray) -> GroupTokens:
         """Return the token ids of some pairs, in the order asked for."""
-        lengths = self.lengths[pairs]
-        places = ragged_arange(self.pairs.starts[pairs], lengths.distinct)
-        return PairTokens(tokens=self.pairs.tokens[places], lengths=lengths)
+        return self.read(pairs, self.lengths[pairs])
+
+    def read(self, pairs: np.ndarray, lengths: GroupLengths) -> GroupTokens:
+        """Return the token ids of some pairs, whose lengths are known."""
+        places = ragged_arange(self._starts[pairs], lengths.distinct)
+        return GroupTokens(tokens=self.pairs.tokens[places], lengths=lengths)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return starts_of(self.lengths.distinct)
 
     def select(self, pairs: np.ndarray) -> PairSet:
         """Return some of the pairs, in the order asked for."""
@@ -101,13 +119,26 @@ class PairSet:
         order = deal_alike(self.lengths.longest[chosen], steps=steps, block=1, rng=rng)
         return self.select(chosen[order])
 
+    def unshared(self) -> PairSet:
+        """Return the same pairs with nothing shared: both conversations of a pair in full.
+
+        Packed, that is what trainers compute that take the padding out but share no prefix, such
+        as OpenRLHF with ``--ds.packing_samples``.
+        """
+        pairs = self.gather(np.arange(len(self.pairs)))
+        tokens = [pairs.conversation(i, side) for i in range(len(pairs)) for side in (0, 1)]
+        lengths = GroupLengths.of_pairs(
+            chosen=self.chosen, rejected=self.rejected, prefix=np.zeros_like(self.lengths.prefix)
+        )
+        return replace(self, pairs=GroupTokens(tokens=np.concatenate(tokens), lengths=lengths))
+
     def save(self, path: Path) -> Path:
         """Write a file that ``load`` reads."""
         np.savez(
             path,
             tokens=self.pairs.tokens,
-            chosen=self.lengths.chosen,
-            rejected=self.lengths.rejected,
+            chosen=self.chosen,
+            rejected=self.rejected,
             prefix=self.lengths.prefix,
             name=self.name,
             vocabulary=[self.vocabulary.size, self.vocabulary.pad_token_id],
@@ -118,13 +149,13 @@ class PairSet:
     def load(cls, path: Path) -> PairSet:
         """Read a file that ``save`` wrote."""
         with np.load(path) as file:
-            lengths = PairLengths(
+            lengths = GroupLengths.of_pairs(
                 chosen=file["chosen"], rejected=file["rejected"], prefix=file["prefix"]
             )
             size, pad_token_id = file["vocabulary"].tolist()
             return cls(
                 name=str(file["name"]),
-                pairs=PairTokens(tokens=file["tokens"], lengths=lengths),
+                pairs=GroupTokens(tokens=file["tokens"], lengths=lengths),
                 vocabulary=Vocabulary(size=size, pad_token_id=pad_token_id),
             )
 
@@ -182,7 +213,7 @@ def pairs_that_share(
     """
     rng = np.random.default_rng(seed)
     sides = rng.integers(tokens * 3 // 4, tokens * 5 // 4, size=(2, count), endpoint=True)
-    lengths = PairLengths(
+    lengths = GroupLengths.of_pairs(
         chosen=sides[0].astype(np.int32),
         rejected=sides[1].astype(np.int32),
         prefix=np.rint(share * sides.mean(axis=0)).clip(0, sides.min(axis=0) - 1).astype(np.int32),
@@ -190,7 +221,7 @@ def pairs_that_share(
     ids = rng.integers(0, vocabulary - 1, size=int(lengths.distinct.sum()), dtype=np.int32)
     return PairSet(
         name=f"shared {share:g}",
-        pairs=PairTokens(tokens=ids, lengths=lengths),
+        pairs=GroupTokens(tokens=ids, lengths=lengths),
         vocabulary=Vocabulary(size=vocabulary, pad_token_id=vocabulary - 1),
     )
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from rm_ray.batches.packing import PackedPairs
-from rm_ray.batches.padding import PaddedPairs
+from rm_ray.batches.packing import PackedGroups
+from rm_ray.batches.padding import PaddedGroups
 from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.train.optimizer import build_optimizer
@@ -38,11 +38,11 @@ class PlainEngine:
         """Compute one micro-batch; there are no other ranks to exchange gradients with."""
         yield
 
-    def rewards(self, pairs: PaddedPairs | PackedPairs) -> Tensor:
-        """Return ``[2P]`` float32 rewards."""
+    def outputs(self, groups: PaddedGroups | PackedGroups) -> Tensor:
+        """Return ``[R]`` float32 rewards."""
         half = self._dtype != torch.float32
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            rewards: Tensor = self._model(pairs)
+            rewards: Tensor = self._model(groups)
         return rewards
 
     def backward(self, loss: Tensor) -> None:

@@ -29,7 +29,7 @@ from turns import resident_bytes
 sys.path[:0] = [str(ROOT)]
 
 from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
-from rm_ray.data.cache.pair_tokens import PairLengths  # noqa: E402
+from rm_ray.data.cache.group_tokens import GroupLengths  # noqa: E402
 
 MOST_SECONDS, MOST_GIGABYTES, LEAST_BALANCE = 60.0, 4.0, 0.97
 
@@ -114,10 +114,12 @@ def one_core_process() -> ProcessPoolExecutor:
 
 def make_plan(options: argparse.Namespace, file: Path) -> Plan:
     """Return the plan of as many pairs as are asked for, as long as those of a file."""
-    known = PairSet.load(file).lengths
-    drawn = np.random.default_rng(0).integers(0, len(known), size=options.pairs)
-    lengths = PairLengths(
-        chosen=known.chosen[drawn], rejected=known.rejected[drawn], prefix=known.prefix[drawn]
+    known = PairSet.load(file)
+    drawn = np.random.default_rng(0).integers(0, len(known.pairs), size=options.pairs)
+    lengths = GroupLengths.of_pairs(
+        chosen=known.chosen[drawn],
+        rejected=known.rejected[drawn],
+        prefix=known.lengths.prefix[drawn],
     )
     settings = PlanSettings(
         global_batch_size=options.global_batch_size,
@@ -146,7 +148,7 @@ def measure_balance(options: argparse.Namespace, file: Path, ranks: int) -> dict
     balances, bounds, counts = [], [], []
     mean_tokens = most_tokens = 0.0
     for step in range(min(options.steps, plan.steps.per_epoch)):
-        pairs = plan.pairs_of_step(step)
+        pairs = plan.groups_of_step(step)
         tokens = plan.lengths[pairs].distinct
         spread = plan.spread(pairs, ranks)
         loads = np.array([[w * tokens[members].sum() for members, w in rank] for rank in spread])

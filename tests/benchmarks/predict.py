@@ -26,7 +26,7 @@ from transformers import (  # noqa: E402
 )
 
 from rm_ray.batches.plan import Plan, PlanSettings  # noqa: E402
-from rm_ray.data.cache.pair_tokens import PairLengths  # noqa: E402
+from rm_ray.data.cache.group_tokens import GroupLengths  # noqa: E402
 from rm_ray.estimate.architecture import Architecture  # noqa: E402
 from rm_ray.estimate.gpu_speed import COMPUTE_SHARE, GPU_PEAK, Compute  # noqa: E402
 from rm_ray.estimate.memory_setting import MemorySetting  # noqa: E402
@@ -56,13 +56,13 @@ LLAMA_8B: dict[str, Any] = {
 }  # fmt: skip
 
 
-def assumed_lengths(longest: int) -> PairLengths:
+def assumed_lengths(longest: int, *, num_pairs: int = NUM_PAIRS) -> GroupLengths:
     """Draw lengths: prompts and responses of log-normal length, cut at the longest allowed."""
     rng = np.random.default_rng(0)
-    prefix = np.minimum(rng.lognormal(4.6, 0.9, NUM_PAIRS), longest // 2).astype(np.int64)
-    tails = rng.lognormal(4.7, 0.75, (2, NUM_PAIRS)).astype(np.int64) + 1
+    prefix = np.minimum(rng.lognormal(4.6, 0.9, num_pairs), longest // 2).astype(np.int64)
+    tails = rng.lognormal(4.7, 0.75, (2, num_pairs)).astype(np.int64) + 1
     chosen, rejected = np.minimum(prefix + tails, longest)
-    return PairLengths(chosen=chosen, rejected=rejected, prefix=prefix)
+    return GroupLengths.of_pairs(chosen=chosen, rejected=rejected, prefix=prefix)
 
 
 def recipe() -> dict[str, Any]:

@@ -97,6 +97,7 @@ def train_bare(folder: Path, steps: int, threads: int) -> float:
     from rm_ray.config.recipe import read_recipe
     from rm_ray.data.sources.synthetic import SPLITS
     from rm_ray.model.build import build_reward_model
+    from rm_ray.objectives.build import build_objective
     from rm_ray.train.engine import Engine
     from rm_ray.train.optimizer import learning_rate_schedule
     from rm_ray.train.step import train_step
@@ -115,6 +116,7 @@ def train_bare(folder: Path, steps: int, threads: int) -> float:
     plan = Plan(lengths=table.lengths, settings=settings)
     model = build_reward_model(config.model, tokenizer, seed=config.run.seed)
     engine = Engine(model, config.optimizer, config.cluster, dtype=torch.float32, use_gpu=False)
+    objective = build_objective(config.objective)
     rate = learning_rate_schedule(config.optimizer, plan.steps.total)
     started = 0.0
     steps = (ready_step(table, plan, step, tokenizer) for step in range(plan.steps.total))
@@ -123,8 +125,9 @@ def train_bare(folder: Path, steps: int, threads: int) -> float:
             started = time.monotonic()
         train_step(
             engine,
+            objective,
             micro_batches,
-            num_pairs=plan.steps.size(step),
+            num_groups=plan.steps.size(step),
             learning_rate=rate(step),
         )
     return (plan.steps.num_episodes - batch) / (time.monotonic() - started)

@@ -105,6 +105,27 @@ BENCHMARKS = {
         command=("token_cache_memory.py",),
         quick=(*ONE_RUN, "--rows", "500"),
     ),
+    "long": Benchmark(
+        title="Long conversations: attention over a pair, the plan of many",
+        command=("long.py",),
+        quick=(*ONE_RUN, *SMALL, "--lengths", "512", "1024", "--pairs", "5000", "--ranks", "8",
+               "--budgets", "16384"),
+    ),
+    "exploded": Benchmark(
+        title="Lists beside the same lists exploded into pairs",
+        command=("exploded.py", "--runs", "3"),
+        quick=(*ONE_RUN, *SMALL, "--responses", "4", "--tokens-per-micro-batch", "2048"),
+    ),
+    "planted": Benchmark(
+        title="Objectives beside a known utility",
+        command=("planted.py",),
+        quick=("--seeds", "1", "--tokens", "20000", "--only", "pairs", "lists/plackett_luce"),
+    ),
+    "adapters": Benchmark(
+        title="Adapters and parts of a model beside all of it",
+        command=("adapters.py",),
+        quick=(*ONE_RUN, "--steps", "4", "--pairs-per-step", "8"),
+    ),
 }  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def build(source: Path) -> dict[str, float]:
         done.set()
         watcher.join()
     ray.shutdown()
-    rows = cache.num_pairs + cache.num_refused
+    rows = cache.num_groups + cache.num_refused
     return {"file_mb": source.stat().st_size / 1e6, "rows_per_second": rows / seconds, **peak}
 
 

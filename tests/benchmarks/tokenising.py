@@ -141,20 +141,20 @@ def tokenise(tokenizer: str, part: int, parts: int) -> Turn:
     """Turn every ``parts``-th raw row into a row of the token cache."""
     from rm_ray.data.cache.cache_rows import tokenize_block
 
-    pair_tokenizer, blocks = load_pair_tokenizer(tokenizer), raw_blocks(tokenizer, part, parts)
+    group_tokenizer, blocks = load_group_tokenizer(tokenizer), raw_blocks(tokenizer, part, parts)
     gc.collect()
     began, processor = time.monotonic(), time.process_time()
-    tables = [tokenize_block(block, pair_tokenizer, ["pairs"]) for block in blocks]
+    tables = [tokenize_block(block, group_tokenizer, ["pairs"]) for block in blocks]
     seconds, ended = time.process_time() - processor, time.monotonic()
     assert all(not any(table["reason"].to_pylist()) for table in tables), "a pair was refused"
-    return make_turn(tables, seconds, began, ended)
+    return make_turn(list(map(by_side, tables)), seconds, began, ended)
 
 
 def map_dataset(tokenizer: str) -> Turn:
     """Turn the pairs of a loaded dataset into token ids."""
     from uuid import uuid4
 
-    dataset, loaded = load_dataset(tokenizer), load_pair_tokenizer(tokenizer).tokenizer
+    dataset, loaded = load_dataset(tokenizer), load_group_tokenizer(tokenizer).tokenizer
 
     def to_ids(batch: dict[str, list]) -> dict[str, list]:
         ids = {}
@@ -176,6 +176,16 @@ def map_dataset(tokenizer: str) -> Turn:
     )
     seconds, ended = time.process_time() - processor, time.monotonic()
     return make_turn([mapped.data.table], seconds, began, ended)
+
+
+def by_side(table: Any) -> Any:
+    """Return the ids of pairs of the token cache in two columns, as the dataset has them."""
+    import pyarrow as pa
+
+    conversations = table["ids"].combine_chunks().flatten()
+    sides = enumerate(("chosen_ids", "rejected_ids"))
+    places = range(len(conversations))
+    return pa.table({name: conversations.take(pa.array(places[i::2])) for i, name in sides})
 
 
 def make_turn(tables: list[Any], processor_s: float, began: float, ended: float) -> Turn:
@@ -200,13 +210,13 @@ def make_turn(tables: list[Any], processor_s: float, began: float, ended: float)
 
 
 @functools.cache
-def load_pair_tokenizer(name: str) -> Any:
+def load_group_tokenizer(name: str) -> Any:
     """Load a tokenizer as the token cache does; nothing is too long for it here."""
     from rm_ray.config.sections.data import DataConfig
-    from rm_ray.data.tokens.pair_tokenizer import PairTokenizer
+    from rm_ray.data.tokens.group_tokenizer import GroupTokenizer
     from rm_ray.data.tokens.tokenizer import load_tokenizer
 
-    return PairTokenizer(load_tokenizer(name), DataConfig(max_length=1_000_000))
+    return GroupTokenizer(load_tokenizer(name), DataConfig(max_length=1_000_000))
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
@@ -90,6 +91,31 @@ def take_turns(
                 for i, player in players.items():
                     results[i].append(player.take_turn())
     return results
+
+
+def steps_as_turns(turn: Turn, *, pairs: int) -> Any:
+    """Return a callback of transformers' Trainer that ends a turn with each step's log.
+
+    That log is the last thing a step does.
+    """
+    from transformers import TrainerCallback
+
+    class StepsAsTurns(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.started = time.perf_counter()
+
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            if "loss" not in logs:
+                return
+            turn.over(
+                seconds=time.perf_counter() - self.started,
+                pairs=pairs,
+                loss=logs["loss"],
+                peak_memory=resident_bytes("VmHWM"),
+            )
+            self.started = time.perf_counter()
+
+    return StepsAsTurns()
 
 
 def resident_bytes(field: str) -> int:

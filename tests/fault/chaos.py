@@ -1,6 +1,6 @@
 """Kills random processes of a job at random moments; it must end as if left alone.
 
-    python tests/fault/chaos.py SEED KILLS [--workers 2] [--zero-stage 2]
+    python tests/fault/chaos.py SEED KILLS [--workers 2] [--zero-stage 2] [--lists] [--lora]
 
 Prints, for each kill, what was killed and how long it was until steps were taken again.
 """
@@ -36,6 +36,12 @@ KINDS = {
 }
 """What may be killed, beside the command itself; each is as likely as the others that run."""
 
+
+LISTS = {
+    "train": ["builtin:lists=100", "builtin:ties=53"],
+    "eval": ["builtin:scores=30", "builtin:truth=11"],
+}
+"""Groups of 2 to 6 responses, as many as there are pairs otherwise."""
 
 TRAINS = "first step after"
 """What an attempt prints once it has taken a step."""
@@ -141,7 +147,13 @@ def main() -> None:
     parser.add_argument("kills", type=int)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--zero-stage", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=400, help="a multiple of 10")
+    parser.add_argument(
+        "--lists", action="store_true", help="lists and ties, whose parameter is learned, not pairs"
+    )
+    parser.add_argument(
+        "--lora", action="store_true", help="adapters and the head, not all weights"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rm_ray-chaos-") as name:
         storage = Path(name)
@@ -153,6 +165,11 @@ def main() -> None:
             each["cluster"]["zero_stage"] = options.zero_stage
             each["evaluation"]["every_steps"] = 50
             each["checkpoint"]["every_steps"] = 10
+            if options.lists:
+                each["data"] |= LISTS
+                each["objective"] = {"ties": "davidson", "tie_parameter": "learned"}
+            if options.lora:
+                each["lora"] = {"rank": 4, "alpha": 8.0}
         quiet = finish(settings["quiet"], storage / "quiet.log")
         chaos = Chaos(options.seed, options.kills)
         started = time.monotonic()
@@ -170,6 +187,8 @@ def main() -> None:
             "seed": options.seed,
             "workers": options.workers,
             "zero_stage": options.zero_stage,
+            "lists": options.lists,
+            "lora": options.lora,
             "kills": len(chaos.killed),
             "killed": chaos.killed,
             "attempts": len(found["attempts"]),
@@ -181,7 +200,8 @@ def main() -> None:
             "seconds": time.monotonic() - started,
             "records": len(history(storage / "chaos")),
         }
-        print("bit-identical to the run that was left alone, every pair once an epoch")
+        unit = "group" if options.lists else "pair"
+        print(f"bit-identical to the run that was left alone, every {unit} once an epoch")
         print(json.dumps(report))
 
 

@@ -27,7 +27,7 @@ PATIENCE_S = 240.0
 def small_job(storage: Path, name: str, *, num_steps: int = 40, num_workers: int = 1) -> Any:
     """Settings of short steps over 160 generated pairs, ten steps an epoch."""
     return {
-        "run": {"name": name, "storage_path": str(storage), "seed": 1},
+        "run": {"name": name, "storage_path": str(storage), "seed": 1, "keep_pair_losses": True},
         "data": {"train": ["builtin:train=153"], "eval": ["builtin:test=41"], "max_length": 256},
         "batch": {"global_batch_size": 16, "tokens_per_micro_batch": 700},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 4, "epochs": num_steps // 10},

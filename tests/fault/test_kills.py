@@ -243,9 +243,10 @@ def test_many_kills_leave_few_checkpoints(quiet: Path) -> None:
 
 @slow
 @pytest.mark.timeout(1200)
-def test_two_random_kills_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [[], ["--lists"], ["--lora"]], ids=["pairs", "lists", "adapters"])
+def test_two_random_kills_change_nothing(kind: list[str]) -> None:
     chaos = Path(__file__).with_name("chaos.py")
     command = [sys.executable, str(chaos), "1", "2", "--workers", "2", "--zero-stage", "2"]
-    done = subprocess.run([*command, "--steps", "100"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--steps", "100", *kind], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-3_000:]
     assert "bit-identical to the run that was left alone" in done.stdout

@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import families
-import numpy as np
 import torch
 from torch import Tensor
 
 from gpu.bench import Bench
 from gpu.finding import Finding, Values, attempt
 from rm_ray.batches.attention_index import Kernel
-from rm_ray.batches.collate import Collator
-from rm_ray.batches.packing import PackedPairs, pack_pairs
+from rm_ray.batches.collate import Collator, unlabelled
+from rm_ray.batches.packing import PackedGroups, pack_groups
 from rm_ray.config.sections.model import ModelConfig
-from rm_ray.data.cache.pair_tokens import PairTokens
+from rm_ray.data.cache.group_tokens import GroupTokens
 from rm_ray.model.attention import attend
 from rm_ray.model.build import build_reward_model
 
@@ -124,21 +123,20 @@ def compare_alone(bench: Bench, case: Case) -> tuple[Values, bool | None]:
     return values, close and exact["deterministic: forward"] and exact["deterministic: backward"]
 
 
-def some_pairs(longest: int, count: int) -> PairTokens:
+def some_pairs(longest: int, count: int) -> GroupTokens:
     """Return pairs with prefixes from none to the longest."""
     return families.some_pairs(count, seed=count, longest=longest)
 
 
-def arranged(pairs: PairTokens, kernel: Any, device: torch.device) -> PackedPairs:
+def arranged(pairs: GroupTokens, kernel: Any, device: torch.device) -> PackedGroups:
     """Return a row on the device."""
-    nothing = np.zeros(len(pairs))
-    row = pack_pairs(pairs, margins=nothing, weights=nothing, kernel=kernel)
+    row = pack_groups(pairs, unlabelled(pairs), kernel=kernel)
     moved = Collator(layout="packed", kernel=kernel, pad_token_id=0, device=device).to_device(row)
-    assert isinstance(moved, PackedPairs)
+    assert isinstance(moved, PackedGroups)
     return moved
 
 
-def some_inputs(case: Case, pairs: PairTokens, device: torch.device) -> list[Tensor]:
+def some_inputs(case: Case, pairs: GroupTokens, device: torch.device) -> list[Tensor]:
     """Return queries, keys, values and the output's gradient, all numbers of bfloat16."""
     tokens = int(pairs.lengths.distinct.sum())
     queries = 2 * len(pairs) if case.ends else tokens
@@ -152,7 +150,7 @@ def some_inputs(case: Case, pairs: PairTokens, device: torch.device) -> list[Ten
 
 
 def gradients_of_attention(
-    case: Case, inputs: list[Tensor], packed: PackedPairs, dtype: torch.dtype
+    case: Case, inputs: list[Tensor], packed: PackedGroups, dtype: torch.dtype
 ) -> list[Tensor]:
     """Return the output and the gradients of queries, keys and values."""
     *leaves, grad = (tensor.to(dtype) for tensor in inputs)
@@ -231,7 +229,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 
 def gradients_of_model(
-    bench: Bench, name: str, row: PackedPairs, arithmetic: str
+    bench: Bench, name: str, row: PackedGroups, arithmetic: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return rewards and gradients of the same random model, whatever it computes in."""
     fields = {

@@ -19,12 +19,15 @@ from gpu.finding import Finding, Values, attempt
 from rm_ray.batches.collate import Collator
 from rm_ray.batches.loading import load_step
 from rm_ray.batches.plan import Plan, PlanSettings
+from rm_ray.config.sections.lora import LoraConfig
 from rm_ray.config.sections.model import ModelConfig
 from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.data.cache.token_table import TokenTable
 from rm_ray.model.attention import choose_kernel, head_size
 from rm_ray.model.build import build_reward_model
 from rm_ray.model.liger import apply_liger
+from rm_ray.model.tuning.trainable import choose_trained
+from rm_ray.objectives.bradley_terry import BradleyTerry
 from rm_ray.train.optimizer import learning_rate_schedule
 from rm_ray.train.step import train_step
 
@@ -41,6 +44,9 @@ SETTLED = 5
 """Steps after which nothing new is kept on the device."""
 
 TABLE = f"{STEPS} steps of {PAIRS} built-in pairs, the debug recipe's model"
+
+
+BUILTIN, NO_ADAPTERS = ModelConfig(), LoraConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +110,16 @@ def train_on(
     size: int,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    config: ModelConfig = BUILTIN,
+    lora: LoraConfig = NO_ADAPTERS,
 ) -> Run:
     """Train as a worker does, without Ray."""
     table, tokenizer = tables["train"]
     optimizer = OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=10)
     rate = learning_rate_schedule(optimizer, plan_of(table, size).steps.total)
-    model = build_reward_model(ModelConfig(), tokenizer, seed=0)
+    model = build_reward_model(config, tokenizer, seed=0)
+    choose_trained(model, config, lora, seed=0, dtype=dtype)
     apply_liger(model, "auto", on_gpu=device.type == "cuda")
     engine: Any = PlainEngine(model, optimizer, device=device, dtype=dtype)
     collator = Collator(
@@ -121,8 +131,14 @@ def train_on(
     losses, memory = [], []
     started = time.perf_counter()
     for batches in steps_of(table, size, collator):  # enumerate would keep the last one
-        measured = train_step(engine, batches, num_pairs=size, learning_rate=rate(len(losses)))
-        losses.append(measured.pairs.means("rm")["rm/loss"])
+        measured = train_step(
+            engine,
+            BradleyTerry(),
+            batches,
+            num_groups=size,
+            learning_rate=rate(len(losses)),
+        )
+        losses.append(measured.groups.means("rm")["rm/loss"])
         del batches
         memory.append(torch.cuda.memory_allocated() if device.type == "cuda" else 0)
     seconds = time.perf_counter() - started
@@ -150,6 +166,6 @@ def accuracy_of(engine: PlainEngine, steps: Iterator[list[Any]]) -> float:
     with torch.no_grad():
         for batches in steps:
             for batch in batches:
-                chosen, rejected = engine.rewards(batch.pairs).chunk(2)
+                chosen, rejected = engine.outputs(batch.groups).reshape(-1, 2).T
                 correct += (chosen > rejected).tolist()
     return float(np.mean(correct))

@@ -85,7 +85,7 @@ def compare(bench: Bench, family: str, layout: Layout, recomputed: bool) -> tupl
             set_recomputation(model, recomputed)
             work = Workload.of(bench, tokens=bench.pick(4_096, 64), steps=1, vocabulary=1024)
             batch = work.ready(0, layout=layout, kernel="grouped", device=bench.device)[0]
-            rewards = model(batch.pairs)
+            rewards = model(batch.groups)
             torch.autograd.backward(rewards.square().sum())
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             found.append((rewards.detach(), gradients))
@@ -127,7 +127,7 @@ def time_passes(bench: Bench, model: RewardModel) -> tuple[float, float]:
         held = bench.peak_gb
         bench.synchronize()
         started = time.perf_counter()
-        pass_through(bench, model, batch.pairs)
+        pass_through(bench, model, batch.groups)
         bench.synchronize()
         seconds.append(time.perf_counter() - started)
         model.zero_grad()

@@ -38,11 +38,12 @@ TABLE = (
 
 
 def cases() -> list[Case]:
-    """Return six settings, the one of the large recipes first."""
+    """Return seven settings, the one of the large recipes and that of adapters first."""
     many: dict[str, Any] = {"ranks": 1, "on_gpu": True, "pairs": 8, "tokens": 700}
     half: dict[str, Any] = {**many, "dtype": "bfloat16"}
     return [
         Case(zero_stage=2, liger=True, **half),
+        Case(zero_stage=0, liger=True, rank=64, **half),
         Case(zero_stage=0, liger=True, **half),
         Case(zero_stage=1, **half),
         Case(zero_stage=0, layout="padded", **half),

@@ -49,6 +49,9 @@ STRIPPED = (
 )  # fmt: skip
 """Folders that training never reads: Java, C++, reinforcement learning and pages for browsers."""
 
+OTHER_LIBRARIES = ("cuda11*", "cuda12[0-6]", "cuda132", "rocm*", "xpu*")
+"""Libraries of bitsandbytes to leave out: that of 12.8 serves all of CUDA 12, of 13.0 all of 13."""
+
 IMPORTERS = (
     "rm_ray", "jobs", "tests/gpu", "tests/fault/jobs.py", "tests/outcomes.py", "tests/tables.py",
     "tests/families.py", "tests/varlen_operator.py", "tests/benchmarks/core.py",
@@ -154,7 +157,8 @@ def unpack(wheels: Path, site: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for folder in [path for path in site.rglob("tests") if path.is_dir()]:
         shutil.rmtree(folder, ignore_errors=True)
-    for file in [*site.rglob("*.pyc"), *site.rglob("*.map")]:
+    libraries = (f"bitsandbytes/libbitsandbytes_{name}.so" for name in OTHER_LIBRARIES)
+    for file in [path for p in ("**/*.pyc", "**/*.map", *libraries) for path in site.glob(p)]:
         file.unlink()
 
 
@@ -174,12 +178,12 @@ def add_project(kit: Path) -> None:
     if not SHARED_DATA.exists():
         print(f"no real pairs in {SHARED_DATA}: the kit will generate lengths")
         return
-    lengths = read_pairs("real").lengths
+    pairs = read_pairs("real")
     np.savez_compressed(
         kit / "lengths.npz",
-        chosen=lengths.chosen,
-        rejected=lengths.rejected,
-        prefix=lengths.prefix,
+        chosen=pairs.chosen,
+        rejected=pairs.rejected,
+        prefix=pairs.lengths.prefix,
     )
 
 

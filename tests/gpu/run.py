@@ -57,6 +57,7 @@ PARTS = {
     "syncs": Part(question="Where does the CPU wait for the GPU?"),
     "memory": Part(question="Is preflight's estimate the memory that training takes?"),
     "liger": Part(question="Do Liger's kernels compute the same, and what are they worth?"),
+    "qlora": Part(question="Do 4-bit weights compute and learn the same, and what do they cost?"),
     "repeat": Part(
         question="Is a run that was killed bit-identical to one left alone?", dry_s=1500
     ),

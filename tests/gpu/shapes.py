@@ -21,7 +21,7 @@ from rm_ray.batches.loading import load_step
 from rm_ray.batches.plan import Plan, PlanSettings
 from rm_ray.config.sections.batch import Layout
 from rm_ray.config.sections.model import ModelConfig
-from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
+from rm_ray.data.cache.group_tokens import GroupLengths, GroupTokens
 from rm_ray.model.architecture import load_config
 from rm_ray.model.attention import PACKED_ATTENTION
 from rm_ray.model.heads import Float32Linear
@@ -79,17 +79,17 @@ def set_recomputation(model: RewardModel, on: bool) -> None:
         model.classifier.gradient_checkpointing_disable()
 
 
-def read_lengths(file: Path | None, *, count: int, seed: int = 0) -> PairLengths:
+def read_lengths(file: Path | None, *, count: int, seed: int = 0) -> GroupLengths:
     """Return lengths of real pairs, or some of the same distribution, in random order."""
     rng = np.random.default_rng(seed)
     if file is not None:
         with np.load(file) as known:
-            lengths = PairLengths(**{name: known[name] for name in known.files})
+            lengths = GroupLengths.of_pairs(**{name: known[name] for name in known.files})
         return lengths[rng.permutation(len(lengths))[:count]]
     return generated_lengths(rng, count)
 
 
-def generated_lengths(rng: np.random.Generator, count: int, *, most: int = 1024) -> PairLengths:
+def generated_lengths(rng: np.random.Generator, count: int, *, most: int = 1024) -> GroupLengths:
     """Draw lengths like those of the real pairs: log-normal prompts and responses.
 
     Means and spreads are those of the logarithms of the 3,354 real pairs up to 1,024 tokens that
@@ -99,20 +99,20 @@ def generated_lengths(rng: np.random.Generator, count: int, *, most: int = 1024)
         np.exp(rng.normal(center, spread, size=count)).clip(1, most // 2).astype(np.int32)
         for center, spread in (PREFIX, CHOSEN_TAIL, REJECTED_TAIL)
     )
-    return PairLengths(chosen=prefix + chosen, rejected=prefix + rejected, prefix=prefix)
+    return GroupLengths.of_pairs(chosen=prefix + chosen, rejected=prefix + rejected, prefix=prefix)
 
 
 PREFIX, CHOSEN_TAIL, REJECTED_TAIL = (5.13, 1.09), (3.96, 1.04), (3.98, 1.05)
 """Mean and standard deviation of the logarithms of lengths."""
 
 
-def with_random_tokens(lengths: PairLengths, *, vocabulary: int, seed: int = 0) -> PairSet:
+def with_random_tokens(lengths: GroupLengths, *, vocabulary: int, seed: int = 0) -> PairSet:
     """Return pairs of these lengths; what the tokens are does not matter to speed."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, vocabulary - 1, size=int(lengths.distinct.sum()), dtype=np.int32)
     return PairSet(
         name="lengths",
-        pairs=PairTokens(tokens=ids, lengths=lengths),
+        pairs=GroupTokens(tokens=ids, lengths=lengths),
         vocabulary=Vocabulary(size=vocabulary, pad_token_id=vocabulary - 1),
     )
 
@@ -148,7 +148,7 @@ class Workload:
         )
         return Plan(lengths=self.pairs.lengths, settings=settings)
 
-    def lengths_of(self, step: int) -> PairLengths:
+    def lengths_of(self, step: int) -> GroupLengths:
         """Return the lengths of a step's pairs."""
         first = step * self.pairs_per_step
         return self.pairs.lengths[np.arange(first, first + self.pairs_per_step)]
@@ -168,12 +168,13 @@ class Workload:
         return collator.move(collator.lay_out(loaded))
 
 
-def shortened(lengths: PairLengths, divisor: int) -> PairLengths:
+def shortened(lengths: GroupLengths, divisor: int) -> GroupLengths:
     """Return lengths of the same shape, so many times shorter."""
     prefix = lengths.prefix // divisor
-    tails = (side - lengths.prefix for side in (lengths.chosen, lengths.rejected))
+    sides = lengths.conversations.reshape(-1, 2).T
+    tails = (side - lengths.prefix for side in sides)
     chosen, rejected = (prefix + np.maximum(tail // divisor, 1) for tail in tails)
-    return PairLengths(chosen=chosen, rejected=rejected, prefix=prefix)
+    return GroupLengths.of_pairs(chosen=chosen, rejected=rejected, prefix=prefix)
 
 
 def shape(bench: Bench, *, layers: int, **fields: Any) -> dict[str, Any]:

@@ -24,13 +24,14 @@ from gpu.half_engine import HalfEngine
 from gpu.liger import untouched
 from gpu.shapes import NARROW, WIDE, Workload, build_on, set_layout, set_recomputation
 from gpu.trace import Trace, record
-from rm_ray.batches.collate import Collator, ReadyMicroBatch
-from rm_ray.batches.padding import PaddedPairs
+from rm_ray.batches.collate import Collator, ReadyMicroBatch, unlabelled
+from rm_ray.batches.padding import PaddedGroups
 from rm_ray.config.sections.batch import Layout
 from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.model.flops import ModelFlops
 from rm_ray.model.liger import apply_liger
 from rm_ray.model.reward_model import RewardModel
+from rm_ray.objectives.bradley_terry import BradleyTerry
 from rm_ray.train.determinism import compute_deterministically
 from rm_ray.train.step import train_step
 from rm_ray.train.throughput import measure_matrix_peak
@@ -269,7 +270,7 @@ def workload(bench: Bench, model: RewardModel, setting: Setting) -> Workload:
     )
 
 
-Batches = Sequence[ReadyMicroBatch] | Sequence[PaddedPairs]
+Batches = Sequence[ReadyMicroBatch] | Sequence[PaddedGroups]
 
 
 def batches_of(bench: Bench, setting: Setting, work: Workload, step: int) -> Any:
@@ -279,7 +280,7 @@ def batches_of(bench: Bench, setting: Setting, work: Workload, step: int) -> Any
     return trl_batches(work, step, bench.device)
 
 
-def trl_batches(work: Workload, step: int, device: torch.device) -> list[PaddedPairs]:
+def trl_batches(work: Workload, step: int, device: torch.device) -> list[PaddedGroups]:
     """Return right-padded batches of 8 pairs in their order, as TRL's collator makes them."""
     collator = Collator(
         layout="padded",
@@ -291,17 +292,14 @@ def trl_batches(work: Workload, step: int, device: torch.device) -> list[PaddedP
     batches: list[Any] = []
     for first in range(step * work.pairs_per_step, end, TRL_BATCH):
         pairs = work.pairs.gather(np.arange(first, min(first + TRL_BATCH, end)))
-        nothing = np.zeros(len(pairs))
-        batches.append(
-            collator.to_device(collator.arrange(pairs, margins=nothing, weights=nothing))
-        )
+        batches.append(collator.to_device(collator.arrange(pairs, unlabelled(pairs))))
     return batches
 
 
 def computed(batches: Any) -> int:
     """Return the positions that are computed."""
     return sum(
-        (each.pairs if isinstance(each, ReadyMicroBatch) else each).input_ids.numel()
+        (each.groups if isinstance(each, ReadyMicroBatch) else each).input_ids.numel()
         for each in batches
     )
 
@@ -316,11 +314,13 @@ def stepper(bench: Bench, model: RewardModel, setting: Setting, work: Workload) 
         engine = PlainEngine(model, optimizer, device=bench.device, dtype=torch.bfloat16)
     if setting.way == "TRL's":
         return functools.partial(step_like_trl, engine, model, work.pairs_per_step)
-    return functools.partial(train_step, engine, num_pairs=work.pairs_per_step, learning_rate=1e-5)
+    return functools.partial(
+        train_step, engine, BradleyTerry(), num_groups=work.pairs_per_step, learning_rate=1e-5
+    )
 
 
 def step_like_trl(
-    engine: PlainEngine, model: RewardModel, num_pairs: int, batches: Sequence[PaddedPairs]
+    engine: PlainEngine, model: RewardModel, num_pairs: int, batches: Sequence[PaddedGroups]
 ) -> None:
     """Take a step as TRL's trainer does: transformers' classifier, its pooling and attention."""
     for batch in batches:

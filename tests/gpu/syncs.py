@@ -22,8 +22,8 @@ from rm_ray.config.sections.batch import Layout
 from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.model.liger import apply_liger
 from rm_ray.model.reward_model import RewardModel
+from rm_ray.objectives.bradley_terry import BradleyTerry
 from rm_ray.train.collectives import split_votes, sum_with_votes
-from rm_ray.train.loss import bradley_terry_loss
 from rm_ray.train.step import accumulate_gradients, check_step
 
 PASSES = (
@@ -84,7 +84,7 @@ def both_ways(
     set_recomputation(model, recomputed)
     for step in range(2):
         batch = work.ready(step, layout=layout, kernel="varlen", device=bench.device)[0]
-        forward_and_backward = functools.partial(pass_through, bench, model, batch.pairs)
+        forward_and_backward = functools.partial(pass_through, bench, model, batch.groups)
         if step == 0:
             forward_and_backward()  # compiles kernels, which may wait
             bench.synchronize()
@@ -96,13 +96,12 @@ def both_ways(
     return values, not reads.seen and not waited if layout == "packed" else None
 
 
-def pass_through(bench: Bench, model: RewardModel, pairs: Any) -> None:
+def pass_through(bench: Bench, model: RewardModel, groups: Any) -> None:
     """Compute rewards, loss and gradients."""
     with torch.autocast(bench.device.type, torch.bfloat16):
-        rewards = model(pairs)
-    chosen, rejected = rewards.chunk(2)
-    losses = bradley_terry_loss(chosen, rejected, pairs.margins)
-    torch.autograd.backward((losses * pairs.weights).sum())
+        rewards = model(groups)
+    losses = BradleyTerry()(rewards, groups.labels)
+    torch.autograd.backward(losses.groups.sum())
 
 
 def first_wait(compute: Callable[[], None]) -> str:
@@ -157,7 +156,9 @@ def whole_step(bench: Bench, model: RewardModel, engine: Any, name: str) -> Iter
         batches = work.ready(step, layout="packed", kernel="varlen", device=bench.device)
         bench.synchronize()
         with warnings_of_waits(not bench.is_dry) as places, Reads() as reads:
-            gradients = accumulate_gradients(engine, batches, num_pairs=work.pairs_per_step)
+            gradients = accumulate_gradients(
+                engine, BradleyTerry(), batches, num_groups=work.pairs_per_step
+            )
             together = sum_with_votes(gradients.sums, VOTES)
             numbers, grad_norm = engine.step(1e-5, together)
             sums, _ = split_votes(numbers, len(VOTES))

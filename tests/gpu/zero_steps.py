@@ -18,6 +18,7 @@ from gpu.shapes import NARROW, WIDE, Workload, build_on
 from gpu.trace import record
 from rm_ray.config.sections.cluster import ZeroStage
 from rm_ray.model.liger import apply_liger
+from rm_ray.objectives.bradley_terry import BradleyTerry
 from rm_ray.train.step import train_step
 
 STAGES: tuple[ZeroStage, ...] = (0, 2, 3)
@@ -69,7 +70,8 @@ def take_steps(bench: Bench, stage: ZeroStage, tokens: int, layers: int) -> tupl
     take = functools.partial(
         train_step,
         engine,
-        num_pairs=work.pairs_per_step,
+        BradleyTerry(),
+        num_groups=work.pairs_per_step,
         learning_rate=1e-5,
     )
     ready = functools.partial(work.ready, layout="packed", kernel="varlen", device=bench.device)

@@ -1,6 +1,8 @@
 """The small run that the integration tests share, and what is held of every such run."""
 
+import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,37 @@ class FinishedRun:
 
 
 def small_run(storage: Path, name: str, *, zero_stage: int | str = "auto") -> dict[str, Any]:
-    """Settings of 20 steps over 153 generated pairs with 41 held out, on two workers."""
+    """Settings of 20 steps over 153 generated pairs with 41 held out, on two workers.
+
+    It is evaluated on a named set as well, with subsets of RewardBench.
+    """
+    storage.mkdir(parents=True, exist_ok=True)
+    bench = storage / "bench.jsonl"
+    bench.write_text("".join(json.dumps(row) + "\n" for row in bench_rows()))
     return {
-        "run": {"name": name, "storage_path": str(storage), "seed": 1},
+        "run": {"name": name, "storage_path": str(storage), "seed": 1, "keep_pair_losses": True},
         "data": {"train": ["builtin:train=153"], "eval": ["builtin:test=41"], "max_length": 256},
         "batch": {"global_batch_size": 16, "tokens_per_micro_batch": 700},
         "optimizer": {"learning_rate": 1e-3, "warmup_steps": 4, "epochs": 2},
         "model": {"gradient_checkpointing": "auto"},
         "cluster": {"num_workers": 2, "zero_stage": zero_stage},
-        "evaluation": {"every_steps": 10, "sample_rows": 5},
+        "evaluation": {
+            "every_steps": 10,
+            "sample_rows": 5,
+            "sets": {"bench": str(bench)},
+        },
         "checkpoint": {"every_steps": 5, "keep": 2, "keep_best_by": "eval/rm/loss"},
         "mlflow": {"experiment": "tests"},
     }
+
+
+SUBSETS = ("alpacaeval-easy", "alpacaeval-hard", "hep-cpp")
+
+
+def bench_rows() -> list[dict[str, Any]]:
+    """Twelve pairs of three subsets of RewardBench."""
+    pairs = islice(generate_pairs("test"), 12)
+    return [{**pair, "subset": SUBSETS[i % 3], "id": i} for i, pair in enumerate(pairs)]
 
 
 TRAIN_METRICS = {
@@ -48,9 +69,18 @@ TRAIN_METRICS = {
     "train/rm/rejected_rewards", "train/rm/reward_margin", "train/rm/lr", "train/rm/grad_norm",
 }  # fmt: skip
 EVAL_METRICS = {
-    f"eval/rm/{name}"
+    f"eval/{held_out}/{name}"
+    for held_out in ("rm", "bench")
     for name in (
         "accuracy", "loss", "chosen_rewards", "rejected_rewards", "reward_margin", "ties",
+    )
+}  # fmt: skip
+
+BENCH_METRICS = {
+    f"eval/bench/{name}"
+    for name in (
+        "score", "score_on/chat", "score_on/reasoning",
+        *(f"accuracy_on/{row['source'].rpartition('/')[2]}" for row in bench_rows()),
     )
 }  # fmt: skip
 
@@ -68,7 +98,7 @@ def check_mlflow(result: dict[str, Any]) -> None:
     for name in TRAIN_METRICS:
         steps = [point.step for point in client.get_metric_history(run_id, name)]
         assert sorted(steps) == list(range(1, NUM_STEPS + 1)), name
-    for name in EVAL_METRICS:
+    for name in EVAL_METRICS | BENCH_METRICS:
         steps = [point.step for point in client.get_metric_history(run_id, name)]
         assert sorted(steps) == [5, 10, 15, 20], name
     run = client.get_run(run_id)
@@ -77,8 +107,9 @@ def check_mlflow(result: dict[str, Any]) -> None:
     assert run.data.params["run.seed"] == "1"
     artifacts = {item.path for item in client.list_artifacts(run_id)}
     assert {"config.yaml", "plots", "eval_samples"} <= artifacts
-    samples = {item.path for item in client.list_artifacts(run_id, "eval_samples")}
-    assert samples == {f"eval_samples/step-{step:06d}.json" for step in (5, 10, 15, 20)}
+    for folder in ("eval_samples", "eval_samples/bench"):
+        samples = {i.path for i in client.list_artifacts(run_id, folder) if not i.is_dir}
+        assert samples == {f"{folder}/step-{step:06d}.json" for step in (5, 10, 15, 20)}
     plots = {item.path for item in client.list_artifacts(run_id, "plots")}
     assert plots == {"plots/training_over_episodes.png", "plots/training_over_hours.png"}
 

@@ -26,6 +26,7 @@ def machines() -> Iterator[RayMachines]:
 
 @pytest.mark.timeout(1200)  # the whole recipe, beside the unit tests
 def test_the_debug_recipe_runs_as_a_submitted_job(machines: RayMachines, tmp_path: Path) -> None:
+    """With lists among what it holds out."""
     jobs = f"{machines.dashboard}/api/jobs/"
     wait_for_answer(jobs, Authorization=f"Bearer {machines.token}")
     with pytest.raises(urllib.error.HTTPError) as refusal:
@@ -37,6 +38,7 @@ def test_the_debug_recipe_runs_as_a_submitted_job(machines: RayMachines, tmp_pat
         sys.executable, "jobs/train.py", "--recipe", "jobs/recipes/debug.yaml",
         "--run.name", "submitted", "--run.storage_path", str(storage), "--optimizer.epochs", "1",
         "--cluster.num_workers", "2", "--cluster.cpus_per_worker", "1",
+        "--data.eval", "builtin:test", "builtin:scores=10",
     ]  # fmt: skip
     environment = without_ray() | machines.auth
     job = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -45,8 +47,10 @@ def test_the_debug_recipe_runs_as_a_submitted_job(machines: RayMachines, tmp_pat
     assert "run 'submitted': 94 steps, 6,000 pairs" in job.stdout
     assert "succeeded" in job.stdout
     result = json.loads((storage / "submitted" / "result.json").read_text())
-    assert (result["steps"], result["episodes"], result["eval_pairs"]) == (94, 6_000, 500)
+    assert (result["steps"], result["episodes"], result["eval_pairs"]) == (94, 6_000, 510)
     started = json.loads((storage / "submitted" / "run.json").read_text())["config"]["cluster"]
     assert (result["workers"], started["zero_stage"]) == (2, 0), "DDP, by 'auto'"
     assert result["metrics"]["eval/rm/accuracy"] >= 0.90
+    assert -1 <= result["metrics"]["eval/rm/kendall_tau"] <= 1
+    assert result["times_each_pair_was_trained_on"] == {"least": 1, "most": 1}
     assert Path(result["export"], "model.safetensors").is_file()

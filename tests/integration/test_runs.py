@@ -4,17 +4,22 @@ import json
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import ray
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from outcomes import history
 from runs import (
+    BENCH_METRICS,
     EVAL_METRICS,
     NUM_STEPS,
     SECRETS,
+    SUBSETS,
     TRAIN_METRICS,
     FinishedRun,
+    bench_rows,
     check_mlflow,
     first_checkpoint,
     held_out_pairs,
@@ -24,11 +29,17 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rm_ray.batches.plan import PlanSettings, Steps
 from rm_ray.checkpoint.ledger import Ledger
+from rm_ray.checkpoint.pair_losses import PairLosses
 from rm_ray.commands.train import main
 from rm_ray.config.recipe import parse_config
+from rm_ray.data.sources.mixture import select
+from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.driver.drive import drive, dry_run
 from rm_ray.errors import InputError
+from rm_ray.publish.version_builder import VersionBuilder
 from rm_ray.runs.manifest import find_fault, read_manifest
+from rm_ray.runs.row_losses import RowLosses
+from rm_ray.runs.versions import Version, Versions
 from rm_ray.storage import Storage
 
 
@@ -37,7 +48,8 @@ def test_result_json_says_what_was_done(finished: FinishedRun) -> None:
     assert result == finished.result
     assert (result["steps"], result["episodes"]) == (NUM_STEPS, 2 * 153)
     assert (result["train_pairs"], result["eval_pairs"], result["workers"]) == (153, 41, 2)
-    assert result["metrics"].keys() >= TRAIN_METRICS | EVAL_METRICS
+    assert result["metrics"].keys() >= TRAIN_METRICS | EVAL_METRICS | BENCH_METRICS
+    assert result["eval_pairs_by_set"] == {"bench": 12}
     assert result["pairs_per_second"] > 0
     assert result["tokens_per_second"] > 20 * result["pairs_per_second"]
     for path in ("export", "best_checkpoint", "last_checkpoint", "plots"):
@@ -66,6 +78,52 @@ def test_held_out_metrics_equal_those_of_the_exported_model(finished: FinishedRu
     }
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value.item(), abs=1e-5), name
+
+
+def test_a_named_set_has_the_benchmark_s_averages_of_the_exported_model(
+    finished: FinishedRun,
+) -> None:
+    """Scored again alone; easy and hard AlpacaEval weigh 100 and 95 in RewardBench's Chat."""
+    model = AutoModelForSequenceClassification.from_pretrained(finished.folder / "export")
+    tokenizer = AutoTokenizer.from_pretrained(finished.folder / "export")
+    right: dict[str, list[bool]] = {subset: [] for subset in SUBSETS}
+    with torch.no_grad():
+        for row in bench_rows():
+            chosen, rejected = (
+                model(**tokenizer.apply_chat_template(row[side], return_tensors="pt")).logits[0, 0]
+                for side in ("chosen", "rejected")
+            )
+            right[row["subset"]].append(bool(chosen > rejected))
+    easy, hard, code = (sum(each) / len(each) for each in right.values())
+    chat = (100 * easy + 95 * hard) / 195
+    metrics = finished.result["metrics"]
+    assert metrics["eval/bench/accuracy"] == pytest.approx((easy + hard + code) / 3)
+    assert metrics["eval/bench/score_on/chat"] == pytest.approx(chat)
+    assert metrics["eval/bench/score_on/reasoning"] == pytest.approx(code)
+    assert metrics["eval/bench/score"] == pytest.approx((chat + code) / 2)
+    evaluated = [record for record in history(finished.folder) if record["kind"] == "eval"]
+    assert [record["step"] for record in evaluated] == [5, 10, 15, 20]
+    for record in evaluated:
+        assert record["metrics"].keys() == EVAL_METRICS | BENCH_METRICS
+    report = finished.folder / "evaluations" / "bench" / "step-00000020.json"
+    assert json.loads(report.read_text())["benchmark"]["Chat"] == pytest.approx(chat)
+
+
+def test_the_card_has_the_named_set(finished: FinishedRun, tmp_path: Path) -> None:
+    run_folder = Storage.open(str(finished.folder))
+    versions = Versions(run_folder=run_folder, repo_id="someone/rewards")
+    config = parse_config(finished.settings)
+    builder = VersionBuilder(run_folder=run_folder, config=config, versions=versions)
+    version = Version(step=NUM_STEPS, tag="last", state="waiting")
+    lines = (finished.folder / "history.jsonl").read_text()
+    builder.describe(version, lines, None, finished.result, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    metrics = finished.result["metrics"]
+    assert f"| bench | 12 | {metrics['eval/bench/accuracy']:.4f} |" in text
+    assert f"Score {metrics['eval/bench/score']:.4f}." in text
+    index = ModelCard.load(tmp_path / "README.md").data.eval_results
+    found = {(one.dataset_name, one.metric_type): one.metric_value for one in index}
+    assert found["bench", "score"] == round(metrics["eval/bench/score"], 4)
 
 
 def test_the_learning_rate_runs_over_all_steps_once(finished: FinishedRun) -> None:
@@ -99,7 +157,7 @@ def test_the_best_and_the_newest_checkpoints_stay_whole(finished: FinishedRun) -
     assert str(kept[-1]) == finished.result["last_checkpoint"]
     best_folder = kept[[state["progress"]["step"] for state in states].index(best[0])]
     assert str(best_folder) == finished.result["best_checkpoint"]
-    steps = Steps(num_pairs=153, settings=PlanSettings(global_batch_size=16,
+    steps = Steps(num_groups=153, settings=PlanSettings(global_batch_size=16,
                   tokens_per_micro_batch=700, epochs=2))  # fmt: skip
     for folder, state in zip(kept, states, strict=True):
         name, run_folder = folder.name, Storage.open(str(finished.folder))
@@ -107,10 +165,27 @@ def test_the_best_and_the_newest_checkpoints_stay_whole(finished: FinishedRun) -
         assert state["world_size"] == 2
         assert state["progress"]["episode"] == steps.episodes_before(state["progress"]["step"])
         parts = [f"{part}-{rank:05d}.safetensors" for part in ("rng", "slices") for rank in (0, 1)]
-        for file in (*parts, "state.json", "history.jsonl", "data/trained_pairs.npz"):
+        data = ("data/trained_pairs.npz", "data/pair_losses.npy")
+        for file in (*parts, "state.json", "history.jsonl", *data):
             assert (folder / file).is_file(), file
         ledger = Ledger.read(folder / "data" / "trained_pairs.npz")
         assert ledger.counts.sum() == state["progress"]["episode"]
+
+
+def test_the_loss_of_every_row_in_every_epoch_is_kept(finished: FinishedRun) -> None:
+    kept = RowLosses.read(Storage.open(str(finished.folder)))
+    assert kept is not None and kept.origins == ("builtin:train",)
+    (selection,) = select([SourceSpec.parse("builtin:train=153")], seed=1)
+    assert selection.rows is not None and kept.row.tolist() == selection.rows.tolist()
+    assert kept.losses.shape == (2, 153) and not np.isnan(kept.losses).any()
+    last = max(finished.folder.glob("checkpoint_[0-9]*"), key=lambda path: path.name)
+    assert np.array_equal(kept.losses, PairLosses.read(last / "data" / "pair_losses.npy").values)
+    records = history(finished.folder)
+    losses = [each["metrics"]["train/rm/loss"] for each in records if each["kind"] == "train"]
+    sizes = [*[16] * 9, 9] * 2
+    for epoch, part in enumerate((slice(0, 10), slice(10, 20))):
+        mean = np.average(losses[part], weights=sizes[part])
+        assert kept.losses[epoch].mean() == pytest.approx(mean, rel=1e-5)
 
 
 def test_the_same_command_again_says_it_is_finished(finished: FinishedRun) -> None:
@@ -134,6 +209,7 @@ def test_a_dry_run_says_what_a_run_would_do(cluster: None, storage: Path) -> Non
     plan = dry_run(parse_config(small_run(storage, "dry")))
     assert (plan["steps"], plan["steps_per_epoch"], plan["episodes"]) == (20, 10, 306)
     assert (plan["train_pairs"], plan["eval_pairs"]) == (153, 41)
+    assert plan["eval_pairs_by_set"] == {"bench": 12}
     assert plan["learning_rate"]["first_step"] == 0
     assert plan["learning_rate"]["after_warmup"] == 1e-3
     assert plan["config"]["cluster"]["num_workers"] == 2
@@ -152,6 +228,7 @@ def test_no_secret_is_written_down(finished: FinishedRun, storage: Path) -> None
             assert secret.encode() not in content, (name, path)
 
 
+@pytest.mark.slow  # the unit tests of worker.loop, driver.finish and commands.exits have its parts
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs(
     cluster: None, storage: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from plain_loop import Trained, train_plainly
+from plain_loop import Trained, train_plainly, train_with_peft
 
 from rm_ray.config.sections.model import ModelConfig
 
@@ -18,7 +18,10 @@ WINDOWED = {
 """Heads that share keys, and windows shorter than most conversations."""
 
 Reference = Callable[..., Trained]
-"""Takes the model's config and what is ``frozen``; the plain loop runs once for each."""
+"""Takes the model's config, what is ``frozen`` and the loss on ``lists``, if not pairs.
+
+The plain loop runs once for each.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +37,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """Losses, norms and weights of the plain loop."""
 
     @functools.cache
-    def train(name_or_path: str, frozen: tuple[str, ...]) -> Trained:
-        folder = tmp_path_factory.mktemp("plain")
-        return train_plainly(folder, ModelConfig(name_or_path=name_or_path), frozen=frozen)
+    def train(name_or_path: str, frozen: tuple[str, ...], lists: str) -> Trained:
+        folder, model = tmp_path_factory.mktemp("plain"), ModelConfig(name_or_path=name_or_path)
+        return train_plainly(folder, model, frozen=frozen, lists=lists)
 
-    def once(model: ModelConfig, frozen: tuple[str, ...] = ()) -> Trained:
-        return train(model.name_or_path, frozen)
+    def once(model: ModelConfig, frozen: tuple[str, ...] = (), *, lists: str = "") -> Trained:
+        return train(model.name_or_path, frozen, lists)
 
     return once
 
@@ -48,3 +51,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 def reference(plain: Reference) -> Trained:
     """Losses, norms and weights of the plain loop on the built-in model."""
     return plain(ModelConfig())
+
+
+@pytest.fixture(scope="session")
+def peft_loop(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
+    """What peft's own model becomes; the loop runs once for each setting."""
+    return functools.cache(
+        lambda lora, quantization="none": train_with_peft(
+            tmp_path_factory.mktemp("peft"), lora, quantization
+        )
+    )

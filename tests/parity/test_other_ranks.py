@@ -8,6 +8,7 @@ import pytest
 import torch
 from gloo_ranks import spawn
 from ranks import Case, gather_head, resume_fused, train_over_nodes, train_third
+from reward_heads import head_weight, save
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rm_ray.config.sections.model import ModelConfig
@@ -22,21 +23,27 @@ def test_offloaded_state_of_fused_adamw_resumes_bit_for_bit(tmp_path: Path) -> N
         assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items()), case
 
 
-MOVED = [(0, 1, 2), (3, 3, 3), (2, 0, 3)]
-"""ZeRO stages of the first third of the steps, on 2 ranks, the second, on 1, the last, on 3."""
+MOVED = [
+    *(tuple(map(Case, stages)) for stages in ((0, 1, 2), (3, 3, 3), (2, 0, 3))),
+    tuple(Case(stage, lists="davidson") for stage in (3, 0, 2)),
+]
+"""The first third of the steps, on 2 ranks, the second, on 1, the last, on 3."""
 
 
 def test_another_number_of_ranks_or_stage_goes_on_with_the_same_losses(
-    reference: Any, tmp_path: Path
+    plain: Any, tmp_path: Path
 ) -> None:
+    """So it has the same groups in the same steps."""
     for third, world_size in enumerate((2, 1, 3)):
         spawn(train_third, world_size, third, MOVED, tmp_path)
-    expected, expected_weights = reference
-    for stages in MOVED:
-        thirds = [torch.load(tmp_path / f"third-{third}-{stages}.pt") for third in range(3)]
+    for i, (case, *_) in enumerate(MOVED):
+        expected, expected_weights = plain(case.model, lists=case.lists)
+        thirds = [torch.load(tmp_path / f"third-{third}-{i}.pt") for third in range(3)]
         measured = torch.tensor([step for steps, _ in thirds for step in steps])
         torch.testing.assert_close(measured, torch.tensor(expected), rtol=1e-4, atol=1e-5)
-        for name, weight in thirds[-1][1].items():
+        weights = thirds[-1][1]
+        assert weights.keys() == expected_weights.keys()
+        for name, weight in weights.items():
             torch.testing.assert_close(weight, expected_weights[name], rtol=0, atol=1e-5)
 
 
@@ -54,6 +61,14 @@ def test_the_head_is_drawn_as_stiennon_et_al_say_also_under_zero_3(tmp_path: Pat
     sigma = 1 / 4097**0.5
     assert abs(head.mean()) < 4 * sigma / 4096**0.5
     assert abs(head.std() / sigma - 1) < 4 / (2 * 4096) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["score", "v_head.summary"])
+def test_a_kept_head_is_kept_also_under_zero_3(tmp_path: Path, name: str) -> None:
+    weight = head_weight()
+    base = save(tmp_path / "base", {f"{name}.weight": weight}, "sharded")
+    spawn(gather_head, 2, ModelConfig(name_or_path=str(base), tokenizer="builtin"), tmp_path)
+    assert torch.equal(torch.load(tmp_path / "head.pt"), weight)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from ranks import (
     FROZEN,
     Case,
     interrupt_all,
+    lora_case,
     meet_infinite_losses,
     varlen_case,
 )
@@ -19,6 +20,9 @@ from ranks import train_all as train_all_cases
 from rm_ray.config.sections.model import ModelConfig
 
 STAGES = (0, 1, 2, 3)
+
+LORA = {1: [lora_case(2)], 2: [lora_case(0), lora_case(3, recomputing=True)]}
+"""By the number of ranks; all stages are in ``test_lora_training.py``."""
 
 
 def varlen_cases(windowed: str) -> dict[int, list[Case]]:
@@ -33,6 +37,14 @@ def varlen_cases(windowed: str) -> dict[int, list[Case]]:
     }
 
 
+def lists_cases(num_ranks: int) -> list[Case]:
+    """Return trainings on lists; those that learn a parameter of ties do so at every stage."""
+    if num_ranks == 1:
+        return [Case(stage, lists="bradley_terry") for stage in (0, 3)]
+    others = [Case(3, lists="bradley_terry"), Case(2, lists="plackett_luce")]
+    return [Case(stage, lists="davidson") for stage in STAGES] + others
+
+
 @pytest.fixture(scope="module", params=[1, 2])
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, windowed: str
@@ -40,11 +52,14 @@ def trained(
     """What our engine leaves on 1 and on 2 ranks, at every ZeRO stage, in both dtypes."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
     cases = [Case(stage) for stage in STAGES] + varlen_cases(windowed)[request.param]
+    cases += lists_cases(request.param)
+    cases += LORA[request.param]
     if request.param == 2:
         cases += [Case(stage, dtype="bfloat16") for stage in STAGES]
         cases += [Case(3, model=ModelConfig(gradient_checkpointing=True))]
         cases += [Case(2, offload="optimizer"), Case(3, offload="all")]
         cases += [Case(0, layout="padded"), Case(3, layout="padded")]
+        cases += [Case(stage, "bfloat16", lists="davidson") for stage in (0, 3)]
     spawn(train_all_cases, request.param, cases, folder)
     return folder
 
@@ -54,11 +69,26 @@ def test_every_step_equals_the_plain_loop(trained: Path, stage: int, reference: 
     check_against(reference, trained / f"{stage}-float32-none-packed.pt")
 
 
+def test_every_step_on_lists_equals_the_plain_loop(trained: Path, plain: Any) -> None:
+    """Of 1 to 5 responses, with margins, soft labels and ties, whose parameter may be learned."""
+    of_ranks = int(trained.name.split("-")[1][0])
+    for case in lists_cases(of_ranks):
+        expected = plain(case.model, lists=case.lists)
+        check_against(expected, trained / f"{case.name}.pt")
+        assert ("tie.moved" in expected[1]) == (case.lists == "davidson")
+
+
 def test_the_attention_of_a_gpu_changes_nothing(trained: Path, windowed: str, plain: Any) -> None:
     """But for the operator itself; all stages and models are in ``test_varlen_training.py``."""
     of_ranks = int(trained.name.split("-")[1][0])
     for case in varlen_cases(windowed)[of_ranks]:
         check_against(plain(case.model, case.frozen), trained / f"{case.name}.pt")
+
+
+def test_adapters_are_trained_like_those_of_peft(trained: Path, peft_loop: Any) -> None:
+    of_ranks = int(trained.name.split("-")[1][0])
+    for case in LORA[of_ranks]:
+        check_against(peft_loop(case.lora), trained / f"{case.name}.pt", num_steps=20)
 
 
 @pytest.mark.parametrize("name", ["2-float32-optimizer-packed", "3-float32-all-packed"])
@@ -99,13 +129,26 @@ def test_bfloat16_follows_float32(trained: Path, reference: Any) -> None:
         assert not torch.equal(losses, expected)
 
 
+def test_a_parameter_of_ties_follows_in_bfloat16(trained: Path, plain: Any) -> None:
+    if not (trained / "0-bfloat16-none-packed-davidson.pt").exists():
+        pytest.skip("bfloat16 is tried on 2 ranks only")
+    steps, expected = plain(ModelConfig(), lists="davidson")
+    assert abs(expected["tie.moved"]) > 2e-3
+    for stage in (0, 3):
+        measured, weights = torch.load(trained / f"{stage}-bfloat16-none-packed-davidson.pt")
+        losses, plain_losses = (torch.tensor(each)[:, 0] for each in (measured, steps))
+        torch.testing.assert_close(losses, plain_losses, rtol=0, atol=0.02)
+        moved = weights["tie.moved"].float()
+        torch.testing.assert_close(moved, expected["tie.moved"], rtol=0.05, atol=0)
+
+
 RESUMED = [
-    Case(0),
     Case(1, dtype="bfloat16"),
-    Case(2),
     Case(2, offload="optimizer"),
-    Case(3, dtype="bfloat16"),
     Case(3, offload="all"),
+    *(Case(stage, lists="davidson") for stage in (0, 1, 2)),
+    Case(3, "bfloat16", lists="davidson"),
+    LORA[2][1],
 ]
 """All of them are trained without interruption above, on 2 ranks."""
 

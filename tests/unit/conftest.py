@@ -1,13 +1,17 @@
 """What unit tests share."""
 
 import gzip
+import io
 import json
 import logging
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -22,10 +26,12 @@ from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.model.build import build_reward_model
 from rm_ray.model.export import export_model
-from rm_ray.publish import hub
+from rm_ray.publish import export_gate, hub
 
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")  # a busy machine is no failure
+# No deadlines: a busy machine is no failure. `--hypothesis-profile thorough` is a longer proof.
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1_000)
+settings.load_profile("quick")
 
 
 def pytest_runtest_teardown() -> None:
@@ -71,9 +77,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return load_tokenizer("builtin")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def offline() -> Iterator[None]:
+    """Keep tests from asking the real Hub: without a network its client retries for 23 s."""
+    hub.open_api(None)  # replaces the client, before a thread uses it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        yield
+
+
 @pytest.fixture
 def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Its address; the client waits little between its tries."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(hub, "LONGEST_DELAY_S", 0.1)
@@ -98,6 +114,25 @@ def contents(endpoint: str, tmp_path: Path) -> Callable[[str, str], dict[str, by
         return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
     return download
+
+
+@pytest.fixture
+def clients_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the export gate's clients score here; ``test_export_gate.py`` has a fresh process."""
+    from rm_ray.publish import clients  # takes a second to import
+
+    def run(command: list[str], *, input: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch, redirect_stdout(io.StringIO()) as answer:
+            patch.setattr(sys, "argv", command[-2:])
+            patch.setattr(sys, "stdin", io.StringIO(input))
+            status = clients.main()
+        return subprocess.CompletedProcess(command, status, answer.getvalue(), "")
+
+    monkeypatch.setattr(
+        export_gate,
+        "subprocess",
+        SimpleNamespace(run=run, SubprocessError=subprocess.SubprocessError),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,9 @@ DEBTS = Path(__file__).with_name("architecture_debts.txt").read_text().splitline
 
 LAYERS = (
     "errors importing logs", "local_home storage", "config", "pretrained", "cluster", "data",
-    "batches", "model", "runs", "tracking", "train", "checkpoint", "evaluation", "scoring",
-    "publish", "estimate", "preflight", "worker", "driver", "supervisor", "commands",
+    "batches", "model", "objectives", "runs", "tracking", "train", "checkpoint", "evaluation",
+    "scoring", "audit", "publish", "serving", "estimate", "preflight", "worker", "driver",
+    "supervisor", "sweep", "commands",
 )  # fmt: skip
 """Packages and modules, the lowest first; each imports from its own layer and those below."""
 
@@ -29,15 +30,22 @@ HOMES = {
     "ray": (
         "cluster", "data.cache.cache_build", "data.sources.mixture", "batches.stream",
         "tracking.channel", "tracking.prometheus", "tracking.heartbeat", "scoring.batch",
-        "checkpoint", "publish.mirror_actor", "preflight", "worker", "driver",
+        "audit.audit", "checkpoint", "publish.mirror_actor", "serving.app", "serving.server",
+        "preflight", "worker", "driver", "sweep",
     ),
     "mlflow": ("tracking",),
     "huggingface_hub": ("publish", "data", "pretrained"),
     "accelerate": ("train.engine",),
     "deepspeed": ("train.engine", "train.deepspeed_config"),
     "liger_kernel": ("model",),
-    "matplotlib": ("evaluation.report", "tracking.plots"),
-    "pyarrow": ("storage", "data", "batches"),
+    "peft": ("model.tuning",),
+    "bitsandbytes": ("model.tuning",),
+    "matplotlib": (
+        "evaluation.reports.table_and_plots", "tracking.plots", "sweep.plots", "audit.plots",
+    ),
+    "pyarrow": ("storage", "data", "batches", "audit"),
+    "rensa": ("audit.text.minhash",),
+    "py3langid": ("audit.text.language",),
 }  # fmt: skip
 """Where a vendor may be imported: in a package or module that begins so."""
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 import gzip
+import importlib
 import json
 import os
 import re
@@ -18,17 +19,21 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from rm_ray.cluster.ray_cluster import fit_to_machines
 from rm_ray.config.recipe import parse_config, read_recipe
+from rm_ray.config.serving import Server
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.sources.synthetic import CHAT_TEMPLATE
+from rm_ray.serving.app import TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
 RAYJOB = CLUSTER / "kuberay-rayjob.yaml"
 RAYCLUSTER = CLUSTER / "kuberay-raycluster.yaml"
 REDIS = CLUSTER / "kuberay-redis.yaml"
+RAYSERVICE = CLUSTER / "kuberay-rayservice.yaml"
 NETWORK_POLICY = CLUSTER / "kuberay-network-policy.yaml"
 RAY_UP = CLUSTER / "ray-up.yaml"
 SLURM = CLUSTER / "slurm.sh"
@@ -77,8 +82,31 @@ def kuberay_schema(plural: str) -> dict[str, Any]:
     return refuse_unknown_fields(versions["v1"]["schema"]["openAPIV3Schema"])
 
 
+def rayservice_schema() -> dict[str, Any]:
+    """The schema of a RayService: a cluster's, and beside it the fields that we use.
+
+    They are those of ``RayServiceSpec`` in KubeRay 1.6's ``rayservice_types.go``.
+    """
+    strategies = ["NewCluster", "NewClusterWithIncrementalUpgrade", "None"]
+    spec = {
+        "serveConfigV2": {"type": "string"},
+        "rayClusterConfig": kuberay_schema("rayclusters")["properties"]["spec"],
+        "upgradeStrategy": closed({"type": {"enum": strategies}}),
+        "rayClusterDeletionDelaySeconds": {"type": "integer", "minimum": 0},
+    }
+    metadata = {"type": "object"}
+    kinds = {"apiVersion": {"const": "ray.io/v1"}, "kind": {"const": "RayService"}}
+    return closed({**kinds, "metadata": metadata, "spec": closed(spec)})
+
+
+def closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
 def schema_of(path: Path) -> jsonschema.Draft202012Validator:
     """What KubeRay checks a manifest against."""
+    if path == RAYSERVICE:
+        return jsonschema.Draft202012Validator(rayservice_schema())
     plural = {RAYJOB: "rayjobs", RAYCLUSTER: "rayclusters"}[path]
     return jsonschema.Draft202012Validator(kuberay_schema(plural))
 
@@ -115,7 +143,7 @@ def faults(validator: Any, document: Any) -> list[str]:
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
 
 
-@pytest.mark.parametrize("path", [RAYJOB, RAYCLUSTER], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [RAYJOB, RAYCLUSTER, RAYSERVICE], ids=lambda path: path.stem)
 def test_the_manifests_are_what_kuberay_accepts(path):
     manifest = read_yaml(path)
 
@@ -154,6 +182,78 @@ def test_a_broken_rayjob_is_refused(path, value):
 )
 def test_a_broken_raycluster_is_refused(path, value):
     assert faults(schema_of(RAYCLUSTER), set_at(read_yaml(RAYCLUSTER), ("spec", *path), value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("serveConfigV2",), {"applications": []}),
+        (("serveConfig",), "applications: []"),
+        (("upgradeStrategy", "type"), "Rolling"),
+        (("rayClusterConfig", "enableInTreeAutoscaling"), "yes"),
+        (("rayClusterConfig", "workerGroupSpecs", 0, "maxReplicas"), None),
+    ],
+)
+def test_a_broken_rayservice_is_refused(path, value):
+    assert faults(schema_of(RAYSERVICE), set_at(read_yaml(RAYSERVICE), ("spec", *path), value))
+
+
+def serve_config() -> dict[str, Any]:
+    """What KubeRay hands to Ray Serve."""
+    config: dict[str, Any] = yaml.safe_load(read_yaml(RAYSERVICE)["spec"]["serveConfigV2"])
+    return config
+
+
+def test_ray_serve_accepts_the_application_with_the_options_of_the_command(monkeypatch):
+    config = serve_config()
+    assert config.keys() <= ServeDeploySchema.model_fields.keys()  # it ignores others
+    assert config["applications"][0].keys() <= ServeApplicationSchema.model_fields.keys()
+    (served,) = ServeDeploySchema.model_validate(config).applications
+    module, _, name = served.import_path.partition(":")
+    monkeypatch.setenv(TOKEN, "secret")
+    made = getattr(importlib.import_module(module), name)(served.args)
+    server, digest = made._bound_deployment.init_args[1:]
+    assert isinstance(server, Server)
+    assert served.args["num_replicas"] == server.num_replicas
+    assert digest is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("applications", 0, "import_path"), 5),
+        (("proxy_location",), "Everywhere"),
+        (("http_options", "port"), "http"),
+    ],
+)
+def test_a_broken_serve_config_is_refused(path, value):
+    with pytest.raises(ValueError, match=str(path[-1])):
+        ServeDeploySchema.model_validate(set_at(serve_config(), path, value))
+
+
+def test_the_cluster_grows_as_far_as_the_replicas_and_drains_before_a_pod_ends():
+    (served,) = serve_config()["applications"]
+    options = {k: v for k, v in served["args"].items() if k != "model"}
+    server = Server(**options)
+    cluster = read_yaml(RAYSERVICE)["spec"]["rayClusterConfig"]
+    (group,) = cluster["workerGroupSpecs"]
+    assert server.replica_bounds == (group["minReplicas"], group["maxReplicas"])
+    for pod in pods(cluster):
+        (container,) = pod["spec"]["containers"]
+        assert server.drain_s < pod["spec"]["terminationGracePeriodSeconds"]
+        (token,) = (each for each in container["env"] if each["name"] == TOKEN)
+        assert token["valueFrom"]["secretKeyRef"] == {"name": "rm-ray-serve", "key": "token"}
+        assert not any("TOKEN" in each["name"] and "value" in each for each in container["env"])
+    (worker,) = group["template"]["spec"]["containers"]
+    limits = worker["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == 1
+    assert int(limits["cpu"]) >= server.cpus_per_replica
+    assert serve_config()["http_options"]["port"] in {
+        port["containerPort"]
+        for port in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    }
+    assert cluster["authOptions"]["mode"] == "token"
+    assert cluster["rayVersion"] == read_yaml(RAYCLUSTER)["spec"]["rayVersion"]
 
 
 def test_the_two_clusters_of_kuberay_differ_where_they_must():

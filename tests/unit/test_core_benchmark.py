@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ABSENT = (
     "ray", "accelerate", "deepspeed", "liger_kernel", "datasets", "pyarrow", "pydantic", "tyro",
-    "mlflow", "psutil", "trl",
+    "mlflow", "psutil", "trl", "peft",
 )  # fmt: skip
 
 

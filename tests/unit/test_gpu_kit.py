@@ -302,11 +302,10 @@ def test_generated_lengths_are_like_the_real_pairs() -> None:
     lengths = generated_lengths(np.random.default_rng(0), 20_000)
     # Of the 3,354 real pairs: 461 distinct tokens, 1.62 times as many in both conversations.
     assert lengths.distinct.mean() == pytest.approx(461, rel=0.2)
-    both = (lengths.chosen + lengths.rejected).sum() / lengths.distinct.sum()
-    assert both == pytest.approx(1.62, rel=0.1)
-    assert (lengths.prefix < np.minimum(lengths.chosen, lengths.rejected)).all()
-    short = shortened(lengths, 16)
-    assert (short.prefix < np.minimum(short.chosen, short.rejected)).all()
+    assert lengths.all.sum() / lengths.distinct.sum() == pytest.approx(1.62, rel=0.1)
+    for some in (lengths, shortened(lengths, 16)):
+        assert (some.num_responses == 2).all()
+        assert (some.prefix < some.conversations.reshape(-1, 2).min(axis=1)).all()
 
 
 def test_what_the_archive_carries_follows_from_the_requirements() -> None:

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from rm_ray.tracking.prometheus import TAG, gauge_name
-from rm_ray.train.metrics import PairMetrics
+from rm_ray.train.metrics import GroupMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "cluster" / "grafana" / "rm_ray.json").read_text())
@@ -26,7 +26,7 @@ def named_in_code() -> set[str]:
     found = [LITERAL.findall(path.read_text()) for path in (ROOT / "rm_ray").rglob("*.py")]
     names = {metric or figure for file in found for metric, figure in file}
     for prefix in ("train/rm", "eval/rm"):
-        pairs = PairMetrics.zero(torch.device("cpu"))
+        pairs = GroupMetrics.zero(torch.device("cpu"))
         pairs.sums += 1
         names |= pairs.means(prefix).keys()
     return {"ray_" + gauge_name(name) for name in names | {"step", "episode", "epoch"}}
@@ -36,7 +36,13 @@ def asked_in(query: str) -> list[str]:
     return re.findall(r"\bray_\w+", query)
 
 
-@pytest.mark.parametrize("query", [t["expr"] for panel in PANELS for t in panel["targets"]])
+QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
+
+OF_SETS = [query for query in QUERIES if "__name__" in query]
+"""Queries for one metric of every named evaluation set, whose names are the user's."""
+
+
+@pytest.mark.parametrize("query", [query for query in QUERIES if query not in OF_SETS])
 def test_a_query_asks_for_what_runs_show_and_by_run(query: str):
     asked = asked_in(query)
 
@@ -45,6 +51,25 @@ def test_a_query_asks_for_what_runs_show_and_by_run(query: str):
     # An attempt is a process of its own, and Ray tells processes apart: one line for all of them.
     assert query.count("max by (rm_run) (") == len(asked)
     assert query.count(f'{{{TAG}=~"$run"}}') == len(asked)
+
+
+@pytest.mark.parametrize("query", OF_SETS)
+def test_a_query_of_named_sets_finds_each_sets_metric_and_nothing_else(query: str):
+    asked = re.fullmatch(
+        r'max by \(rm_run, set\) \(label_replace\(\{__name__=~"(.+?)",rm_run=~"\$run"\}, '
+        r'"set", "\$1", "__name__", "(.+?)"\)\)',
+        query,
+    )
+    assert asked is not None
+    chosen, named = asked.groups()
+    metric = chosen.rpartition("_")[2]
+    names = [gauge_name(f"eval/{name}/{metric}") for name in ("chat", "reward-bench", "all_of_it")]
+    assert [re.fullmatch(named, f"ray_{name}")[1] for name in names] == [
+        "chat", "reward_bench", "all_of_it",
+    ]  # fmt: skip
+    assert all(re.fullmatch(chosen, f"ray_{name}") for name in names)
+    others = {f"ray_{gauge_name(f'eval/chat/{metric}/{part}')}" for part in ("mine", "Safety")}
+    assert not any(re.fullmatch(chosen, name) for name in named_in_code() | others)
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
@@ -71,6 +96,7 @@ def test_learning_speed_and_what_lags_behind_are_all_there():
     wanted |= {"perf/goodput", "perf/steps_since_checkpoint", "mirror_waiting", "mlflow_unsent"}
     wanted |= {"step", "total_steps", "workers"}
     assert {"ray_" + gauge_name(name) for name in wanted} <= asked
+    assert [query.count("_accuracy") > 0 for query in OF_SETS] == [True, False]
 
 
 def test_the_run_is_chosen_from_those_that_prometheus_knows():

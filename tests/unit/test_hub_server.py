@@ -16,6 +16,7 @@ REPO = "someone/model"
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     with serving(tmp_path / "hub") as address:
         yield HfApi(endpoint=address, token=TOKEN)

@@ -24,3 +24,13 @@ def test_stdout_is_reserved_for_a_document():
         [sys.executable, "-c", code], env={"PYTHONPATH": ROOT}, capture_output=True, check=True
     )
     assert (done.stdout, done.stderr) == (b"{}\n", b"a line\n")
+
+
+def test_bitsandbytes_does_not_advise_a_package_that_nothing_here_uses():
+    code = "import logging; from rm_ray.logs import log_to_stdout; log_to_stdout(); "
+    code += "log = logging.getLogger('bitsandbytes.backends.cpu.ops'); "
+    code += "log.warning('Failed to load CPU gemm_4bit_forward from'); log.warning('other')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": ROOT}, capture_output=True, check=True
+    )
+    assert (done.stdout, done.stderr) == (b"", b"other\n")

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from tokenizers import Tokenizer
 
 from rm_ray.config.sections.model import ModelConfig
 from rm_ray.errors import InputError, first_line
@@ -65,6 +66,12 @@ def test_the_error_names_the_revision():
 def test_a_model_with_custom_code_is_refused():
     with pytest.raises(InputError, match="needs custom code"), name_of("a/b").loading("a folder"):
         raise ValueError("set the option `trust_remote_code=True`")
+
+
+def test_what_the_tokenizers_library_raises_is_reported_too(tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Newer"}}')
+    with pytest.raises(InputError, match="cannot be loaded"), name_of("a/b").loading("a folder"):
+        Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
 
 
 def test_our_own_bugs_are_not_translated():

@@ -32,6 +32,11 @@ class RunConfig:
     order of additions are used, and an operation without one ends the run. Needs a fixed number of
     workers and the same machines. The cost on GPUs has not been measured."""
 
+    keep_pair_losses: Annotated[bool, MAY_CHANGE] = False
+    """Keep the loss of each pair in each epoch, at the step that trained on it, in checkpoints and
+    at the end in the run's pair_losses/: the audit finds pairs in it whose labels are probably
+    wrong. It changes no weight. A resumed run that turns it on has the losses from then on."""
+
     def __post_init__(self) -> None:
         legal = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None
         rule = "letters from A to Z or a to z, digits, '.', '_' and '-'"  # Ray's metrics are ASCII

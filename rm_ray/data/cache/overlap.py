@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from rm_ray.data.rows.context import NO_CONTEXT
-from rm_ray.data.rows.pairs import Pair
+from rm_ray.data.rows.groups import Group
 from rm_ray.data.rows.turns import Message, without_notes
 
 KEY_BYTES = 16
@@ -27,24 +27,23 @@ _PAIR_KEY = np.dtype(f"S{2 * KEY_BYTES}")
 NO_KEYS = np.empty(0, KEY)
 
 
-def hash_pair(pair: Pair) -> dict[str, bytes]:
-    """Return a pair's 16-byte hashes: ``prompt_hash``, ``chosen_hash`` and ``rejected_hash``.
+def hash_group(group: Group) -> dict[str, Any]:
+    """Return a group's 16-byte hashes: of its prompt, twice, and of each response.
 
-    Prompts are compared after NFKC, casefolding and collapsing whitespace; a pair without a prompt
-    is identified by its two responses. The other two hashes cover the prompt and the response
-    as-is.
+    ``prompt_hash`` compares prompts after NFKC, casefolding and collapsing whitespace; a group
+    without a prompt is identified by its responses. ``group_hash`` is that of the prompt, tools and
+    documents as they are. ``response_hashes`` cover the prompt and a response as it is.
     """
-    chosen, rejected = (_serialise(c[-1], _as_is) for c in (pair.chosen, pair.rejected))
-    turns = [_serialise(message, _normalise) for message in pair.prompt]
-    prompt = _digest(b"\0".join(turns or sorted((_digest(chosen), _digest(rejected)))))
+    responses = [_serialise(response, _as_is) for response in group.responses]
+    turns = [_serialise(message, _normalise) for message in group.prompt]
+    prompt = _digest(b"\0".join(turns or sorted(map(_digest, responses))))
     asked = prompt
-    if pair.context != NO_CONTEXT:
-        asked += _to_json([pair.context.tools, pair.context.documents])
-    return {
-        "prompt_hash": prompt,
-        "chosen_hash": _digest(asked + b"\0" + chosen),
-        "rejected_hash": _digest(asked + b"\0" + rejected),
-    }
+    if group.context != NO_CONTEXT:
+        asked += _to_json([group.context.tools, group.context.documents])
+    hashes = [_digest(asked + b"\0" + response) for response in responses]
+    exact = [_serialise(message, _as_is) for message in group.prompt]
+    group_hash = _digest(prompt + b"\0".join([asked, *exact]))
+    return {"group_hash": group_hash, "prompt_hash": prompt, "response_hashes": hashes}
 
 
 def _serialise(message: Message, view: Callable[[Any], Any]) -> bytes:
@@ -73,7 +72,7 @@ def _normalise(value: Any) -> Any:
     return value
 
 
-@lru_cache(maxsize=1_024)  # pairs with the same prompt are often adjacent
+@lru_cache(maxsize=1_024)  # rows with the same prompt are often adjacent
 def _normalise_text(text: str) -> str:
     if text.isascii():  # NFKC would not change it
         return " ".join(text.lower().split())
@@ -116,20 +115,20 @@ def find_overlap(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def count_duplicates(pair_keys: np.ndarray) -> int:
-    """Count the pairs that repeat an earlier pair."""
+    """Count the comparisons that repeat an earlier one."""
     ordered = np.sort(pair_keys)
     return int((ordered[1:] == ordered[:-1]).sum())
 
 
 def count_contradictions(pair_keys: np.ndarray, swap_keys: np.ndarray) -> int:
-    """Count the pairs whose preference is reversed in another pair."""
+    """Count the comparisons that another one reverses."""
     return int(find_overlap(swap_keys, pair_keys).sum())
 
 
 def count_overlap(
     held_out: np.ndarray, sources: Iterable[str], trained_on: np.ndarray
 ) -> dict[str, int]:
-    """Count, by source, the held-out pairs whose prompt is also trained on."""
+    """Count, by source, the held-out groups whose prompt is also trained on."""
     is_seen = find_overlap(held_out, trained_on)
     counts = Counter(name for name, seen in zip(sources, is_seen, strict=True) if seen)
     return dict(sorted(counts.items()))

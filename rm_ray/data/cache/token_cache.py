@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rm_ray.data.cache.group_counts import GroupCounts
 from rm_ray.data.cache.overlap import join_keys
-from rm_ray.data.cache.pair_counts import PairCounts
 from rm_ray.data.cache.quarantine import QUARANTINE
 from rm_ray.data.cache.token_parts import TokenParts
 from rm_ray.data.rows.column_readings import ColumnReading
@@ -19,6 +19,12 @@ from rm_ray.errors import InputError
 from rm_ray.storage import Storage
 
 MANIFEST = "manifest.json"
+
+_COUNTS = (
+    "num_rows", "num_groups", "num_responses", "num_comparisons", "num_ties", "num_scores",
+    "num_tokens",
+)  # fmt: skip
+"""Fields of both ``GroupCounts`` and ``TokenCache``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +37,33 @@ class TokenCache:
     folder: Storage
     data_hash: str
     """Hash of the contents alone."""
-    num_pairs: int
+    num_rows: int
+    """Rows that became groups."""
+    num_groups: int
+    num_responses: int
+    num_comparisons: int
+    num_ties: int
+    num_scores: int
+    """Responses with a score."""
     num_tokens: int
-    """Tokens of all pairs, both conversations."""
-    pairs_by_source: dict[str, int]
+    """Tokens of all groups, in all their conversations."""
+    groups_by_source: dict[str, int]
     refused: dict[str, int]
     """Refused rows by reason."""
     duplicates: int
-    """Pairs that repeat an earlier pair: same prompt, same responses, same preference."""
+    """Comparisons that repeat an earlier one: same prompt, same responses, same preference."""
     contradictions: int
-    """Pairs whose preference is reversed in another pair."""
+    """Comparisons that another one reverses."""
     revisions: dict[str, str]
     """Commit that each Hub dataset was read at, by origin."""
     readings: tuple[ColumnReading, ...]
     """One reading per file or split."""
+
+    @property
+    def unit(self) -> str:
+        """What its groups are called: 'pairs' if each compares two responses, else 'groups'."""
+        are_pairs = self.num_responses == 2 * self.num_groups
+        return "pairs" if are_pairs and self.num_comparisons == self.num_groups else "groups"
 
     @property
     def num_refused(self) -> int:
@@ -58,7 +77,7 @@ class TokenCache:
 
     @property
     def prompt_keys(self) -> np.ndarray:
-        """Hashes of the pairs' prompts: ``[N]``, in the order of the parts."""
+        """Hashes of the groups' prompts: ``[N]``, in the order of the parts."""
         batches = self.parts.scan(("prompt_hash",), refused=False)
         return join_keys(batch["prompt_hash"] for batch in batches)
 
@@ -71,7 +90,7 @@ def write_manifest(
     data_hash: str,
     revisions: Mapping[str, str],
     origins: Sequence[str],
-    counts: PairCounts,
+    counts: GroupCounts,
     refused: Mapping[str, int],
 ) -> dict[str, Any]:
     """Write and return the manifest, which marks a build as the finished one of its cache."""
@@ -83,9 +102,8 @@ def write_manifest(
         "duplicates": counts.duplicates,
         "contradictions": counts.contradictions,
         "origins": list(origins),
-        "num_pairs": counts.num_pairs,
-        "num_tokens": counts.num_tokens,
-        "pairs_by_source": counts.by_source,
+        **{name: vars(counts)[name] for name in _COUNTS},
+        "groups_by_source": counts.by_source,
         "refused": dict(refused),
         "readings": [reading.to_json() for reading in counts.readings],
     }
@@ -103,7 +121,7 @@ def read_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
     if not re.fullmatch(r"build-[0-9a-f]{8}", build):  # becomes part of folder names
         raise InputError(
             f"{home.join(MANIFEST)} names the build {build!r}, which is not a valid build name; "
-            f"delete {home.path} to tokenise the pairs again"
+            f"delete {home.path} to tokenise the rows again"
         )
     return TokenCache(
         identity=manifest["identity"],
@@ -114,9 +132,8 @@ def read_manifest(home: Storage, manifest: dict[str, Any]) -> TokenCache:
         ),
         folder=home.folder(build),
         data_hash=manifest["data_hash"],
-        num_pairs=manifest["num_pairs"],
-        num_tokens=manifest["num_tokens"],
-        pairs_by_source=manifest["pairs_by_source"],
+        **{name: manifest[name] for name in _COUNTS},
+        groups_by_source=manifest["groups_by_source"],
         refused=manifest["refused"],
         duplicates=manifest["duplicates"],
         contradictions=manifest["contradictions"],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from rm_ray.data.cache.group_columns import PER_COMPARISON
 from rm_ray.data.cache.overlap import KEY_BYTES
 from rm_ray.storage import Storage
 
@@ -18,24 +19,24 @@ SCHEMA = pa.schema(
         "fragment": pa.int32(),
         "row": pa.int64(),
         "source": pa.string(),
-        "margin": pa.float32(),
         "prefix_length": pa.int32(),
         "prompt_length": pa.int32(),
-        "chosen_ids": pa.list_(pa.int32()),
-        "rejected_ids": pa.list_(pa.int32()),
+        "ids": pa.list_(pa.list_(pa.int32())),
+        "score": pa.list_(pa.float32()),
+        **{name: pa.list_(pa.from_numpy_dtype(kind)) for name, kind in PER_COMPARISON.items()},
         "reason": pa.string(),
         "detail": pa.string(),
         "raw": pa.string(),
         "reading": pa.string(),
+        "group_hash": pa.binary(KEY_BYTES),
         "prompt_hash": pa.binary(KEY_BYTES),
-        "chosen_hash": pa.binary(KEY_BYTES),
-        "rejected_hash": pa.binary(KEY_BYTES),
+        "response_hashes": pa.list_(pa.binary(KEY_BYTES)),
     }
 )
-"""A row of the token cache: a pair's token ids and reading, or, if ``reason`` is not empty, a
-refused raw row. The hashes are those of ``hash_pair``."""
+"""A row of the token cache: a group's token ids, labels and reading, or, if ``reason`` is not
+empty, a refused raw row. ``ids`` are whole conversations, the hashes those of ``hash_group``."""
 
-TABLE_COLUMNS = SCHEMA.names[:8]
+TABLE_COLUMNS = SCHEMA.names[: SCHEMA.names.index("reason")]
 
 
 @dataclass(frozen=True, kw_only=True)

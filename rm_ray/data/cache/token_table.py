@@ -15,40 +15,28 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rm_ray.data.cache.pair_tokens import PairLengths, PairTokens
+from rm_ray.data.cache.group_columns import COLUMNS, PER_COMPARISON, GroupColumns
+from rm_ray.data.cache.group_tokens import GroupLengths, GroupTokens, ragged_arange, starts_of
 from rm_ray.data.cache.token_parts import TABLE_COLUMNS, TokenParts
 from rm_ray.local_home import local_home
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = {
-    "start": np.int64,
-    "chosen_length": np.int32,
-    "rejected_length": np.int32,
-    "prefix_length": np.int32,
-    "prompt_length": np.int32,
-    "margin": np.float32,
-    "source": np.int32,
-    "fragment": np.int32,
-    "row": np.int64,
-}
+_ROW_COLUMNS = {"start": np.int64, "source": np.int32, "fragment": np.int32, "row": np.int64}
+"""Columns ``[N]`` besides those of ``GroupColumns``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTable:
-    """Token ids of N pairs, ordered by fragment and row; each column is a mapped ``[N]`` array.
+    """Token ids of N groups, ordered by fragment and row; each column is a mapped array.
 
-    A pair occupies ``tokens`` from ``start`` on: its chosen ids, then its rejected ids without the
-    shared prefix, so each distinct token is stored once.
+    A group occupies ``tokens`` from ``start`` on: its shared prefix, then the rest of each
+    conversation, so each distinct token is stored once.
     """
 
     tokens: np.ndarray
+    columns: GroupColumns
     start: np.ndarray
-    chosen_length: np.ndarray
-    rejected_length: np.ndarray
-    prefix_length: np.ndarray
-    prompt_length: np.ndarray
-    margin: np.ndarray
     source: np.ndarray
     fragment: np.ndarray
     row: np.ndarray
@@ -56,28 +44,29 @@ class TokenTable:
     origins: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Return the number of pairs."""
+        """Return the number of groups."""
         return len(self.start)
 
     @property
-    def lengths(self) -> PairLengths:
-        """Token counts of all pairs."""
-        return PairLengths(
-            chosen=self.chosen_length, rejected=self.rejected_length, prefix=self.prefix_length
-        )
+    def lengths(self) -> GroupLengths:
+        """Token counts of all groups."""
+        return self.columns.lengths
 
-    def gather(self, pairs: np.ndarray) -> PairTokens:
-        """Read the token ids of these pairs, in the given order."""
-        lengths = self.lengths[pairs]
+    def gather(self, groups: np.ndarray) -> GroupTokens:
+        """Read the token ids of these groups, in the given order."""
+        return self.read(groups, self.lengths[groups])
+
+    def read(self, groups: np.ndarray, lengths: GroupLengths) -> GroupTokens:
+        """Read the token ids of these groups, whose lengths are known."""
         runs = [
             self.tokens[start : start + length]
-            for start, length in zip(self.start[pairs], lengths.distinct, strict=True)
+            for start, length in zip(self.start[groups], lengths.distinct, strict=True)
         ]
-        return PairTokens(tokens=np.concatenate(runs), lengths=lengths)
+        return GroupTokens(tokens=np.concatenate(runs), lengths=lengths)
 
-    def pair_id(self, pair: int) -> str:
-        """Return the place a pair was read from, as ``origin:row``."""
-        return f"{self.origins[self.fragment[pair]]}:{self.row[pair]}"
+    def group_id(self, group: int) -> str:
+        """Return the place a group was read from, as ``origin:row``."""
+        return f"{self.origins[self.fragment[group]]}:{self.row[group]}"
 
 
 def write_table(batches: Iterable[pa.RecordBatch], origins: Sequence[str], folder: Path) -> None:
@@ -96,50 +85,58 @@ def write_table(batches: Iterable[pa.RecordBatch], origins: Sequence[str], folde
 
 def _write_draft(batches: Iterable[pa.RecordBatch], origins: Sequence[str], draft: Path) -> None:
     names: dict[str, int] = {}
-    columns: dict[str, list[np.ndarray]] = {name: [np.empty(0, t)] for name, t in _COLUMNS.items()}
+    kinds = {**COLUMNS, **_ROW_COLUMNS}
+    columns: dict[str, list[np.ndarray]] = {name: [np.empty(0, t)] for name, t in kinds.items()}
     position = 0
     with (draft / "tokens.bin").open("wb") as file:
         for batch in batches:
             if not len(batch):
                 continue
             arrays = _column_arrays(batch, names)
-            sizes = arrays["chosen_length"] + arrays["rejected_length"] - arrays["prefix_length"]
-            arrays["start"] = position + np.cumsum(sizes, dtype=np.int64) - sizes
+            groups = GroupColumns.of(arrays)
+            sizes = groups.lengths.distinct
+            arrays["start"] = position + starts_of(sizes)
             position += int(sizes.sum())
-            for name, array in arrays.items():
-                columns[name].append(array.astype(_COLUMNS[name]))
-            file.write(_distinct_tokens(batch, arrays["prefix_length"]))
+            for name, kind in kinds.items():
+                columns[name].append(np.asarray(arrays[name]).astype(kind))
+            file.write(_distinct_tokens(batch, groups))
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     order = np.lexsort((whole["row"], whole["fragment"]))
-    for name, array in whole.items():
-        np.save(draft / f"{name}.npy", array[order])
+    ordered = vars(GroupColumns.of(whole)[order]) | {n: whole[n][order] for n in _ROW_COLUMNS}
+    for name in kinds:
+        np.save(draft / f"{name}.npy", ordered[name])
     names_of = {"sources": list(names), "origins": list(origins)}
     (draft / "names.json").write_text(json.dumps(names_of))
 
 
 def _column_arrays(batch: pa.RecordBatch, names: dict[str, int]) -> dict[str, np.ndarray]:
     """Return all columns but the ids; ``names`` numbers the sources in order of appearance."""
-    arrays = {
-        name: batch.column(name).to_numpy()
-        for name in _COLUMNS.keys() & set(TABLE_COLUMNS) - {"source"}
-    }
-    for side in ("chosen", "rejected"):
-        arrays[f"{side}_length"] = batch.column(f"{side}_ids").value_lengths().to_numpy()
+    ids = batch.column("ids")
+    plain = ("prefix_length", "prompt_length", "fragment", "row")
     source = [names.setdefault(name, len(names)) for name in batch.column("source").to_pylist()]
-    return {**arrays, "source": np.array(source)}
+    return {
+        **{name: batch.column(name).to_numpy() for name in plain},
+        **{name: batch.column(name).flatten().to_numpy() for name in ("score", *PER_COMPARISON)},
+        "num_responses": ids.value_lengths().to_numpy(),
+        "num_comparisons": batch.column("better").value_lengths().to_numpy(),
+        "length": ids.flatten().value_lengths().to_numpy(),
+        "source": np.array(source),
+    }
 
 
-def _distinct_tokens(batch: pa.RecordBatch, prefix_lengths: np.ndarray) -> bytes:
-    """Return each pair's chosen ids and its rejected ids after the prefix, as int32 bytes."""
-    parts = []
-    for i, prefix in enumerate(prefix_lengths):
-        parts.append(batch.column("chosen_ids")[i].values.to_numpy())
-        parts.append(batch.column("rejected_ids")[i].values.to_numpy()[prefix:])
-    return np.concatenate(parts).astype(np.int32).tobytes()
+def _distinct_tokens(batch: pa.RecordBatch, groups: GroupColumns) -> bytes:
+    """Return each group's first conversation and the others after the prefix, as int32 bytes."""
+    conversations = batch.column("ids").flatten()
+    lengths = groups.length.astype(np.int64)
+    skipped = np.repeat(groups.prefix_length, groups.num_responses)
+    skipped[groups.lengths.starts] = 0
+    kept = ragged_arange(starts_of(lengths) + skipped, lengths - skipped)
+    tokens: np.ndarray = conversations.flatten().to_numpy()[kept]
+    return tokens.astype(np.int32).tobytes()
 
 
 def open_table(cache: TokenParts) -> TokenTable:
-    """Map a cache's pairs into memory, copying them to this machine if needed.
+    """Map a cache's groups into memory, copying them to this machine if needed.
 
     A damaged copy (missing or truncated files, as after a temp cleaner) is replaced.
     """
@@ -165,9 +162,15 @@ def map_table(folder: Path) -> TokenTable:
     path = folder / "tokens.bin"
     empty = not path.stat().st_size
     tokens = np.empty(0, np.int32) if empty else np.memmap(path, dtype=np.int32, mode="r")
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _COLUMNS}
+    arrays = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*COLUMNS, *_ROW_COLUMNS)
+    }
     table = TokenTable(
-        tokens=tokens, sources=tuple(names["sources"]), origins=tuple(names["origins"]), **arrays
+        tokens=tokens,
+        columns=GroupColumns(**{name: arrays[name] for name in COLUMNS}),
+        **{name: arrays[name] for name in _ROW_COLUMNS},
+        sources=tuple(names["sources"]),
+        origins=tuple(names["origins"]),
     )
     num_tokens = int(table.lengths.distinct.sum())
     if num_tokens != len(tokens):

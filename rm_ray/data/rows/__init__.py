@@ -1,1 +1,1 @@
-"""A raw row -> a pair, with a record of how its columns were read."""
+"""The parts of a raw row -> messages, with a record of how its columns were read."""

@@ -38,6 +38,8 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
         return f"Name them: {_setting(row, *pair)}"
     if "rejected_response" in by_plain_name and "messages" in by_plain_name:
         return "'messages' seems to end with the chosen response; move it to a column 'chosen'"
+    if labelled := _find_list(row):
+        return labelled
     if pair := _find_two(row, by_plain_name):
         return (
             f"'{pair[0]}' and '{pair[1]}' seem to be two responses: if the first is the "
@@ -48,9 +50,54 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
         if isinstance(value, list) and len(value) > 1 and all(isinstance(v, dict) for v in value):
             text = next((key for key, inside in value[0].items() if isinstance(inside, str)), None)
             if text and plain_name(name) not in ALIASES["messages"]:
+                if number := _find_number(value[0]):
+                    return (
+                        f"'{name}' has a text and a number for each response: write a column "
+                        f"'responses' with each '{text}', and 'scores' (the highest is the best) "
+                        f"or 'ranks' (1 is the best) with each '{number}'"
+                    )
                 paths = (f"{name}.0.{text}", f"{name}.1.{text}")
                 return f"If '{name}' has the best response first, use {_setting(row, *paths)}"
     return "If they have other names, name them with data.columns, as in chosen=COLUMN"
+
+
+def _find_number(item: Mapping[str, Any]) -> str | None:
+    """Return the key of a number that may rate a response."""
+    rates = re.compile(r"(?:.*_)?(?:scores?|ratings?|ranks?|ranking|rewards?|grades?)")
+    return next(
+        (
+            key
+            for key, value in item.items()
+            if isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and rates.fullmatch(plain_name(key))
+        ),
+        None,
+    )
+
+
+def _find_list(row: Mapping[str, Any]) -> str | None:
+    """Return a sentence on a column with a list of responses, and one with a number for each."""
+    known = (*ALIASES["prompt"], *ALIASES["messages"], *ALIASES["history"])
+    for name, value in row.items():
+        plain = plain_name(name)
+        if not _is_list_of(value, str) or plain in known or not _REPLY.fullmatch(plain):
+            continue
+        for other, numbers in row.items():
+            if _is_list_of(numbers, int, float) and len(numbers) == len(value):
+                part = "ranks" if "rank" in plain_name(other) else "scores"
+                meaning = "1 is the best" if part == "ranks" else "the highest is the best"
+                return f"If {meaning}, use --data.columns responses={name} {part}={other}"
+        if plain in ALIASES["responses"]:
+            return (
+                f"'{name}' needs a column 'ranks' (1 is the best) or 'scores' (the highest is the "
+                "best) beside it, with one number for each response"
+            )
+    return None
+
+
+def _is_list_of(value: Any, *kinds: type) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(type(v) in kinds for v in value)
 
 
 def _find_better_and_worse(by_plain_name: Mapping[str, str]) -> tuple[str, str] | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rm_ray.config.column_rules import ALIASES
 from rm_ray.data.rows.column_names import classify_path, plain_name
 from rm_ray.errors import InputError
+
+NO_ROWS: Mapping[str, int] = {}
 
 MAX_NAMED = 24
 """Columns named in a line; any more are only counted."""
@@ -35,6 +37,12 @@ class ColumnReading:
     unwritten: dict[str, int] = field(default_factory=dict)
     unasked: int = 0
     """Rows without any turn before the responses."""
+    forms: dict[str, int] = field(default_factory=dict)
+    """Rows by the published form that they were read as."""
+    reversals: dict[str, int] = field(default_factory=dict)
+    """Rows by what says, unlike their labels, that the worse response is better."""
+    first_reversals: dict[str, int] = field(default_factory=dict)
+    """Number of the first such row, where it is known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the reading as JSON values."""
@@ -53,7 +61,8 @@ class ColumnReading:
         by_kind: dict[str, dict[str, int]] = {"harmless": {}, "unknown": {}, "part": {}}
         for name, rows in self.left.items():
             by_kind["part" if name in self.lost else _kind(name)][name] = rows
-        clauses = [", ".join(parts) or "nothing read"]
+        clauses = [f"published form {self._names(self.forms)}"] if self.forms else []
+        clauses.append(", ".join(parts) or "nothing read")
         for kind, what in (
             ("harmless", "not used"),
             ("unknown", "not used, and rm_ray does not know what they hold"),
@@ -70,12 +79,21 @@ class ColumnReading:
         return "; ".join(clauses)
 
     def _doubts(self) -> list[str]:
-        """Return a clause if another column may say, row by row, which response is chosen."""
+        """Return clauses if other columns say that the labels are wrong, or may say so."""
         chosen = [name for name in self.used.get("chosen", ()) if not _is_named_chosen(name)]
         tells = [name for name in self.left if _NAMES_BETTER.fullmatch(plain_name(name))]
-        if not chosen or not tells:
-            return []
-        return [f"'{chosen[0]}' IS CHOSEN IN EVERY ROW, and '{tells[0]}' may say otherwise"]
+        doubts = [f"THE REJECTED RESPONSE IS SAID TO BE BETTER {why}" for why in self._reversed()]
+        if chosen and tells:
+            doubts.append(
+                f"'{chosen[0]}' IS CHOSEN IN EVERY ROW, and '{tells[0]}' may say otherwise"
+            )
+        return doubts
+
+    def _reversed(self) -> Iterator[str]:
+        for why, rows in self.reversals.items():
+            first = self.first_reversals.get(why)
+            example = "" if first is None else f", the first of them row {first}"
+            yield f"in {rows:,} of {self.rows:,} rows ({why}{example})"
 
     def _names(self, counts: Mapping[str, int]) -> str:
         named = [
@@ -112,22 +130,37 @@ def _kind(name: str) -> str:
     return "harmless" if kind == "part" else kind
 
 
-def sum_up(origin: str, rows: Mapping[str, int]) -> ColumnReading:
-    """Sum up row readings, given as their JSON and the number of rows that share each."""
+def sum_up(
+    origin: str, rows: Mapping[str, int], first_rows: Mapping[str, int] = NO_ROWS
+) -> ColumnReading:
+    """Sum up row readings, given as their JSON and the number of rows that share each.
+
+    ``first_rows`` are the numbers of the first rows that have them.
+    """
     used: dict[str, Counter[str]] = {}
     left: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     unwritten: Counter[str] = Counter()
+    forms: Counter[str] = Counter()
+    reversals: Counter[str] = Counter()
+    first_reversals: dict[str, int] = {}
     total = unasked = 0
     for text, count in sorted(rows.items()):
         if not text:  # refused before it was read
             continue
         total += count
-        parts, *others, has_prompt = json.loads(text)
+        parts, left_out, lost_ones, keys, has_prompt, form, *reversed_by = json.loads(text)
         unasked += 0 if has_prompt else count
+        if form:
+            forms[form] += count
+        for reversal in reversed_by:
+            reversals[reversal] += count
+            if text in first_rows:
+                first = first_reversals.get(reversal, first_rows[text])
+                first_reversals[reversal] = min(first, first_rows[text])
         for part, column in parts.items():
             used.setdefault(part, Counter())[column] += count
-        for counter, names in zip((left, lost, unwritten), others, strict=True):
+        for counter, names in ((left, left_out), (lost, lost_ones), (unwritten, keys)):
             counter.update(dict.fromkeys(names, count))
     return ColumnReading(
         origin=origin,
@@ -137,6 +170,9 @@ def sum_up(origin: str, rows: Mapping[str, int]) -> ColumnReading:
         lost=dict(lost),
         unwritten=dict(unwritten),
         unasked=unasked,
+        forms=dict(forms),
+        reversals=dict(reversals),
+        first_reversals=first_reversals,
     )
 
 
@@ -176,16 +212,26 @@ def refuse_lost_columns(readings: Iterable[ColumnReading], prefix: str = "data."
 def refuse_missing_columns(
     columns: Mapping[str, str], readings: Sequence[ColumnReading], prefix: str = "data."
 ) -> None:
-    """Refuse a mapped column that no row of any source has.
+    """Refuse a mapped column that no row of any source uses for its part.
 
     Raises:
         InputError: names the columns that the rows have.
     """
-    seen = {name for r in readings for counts in r.used.values() for name in counts}
-    seen = {name for names in seen for name in names.split("' and '")}
-    available = sorted(seen | {name for reading in readings for name in reading.left})
+    seen: dict[str, set[str]] = {}
+    for reading in readings:
+        for part, counts in reading.used.items():
+            seen.setdefault(part, set()).update(
+                n for names in counts for n in names.split("' and '")
+            )
+    left = {name for reading in readings for name in reading.left}
+    available = sorted(left.union(*seen.values()))
     for part, column in columns.items():
-        if column not in seen and any(reading.rows for reading in readings):
+        if column not in seen.get(part, ()) and any(reading.rows for reading in readings):
+            if column in available:
+                raise InputError(
+                    f"{prefix}columns reads {part} from '{column}', but no row uses it: its values "
+                    f"are no {part}, or rows of this kind have none"
+                )
             raise InputError(
                 f"{prefix}columns reads {part} from '{column}', but no row has that column; "
                 f"the columns with content are: {', '.join(available) or 'none'}"

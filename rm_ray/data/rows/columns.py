@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -37,6 +38,27 @@ class RowColumns:
                 self.mark(part, column)
                 return value
         return None
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a column of exactly this name that is not blank."""
+        return name in self.names and not is_blank(self._row[name])
+
+    def take_named(self, part: str, name: str) -> Any:
+        """Take a column of exactly this name for a part; return its value, or None."""
+        if not self.has(name):
+            return None
+        self.mark(part, name)
+        return self._row[name]
+
+    def peek(self, part: str) -> Any:
+        """Return the first value that is not null of the columns for a part, without taking it."""
+        return next((value for _, value in self.candidates(part) if value is not None), None)
+
+    def rename_used(self, origins: Mapping[str, str]) -> None:
+        """Report taken columns under the names that they come from."""
+        for part, columns in self.used.items():
+            names = (origins.get(name, name) for name in columns.split("' and '"))
+            self.used[part] = "' and '".join(dict.fromkeys(names))
 
     def is_mapped(self, part: str) -> bool:
         """Return whether the rules name a column for this part."""
@@ -101,7 +123,7 @@ def _with_preference_input(row: dict[str, Any], rules: ColumnRules) -> ColumnRul
     if not isinstance(given, dict) or "messages" not in given or "prompt" in rules.columns:
         return rules
     inside = {"prompt": "input.messages", **({"tools": "input.tools"} if "tools" in given else {})}
-    return ColumnRules(columns={**inside, **rules.columns}, ignore=rules.ignore)
+    return replace(rules, columns={**inside, **rules.columns})
 
 
 def follow_path(row: Any, path: str) -> tuple[bool, Any]:

@@ -97,6 +97,11 @@ def find_embedded(text: str, name: str) -> list[Any] | None:
                     f"{name} is the JSON text of an object with messages; store the object itself "
                     f"(then {name}.messages can be named in data.columns), or its messages alone",
                 )
+            if any(map(_looks_like_conversation, listed)):
+                raise RefusedError(
+                    Reason.NOT_MESSAGES,
+                    f"{name} is the JSON text of a list of conversations; store the list itself",
+                )
             are_messages = bool(listed) and all(map(_looks_like_message, listed))
             return listed if are_messages else None
     if _LIST_OF_MESSAGES.match(stripped):
@@ -113,6 +118,10 @@ def _looks_like_message(value: Any) -> bool:
         return False
     contents = {"content", "value", "tool_calls"} & value.keys()
     return bool(contents) and isinstance(value.get("role", value.get("from")), str)
+
+
+def _looks_like_conversation(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_looks_like_message, value))
 
 
 def _message(value: Any, name: str) -> Message:

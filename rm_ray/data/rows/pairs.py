@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,13 @@ from rm_ray.config.column_rules import NO_RULES, ColumnRules
 from rm_ray.data.rows.columns import RowColumns
 from rm_ray.data.rows.context import NO_CONTEXT, Context, take_context
 from rm_ray.data.rows.prompt_columns import read_prompt
-from rm_ray.data.rows.prompts import answer_both
+from rm_ray.data.rows.prompts import Prompt, answer_all
 from rm_ray.data.rows.refusals import Reason, RefusedError, encodable
 from rm_ray.data.rows.row_readings import RowReading, find_reading
 from rm_ray.data.rows.transcripts import refuse_labelled_prompt
 from rm_ray.data.rows.turns import Message, agree, asks_something, check_turns, is_same
+
+SIDES = ("chosen", "rejected")
 
 LARGEST_MARGIN = 1e6
 """Beyond this, a float32 loss has no digits left for the rewards."""
@@ -107,21 +110,10 @@ def take_pair(columns: RowColumns, default_source: str) -> Pair:
     Raises:
         RefusedError: the row breaks the contract.
     """
-    values = {side: columns.take(side, blank=True) for side in ("chosen", "rejected")}
-    if any(value is None for value in values.values()):
-        there = ", ".join(columns.names) or "none"
-        raise RefusedError(Reason.MISSING_FIELD, f"columns: {there}")
-    prompt = read_prompt(columns)
-    chosen, rejected = answer_both(prompt, **values)
-    if not agree(chosen[:-1], rejected[:-1]):
-        raise RefusedError(Reason.PROMPTS_DIFFER, _how_prompts_differ(chosen, rejected))
-    check_turns(chosen, "chosen")
-    check_turns(rejected[-1:], "rejected")
-    rejected = [*chosen[:-1], rejected[-1]]
-    if is_same(chosen[-1], rejected[-1]):
-        raise RefusedError(Reason.IDENTICAL_RESPONSES)
-    if len(chosen) == 1:
-        refuse_labelled_prompt(chosen[0].get("content", ""), rejected[0].get("content", ""))
+    sides = [columns.take(side, blank=True) for side in SIDES]
+    if None in sides:
+        raise RefusedError(Reason.MISSING_FIELD, f"columns: {', '.join(columns.names) or 'none'}")
+    chosen, rejected = answer_pair(read_prompt(columns), sides)
     return Pair(
         chosen=chosen,
         rejected=rejected,
@@ -131,13 +123,60 @@ def take_pair(columns: RowColumns, default_source: str) -> Pair:
     )
 
 
-def _how_prompts_differ(chosen: list[Message], rejected: list[Message]) -> str:
-    for whole, reply, names in (
-        (chosen, rejected, ("chosen", "rejected")),
-        (rejected, chosen, ("rejected", "chosen")),
-    ):
-        if len(whole) > 1 and len(reply) == 1:
-            return "{} is a whole conversation, {} one reply without its prompt".format(*names)
+def answer_pair(prompt: Prompt, sides: Sequence[Any]) -> list[list[Message]]:
+    """Return the conversations of the chosen and the rejected response, in this order.
+
+    Raises:
+        RefusedError: they are malformed, begin differently, or are identical.
+    """
+    conversations = answer_alike(prompt, sides, SIDES)
+    if is_same(conversations[0][-1], conversations[1][-1]):
+        raise RefusedError(Reason.IDENTICAL_RESPONSES)
+    refuse_shared_prompt(conversations)
+    return conversations
+
+
+def refuse_shared_prompt(conversations: Sequence[list[Message]]) -> None:
+    """Refuse responses without a prompt that all begin with one in an unknown format.
+
+    Raises:
+        RefusedError: two of them do.
+    """
+    if len(conversations[0]) == 1:
+        first, *others = (messages[0].get("content", "") for messages in conversations)
+        for other in others:
+            refuse_labelled_prompt(first, other)
+
+
+def answer_alike(
+    prompt: Prompt, values: Sequence[Any], names: Sequence[str]
+) -> list[list[Message]]:
+    """Return the conversations of a prompt's responses, which share all turns but the last.
+
+    Raises:
+        RefusedError: one is malformed, or they begin differently.
+    """
+    first, *others = answer_all(prompt, values, names)
+    shared = first[:-1]
+    for i, other in enumerate(others, start=1):
+        if not agree(shared, other[:-1]):
+            detail = _how_prompts_differ((first, other), (names[0], names[i]))
+            raise RefusedError(Reason.PROMPTS_DIFFER, detail)
+    check_turns(first, names[0])
+    for i, other in enumerate(others, start=1):
+        check_turns(other[-1:], names[i])
+    return [first, *([*shared, other[-1]] for other in others)]
+
+
+def _how_prompts_differ(
+    conversations: tuple[list[Message], list[Message]], names: tuple[str, str]
+) -> str:
+    for whole, reply in ((0, 1), (1, 0)):
+        if len(conversations[whole]) > 1 and len(conversations[reply]) == 1:
+            return (
+                f"{names[whole]} is a whole conversation, {names[reply]} one reply without its "
+                "prompt"
+            )
     return "the conversations differ before their last turn"
 
 

@@ -114,34 +114,37 @@ class Prompt:
         return [{"role": "system", "content": self.system}, *messages]
 
 
-def answer_both(prompt: Prompt, chosen: Any, rejected: Any) -> tuple[list[Message], list[Message]]:
-    """Return the conversations made from two responses.
+def answer_all(prompt: Prompt, values: Sequence[Any], names: Sequence[str]) -> list[list[Message]]:
+    """Return the conversations made from the responses to one prompt.
+
+    ``names`` tell the responses apart in a refusal.
 
     Raises:
-        RefusedError: ``Prompt.answer`` refuses one, or the prompt ends with a third response.
+        RefusedError: ``Prompt.answer`` refuses one, or the prompt ends with another response.
     """
     if _may_hold_an_answer(prompt):
-        answers = [prompt.find_answer(chosen, "chosen"), prompt.find_answer(rejected, "rejected")]
-        if None not in answers:
+        answers = map(prompt.find_answer, values, names)
+        if all(answer is not None for answer in answers):
             prompt = replace(prompt, is_conversation=True)
     own = prompt.before_answer() if prompt.is_conversation else prompt
-    both = own.answer(chosen, "chosen"), own.answer(rejected, "rejected")
-    refuse_list_literals(both)
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        embedded = [find_embedded(chosen, "chosen"), find_embedded(rejected, "rejected")]
-        if embedded.count(None) == 1:
+    conversations = list(map(own.answer, values, names))
+    refuse_list_literals(conversations)
+    if isinstance(values[0], str) and all(isinstance(value, str) for value in values):
+        embedded = list(map(find_embedded, values, names))
+        if 0 < embedded.count(None) < len(values):
+            other = "the other one" if len(values) == 2 else "another one"
             raise RefusedError(
                 Reason.NOT_MESSAGES,
-                "one response is a list of messages as JSON and the other one is plain text",
+                f"one response is a list of messages as JSON and {other} is plain text",
             )
     if prompt.is_conversation and not any(
-        are_equivalent(prompt.turns[-1], each[-1]) for each in both
+        are_equivalent(prompt.turns[-1], each[-1]) for each in conversations
     ):
+        which = "neither response" if len(values) == 2 else "none of the responses"
         raise RefusedError(
-            Reason.PROMPTS_DIFFER,
-            "the prompt ends with an assistant's turn that is neither response",
+            Reason.PROMPTS_DIFFER, f"the prompt ends with an assistant's turn that is {which}"
         )
-    return both
+    return conversations
 
 
 def _may_hold_an_answer(prompt: Prompt) -> bool:
@@ -156,21 +159,28 @@ def refuse_list_literals(conversations: Sequence[list[Message]]) -> None:
     """Refuse a prompt and responses that are lists written as text, as pandas does in CSV.
 
     Raises:
-        RefusedError: all three are.
+        RefusedError: all of them are.
     """
-    texts = [messages[-1].get("content", "") for messages in conversations]
-    texts += [m.get("content", "") for m in conversations[0][:-1] if m["role"] == "user"][-1:]
-    if len(texts) == 3 and all(map(_is_list_literal, texts)):
+    for messages in conversations:
+        if not _is_list_literal(messages[-1].get("content", "")):
+            return
+    asked = [m.get("content", "") for m in conversations[0][:-1] if m["role"] == "user"][-1:]
+    if asked and _is_list_literal(asked[0]):
         raise RefusedError(
             Reason.NOT_MESSAGES,
-            f"prompt and responses are texts of lists of texts: {texts[-1].strip()[:80]}",
+            f"prompt and responses are texts of lists of texts: {asked[0].strip()[:80]}",
         )
+
+
+_LIST_OF_TEXTS = re.compile(r"""\s*\[['"]""")
 
 
 def _is_list_literal(text: str) -> bool:
     """Return whether a text is a list of texts in JSON or Python syntax."""
+    if not _LIST_OF_TEXTS.match(text):
+        return False
     stripped = text.strip()
-    if stripped[:2] not in ("['", '["') or stripped[-2:] not in ("']", '"]'):
+    if stripped[-2:] not in ("']", '"]'):
         return False
     try:
         value = ast.literal_eval(stripped)

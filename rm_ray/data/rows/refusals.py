@@ -22,14 +22,22 @@ class Reason(StrEnum):
     IDENTICAL_RESPONSES = "identical responses"
     BAD_TOOLS = "tools not a list of schemas"
     BAD_DOCUMENTS = "documents not a list of objects or texts"
+    BAD_FORM = "columns that do not fit the published form"
     BAD_MARGIN = "margin not a usable number"
+    BAD_RANKS = "ranks not one number for each response"
+    BAD_SCORES = "scores not one usable number for each response"
+    BAD_PREFERENCE = "preference not usable"
+    NOTHING_COMPARED = "nothing says which response is better"
+    TOO_MANY_RESPONSES = "too many responses"
     RESERVED_TOKENS = "reserved tokens in content"
     TEMPLATE_REFUSED = "refused by the chat template"
     LEFT_OUT = "left out by the chat template"
     IDENTICAL_AFTER_TEMPLATING = "identical after templating"
     PROMPT_TOO_LONG = "prompt too long"
     TOO_LONG = "too long"
+    NOTHING_TO_LEARN = "nothing for the objective to learn from"
     HELD_OUT = "prompt is held out too"
+    EXCLUDED = "excluded"
 
 
 class RefusedError(Exception):

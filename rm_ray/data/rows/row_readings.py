@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from rm_ray.config.column_rules import ALIASES
@@ -31,6 +31,10 @@ class RowReading:
     """Keys of messages and tools whose values the chat template does not write."""
     has_prompt: bool = True
     """Whether any turn comes before the responses, not counting instructions."""
+    form: str = ""
+    """The published form that the row was read as; empty if it is rm_ray's own."""
+    reversal: str = ""
+    """What says, unlike the labels, that the worse response is better; empty if nothing does."""
 
     def to_json(self) -> str:
         """Return the JSON that ``sum_up`` counts; most rows of a source share it."""
@@ -38,7 +42,9 @@ class RowReading:
 
     @cached_property
     def _json(self) -> str:
-        return json.dumps([self.used, self.left, self.lost, self.unwritten, self.has_prompt])
+        reversal = [self.reversal] if self.reversal else []
+        columns = (self.used, self.left, self.lost, self.unwritten)
+        return json.dumps([*columns, self.has_prompt, self.form, *reversal])
 
 
 @lru_cache(maxsize=1_024)
@@ -48,13 +54,26 @@ def share_reading(
     lost: tuple[str, ...] = (),
     *,
     has_prompt: bool,
+    form: str = "",
+    reversal: str = "",
 ) -> RowReading:
     """Return a cached reading, shared by all rows that are read alike."""
-    return RowReading(used=dict(used), left=left, lost=lost, has_prompt=has_prompt)
+    return RowReading(
+        used=dict(used),
+        left=left,
+        lost=lost,
+        has_prompt=has_prompt,
+        form=form,
+        reversal=reversal,
+    )
 
 
 def find_reading(
-    columns: RowColumns, conversations: Sequence[list[Message]], context: Context
+    columns: RowColumns,
+    conversations: Sequence[list[Message]],
+    context: Context,
+    form: str = "",
+    reversal: str = "",
 ) -> RowReading:
     """Return the reading of a row whose used columns have all been taken.
 
@@ -63,8 +82,9 @@ def find_reading(
     anywhere. Without a prompt, any column with a sentence in it may hold the question.
     """
     has_prompt = any(map(asks_something, conversations))
+    share = partial(share_reading, has_prompt=has_prompt, form=form, reversal=reversal)
     if columns.are_all_taken:
-        return share_reading(tuple(columns.used.items()), has_prompt=has_prompt)
+        return share(tuple(columns.used.items()))
     left, lost = [], []
     prompts = [messages[:-1] for messages in conversations]
     prompt_text = full_text = None
@@ -80,8 +100,7 @@ def find_reading(
             is_repeated = _is_repeated(value, full_text)
         if not is_repeated or isinstance(value, int | float):
             lost.append(name)
-    used = tuple(columns.used.items())
-    return share_reading(used, tuple(left), tuple(lost), has_prompt=has_prompt)
+    return share(tuple(columns.used.items()), tuple(left), tuple(lost))
 
 
 def _may_hold_conversation(name: str, value: Any, has_prompt: bool) -> bool:

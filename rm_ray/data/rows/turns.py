@@ -33,12 +33,11 @@ def check_turns(messages: list[Message], side: str) -> None:
         role = messages[-1]["role"]
         raise RefusedError(Reason.LAST_TURN_NOT_ASSISTANT, f"{side} ends with {role!r}")
     for message in messages:
-        content = message.get("content", "")
+        content, role = message.get("content", ""), message["role"]
         if not content or content.isspace():
-            speaks = message["role"] in ("user", "assistant")
-            if speaks and not message.get("tool_calls"):
-                raise RefusedError(Reason.EMPTY, f"a turn of the {message['role']} in {side}")
-        if message.keys() == _TEXT_ALONE and content.isascii() and message["role"].isascii():
+            if role in ("user", "assistant") and not message.get("tool_calls"):
+                raise RefusedError(Reason.EMPTY, f"a turn of the {role} in {side}")
+        elif len(message) == 2 and content.isascii() and role.isascii():
             continue
         if any(map(has_lone_surrogate, texts_of(message))):
             raise RefusedError(Reason.NOT_UNICODE, f"half a surrogate pair in {side}")
@@ -137,4 +136,8 @@ def collapse_spaces(text: str) -> str:
 
 def asks_something(conversation: list[Message]) -> bool:
     """Return whether any turn precedes the response, not counting instructions."""
-    return any(message["role"] not in INSTRUCTIONS for message in conversation[:-1])
+    last = len(conversation) - 1
+    for i, message in enumerate(conversation):
+        if message["role"] not in INSTRUCTIONS:
+            return i < last
+    return False

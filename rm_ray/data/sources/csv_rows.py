@@ -26,6 +26,10 @@ _QUOTED = re.compile(r'(?<![^,;\t| ])"(?:[^"]|"")*(?:"|$)')
 _MISSING = frozenset(("", "nan", "NaN", "None", "null", "NULL", "<NA>", "NaT"))
 """Spellings of a missing cell, as pandas and others write and read them."""
 
+_NUMBERS = frozenset((*ALIASES["margin"], *ALIASES["preference"], *ALIASES["scores"]))
+
+_TRUTH = {"true": True, "false": False}
+
 _LONGEST_CELL = 2**31 - 1
 """Characters; Python's default limit is shorter than some conversations."""
 
@@ -34,8 +38,9 @@ def read_csv(path: str, delimiter: str) -> Iterator[dict[str, str | float | None
     """Yield the rows of a table with a header; cells are text, or None if missing.
 
     If the header does not contain ``delimiter`` but another usual one, that one is used: ``.csv``
-    means different things in different countries. Excel's line ``sep=;`` takes precedence. Margins
-    become numbers if possible, since these files have no types.
+    means different things in different countries. Excel's line ``sep=;`` takes precedence. These
+    files have no types: margins, preferences and scores become numbers if possible, ties true or
+    false.
 
     Raises:
         InputError: it is not such a table; names the line.
@@ -82,7 +87,9 @@ def _cells(path: str, reader: Any) -> Iterator[dict[str, str | float | None]]:
     names = [name or f"column {i + 1}" for i, name in enumerate(header)]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise InputError(f"{path}: the header names the column '{twice[0]}' twice; rename one")
-    margins = [i for i, name in enumerate(names) if plain_name(name) in ALIASES["margin"]]
+    places = {i: plain_name(name) for i, name in enumerate(names)}
+    numbers = [i for i, name in places.items() if name in _NUMBERS]
+    ties = [i for i, name in places.items() if name in ALIASES["tie"]]
     for cells in reader:
         if len(cells) > len(names):
             raise InputError(
@@ -94,12 +101,14 @@ def _cells(path: str, reader: Any) -> Iterator[dict[str, str | float | None]]:
                 *(None if cell in _MISSING else cell for cell in cells),
                 *[None] * (len(names) - len(cells)),
             ]
-            for i in margins:
-                values[i] = _read_margin(values[i])
+            for i in numbers:
+                values[i] = _read_number(values[i])
+            for i in ties:
+                values[i] = _TRUTH.get(str(values[i]).strip().lower(), values[i])
             yield dict(zip(names, values, strict=True))
 
 
-def _read_margin(cell: str | float | None) -> str | float | None:
+def _read_number(cell: str | float | None) -> str | float | None:
     """Return the number in a cell, None if blank, or any other cell as-is, to be refused later."""
     if cell is None or not str(cell).strip():
         return None

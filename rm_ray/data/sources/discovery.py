@@ -13,7 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from rm_ray.config.sections.data import BUILTIN
-from rm_ray.data.sources import synthetic
+from rm_ray.data.sources import planted
 from rm_ray.data.sources.folders import (
     HELD_OUT,
     DatasetCard,
@@ -23,7 +23,7 @@ from rm_ray.data.sources.folders import (
     list_glob,
 )
 from rm_ray.data.sources.fragments import ENDINGS, Fragment, kind_of
-from rm_ray.data.sources.readers import sniff_kind
+from rm_ray.data.sources.readers import BUILTIN_SPLITS, sniff_kind
 from rm_ray.data.sources.source_spec import SourceSpec, exists_locally
 from rm_ray.data.sources.stored_datasets import is_saved, saved_splits
 from rm_ray.errors import InputError
@@ -59,10 +59,11 @@ def locate(spec: SourceSpec) -> Source:
     location = spec.location
     if location == BUILTIN:
         split = spec.split or "train"
-        if split not in synthetic.SPLITS:
-            raise InputError(f"data source '{spec.text}': splits are {', '.join(synthetic.SPLITS)}")
+        if split not in BUILTIN_SPLITS:
+            raise InputError(f"data source '{spec.text}': splits are {', '.join(BUILTIN_SPLITS)}")
         fragment = Fragment(kind="builtin", location=BUILTIN, split=split)
-        return _source(spec, [fragment], f"built-in pairs, split '{split}'")
+        rows = "planted preferences" if split in planted.SPLITS else "built-in pairs"
+        return _source(spec, [fragment], f"{rows}, split '{split}'")
     if _is_path(location):
         return _locate_path(spec)
     if "=" in location:

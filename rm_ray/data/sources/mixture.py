@@ -14,13 +14,14 @@ import numpy as np
 import ray.data
 
 from rm_ray.config.column_rules import NO_RULES, ColumnRules
+from rm_ray.data.preferences.group_reading import has_preference
+from rm_ray.data.published.forms import FORMS, find_form
 from rm_ray.data.rows.column_hints import is_written_by_column, suggest_columns
 from rm_ray.data.rows.columns import RowColumns
-from rm_ray.data.sources import synthetic
 from rm_ray.data.sources.decompression import open_raw
 from rm_ray.data.sources.discovery import locate
 from rm_ray.data.sources.fragments import Fragment
-from rm_ray.data.sources.readers import count_rows, read_rows
+from rm_ray.data.sources.readers import count_rows, generate_builtin, read_rows
 from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.data.sources.stored_datasets import load_dataset
 from rm_ray.errors import InputError
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 ROWS_PER_BLOCK = 1_024
 """Rows that are tokenised in one batch."""
 
-_PAIR = ("chosen", "rejected")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -39,6 +38,8 @@ class Selection:
 
     fragment: Fragment
     rows: np.ndarray | None = None
+    entry: int = 0
+    """Position of its source in the mixture."""
 
 
 def select(
@@ -50,20 +51,20 @@ def select(
 ) -> list[Selection]:
     """Select the rows of a mixture; deterministic for a seed and contents.
 
-    Each source must have columns for the parts of a pair or, if given, for at least one part of
-    ``any_of``; ``rules`` name columns.
+    Each source must have columns for a comparison group or, if given, for at least one part of
+    ``any_of``; ``rules`` say how its rows are read.
 
     Raises:
         InputError: a source is missing or empty, or has the wrong columns or too few rows.
     """
     selections = []
-    for spec in specs:
+    for entry, spec in enumerate(specs):
         source = locate(spec)
         fragments = source.fragments
         logger.info("data source '%s': %s", spec.text, source.read_as)
         _check_first_row(spec, fragments, any_of, rules)
         if spec.fraction in (None, 1.0) and spec.count is None:
-            selections += [Selection(fragment=fragment) for fragment in fragments]
+            selections += [Selection(fragment=each, entry=entry) for each in fragments]
             continue
         sizes = [count_rows(fragment) for fragment in fragments]
         total = sum(sizes)
@@ -77,7 +78,7 @@ def select(
         starts = np.cumsum([0, *sizes])
         for fragment, start, stop in zip(fragments, starts, starts[1:], strict=False):
             rows = chosen[(chosen >= start) & (chosen < stop)] - start
-            selections.append(Selection(fragment=fragment, rows=rows))
+            selections.append(Selection(fragment=fragment, rows=rows, entry=entry))
     return selections
 
 
@@ -89,21 +90,29 @@ def _check_first_row(
         raise InputError(f"data source '{spec.text}' is empty: it has no rows")
     row = json.loads(first)
     names = list(row) if isinstance(row, dict) else [type(row).__name__]
-    columns = RowColumns(row if isinstance(row, dict) else {}, rules)
-    found = {part for part in any_of or _PAIR if any(columns.candidates(part))}
-    is_pair = found == set(_PAIR) and not is_written_by_column(row)
-    if not (found if any_of else is_pair):
-        wanted = (
-            f"one of the columns {', '.join(any_of)}"
-            if any_of
-            else "the columns 'chosen' and 'rejected'"
-        )
-        hint = suggest_columns(row if isinstance(row, dict) else {})
+    fields = row if isinstance(row, dict) else {}
+    columns = RowColumns(fields, rules)
+    if any_of:
+        has_part = any(any(columns.candidates(part)) for part in any_of)
+        is_known = has_part or find_form(tuple(fields), rules) is not None
+    else:
+        is_known = has_preference(fields, rules) and not is_written_by_column(row)
+    if not is_known:
+        wanted = f"one of the columns {', '.join(any_of)}" if any_of else _wanted(rules)
+        hint = suggest_columns(fields)
         if any_of:
             hint = f"If they have other names, name them with --columns, as in {any_of[0]}=COLUMN"
         raise InputError(
             f"data source '{spec.text}' must have {wanted}; it has: {', '.join(names)}. {hint}"
         )
+
+
+def _wanted(rules: ColumnRules) -> str:
+    """Return which columns a source must have."""
+    if rules.form in FORMS:
+        form = FORMS[rules.form]
+        return f"the columns of {form.dataset}, {', '.join(form.columns)} (data.form {form.name})"
+    return "the columns 'chosen' and 'rejected', or 'responses' with 'ranks' or 'scores'"
 
 
 def mixture_fingerprint(selections: Sequence[Selection]) -> str:
@@ -120,7 +129,7 @@ def _content_hash(fragment: Fragment) -> str:
         return str(load_dataset(fragment)._fingerprint)
     digest = hashlib.sha256()
     if fragment.kind == "builtin":
-        for row in synthetic.generate_pairs(fragment.split or "train"):
+        for row in generate_builtin(fragment.split or "train"):
             digest.update(json.dumps(row).encode())
     else:
         with open_raw(fragment.location) as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rm_ray.data.sources import synthetic
+from rm_ray.data.sources import planted, synthetic
 from rm_ray.data.sources.columnar_rows import count_arrow, open_parquet, read_arrow, read_parquet
 from rm_ray.data.sources.csv_rows import read_csv
 from rm_ray.data.sources.decompression import open_bytes
@@ -14,6 +14,16 @@ from rm_ray.data.sources.fragments import FileKind, Fragment
 from rm_ray.data.sources.json_rows import count_json, read_json
 from rm_ray.data.sources.raw_json import encode_row
 from rm_ray.data.sources.stored_datasets import load_dataset, read_dataset
+
+BUILTIN_SPLITS = {**synthetic.SPLITS, **planted.SPLITS}
+"""Rows per split of the built-in data."""
+
+
+def generate_builtin(split: str) -> Iterator[dict[str, Any]]:
+    """Yield the raw rows of a built-in split."""
+    if split in planted.SPLITS:
+        return planted.generate_rows(split)
+    return synthetic.generate_pairs(split)
 
 
 def read_rows(fragment: Fragment) -> Iterator[tuple[int, str]]:
@@ -34,7 +44,7 @@ def read_rows(fragment: Fragment) -> Iterator[tuple[int, str]]:
 def _read_objects(fragment: Fragment) -> Iterator[dict[str, Any]]:
     kind, location = fragment.kind, fragment.location
     if kind == "builtin":
-        return synthetic.generate_pairs(fragment.split or "train")
+        return generate_builtin(fragment.split or "train")
     if kind in ("csv", "tsv"):
         return read_csv(location, "\t" if kind == "tsv" else ",")
     if kind == "parquet":
@@ -48,7 +58,7 @@ def count_rows(fragment: Fragment) -> int:
     """Return the number of rows, as cheaply as the format allows."""
     kind, location = fragment.kind, fragment.location
     if kind == "builtin":
-        return synthetic.SPLITS[fragment.split or "train"]
+        return BUILTIN_SPLITS[fragment.split or "train"]
     if kind in ("jsonl", "json"):
         return count_json(location, ends_in_json=kind == "json")
     if kind == "parquet":

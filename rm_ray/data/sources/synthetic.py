@@ -7,6 +7,7 @@ not reveal which is better.
 
 from __future__ import annotations
 
+import functools
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 
-_NAMES = ("Ana", "Ben", "Chen", "Dina", "Emil", "Fatou", "Goro", "Hana", "Ivan", "Jo", "Kofi", "Lu")
+NAMES = ("Ana", "Ben", "Chen", "Dina", "Emil", "Fatou", "Goro", "Hana", "Ivan", "Jo", "Kofi", "Lu")
 _REMARKS = (
     "I hope that helps.",
     "That is all I know.",
@@ -123,7 +124,7 @@ def generate_pairs(split: str, count: int | None = None) -> Iterator[dict[str, A
         kind = kinds[i % len(kinds)]
         while True:
             question, better, worse = _TASKS[kind](rng)
-            prompt = f"{rng.choice(_NAMES)} asks: {question}"
+            prompt = f"{rng.choice(NAMES)} asks: {question}"
             if _split_of(prompt) == split:
                 break
         sides = [
@@ -145,7 +146,22 @@ def _with_remarks(answer: str, rng: random.Random) -> str:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on the training split; deterministic."""
+    """Return a new instance of the built-in tokenizer, with its chat template."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(train_tokenizer()),
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        chat_template=CHAT_TEMPLATE,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+@functools.cache
+def train_tokenizer() -> str:
+    """Train a byte-level BPE tokenizer on the training split, and return its JSON; deterministic.
+
+    It takes a quarter of a second, once for each process.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -162,10 +178,4 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         for message in (*row["chosen"], row["rejected"][-1])
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        chat_template=CHAT_TEMPLATE,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return backend.to_str()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -81,14 +82,36 @@ def _give_own_pad_token(tokenizer: PreTrainedTokenizerBase, written: set[int]) -
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash everything about the tokenizer that affects the ids of a text."""
+    state = json.dumps(_state_of(tokenizer), sort_keys=True)
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def tokenizer_differences(
+    tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
+) -> list[str]:
+    """Return in what two tokenizers differ that affects the ids of a text; nothing if in nothing.
+
+    Parts of ``tokenizer.json`` have the names that they have there.
+    """
+    one, two = _state_of(tokenizer), _state_of(other)
+    parts = {
+        f"{name} of tokenizer.json": name for name in sorted({*one["backend"], *two["backend"]})
+    }
+    found = [
+        text for text, name in parts.items() if one["backend"].get(name) != two["backend"].get(name)
+    ]
+    found += ["special tokens"] * (one["special_tokens"] != two["special_tokens"])
+    return found + ["chat template"] * (one["template"] != two["template"])
+
+
+def _state_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend["padding"] = backend["truncation"] = None
-    state = {
+    return {
         "backend": backend,
         "template": tokenizer.chat_template,
         "special_tokens": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
     }
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def ends_assistant_turn(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -19,7 +19,8 @@ def options_of(setting: MemorySetting) -> str:
     """Return a setting as command-line options."""
     return (
         f"--cluster.zero_stage {setting.zero_stage} --cluster.offload {setting.offload} "
-        f"--model.gradient_checkpointing {setting.checkpointing}"
+        f"--model.gradient_checkpointing {setting.checkpointing} "
+        f"--model.activation_offloading {setting.activation_offloading}"
     )
 
 
@@ -50,15 +51,10 @@ def check_machine_memory(
     short = []
     for machine, place in zip(machines, places, strict=True):
         workers = min(place, num_workers)
-        needed = workers * memory.machine
-        if needed > machine.memory:
-            short.append(
-                f"{machine.name} has {gigabytes(machine.memory)} for "
-                f"{count(workers, 'worker')} of {gigabytes(memory.machine)} each"
-            )
+        if workers * memory.machine > machine.memory:
+            each = f"{count(workers, 'worker')} of {gigabytes(memory.machine)} each"
+            short.append(f"{machine.name} has {gigabytes(machine.memory)} for {each}")
     if short:
-        remedy = (
-            "use fewer workers per machine, or larger machines; every worker builds the full model"
-        )
+        remedy = "use fewer workers per machine, or larger machines"
         return warn("machine memory", list_first(short), remedy)
     return ok("machine memory", f"{gigabytes(memory.machine)} per worker")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rm_ray.preflight.checks.evaluator import check_evaluator
 from rm_ray.preflight.checks.memory import (
     NOTHING_FITS,
     check_gpu_memory,
     check_machine_memory,
     options_of,
 )
-from rm_ray.preflight.checks.storage import check_disk, check_staging
+from rm_ray.preflight.checks.storage import Sizes, check_disk, check_staging
 from rm_ray.preflight.checks.verdict import Verdict, warn_at_most
+from rm_ray.preflight.estimate_inputs import count_trained
 from rm_ray.preflight.machines import Machine, MachineReport
 from rm_ray.preflight.resolved_run import ResolvedRun
 from rm_ray.preflight.run_estimate import RunEstimate
@@ -26,7 +28,7 @@ def check_resources(
     *,
     is_elsewhere: bool,
 ) -> list[Verdict]:
-    """Check disks and memory; ``is_elsewhere`` means that another cluster will train."""
+    """Check disks, memory and the evaluator; ``is_elsewhere``: another cluster will train."""
     cluster = resolved.config.cluster
     places = [
         machine.places(cpus=cluster.cpus_per_worker, use_gpu=bool(cluster.use_gpu))
@@ -38,22 +40,39 @@ def check_resources(
     if is_elsewhere:
         disks = [warn_at_most(verdict) for verdict in disks]
         machines, places = [], []
-    return disks + _check_memory(estimate, machines, places=places, use_gpu=bool(cluster.use_gpu))
+    memory = _check_memory(estimate, machines, places=places, use_gpu=bool(cluster.use_gpu))
+    evaluator = check_evaluator(
+        resolved.config,
+        machines,
+        num_parameters=estimate.num_parameters,
+        num_trained=count_trained(resolved),
+        gpu_memory=estimate.gpu_memory,
+    )
+    return disks + memory + ([evaluator] if evaluator else [])
 
 
 def _check_disks(
     resolved: ResolvedRun, estimate: RunEstimate, staging: Sequence[MachineReport]
 ) -> list[Verdict]:
     """Check disk space in the storage and on machines that may get workers."""
-    size = estimate.num_parameters
+    sizes = sizes_of(resolved)
     disk = check_disk(
         resolved.storage,
         resolved.config.checkpoint,
-        num_parameters=size,
+        sizes,
         num_steps=estimate.num_steps,
         num_there=len(list_checkpoints(resolved.run_folder)),
     )
-    return [disk, check_staging(staging, num_parameters=size)] if staging else [disk]
+    return [disk, check_staging(staging, sizes)] if staging else [disk]
+
+
+def sizes_of(resolved: ResolvedRun) -> Sizes:
+    """Return the sizes of the run's checkpoints and export."""
+    return Sizes.of(
+        resolved.config,
+        num_parameters=sum(p.numel() for p in resolved.classifier.parameters()),
+        num_trained=count_trained(resolved),
+    )
 
 
 def _check_memory(

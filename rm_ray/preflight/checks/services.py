@@ -13,6 +13,7 @@ from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.tokens.tokenizer import ends_assistant_turn
 from rm_ray.errors import InputError, MlflowAwayError
 from rm_ray.model.base_check import BaseModel
+from rm_ray.model.kept_head import require_head_files
 from rm_ray.model.weight_files import list_some
 from rm_ray.preflight.checks.verdict import Verdict, fail, fail_on_input_error, ok, warn
 from rm_ray.preflight.checks.wording import count
@@ -49,8 +50,9 @@ def check_model(model: ModelConfig, find_base: Callable[[], BaseModel | None]) -
     """Check that the model's weights are complete; ``find_base`` inspects its files.
 
     Raises:
-        InputError: weights are missing.
+        InputError: weights are missing, or ``model.head`` cannot be followed.
     """
+    require_head_files(model)
     name = model.name_or_path
     kind = base_model(model).kind
     if kind == "builtin":
@@ -60,12 +62,20 @@ def check_model(model: ModelConfig, find_base: Callable[[], BaseModel | None]) -
     base = find_base()
     if base is None:
         return ok("model", f"{name}: all files exist; their content is checked when it is read")
-    complete = f"{name}: {count(base.num_weights, 'weight')}, complete, in intact files"
+    complete = (
+        f"{name}: {count(base.num_weights, 'weight')}, complete, in intact files; "
+        f"{_describe_head(base)}"
+    )
     if base.unused:
         found = f"{complete}; {len(base.unused)} unused: {list_some(base.unused)}"
         return warn("model", found, "compare its config.json with the original model's")
-    head = "; its head is replaced" if base.has_head else ""
-    return ok("model", f"{complete}{head}")
+    return ok("model", complete)
+
+
+def _describe_head(base: BaseModel) -> str:
+    if base.head is not None:
+        return f"its head is kept ({base.head.weight})"
+    return f"its head is replaced ({list_some(base.replaced)})" if base.replaced else "a new head"
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Verdict:

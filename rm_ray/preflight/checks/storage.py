@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from rm_ray.config.sections.checkpoint import CheckpointConfig
+from rm_ray.config.train_config import TrainConfig
 from rm_ray.preflight.checks.verdict import Verdict, fail, ok, warn
 from rm_ray.preflight.checks.wording import count, gigabytes, list_first
 from rm_ray.preflight.machines import DRIVER_FILE, MachineReport
@@ -19,6 +21,28 @@ AT_ONCE = 2
 
 CHECKPOINT = 12
 """Bytes of a checkpoint per parameter: the weight and AdamW's two moments, in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bytes of what a run writes."""
+
+    checkpoint: int
+    """What is trained, and AdamW's moments of it."""
+
+    export: int
+    """The model, or its adapter, or both."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, *, num_parameters: int, num_trained: int) -> Sizes:
+        """Return the sizes for the numbers of all and of the trained parameters.
+
+        An export is in ``model.dtype``.
+        """
+        lora = config.lora
+        written = num_parameters * lora.writes_merged + num_trained * lora.writes_adapter
+        width = {"float32": 4, "bfloat16": 2}[config.model.dtype]
+        return cls(checkpoint=CHECKPOINT * num_trained, export=width * written)
 
 
 @contextmanager
@@ -63,19 +87,19 @@ def check_storage(
 def check_disk(
     storage: Storage,
     checkpoint: CheckpointConfig,
+    sizes: Sizes,
     *,
-    num_parameters: int,
     num_steps: int,
     num_there: int = 0,
 ) -> Verdict:
-    """Check that the storage has room for the run's checkpoints and its model.
+    """Check that the storage has room for the run's checkpoints and its export.
 
     ``num_there`` is the number of checkpoints that the run already has.
     """
     taken = -(-num_steps // checkpoint.every_steps) if checkpoint.every_steps else 1
     kept = min(checkpoint.keep + AT_ONCE, taken)
-    size = (kept * CHECKPOINT + 4) * num_parameters
-    needed = size - min(kept, num_there) * CHECKPOINT * num_parameters
+    size = kept * sizes.checkpoint + sizes.export
+    needed = size - min(kept, num_there) * sizes.checkpoint
     what = f"{count(kept, 'checkpoint')} and the model take up to {gigabytes(size)}"
     if num_there:
         what += f", of which {gigabytes(size - needed)} already exist"
@@ -95,7 +119,7 @@ def _nearest(path: Path) -> Path:
     return path
 
 
-def check_staging(reports: Sequence[MachineReport], *, num_parameters: int) -> Verdict:
+def check_staging(reports: Sequence[MachineReport], sizes: Sizes) -> Verdict:
     """Check that machines have room to stage a checkpoint before it is copied to the storage.
 
     ``reports`` covers machines that may get workers. How many each gets is unknown, so each needs
@@ -104,7 +128,7 @@ def check_staging(reports: Sequence[MachineReport], *, num_parameters: int) -> V
     wrong = [f"{report.name}: {report.staging_error}" for report in reports if report.staging_error]
     if wrong:
         return fail("staging", list_first(wrong), "set TMPDIR to a folder that this user can write")
-    needed = (CHECKPOINT + 4) * num_parameters
+    needed = sizes.checkpoint + sizes.export
     what = f"a checkpoint and the model take up to {gigabytes(needed)}"
     small = [
         f"{report.name} has {gigabytes(report.staging_free)} free in {report.staging}"

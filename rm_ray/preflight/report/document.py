@@ -59,6 +59,7 @@ def _memory(option: Alternative, gpu_memory: int | None) -> dict[str, Any]:
         "zero_stage": setting.zero_stage,
         "offload": setting.offload,
         "gradient_checkpointing": setting.checkpointing,
+        "activation_offloading": setting.activation_offloading,
         "device": memory.device,
         "machine": memory.machine,
         "parts": {part: memory.part(part) for part in PARTS},

@@ -38,15 +38,15 @@ def describe_estimate(estimate: RunEstimate) -> str:
 
 def _pairs(estimate: RunEstimate) -> str:
     lengths, distinct = estimate.lengths, estimate.lengths.distinct
-    both = lengths.chosen.astype(np.int64) + lengths.rejected
     median, large, most = (np.quantile(distinct, share) for share in (0.5, 0.95, 1.0))
     return "\n".join(
         [
-            f"pairs: {len(lengths):,} to train on, {estimate.num_eval_pairs:,} held out, "
+            f"{estimate.unit}: {len(lengths):,} to train on, {estimate.num_eval_pairs:,} held out, "
             f"{estimate.num_refused:,} refused",
-            f"  distinct tokens per pair: mean {distinct.mean():.0f}, median {median:.0f}, "
-            f"95th percentile {large:.0f}, maximum {most:.0f}; {int(distinct.sum()):,} in total, "
-            f"{both.sum() / distinct.sum():.2f} times as many in both conversations",
+            f"  distinct tokens per {estimate.unit[:-1]}: mean {distinct.mean():.0f}, "
+            f"median {median:.0f}, 95th percentile {large:.0f}, maximum {most:.0f}; "
+            f"{int(distinct.sum()):,} in total, {lengths.all.sum() / distinct.sum():.2f} times as "
+            f"many in all conversations",
             *(f"  {line}" for line in histogram(distinct)),
         ]
     )
@@ -55,7 +55,7 @@ def _pairs(estimate: RunEstimate) -> str:
 def _steps(estimate: RunEstimate) -> str:
     batch, optimizer = estimate.config.batch, estimate.config.optimizer
     lines = [
-        f"steps: {estimate.num_steps:,} of up to {batch.global_batch_size} pairs; "
+        f"steps: {estimate.num_steps:,} of up to {batch.global_batch_size} {estimate.unit}; "
         f"{estimate.num_episodes:,} episodes, {count(optimizer.epochs, 'epoch')}, on "
         f"{count(estimate.num_workers, 'worker')}"
     ]
@@ -102,7 +102,7 @@ def _row(option: Alternative, scale: float, gpu_memory: int | None) -> list[str]
     sizes = [*(memory.part(part) for part in PARTS), memory.device]
     return [
         str(setting.zero_stage),
-        "yes" if setting.checkpointing else "no",
+        setting.recomputation,
         setting.offload,
         *(f"{size / scale:,.1f}" for size in sizes),
         memory.peak.name,

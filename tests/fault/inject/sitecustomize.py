@@ -59,6 +59,20 @@ def dying(function, place, *, is_before=True):
     return does
 
 
+class DyingObjective:
+    """An objective that dies before one of its calls, counted from 1."""
+
+    def __init__(self, objective, at_call):
+        self.objective, self.at_call, self.calls = objective, at_call, 0
+        self.parts = objective.parts
+
+    def __call__(self, rewards, labels):
+        self.calls += 1
+        if self.calls == self.at_call:
+            die()
+        return self.objective(rewards, labels)
+
+
 def break_loop(module):
     """Let a worker die in the place asked for, once."""
     from rm_ray.checkpoint import save
@@ -75,37 +89,34 @@ def break_loop(module):
 
 def break_evaluation(module):
     """Let a worker die between two micro-batches of an evaluation, once, or take long over each."""
-    module.bradley_terry_loss = dying(module.bradley_terry_loss, "evaluation")
     real = module.evaluate_held_out
 
-    def evaluate_held_out(engine, steps, *arguments, **options):
-        def slowly():
-            for step in steps:
-                open(DAWDLES, "w").close()
-                time.sleep(3)
-                yield step
+    def slowly(steps):
+        for step in steps:
+            open(DAWDLES, "w").close()
+            time.sleep(3)
+            yield step
 
-        return real(engine, slowly(), *arguments, **options)
+    def evaluate_held_out(engine, objective, steps, *arguments, **options):
+        if DIES_IN == "evaluation":
+            objective = DyingObjective(objective, at_call=1)
+        if DAWDLES:
+            steps = slowly(steps)
+        return real(engine, objective, steps, *arguments, **options)
 
-    if DAWDLES:
-        module.evaluate_held_out = evaluate_held_out
+    module.evaluate_held_out = evaluate_held_out
 
 
 def break_step(module):
     """Put a step that hangs or fails in the place of the real one."""
-    if DIES_IN == "micro-batch":
-        real_loss, calls = module.bradley_terry_loss, []
-
-        def loss(*arguments):
-            calls.append(None)
-            if len(calls) == 40:
-                die()
-            return real_loss(*arguments)
-
-        module.bradley_terry_loss = loss
     real = module.accumulate_gradients
+    dying_objective = None
 
-    def accumulate_gradients(engine, micro_batches, **settings):
+    def accumulate_gradients(engine, objective, micro_batches, **settings):
+        nonlocal dying_objective
+        if DIES_IN == "micro-batch":
+            dying_objective = dying_objective or DyingObjective(objective, at_call=40)
+            objective = dying_objective  # the same in every step: it counts their micro-batches
         step = micro_batches[0].loaded.plan.step
         if HUNG is not None and engine.rank == 1 and step == 12 and not os.path.exists(HUNG):
             open(HUNG, "w").close()
@@ -118,8 +129,8 @@ def break_step(module):
         if str(step) == FAILS_AT:
             raise ValueError("broken on purpose")
         if str(step) == SPOILS and engine.rank == 0:
-            micro_batches[0].pairs.margins.fill_(float("nan"))
-        return real(engine, micro_batches, **settings)
+            micro_batches[0].groups.labels.margin.fill_(float("nan"))
+        return real(engine, objective, micro_batches, **settings)
 
     module.accumulate_gradients = accumulate_gradients
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from packed_shapes import KERNELS, Shape, pack, prefixes, shapes_of_pairs, tails
+from packed_shapes import KERNELS, Shape, pack, shapes_of_groups
 from torch import Tensor
 
 from rm_ray.batches import attention_index
@@ -13,41 +14,48 @@ from rm_ray.batches.attention_index import (
     BranchGroup,
     GroupedQueries,
     Kernel,
-    Queries,
     VarlenQueries,
 )
-from rm_ray.batches.packing import PackedPairs
+from rm_ray.batches.packing import PackedGroups
+from rm_ray.batches.shared_prefix_index import Queries, SharedQueries
 
 small_works = st.sampled_from([1, 600, 6_000, attention_index.SMALL_WORK])
 
 wastes = st.sampled_from([0.0, 0.15, 0.5, 1.0])
 
+masks = st.sampled_from([0, 40, 200, attention_index.MAX_MASK])
+
 
 def expected_attention(shapes: list[Shape]) -> np.ndarray:
-    """Return which tokens each one sees, ``[T, T]``, from its pair, part and position."""
+    """Return which tokens each one sees, ``[T, T]``, from its group, part and position.
+
+    Part 0 is the prefix.
+    """
     row = [
-        (pair, part, place + (0 if part == "prefix" else prefix))
-        for pair, (prefix, chosen, rejected) in enumerate(shapes)
-        for part, length in (("prefix", prefix), ("chosen", chosen), ("rejected", rejected))
+        (group, part, place + (shape[0] if part else 0))
+        for group, shape in enumerate(shapes)
+        for part, length in enumerate(shape)
         for place in range(length)
     ]
     return np.array(
         [
             [
-                pair == of and key_part in ("prefix", part) and before <= position
+                group == of and key_part in (0, part) and before <= position
                 for of, key_part, before in row
             ]
-            for pair, part, position in row
+            for group, part, position in row
         ]
     )
 
 
 def last_tokens(shapes: list[Shape]) -> list[int]:
-    """Return the last position of each pair's chosen branch, then of its rejected one."""
-    ends, start = [], 0
-    for prefix, chosen, rejected in shapes:
-        ends += [start + prefix + chosen - 1, start + prefix + chosen + rejected - 1]
-        start += prefix + chosen + rejected
+    """Return the last position of each branch of each group."""
+    ends, end = [], 0
+    for prefix, *tails in shapes:
+        end += prefix
+        for tail in tails:
+            end += tail
+            ends.append(end - 1)
     return ends
 
 
@@ -55,6 +63,8 @@ def seen_keys(queries: Queries, num_tokens: int) -> np.ndarray:
     """Count how often each of N queries sees each token of the row: ``[N, T]``."""
     if isinstance(queries, VarlenQueries):
         rows = _seen_by_sequences(queries)
+    elif isinstance(queries, SharedQueries):
+        rows = _seen_by_shared(queries)
     else:
         rows = _seen_by_groups(queries)
     return np.array([np.bincount(np.array(row), minlength=num_tokens) for row in rows])
@@ -71,7 +81,21 @@ def _seen_by_sequences(queries: VarlenQueries) -> list[list[int]]:
     return rows
 
 
-def _seen_by_groups(queries: GroupedQueries) -> list[list[int]]:
+def _seen_by_shared(queries: SharedQueries) -> list[list[int]]:
+    tails = queries.tails
+    seen = _seen_by_groups(tails.own)
+    for prefix in tails.prefixes:
+        for query in range(prefix.first_query, prefix.end_query):
+            seen[query] += range(prefix.first_key, prefix.end_key)
+    num_rest = len(queries.rest.outputs)
+    of_rest = [row for row, place in enumerate(queries.outputs.tolist()) if place < num_rest]
+    rows = [*_seen_by_groups(queries.rest, of_rest), *seen]
+    return [rows[place] for place in queries.outputs.tolist()]
+
+
+def _seen_by_groups(
+    queries: GroupedQueries, numbers: Sequence[int] | None = None
+) -> list[list[int]]:
     placed = []
     for group, order, keys in branches_of(queries):
         for branch in range(len(order)):
@@ -83,7 +107,7 @@ def _seen_by_groups(queries: GroupedQueries) -> list[list[int]]:
                 placed.append((query, seen.tolist()))
     outputs = queries.outputs.tolist()
     assert len(placed) == len(queries.query_order)
-    assert [placed[output][0] for output in outputs] == list(range(len(outputs)))
+    assert [placed[output][0] for output in outputs] == list(numbers or range(len(outputs)))
     return [placed[output][1] for output in outputs]
 
 
@@ -107,7 +131,7 @@ def branches_of(queries: GroupedQueries) -> list[tuple[BranchGroup, Tensor, Tens
     return cut
 
 
-def grouped(packed: PackedPairs) -> list[GroupedQueries]:
+def grouped(packed: PackedGroups) -> list[GroupedQueries]:
     both = [packed.everywhere, packed.at_ends]
     return [queries for queries in both if isinstance(queries, GroupedQueries)]
 
@@ -155,11 +179,11 @@ def test_grouped_indices_match_a_worked_example():
     assert at_ends.outputs.tolist() == [1, 2, 0, 3]
 
 
-@given(shapes_of_pairs, st.sampled_from(KERNELS), small_works, wastes)
+@given(shapes_of_groups, st.sampled_from(KERNELS), small_works, wastes, masks)
 def test_every_token_attends_to_its_branch_only(
-    shapes: list[Shape], kernel: Kernel, small_work: int, max_waste: float
+    shapes: list[Shape], kernel: Kernel, small_work: int, max_waste: float, max_mask: int
 ):
-    packed = pack(shapes, kernel, small_work=small_work, max_waste=max_waste)
+    packed = pack(shapes, kernel, small_work=small_work, max_waste=max_waste, max_mask=max_mask)
 
     expected = expected_attention(shapes).astype(int)
     num_tokens = packed.input_ids.numel()
@@ -180,9 +204,12 @@ def test_every_token_attends_to_its_branch_only(
         [(0, 40, 1), (0, 1, 40)],
         [(40, 1, 1), (0, 1, 1), (1, 40, 40)],
         [(1, 1, 80), (80, 80, 1), (3, 2, 2), (3, 2, 2)],
+        [(0, 1)],
+        [(9, 1), (0, 1, 1, 1, 1, 1), (1, 9)],
+        [(40, 1, 40, 1), (1, 1, 1, 80), (0, 2, 2, 2, 2, 2)],
     ],
 )
-def test_extreme_pairs_attend_to_their_branches_only(shapes: list[Shape], kernel: Kernel):
+def test_extreme_groups_attend_to_their_branches_only(shapes: list[Shape], kernel: Kernel):
     expected = expected_attention(shapes).astype(int)
     for small_work in (1, attention_index.SMALL_WORK):
         packed = pack(shapes, kernel, small_work=small_work)
@@ -192,14 +219,15 @@ def test_extreme_pairs_attend_to_their_branches_only(shapes: list[Shape], kernel
         )
 
 
-@given(shapes_of_pairs)
+@given(shapes_of_groups)
 def test_the_maxima_are_the_lengths_of_the_longest_sequences(shapes: list[Shape]):
     packed = pack(shapes, "varlen")
 
     for queries in (packed.everywhere, packed.at_ends):
         assert isinstance(queries, VarlenQueries)
         assert queries.query_starts.dtype == queries.key_starts.dtype == torch.int32
-        assert len(queries.query_starts) == len(queries.key_starts) == 2 * len(shapes) + 1
+        num_branches = sum(len(tails) for _, *tails in shapes)
+        assert len(queries.query_starts) == len(queries.key_starts) == num_branches + 1
         assert queries.query_starts[0] == queries.key_starts[0] == 0
         assert queries.key_starts[-1] == len(queries.key_positions)
         assert queries.query_starts.diff().max() == queries.max_queries
@@ -207,7 +235,7 @@ def test_the_maxima_are_the_lengths_of_the_longest_sequences(shapes: list[Shape]
         assert (queries.query_starts.diff() <= queries.key_starts.diff()).all()
 
 
-@given(shapes_of_pairs, small_works, wastes)
+@given(shapes_of_groups, small_works, wastes)
 def test_every_query_has_one_output_and_padding_repeats_its_branch_s_last_one(
     shapes: list[Shape], small_work: int, max_waste: float
 ):
@@ -238,7 +266,7 @@ def padded(values: list[int], length: int) -> list[int]:
     return values + values[-1:] * (length - len(values))
 
 
-@given(shapes_of_pairs, small_works)
+@given(shapes_of_groups, small_works)
 def test_a_query_s_rank_is_its_place_among_the_keys_it_sees(shapes: list[Shape], small_work: int):
     packed = pack(shapes, "grouped", small_work=small_work)
 
@@ -252,7 +280,7 @@ def test_a_query_s_rank_is_its_place_among_the_keys_it_sees(shapes: list[Shape],
                     assert seen.tolist() == packed.last_positions[branch].tolist()
 
 
-@given(shapes_of_pairs, small_works)
+@given(shapes_of_groups, small_works)
 def test_a_group_lacks_a_mask_only_if_plain_causal_attention_is_correct(
     shapes: list[Shape], small_work: int
 ):
@@ -271,7 +299,7 @@ def test_a_group_lacks_a_mask_only_if_plain_causal_attention_is_correct(
 
 
 @given(
-    st.lists(st.tuples(prefixes, tails, tails), min_size=1, max_size=20),
+    shapes_of_groups,
     st.sampled_from([1, 100, 1_000]),
     st.sampled_from([0.0, 0.15, 0.5]),
 )
@@ -280,9 +308,10 @@ def test_a_group_is_small_or_wastes_little_and_could_not_grow(
 ):
     packed = pack(shapes, "grouped", small_work=small_work, max_waste=max_waste)
 
-    prefix, chosen, rejected = np.array(shapes).T
-    num_keys = np.stack([prefix + chosen, prefix + rejected], axis=1).reshape(-1)
-    everywhere = np.stack([prefix + chosen, rejected], axis=1).reshape(-1)
+    num_keys = np.array([prefix + tail for prefix, *tails in shapes for tail in tails])
+    everywhere = np.array(
+        [tail if i else prefix + tail for prefix, *tails in shapes for i, tail in enumerate(tails)]
+    )
     for queries, num_queries in zip(
         grouped(packed), (everywhere, np.ones_like(num_keys)), strict=True
     ):
@@ -304,10 +333,61 @@ def test_a_group_is_small_or_wastes_little_and_could_not_grow(
             assert len(set(is_square.tolist())) == 2 or not fits([*members, following])
 
 
-def test_all_masks_together_are_far_smaller_than_a_mask_over_the_whole_row():
+@given(shapes_of_groups, masks, small_works)
+def test_a_large_mask_is_left_only_where_attention_without_it_costs_much_more(
+    shapes: list[Shape], max_mask: int, small_work: int
+):
+    packed = pack(shapes, "grouped", max_mask=max_mask, small_work=small_work)
+
+    real = sum(map(sum, shapes))
+    for queries, num_queries in zip(
+        grouped(packed), (real, sum(len(tails) for _, *tails in shapes)), strict=True
+    ):
+        assert len(queries.outputs) == num_queries
+        filled = len(queries.query_order) - num_queries
+        assert filled >= 0
+    everywhere = grouped(packed)[0]
+    lengths = [
+        (own if i else prefix + own, prefix + own)
+        for prefix, *tails in shapes
+        for i, own in enumerate(tails)
+    ]
+    masked = {
+        (len(without_padding(order)), len(without_padding(keys)))
+        for group, orders, of_keys in branches_of(everywhere)
+        for order, keys in zip(orders, of_keys, strict=True)
+        if group.mask is not None
+    }
+    assert masked == {
+        (own, keys)
+        for own, keys in lengths
+        if own < keys and (own * keys <= max_mask or keys > attention_index.MAX_SQUARE * own)
+    }
+
+
+def test_a_long_tail_is_filled_up_to_plain_causal_attention():
+    packed = pack([(2, 1, 3)], "grouped", max_mask=14)
+
+    (filled,) = grouped(packed)[0].groups
+    assert filled.mask is None
+    assert filled.query_ranks.tolist() == [[0, 1, 2, 2, 2], [0, 1, 2, 3, 4]]
+    # The prefix and the first tail, 0 1 2; the second tail, 3 4 5, its first query three times.
+    assert grouped(packed)[0].query_order.tolist() == [0, 1, 2, 2, 2, 3, 3, 3, 4, 5]
+    assert grouped(packed)[0].key_positions.tolist() == [0, 1, 2, 2, 2, 0, 1, 3, 4, 5]
+    assert grouped(packed)[0].outputs.tolist() == [0, 1, 2, 7, 8, 9]
+    (kept, _) = pack([(2, 1, 3)], "grouped", max_mask=15, small_work=1).everywhere.groups  # type: ignore[union-attr]
+    assert kept.mask is not None
+
+
+def test_conversations_of_up_to_4096_tokens_are_never_filled():
+    assert 4_095 * 4_096 <= attention_index.MAX_MASK < 4_097 * 4_097
+
+
+@pytest.mark.parametrize("num_responses", [2, 5])
+def test_all_masks_together_are_far_smaller_than_a_mask_over_the_whole_row(num_responses: int):
     rng = np.random.default_rng(0)
     prefix = rng.lognormal(5, 0.7, 40).astype(int)
-    tails = 1 + rng.lognormal(5, 0.9, (2, 40)).astype(int)
+    tails = 1 + rng.lognormal(5, 0.9, (num_responses, 40)).astype(int)
     shapes = list(zip(prefix.tolist(), *tails.tolist(), strict=True))
 
     packed = pack(shapes, "grouped")
@@ -326,3 +406,11 @@ def test_branches_of_equal_length_form_one_group():
     everywhere, at_ends = grouped(packed)
     assert [len(group.query_ranks) for group in everywhere.groups] == [9, 9]
     assert [len(group.query_ranks) for group in at_ends.groups] == [18]
+
+
+def test_all_but_the_first_of_many_equal_tails_form_one_group():
+    packed = pack([(7, 4, 4, 4, 4, 4), (7, 4)], "grouped", small_work=1)
+
+    everywhere, at_ends = grouped(packed)
+    assert [len(group.query_ranks) for group in everywhere.groups] == [4, 2]
+    assert [len(group.query_ranks) for group in at_ends.groups] == [6]

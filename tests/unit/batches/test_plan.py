@@ -4,25 +4,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_ray.batches.plan import MicroBatch, Plan, PlanSettings, Steps, epoch_order
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.data.cache.group_tokens import GroupLengths, count_positions
 
 WORLD_SIZES = range(1, 10)
 
 world_sizes = st.integers(1, 9)
 budgets = st.integers(1, 400)
-lengths_of_pairs = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(np.array)
+conversations = st.sampled_from([1, 2, 2, 3, 5]).flatmap(
+    lambda size: st.lists(st.integers(1, 60), min_size=size, max_size=size)
+)
 
 
 @st.composite
-def pair_lengths(draw: st.DrawFn) -> PairLengths:
-    chosen = draw(lengths_of_pairs)
-    rejected = draw(st.lists(st.integers(1, 60), min_size=len(chosen), max_size=len(chosen)))
-    prefix = [draw(st.integers(0, min(pair) - 1)) for pair in zip(chosen, rejected, strict=True)]
-    return PairLengths(chosen=chosen, rejected=np.array(rejected), prefix=np.array(prefix))
+def group_lengths(draw: st.DrawFn) -> GroupLengths:
+    groups = draw(st.lists(conversations, min_size=1, max_size=40))
+    prefix = [draw(st.integers(0, min(lengths) - 1)) for lengths in groups]
+    return lengths_of(groups, prefix)
 
 
-def equal_lengths(count: int, length: int = 5) -> PairLengths:
-    return PairLengths(
+def lengths_of(groups: list[list[int]], prefix: list[int]) -> GroupLengths:
+    return GroupLengths(
+        num_responses=np.array([len(lengths) for lengths in groups]),
+        prefix=np.array(prefix),
+        conversations=np.array([length for lengths in groups for length in lengths]),
+    )
+
+
+def equal_lengths(count: int, length: int = 5) -> GroupLengths:
+    return GroupLengths.of_pairs(
         chosen=np.full(count, length), rejected=np.full(count, length), prefix=np.full(count, 2)
     )
 
@@ -30,7 +39,7 @@ def equal_lengths(count: int, length: int = 5) -> PairLengths:
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     return Plan(
-        lengths=draw(pair_lengths()),
+        lengths=draw(group_lengths()),
         settings=PlanSettings(
             global_batch_size=draw(st.integers(1, 20)),
             tokens_per_micro_batch=draw(budgets),
@@ -44,9 +53,9 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
-def plan_of(num_pairs: int, **settings: object) -> Plan:
+def plan_of(num_groups: int, **settings: object) -> Plan:
     defaults = {"global_batch_size": 8, "tokens_per_micro_batch": 100}
-    return Plan(lengths=equal_lengths(num_pairs), settings=PlanSettings(**(defaults | settings)))
+    return Plan(lengths=equal_lengths(num_groups), settings=PlanSettings(**(defaults | settings)))
 
 
 def all_ranks(plan: Plan, step: int, world_size: int) -> list[list[MicroBatch]]:
@@ -55,27 +64,27 @@ def all_ranks(plan: Plan, step: int, world_size: int) -> list[list[MicroBatch]]:
     ]
 
 
-def counting_pairs(ranks: list[list[MicroBatch]]) -> list[int]:
+def counting_groups(ranks: list[list[MicroBatch]]) -> list[int]:
     return sorted(
-        int(pair)
+        int(group)
         for micro_batches in ranks
         for micro_batch in micro_batches
-        for pair, weight in zip(micro_batch.pairs, micro_batch.weights, strict=True)
+        for group, weight in zip(micro_batch.groups, micro_batch.weights, strict=True)
         if weight
     )
 
 
 @given(plans())
-def test_each_pair_appears_once_an_epoch(plan: Plan):
+def test_each_group_appears_once_an_epoch(plan: Plan):
     per_epoch = plan.steps.per_epoch
     settings = PlanSettings(**{**vars(plan.settings), "max_episodes": None})
     whole = Plan(lengths=plan.lengths, settings=settings)
 
     for epoch in range(settings.epochs):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        pairs = np.concatenate([whole.pairs_of_step(step) for step in steps])
-        assert sorted(pairs.tolist()) == list(range(len(plan.lengths)))
-        assert pairs.tolist() == whole.order(epoch).tolist()
+        groups = np.concatenate([whole.groups_of_step(step) for step in steps])
+        assert sorted(groups.tolist()) == list(range(len(plan.lengths)))
+        assert groups.tolist() == whole.order(epoch).tolist()
 
 
 @given(plans())
@@ -84,7 +93,7 @@ def test_all_steps_together_train_exactly_the_requested_episodes(plan: Plan):
     whole = len(plan.lengths) * settings.epochs
     asked = whole if settings.max_episodes is None else min(whole, settings.max_episodes)
 
-    trained = [len(plan.pairs_of_step(step)) for step in range(steps.total)]
+    trained = [len(plan.groups_of_step(step)) for step in range(steps.total)]
 
     assert steps.num_episodes == asked
     assert sum(trained) == asked
@@ -112,7 +121,7 @@ def test_only_the_last_step_of_an_epoch_or_of_the_run_is_short(plan: Plan):
 
 def test_an_epoch_of_ten_pairs_in_fours_ends_with_a_step_of_two():
     steps = Steps(
-        num_pairs=10,
+        num_groups=10,
         settings=PlanSettings(global_batch_size=4, tokens_per_micro_batch=1, epochs=2),
     )
 
@@ -131,14 +140,14 @@ def test_max_episodes_ends_the_run_in_the_middle_of_an_epoch_or_step(
     plan = plan_of(10, global_batch_size=4, epochs=2, max_episodes=max_episodes)
 
     assert plan.steps.total == len(sizes)
-    assert [len(plan.pairs_of_step(step)) for step in range(len(sizes))] == sizes
+    assert [len(plan.groups_of_step(step)) for step in range(len(sizes))] == sizes
 
 
 def test_a_shorter_run_begins_with_the_same_pairs():
     short, long = plan_of(30, max_episodes=21), plan_of(30, epochs=2)
 
-    trained = np.concatenate([short.pairs_of_step(step) for step in range(short.steps.total)])
-    begun = np.concatenate([long.pairs_of_step(step) for step in range(long.steps.total)])
+    trained = np.concatenate([short.groups_of_step(step) for step in range(short.steps.total)])
+    begun = np.concatenate([long.groups_of_step(step) for step in range(long.steps.total)])
     assert trained.tolist() == begun[:21].tolist()
 
 
@@ -165,7 +174,7 @@ def test_an_order_does_not_depend_on_earlier_calls():
 def test_without_shuffling_every_epoch_keeps_the_order_of_the_data():
     plan = plan_of(10, global_batch_size=4, epochs=2, shuffle=False)
 
-    assert [plan.pairs_of_step(step).tolist() for step in range(6)] == [
+    assert [plan.groups_of_step(step).tolist() for step in range(6)] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         [8, 9],
@@ -176,17 +185,17 @@ def test_the_batch_size_does_not_change_the_order():
     fours, fives = plan_of(20, global_batch_size=4), plan_of(20, global_batch_size=5)
 
     assert (
-        np.concatenate([fours.pairs_of_step(step) for step in range(5)]).tolist()
-        == np.concatenate([fives.pairs_of_step(step) for step in range(4)]).tolist()
+        np.concatenate([fours.groups_of_step(step) for step in range(5)]).tolist()
+        == np.concatenate([fives.groups_of_step(step) for step in range(4)]).tolist()
     )
 
 
 @given(plans())
-def test_the_pairs_of_a_step_do_not_depend_on_the_number_of_workers(plan: Plan):
+def test_the_groups_of_a_step_do_not_depend_on_the_number_of_workers(plan: Plan):
     for step in range(min(plan.steps.total, 3)):
-        expected = sorted(plan.pairs_of_step(step).tolist())
+        expected = sorted(plan.groups_of_step(step).tolist())
         for world_size in WORLD_SIZES:
-            assert counting_pairs(all_ranks(plan, step, world_size)) == expected
+            assert counting_groups(all_ranks(plan, step, world_size)) == expected
 
 
 @given(plans(), world_sizes)
@@ -214,7 +223,7 @@ def test_every_micro_batch_has_its_step_position_and_rank(plan: Plan, world_size
             assert micro_batch.rank == rank
             assert micro_batch.num_micro_batches == len(ranks[0])
             assert micro_batch.weights.dtype == np.float32
-            assert micro_batch.weights.shape == micro_batch.pairs.shape
+            assert micro_batch.weights.shape == micro_batch.groups.shape
 
 
 def test_plans_with_the_same_pairs_in_the_same_steps_have_the_same_fingerprint():
@@ -226,10 +235,10 @@ def test_plans_with_the_same_pairs_in_the_same_steps_have_the_same_fingerprint()
 
 
 def test_any_change_to_the_order_of_pairs_changes_the_fingerprint():
-    equal = equal_lengths(20)
+    sides = {"chosen": np.full(20, 5), "rejected": np.full(20, 5), "prefix": np.full(20, 2)}
     lengths = [
-        PairLengths(**{**vars(equal), name: np.array([value] * 19 + [value - 1])})
-        for name, value in (("chosen", 5), ("rejected", 5), ("prefix", 2))
+        GroupLengths.of_pairs(**{**sides, name: column - (np.arange(20) == 19)})
+        for name, column in sides.items()
     ]
     shorter, *others = [Plan(lengths=each, settings=plan_of(20).settings) for each in lengths]
     swapped = Plan(lengths=shorter.lengths[np.arange(20)[::-1]], settings=shorter.settings)
@@ -245,3 +254,34 @@ def test_any_change_to_the_order_of_pairs_changes_the_fingerprint():
         swapped,
     ]
     assert len({plan.fingerprint() for plan in plans}) == len(plans)
+
+
+def test_the_bounds_between_groups_are_part_of_the_fingerprint():
+    settings = plan_of(1).settings
+    pair_first, list_first = (
+        lengths_of(groups, [1, 1]) for groups in ([[3, 3], [3, 3, 3]], [[3, 3, 3], [3, 3]])
+    )
+
+    first, second = (Plan(lengths=each, settings=settings) for each in (pair_first, list_first))
+
+    assert first.lengths.conversations.tolist() == second.lengths.conversations.tolist()
+    assert first.fingerprint() != second.fingerprint()
+
+
+@given(plans(), world_sizes)
+def test_no_micro_batch_of_several_groups_is_over_the_budget(plan: Plan, world_size: int):
+    for micro_batches in all_ranks(plan, 0, world_size):
+        for micro_batch in micro_batches:
+            lengths = plan.lengths[micro_batch.groups]
+            positions = count_positions(lengths, plan.settings.layout)
+            assert len(lengths) == 1 or positions <= plan.settings.tokens_per_micro_batch
+
+
+@pytest.mark.parametrize(("max_episodes", "epochs"), [(None, 3), (30, 3), (21, 3), (20, 2), (1, 1)])
+def test_the_epochs_are_those_that_the_run_begins(max_episodes: int | None, epochs: int):
+    settings = PlanSettings(
+        global_batch_size=4, tokens_per_micro_batch=100, epochs=3, max_episodes=max_episodes
+    )
+    steps = Steps(num_groups=10, settings=settings)
+    assert steps.num_epochs == epochs
+    assert (steps.total - 1) // steps.per_epoch == epochs - 1

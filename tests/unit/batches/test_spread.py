@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, pairwise
 
@@ -10,34 +11,66 @@ from rm_ray.batches.spread import Spread, spread_packed, spread_padded
 
 world_sizes = st.integers(1, 9)
 budgets = st.integers(1, 400)
-lengths_of_pairs = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(np.array)
+tokens_of_groups = st.lists(st.integers(1, 60), min_size=1, max_size=40).map(np.array)
 
 
-def spread(lengths: np.ndarray, world_size: int, budget: int) -> Spread:
-    return spread_padded(lengths, world_size=world_size, tokens_per_micro_batch=budget)
+@dataclass(frozen=True)
+class Padded:
+    """The longest conversation of each group, and its number of responses."""
+
+    longest: np.ndarray
+    num_responses: np.ndarray
+
+    def cost(self, members: np.ndarray) -> int:
+        """Return the tokens of a batch of these groups, with padding."""
+        return int(self.num_responses[members].sum()) * int(self.longest[members].max())
+
+    @property
+    def costs(self) -> np.ndarray:
+        """The tokens of each group alone."""
+        return self.longest * self.num_responses
+
+    def __len__(self) -> int:
+        return len(self.longest)
 
 
-def cost(lengths: np.ndarray, members: np.ndarray) -> int:
-    return 2 * len(members) * int(lengths[members].max())
+def of_size(size: int, *longest: int) -> Padded:
+    return Padded(np.array(longest), np.full(len(longest), size))
+
+
+def pairs(*longest: int) -> Padded:
+    return of_size(2, *longest)
+
+
+padded_groups = st.lists(
+    st.tuples(st.integers(1, 60), st.sampled_from([1, 2, 2, 3, 5])), min_size=1, max_size=40
+).map(lambda groups: Padded(*np.array(groups).T))
+
+
+def spread(groups: Padded, world_size: int, budget: int) -> Spread:
+    return spread_padded(
+        groups.longest, groups.num_responses, world_size=world_size, tokens_per_micro_batch=budget
+    )
 
 
 def plain(ranks: Spread) -> list[list[tuple[list[int], float]]]:
     return [[(members.tolist(), weight) for members, weight in batches] for batches in ranks]
 
 
-def greedy_groups(lengths: np.ndarray, budget: int) -> int:
-    """Count the groups when pairs fill them longest first, up to the budget."""
-    groups, width, held = 0, 0, 0
-    for length in sorted(lengths.tolist(), reverse=True):
-        if held and 2 * (held + 1) * width <= budget:
-            held += 1
+def greedy_parts(groups: Padded, budget: int) -> int:
+    """Count the micro-batches when groups fill them longest first, up to the budget."""
+    parts, width, held = 0, 0, 0
+    for group in np.argsort(-groups.longest, kind="stable"):
+        rows = int(groups.num_responses[group])
+        if held and (held + rows) * width <= budget:
+            held += rows
         else:
-            groups, width, held = groups + 1, length, 1
-    return groups
+            parts, width, held = parts + 1, int(groups.longest[group]), rows
+    return parts
 
 
-def fewest_groups(lengths: np.ndarray, budget: int) -> int:
-    """Count the groups of the best partition, by trying all of them."""
+def fewest_parts(groups: Padded, budget: int) -> int:
+    """Count the micro-batches of the best partition, by trying all of them."""
 
     @cache
     def best(left: frozenset[int]) -> int:
@@ -47,139 +80,141 @@ def fewest_groups(lengths: np.ndarray, budget: int) -> int:
         options = []
         for size in range(len(others) + 1):
             for more in combinations(others, size):
-                group = np.array([first, *more])
-                if len(group) == 1 or cost(lengths, group) <= budget:
-                    options.append(1 + best(left - frozenset(group.tolist())))
+                part = np.array([first, *more])
+                if len(part) == 1 or groups.cost(part) <= budget:
+                    options.append(1 + best(left - frozenset(part.tolist())))
         return min(options)
 
-    return best(frozenset(range(len(lengths))))
+    return best(frozenset(range(len(groups))))
 
 
-@given(lengths_of_pairs, world_sizes, budgets)
+@given(padded_groups, world_sizes, budgets)
 def test_every_rank_has_the_same_number_of_micro_batches_and_none_is_empty(
-    lengths: np.ndarray, world_size: int, budget: int
+    groups: Padded, world_size: int, budget: int
 ):
-    ranks = spread(lengths, world_size, budget)
+    ranks = spread(groups, world_size, budget)
 
     assert len(ranks) == world_size
     assert len({len(micro_batches) for micro_batches in ranks}) == 1
     assert min(len(members) for micro_batches in ranks for members, _ in micro_batches) >= 1
 
 
-@given(lengths_of_pairs, world_sizes, budgets)
-def test_each_pair_counts_exactly_once(lengths: np.ndarray, world_size: int, budget: int):
+@given(padded_groups, world_sizes, budgets)
+def test_each_group_counts_exactly_once(groups: Padded, world_size: int, budget: int):
     counted = [
         member
-        for micro_batches in spread(lengths, world_size, budget)
+        for micro_batches in spread(groups, world_size, budget)
         for members, weight in micro_batches
         for member in members.tolist()
         if weight == 1.0
     ]
 
-    assert sorted(counted) == list(range(len(lengths)))
+    assert sorted(counted) == list(range(len(groups)))
 
 
-@given(lengths_of_pairs, world_sizes, budgets)
-def test_every_micro_batch_is_within_the_budget_unless_it_is_a_single_pair(
-    lengths: np.ndarray, world_size: int, budget: int
+@given(padded_groups, world_sizes, budgets)
+def test_every_micro_batch_is_within_the_budget_unless_it_is_a_single_group(
+    groups: Padded, world_size: int, budget: int
 ):
-    for micro_batches in spread(lengths, world_size, budget):
+    for micro_batches in spread(groups, world_size, budget):
         for members, _ in micro_batches:
-            assert len(members) == 1 or cost(lengths, members) <= budget
+            assert len(members) == 1 or groups.cost(members) <= budget
 
 
 def test_a_pair_larger_than_the_budget_stands_alone():
-    (micro_batches,) = spread(np.array([10, 100, 10, 10]), 1, 60)
+    (micro_batches,) = spread(pairs(10, 100, 10, 10), 1, 60)
 
-    groups = [members.tolist() for members, _ in micro_batches]
-    assert [1] in groups
-    assert sorted(map(sorted, groups)) == [[0, 2, 3], [1]]
+    parts = [members.tolist() for members, _ in micro_batches]
+    assert [1] in parts
+    assert sorted(map(sorted, parts)) == [[0, 2, 3], [1]]
 
 
-@given(lengths_of_pairs, world_sizes, budgets)
+@given(padded_groups, world_sizes, budgets)
 def test_greedy_filling_would_not_need_fewer_micro_batches(
-    lengths: np.ndarray, world_size: int, budget: int
+    groups: Padded, world_size: int, budget: int
 ):
-    ranks = spread(lengths, world_size, budget)
+    ranks = spread(groups, world_size, budget)
 
-    assert len(ranks[0]) == -(-greedy_groups(lengths, budget) // world_size)
+    assert len(ranks[0]) == -(-greedy_parts(groups, budget) // world_size)
 
 
 @given(
-    st.lists(st.integers(1, 12), min_size=1, max_size=6).map(np.array),
+    st.builds(
+        lambda size, longest: of_size(size, *longest),
+        st.integers(1, 3),
+        st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    ),
     st.integers(1, 4),
     st.integers(1, 80),
 )
-@example(np.array([7, 6, 5, 4, 3, 2]), 1, 36)
-def test_no_other_grouping_needs_fewer_micro_batches(
-    lengths: np.ndarray, world_size: int, budget: int
+@example(pairs(7, 6, 5, 4, 3, 2), 1, 36)
+def test_no_other_grouping_of_groups_of_one_size_needs_fewer_micro_batches(
+    groups: Padded, world_size: int, budget: int
 ):
-    ranks = spread(lengths, world_size, budget)
+    ranks = spread(groups, world_size, budget)
 
-    assert len(ranks[0]) == -(-fewest_groups(lengths, budget) // world_size)
+    assert len(ranks[0]) == -(-fewest_parts(groups, budget) // world_size)
 
 
-@given(lengths_of_pairs, world_sizes, budgets)
+@given(padded_groups, world_sizes, budgets)
 def test_ranks_that_wait_for_each_other_have_the_nearest_costs(
-    lengths: np.ndarray, world_size: int, budget: int
+    groups: Padded, world_size: int, budget: int
 ):
-    ranks = spread(lengths, world_size, budget)
+    ranks = spread(groups, world_size, budget)
 
-    costs = [[cost(lengths, members) for members, _ in micro_batches] for micro_batches in ranks]
+    costs = [[groups.cost(members) for members, _ in micro_batches] for micro_batches in ranks]
     positions = list(zip(*costs, strict=True))
     for here, after in pairwise(positions):
         assert min(here) >= max(after)
 
 
 @given(st.integers(1, 40), world_sizes, st.integers(1, 30))
-def test_equal_pairs_are_shared_equally(num_pairs: int, world_size: int, length: int):
-    ranks = spread(np.full(num_pairs, length), world_size, 2 * length * num_pairs)
+def test_equal_pairs_are_shared_equally(num_groups: int, world_size: int, length: int):
+    ranks = spread(pairs(*[length] * num_groups), world_size, 2 * length * num_groups)
 
     held = [sum(len(members) for members, _ in micro_batches) for micro_batches in ranks]
-    assert max(held) == -(-num_pairs // world_size)
+    assert max(held) == -(-num_groups // world_size)
 
 
 def test_splitting_for_another_rank_balances_the_costs():
     # One micro-batch would hold all; two ranks get one each, of 1 x 40 and 3 x 10 tokens a side.
-    ranks = spread(np.array([10, 40, 10, 10]), 2, 1_000)
+    ranks = spread(pairs(10, 40, 10, 10), 2, 1_000)
 
     assert sorted(sorted(members.tolist()) for ((members, _),) in ranks) == [[0, 2, 3], [1]]
 
 
-@given(
-    st.lists(st.integers(1, 60), min_size=1, max_size=8).map(np.array), st.integers(1, 9), budgets
-)
-def test_ranks_beyond_the_number_of_pairs_repeat_a_pair_that_does_not_count(
-    lengths: np.ndarray, more: int, budget: int
+@given(padded_groups.filter(lambda groups: len(groups) <= 8), st.integers(1, 9), budgets)
+def test_ranks_beyond_the_number_of_groups_repeat_a_group_that_does_not_count(
+    groups: Padded, more: int, budget: int
 ):
-    ranks = spread(lengths, len(lengths) + more, budget)
+    ranks = spread(groups, len(groups) + more, budget)
 
     assert [len(micro_batches) for micro_batches in ranks] == [1] * len(ranks)
     idle = [members for ((members, weight),) in ranks if weight == 0.0]
     assert len(idle) == more
     for members in idle:
-        assert lengths[members].tolist() == [lengths.min()]  # the cheapest one
+        assert groups.costs[members].tolist() == [groups.costs.min()]  # the cheapest one
 
 
-@given(lengths_of_pairs, world_sizes, budgets)
-def test_a_pair_is_repeated_only_if_there_are_fewer_pairs_than_micro_batches(
-    lengths: np.ndarray, world_size: int, budget: int
+@given(padded_groups, world_sizes, budgets)
+def test_a_group_is_repeated_only_if_there_are_fewer_groups_than_micro_batches(
+    groups: Padded, world_size: int, budget: int
 ):
-    ranks = spread(lengths, world_size, budget)
+    ranks = spread(groups, world_size, budget)
 
     weights = [weight for micro_batches in ranks for _, weight in micro_batches]
-    assert weights.count(0.0) == max(len(weights) - len(lengths), 0)
+    assert weights.count(0.0) == max(len(weights) - len(groups), 0)
 
 
 def test_a_micro_batch_is_halved_if_a_rank_would_have_none():
     # In fours, 16 equal pairs make 4 micro-batches, in threes 6; five ranks need 5.
-    ranks = spread(np.full(16, 10), 5, 1_000)
+    ranks = spread(pairs(*[10] * 16), 5, 1_000)
 
     assert sorted(len(members) for ((members, _),) in ranks) == [2, 2, 4, 4, 4]
 
 
 def test_ranks_take_turns_at_the_costliest_micro_batch():
-    ranks = spread(np.array([40, 30, 20, 10]), 2, 1)  # every pair stands alone
+    ranks = spread(pairs(40, 30, 20, 10), 2, 1)  # every pair stands alone
 
     assert [[members.tolist() for members, _ in batches] for batches in ranks] == [
         [[0], [3]],
@@ -187,9 +222,24 @@ def test_ranks_take_turns_at_the_costliest_micro_batch():
     ]
 
 
-@given(lengths_of_pairs, world_sizes, budgets)
-def test_spreading_twice_gives_the_same(lengths: np.ndarray, world_size: int, budget: int):
-    first, second = (spread(lengths, world_size, budget) for _ in range(2))
+def test_a_long_list_takes_the_room_of_several_pairs():
+    # Of 10 tokens each; 60 tokens hold a list of four and one pair, or three pairs.
+    (micro_batches,) = spread(Padded(np.full(5, 10), np.array([2, 4, 2, 2, 2])), 1, 60)
+
+    assert plain([micro_batches]) == [[([0, 1], 1.0), ([2, 3, 4], 1.0)]]
+
+
+def test_the_filler_is_the_cheapest_group_and_not_the_one_with_the_shortest_conversation():
+    groups = Padded(np.array([12, 10]), np.array([1, 5]))  # 12 tokens, and 50
+
+    ranks = spread(groups, 3, 100)
+
+    assert plain(ranks) == [[([1], 1.0)], [([0], 1.0)], [([0], 0.0)]]
+
+
+@given(padded_groups, world_sizes, budgets)
+def test_spreading_twice_gives_the_same(groups: Padded, world_size: int, budget: int):
+    first, second = (spread(groups, world_size, budget) for _ in range(2))
 
     assert plain(first) == plain(second)
 
@@ -240,7 +290,7 @@ def fewest_packed(tokens: np.ndarray, budget: int) -> int:
 attention_weights = st.sampled_from([0.0, 0.01, 0.3])
 
 
-@given(lengths_of_pairs, world_sizes, budgets, attention_weights)
+@given(tokens_of_groups, world_sizes, budgets, attention_weights)
 def test_packed_every_rank_has_the_same_number_of_micro_batches_and_none_is_empty(
     tokens: np.ndarray, world_size: int, budget: int, weight: float
 ):
@@ -251,8 +301,8 @@ def test_packed_every_rank_has_the_same_number_of_micro_batches_and_none_is_empt
     assert min(len(members) for batches in ranks for members, _ in batches) >= 1
 
 
-@given(lengths_of_pairs, world_sizes, budgets, attention_weights)
-def test_packed_each_pair_counts_exactly_once(
+@given(tokens_of_groups, world_sizes, budgets, attention_weights)
+def test_packed_each_group_counts_exactly_once(
     tokens: np.ndarray, world_size: int, budget: int, weight: float
 ):
     ranks = pack(tokens, world_size, budget, with_attention(tokens, weight))
@@ -263,8 +313,8 @@ def test_packed_each_pair_counts_exactly_once(
     assert sorted(counted) == list(range(len(tokens)))
 
 
-@given(lengths_of_pairs, world_sizes, budgets, attention_weights)
-def test_packed_every_micro_batch_is_within_the_budget_unless_it_is_a_single_pair(
+@given(tokens_of_groups, world_sizes, budgets, attention_weights)
+def test_packed_every_micro_batch_is_within_the_budget_unless_it_is_a_single_group(
     tokens: np.ndarray, world_size: int, budget: int, weight: float
 ):
     for batches in pack(tokens, world_size, budget, with_attention(tokens, weight)):
@@ -327,7 +377,7 @@ def test_packed_tokens_are_balanced_if_balancing_costs_breaks_the_budget():
 
 
 @given(
-    lengths_of_pairs.filter(lambda tokens: len(tokens) > 1),
+    tokens_of_groups.filter(lambda tokens: len(tokens) > 1),
     world_sizes,
     attention_weights,
 )
@@ -358,10 +408,10 @@ def test_packed_the_work_of_attention_is_balanced():
     assert held(by_tokens) == [[4, 4, 4], [4, 8]]
 
 
-def lognormal_pairs(seed: int, num_pairs: int) -> np.ndarray:
+def lognormal_pairs(seed: int, num_groups: int) -> np.ndarray:
     """Return token counts like those of chats: median 650, one in a hundred over 4,000."""
     rng = np.random.default_rng(seed)
-    return np.clip(rng.lognormal(6.5, 0.8, num_pairs), 20, 8_192).astype(int)
+    return np.clip(rng.lognormal(6.5, 0.8, num_groups), 20, 8_192).astype(int)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2e-5, 1e-4])
@@ -388,7 +438,7 @@ def test_packed_256_pairs_of_usual_lengths_take_no_more_micro_batches_than_neede
     assert len(ranks[0]) == -(-int(tokens.sum()) // (8 * 16_384))
 
 
-@given(lengths_of_pairs, world_sizes, budgets, attention_weights)
+@given(tokens_of_groups, world_sizes, budgets, attention_weights)
 def test_packed_ranks_that_wait_for_each_other_have_the_nearest_costs(
     tokens: np.ndarray, world_size: int, budget: int, weight: float
 ):
@@ -408,7 +458,7 @@ def test_packed_ranks_take_turns_at_the_costliest_micro_batch():
     ]
 
 
-@given(lengths_of_pairs, world_sizes, budgets)
+@given(tokens_of_groups, world_sizes, budgets)
 def test_packed_the_smallest_pair_is_repeated_if_there_are_fewer_pairs_than_micro_batches(
     tokens: np.ndarray, world_size: int, budget: int
 ):
@@ -434,7 +484,7 @@ def test_packed_three_pairs_on_five_ranks_repeat_the_smallest_twice():
     ]
 
 
-@given(lengths_of_pairs, world_sizes, budgets, attention_weights)
+@given(tokens_of_groups, world_sizes, budgets, attention_weights)
 def test_packing_twice_gives_the_same(
     tokens: np.ndarray, world_size: int, budget: int, weight: float
 ):
@@ -444,7 +494,7 @@ def test_packing_twice_gives_the_same(
     assert plain(first) == plain(second)
 
 
-@given(lengths_of_pairs, world_sizes, budgets)
+@given(tokens_of_groups, world_sizes, budgets)
 def test_packed_the_unit_of_costs_does_not_matter(tokens: np.ndarray, world_size: int, budget: int):
     costs = with_attention(tokens, 0.25)  # exact in binary, so that equal costs stay equal
 

@@ -10,16 +10,16 @@ from tables import builtin_table
 
 from rm_ray.batches.loading import LoadedMicroBatch, load_step
 from rm_ray.batches.plan import PlanSettings
-from rm_ray.batches.stream import PlannedPairs, RankStream, take_steps
+from rm_ray.batches.stream import PlannedGroups, RankStream, take_steps
 from rm_ray.data.cache.token_parts import TokenParts
 from rm_ray.storage import Storage
 
 SETTINGS = PlanSettings(global_batch_size=12, tokens_per_micro_batch=150)
 
 
-def planned(folder: Path) -> PlannedPairs:
+def planned(folder: Path) -> PlannedGroups:
     parts = TokenParts(key="key", parts=Storage.open(str(folder)), origins=("rows",))
-    return PlannedPairs(cache=parts, settings=SETTINGS)
+    return PlannedGroups(cache=parts, settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")

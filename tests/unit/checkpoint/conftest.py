@@ -61,7 +61,7 @@ def content() -> Callable[..., CheckpointContent]:
                 ledger=ledger,
                 skipped=frozenset({8, 3}),
             ),
-            reference_rewards={"pairs": [{"chosen_reward": 1.0}]},
+            reference_rewards={"scored": [{"reward": 1.0}]},
             settings={"run": {"name": "saved"}},
             plan_fingerprint="plan",
             mlflow_run_id="mlflow-id",

@@ -59,11 +59,11 @@ def test_a_ledger_continues_counting_after_a_round_trip(ledger: Ledger, data: st
     assert again.counts.tolist() == ledger.counts.tolist()
 
 
-@pytest.mark.parametrize("num_pairs", [1, 7, 8, 9, 1_001])
-def test_untrained_pairs_stay_at_zero_through_a_round_trip(num_pairs: int):
-    ledger = stored(Ledger.empty(num_pairs))
+@pytest.mark.parametrize("num_groups", [1, 7, 8, 9, 1_001])
+def test_untrained_pairs_stay_at_zero_through_a_round_trip(num_groups: int):
+    ledger = stored(Ledger.empty(num_groups))
 
-    assert ledger.counts.tolist() == [0] * num_pairs
+    assert ledger.counts.tolist() == [0] * num_groups
     assert ledger.bounds == {"least": 0, "most": 0}
 
 
@@ -84,43 +84,43 @@ def test_an_unknown_pair_is_an_error():
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 3), st.randoms())
 def test_the_sum_over_ranks_is_what_one_rank_would_have_counted(
-    num_pairs: int, world_size: int, num_epochs: int, random: Random
+    num_groups: int, world_size: int, num_epochs: int, random: Random
 ):
-    alone = Ledger.empty(num_pairs)
-    ranks = [Ledger.empty(num_pairs) for _ in range(world_size)]
+    alone = Ledger.empty(num_groups)
+    ranks = [Ledger.empty(num_groups) for _ in range(world_size)]
 
     for epoch in range(num_epochs):
-        order = epoch_order(num_pairs, seed=1, epoch=epoch)
+        order = epoch_order(num_groups, seed=1, epoch=epoch)
         alone.add(order)
         for pair in order:
             random.choice(ranks).add(np.array([pair]))
     together = Ledger(counts=np.sum([rank.counts for rank in ranks], axis=0, dtype=np.int32))
 
-    assert together.counts.tolist() == alone.counts.tolist() == [num_epochs] * num_pairs
-    together.check(num_pairs * num_epochs)
+    assert together.counts.tolist() == alone.counts.tolist() == [num_epochs] * num_groups
+    together.check(num_groups * num_epochs)
 
 
 def test_counts_continue_with_another_number_of_ranks():
     """Rank 0 continues from the checkpoint's sum, and every other rank from zero."""
-    order, num_pairs = epoch_order(12, seed=0, epoch=0), 12
-    kept = Ledger.empty(num_pairs)
+    order, num_groups = epoch_order(12, seed=0, epoch=0), 12
+    kept = Ledger.empty(num_groups)
     for world_size, steps in ((3, order[:5]), (1, order[5:6]), (4, order[6:])):
-        ranks = [stored(kept)] + [Ledger.empty(num_pairs) for _ in range(world_size - 1)]
+        ranks = [stored(kept)] + [Ledger.empty(num_groups) for _ in range(world_size - 1)]
         for i, pair in enumerate(steps):
             ranks[i % world_size].add(np.array([pair]))
         kept = Ledger(counts=np.sum([rank.counts for rank in ranks], axis=0, dtype=np.int32))
         kept.check(int(kept.counts.sum()))
 
-    assert kept.counts.tolist() == [1] * num_pairs
+    assert kept.counts.tolist() == [1] * num_groups
 
 
 @given(st.integers(1, 30), st.integers(1, 7), st.integers(1, 3))
-def test_every_step_of_a_run_passes_the_check(num_pairs: int, batch: int, num_epochs: int):
-    ledger, episode = Ledger.empty(num_pairs), 0
+def test_every_step_of_a_run_passes_the_check(num_groups: int, batch: int, num_epochs: int):
+    ledger, episode = Ledger.empty(num_groups), 0
     ledger.check(0)
     for epoch in range(num_epochs):
-        order = epoch_order(num_pairs, seed=0, epoch=epoch)
-        for first, end in pairwise([*range(0, num_pairs, batch), num_pairs]):
+        order = epoch_order(num_groups, seed=0, epoch=epoch)
+        for first, end in pairwise([*range(0, num_groups, batch), num_groups]):
             ledger.add(order[first:end])
             episode += end - first
             ledger.check(episode)
@@ -178,9 +178,9 @@ def test_a_ledger_that_does_not_match_the_episode_is_found(ledger: Ledger, off: 
 
 def test_a_million_pairs_take_a_bit_each(tmp_path: Path):
     path = tmp_path / "trained_pairs.npz"
-    num_pairs = 1_000_000
-    ledger = Ledger(counts=np.full(num_pairs, 3, dtype=np.int32))
-    ledger.add(epoch_order(num_pairs, seed=0, epoch=3)[: num_pairs // 2])
+    num_groups = 1_000_000
+    ledger = Ledger(counts=np.full(num_groups, 3, dtype=np.int32))
+    ledger.add(epoch_order(num_groups, seed=0, epoch=3)[: num_groups // 2])
 
     ledger.write(path)
 
@@ -203,13 +203,13 @@ def test_no_entry_of_the_file_is_pickled(tmp_path: Path):
     with np.load(path, allow_pickle=False) as entries:
         kinds = {name: entries[name].dtype.kind for name in entries}
 
-    assert kinds.keys() == {"passes", "num_pairs", "bits"}
+    assert kinds.keys() == {"passes", "num_groups", "bits"}
     assert set(kinds.values()) <= {"i", "u"}
 
 
 def test_a_pickled_entry_is_not_loaded(tmp_path: Path):
     path = tmp_path / "trained_pairs.npz"
-    np.savez(path, passes=0, num_pairs=1, bits=np.array([{"an": "object"}], dtype=object))
+    np.savez(path, passes=0, num_groups=1, bits=np.array([{"an": "object"}], dtype=object))
 
     with pytest.raises(ValueError, match="allow_pickle"):
         Ledger.read(path)

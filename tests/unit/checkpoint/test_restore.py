@@ -78,3 +78,13 @@ def test_a_file_is_needed_if_it_holds_an_element_of_this_rank(mine, stored):
     expected = any(elements & set(range(*extent)) for extent in stored)
     assert overlaps({"weight": mine}, {"weight": stored}) == expected
     assert not overlaps({"other": mine}, {"weight": stored})
+
+
+def test_a_checkpoint_without_the_hash_of_its_base_is_reported(
+    saved, run_folder, make_engine, caplog
+):
+    _, _, found = saved
+    restore_checkpoint(run_folder, found, make_engine())
+    assert "hash" not in caplog.text
+    restore_checkpoint(run_folder, found, make_engine(), base_hash="1" * 64)
+    assert f"{found.name} holds only what is trained, and no hash of its base model" in caplog.text

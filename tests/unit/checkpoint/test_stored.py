@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,3 +113,25 @@ def test_a_failing_storage_keeps_old_checkpoints_for_now(
     stored.prune()
     assert steps(run_folder) == [2, 4, 6]
     assert "keeping old checkpoints for now: away" in caplog.text
+
+
+def test_metrics_that_arrive_late_decide_what_stays(stored: StoredCheckpoints, run_folder: Storage):
+    losses = {2: 0.5, 4: 0.3, 6: 0.4}
+
+    def add_metrics(intact: Sequence[Checkpoint]) -> list[Checkpoint]:
+        return [
+            replace(one, manifest=replace(one.manifest, metrics={"eval/rm/loss": losses[step]}))
+            if (step := one.manifest.step) in losses
+            else one
+            for one in intact
+        ]
+
+    stored.add_metrics = add_metrics
+    for step in (2, 4, 6, 8):
+        name = write_checkpoint(run_folder, step, attempt=2).name
+        manifest = read_manifest(run_folder, name)
+        assert manifest is not None
+        stored.add(Checkpoint(name=name, manifest=manifest))
+    stored.prune()
+    assert steps(run_folder) == [4, 8]
+    assert stored.best == run_folder.join("checkpoint_00000004_0002")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_ray.cluster import ray_cluster
-from rm_ray.cluster.ray_cluster import fit_to_machines
+from rm_ray.cluster.ray_cluster import count_fitting_runs, fit_to_machines
 from rm_ray.commands.train import parse_command
 from rm_ray.config.recipe import parse_config
 from rm_ray.config.sections.cluster import ClusterConfig
@@ -266,6 +266,22 @@ def test_a_worker_that_fits_on_no_single_machine_is_refused():
     )
 
 
+def test_an_evaluator_s_cpus_are_left_to_it():
+    three = [resources(cpus=3)]
+    assert fit_to_machines(ClusterConfig(num_workers=1), three, evaluator_cpus=1).num_workers == 1
+    ranged = ClusterConfig(num_workers="1-9")
+    assert fit_to_machines(ranged, [resources(cpus=8)], evaluator_cpus=3).num_workers == 4
+    with pytest.raises(InputError) as caught:
+        fit_to_machines(ClusterConfig(num_workers=2), three, evaluator_cpus=1)
+    assert str(caught.value) == (
+        "cluster.num_workers x cluster.cpus_per_worker is 2 x 1, and Ray Data needs 1 more CPU, "
+        "and the evaluator 1: 4 CPUs, each worker's on one machine, but the cluster has 0 GPUs "
+        "and 3 CPUs; request fewer, or evaluate with --evaluation.where within"
+    )
+    with pytest.raises(InputError, match=r"evaluation\.cpus is 4, all on one machine, but"):
+        fit_to_machines(ClusterConfig(num_workers=1), three * 4, evaluator_cpus=4)
+
+
 @pytest.mark.parametrize("use_gpu", [None, True])
 def test_a_worker_has_its_gpu_and_its_cpus_on_one_machine(use_gpu: bool | None):
     config = ClusterConfig(num_workers="1-9", cpus_per_worker=2, use_gpu=use_gpu)
@@ -332,3 +348,34 @@ def test_a_ray_that_starts_too_slowly_is_a_lost_attempt(monkeypatch):
     with pytest.raises(LostError, match="did not start in time") as caught:
         ray_cluster.start_local(num_cpus=1)
     assert caught.value.signature == ""  # so it may be retried repeatedly
+
+
+@pytest.mark.parametrize(
+    ("config", "machines", "count"),
+    [
+        (ClusterConfig(num_workers=2), [resources(cpus=9)], 4),  # one CPU is Ray Data's
+        (ClusterConfig(num_workers=1, cpus_per_worker=2), [resources(cpus=4)], 1),
+        (ClusterConfig(num_workers=2), [resources(cpus=32, gpus=8)], 4),
+        (ClusterConfig(), [resources(cpus=32, gpus=8)], 1),
+        (ClusterConfig(num_workers="1-3"), [resources(cpus=32, gpus=7)], 2),
+        (ClusterConfig(num_workers=3), [resources(cpus=9, gpus=2), resources(cpus=9, gpus=4)], 2),
+    ],
+)
+def test_runs_that_fit_at_once_are_counted_by_their_workers(
+    config: ClusterConfig, machines: list[dict[str, float]], count: int
+):
+    assert count_fitting_runs(config, machines) == count
+
+
+@pytest.mark.parametrize(("evaluator_cpus", "count"), [(0, 4), (1, 2), (2, 2), (3, 1)])
+def test_each_run_needs_the_cpus_of_its_evaluator(evaluator_cpus: int, count: int):
+    config = ClusterConfig(num_workers=2)
+    found = count_fitting_runs(config, [resources(cpus=9)], evaluator_cpus=evaluator_cpus)
+    assert found == count
+    with pytest.raises(InputError, match="and the evaluator 7: 10 CPUs"):
+        count_fitting_runs(config, [resources(cpus=9)], evaluator_cpus=7)
+
+
+def test_runs_of_which_not_one_fits_are_refused():
+    with pytest.raises(InputError, match=r"cluster\.num_workers is 3 with one GPU each"):
+        count_fitting_runs(ClusterConfig(num_workers=3), [resources(cpus=9, gpus=2)])

@@ -1,5 +1,6 @@
 """``--help`` of every command: complete, and without slow imports."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -24,12 +25,19 @@ finally:
 """
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_help_needs_no_slow_imports(name):
+@functools.cache
+def ask_for_help(name):
+    """Return the page of a command, and the modules that it imported."""
     command = [sys.executable, "-c", CODE, str(ROOT / "jobs" / f"{name}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"usage: python jobs/{name}.py [-h]")
-    assert HEAVY & set(json.loads(done.stderr.splitlines()[-1])) == set()
+    return done.stdout, set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_needs_no_slow_imports(name):
+    page, imported = ask_for_help(name)
+    assert page.startswith(f"usage: python jobs/{name}.py [-h]")
+    assert HEAVY & imported == set()
 
 
 def test_every_script_runs_the_command_of_its_name():
@@ -42,8 +50,7 @@ def test_every_script_runs_the_command_of_its_name():
 
 @pytest.mark.parametrize("name", ["train", "preflight", "inspect"])
 def test_help_explains_every_setting(name):
-    command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"]
-    page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    page, _ = ask_for_help(name)
     for section, fields in TrainConfig().to_dict().items():
         for field in fields:
             option = page.partition(f"--{section}.{field}")[2]

@@ -39,6 +39,18 @@ def test_the_rows_of_a_recipe_are_shown_as_text(tmp_path: Path, capsys: pytest.C
     assert "tokens per conversation:" in out
 
 
+def test_rows_that_are_excluded_are_shown_as_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = write(tmp_path / "a.jsonl", ROWS)
+    named = {"origin": str(path), "row": 2, "reason": "duplicates"}
+    excluded = write(tmp_path / "duplicates.jsonl", [named])
+    assert main(["--data", str(path), "--data.exclude", str(excluded), "--rows", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "1 pairs of 4 rows" in out
+    assert f"row 2 of {path}: refused, excluded: duplicates" in out
+
+
 def test_bad_input_exits_with_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["--data", str(tmp_path / "gone.jsonl")]) == 2
     assert "no such file" in capsys.readouterr().out
@@ -83,3 +95,35 @@ def test_only_the_held_out_pairs_may_have_a_mapped_column(
     assert main([*sources, "--data.columns", "prompt=question"]) == 0
     assert f"row 0 of {held_out}" not in capsys.readouterr().out
     assert main([*sources, "--data.columns", "prompt=nope"]) == 2
+
+
+def test_a_source_of_which_every_row_is_refused_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    same = str(write(tmp_path / "same.jsonl", [ROWS[1], ROWS[1], ROWS[3]]))
+
+    assert main(["--data", same]) == 2
+
+    out = capsys.readouterr().out
+    assert "0 pairs of 3 rows" in out
+    assert (
+        "error: nothing is left to train on; all 3 rows were refused (2 identical responses, "
+        "1 too long)" in out
+    )
+    assert main(["--data", same, str(write(tmp_path / "good.jsonl", ROWS[:1]))]) == 0
+
+
+def test_rows_whose_labels_another_column_reverses_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rated = [
+        {"prompt": f"Why {i}?", "chosen": "So.", "rejected": "No.", "score_chosen": score,
+         "score_rejected": 5.0}
+        for i, score in enumerate((8.0, 3.0, 5.0, 4.0))
+    ]  # fmt: skip
+
+    assert main(["--data", str(write(tmp_path / "a.jsonl", rated)), "--rows", "0"]) == 0
+
+    said = "THE REJECTED RESPONSE IS SAID TO BE BETTER in 2 of 4 rows "
+    said += "('score_chosen' is below 'score_rejected', the first of them row 1)"
+    assert said in capsys.readouterr().out

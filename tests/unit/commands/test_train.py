@@ -29,3 +29,14 @@ def test_the_summary_shows_metrics_speed_and_places() -> None:
     for name in ("export", "last_checkpoint", "best_checkpoint", "plots", "mlflow_view"):
         assert RESULT[name] in page
     assert "/runs/a-run/result.json" in page
+
+
+def test_the_summary_has_a_line_for_each_named_set() -> None:
+    metrics = {**RESULT["metrics"], "eval/chat/accuracy": 0.5, "eval/chat/loss": 0.625}
+    sets = {"chat": 1_200, "code": 3}
+    page = run_summary({**RESULT, "metrics": metrics, "eval_pairs_by_set": sets})
+    lines = [line.split() for line in page.splitlines()]
+    assert ["chat", "accuracy", "0.5000,", "loss", "0.6250", "over", "1,200"] in lines
+    assert ["code", "not", "evaluated", "over", "3"] in lines
+    added = set(page.splitlines()) - set(run_summary(RESULT).splitlines())
+    assert len(added) == 2

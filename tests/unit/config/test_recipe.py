@@ -5,6 +5,10 @@ import pytest
 import yaml
 from given_settings import NOTHING_AT_ITS_DEFAULT, refusal_of, write_recipe
 
+from rm_ray.commands.evaluate import main as evaluate
+from rm_ray.commands.inspect import main as inspect
+from rm_ray.commands.score import main as score
+from rm_ray.commands.sweep import main as sweep
 from rm_ray.commands.train import parse_command
 from rm_ray.config.fields import flatten
 from rm_ray.config.recipe import read_recipe
@@ -285,6 +289,19 @@ def test_columns_in_a_recipe_may_be_a_mapping_or_a_list(tmp_path: Path):
     assert command.config.data.rules.columns == {"prompt": "question", "chosen": "a=b"}
 
 
+def test_weights_in_a_recipe_may_be_a_mapping_or_a_list(tmp_path: Path):
+    for text in ("{helpfulness: 0.65, verbosity: -1}", "[helpfulness=0.65, verbosity=-1]"):
+        recipe = write_recipe(tmp_path, f"data: {{score_weights: {text}}}")
+        assert read_recipe(recipe).data.score_weights == ("helpfulness=0.65", "verbosity=-1")
+
+    recipe = write_recipe(tmp_path, "data: {score_weights: {helpfulness: 1e-3}}")  # YAML's text
+    assert read_recipe(recipe).data.rules.score_weights == (("helpfulness", 1e-3),)
+    with pytest.raises(InputError, match=r"data\.score_weights must be a list of ATTRIBUTE=WEIGHT"):
+        read_recipe(write_recipe(tmp_path, "data: {score_weights: {helpfulness: high}}"))
+    with pytest.raises(InputError, match="score_weights"):
+        read_recipe(write_recipe(tmp_path, "data: {score_weights: {helpfulness: true}}"))
+
+
 def test_an_unquoted_date_becomes_a_string(tmp_path: Path):
     for day in ("2024-01-02", "'2024-01-02'"):
         recipe = write_recipe(tmp_path, f"data:\n  template_date: {day}\n")
@@ -312,3 +329,52 @@ def test_a_recipe_nested_too_deeply_is_refused_in_one_line(text: str, tmp_path: 
 
     assert "must contain sections with fields" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_sets_in_a_recipe_may_be_a_mapping_or_a_list(tmp_path: Path):
+    listed = ("chat=a.jsonl", "bench=b.parquet=400", "bench=c.jsonl")
+    for text in (
+        "{chat: a.jsonl, bench: [b.parquet=400, c.jsonl]}",
+        "[chat=a.jsonl, bench=b.parquet=400, bench=c.jsonl]",
+    ):
+        recipe = write_recipe(tmp_path, f"evaluation: {{sets: {text}}}")
+        assert read_recipe(recipe).evaluation.sets == listed
+    assert parse_command(["--evaluation.sets", *listed]).config.evaluation.sets == listed
+    one = write_recipe(tmp_path, "evaluation: {sets: chat=a.jsonl}")
+    assert read_recipe(one).evaluation.sets == ("chat=a.jsonl",)
+    two = write_recipe(tmp_path, "evaluation: {sets: chat=my dir/a=b.jsonl  bench=b.parquet=400}")
+    assert read_recipe(two).evaluation.sets == ("chat=my dir/a=b.jsonl", "bench=b.parquet=400")
+    assert parse_command(["--recipe", str(one), "--evaluation.sets"]).config.evaluation.sets == ()
+    empty = write_recipe(tmp_path, "evaluation:\n  sets:\n")
+    assert read_recipe(empty) == TrainConfig()
+
+
+@pytest.mark.parametrize("text", ["{chat: 5}", "{chat: []}", "{chat: [1]}", "5", "{chat: }"])
+def test_sets_of_another_type_are_refused(text: str, tmp_path: Path):
+    with pytest.raises(InputError, match=r"evaluation\.sets"):
+        read_recipe(write_recipe(tmp_path, f"evaluation: {{sets: {text}}}"))
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "flag"),
+    [
+        (evaluate, ["--model", "a", "--data", "x", "--model", "b"], "model"),
+        (evaluate, ["--model", "a", "--data=x", "--data=y"], "data"),
+        (score, ["--model", "a", "--output", "o", "--data", "x", "--data", "y"], "data"),
+        (
+            sweep,
+            ["--data.ignore-columns", "a", "--data.ignore_columns", "b"],
+            "data.ignore_columns",
+        ),
+        (inspect, ["--data", "x", "--data", "y"], "data"),
+    ],
+)
+def test_a_repeated_option_that_takes_a_list_is_refused(main, arguments, flag, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().out
+    assert f"--{flag} is given 2 times, of which only the last would count" in said
+
+
+def test_a_repeated_option_of_one_value_counts_as_given_last():
+    options = ["--optimizer.learning_rate", "1e-3", "--optimizer.learning_rate", "1e-4"]
+    assert parse_command(options).config.optimizer.learning_rate == 1e-4

@@ -3,10 +3,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from given_settings import NOTHING_AT_ITS_DEFAULT, refusal_of
+from given_settings import NOTHING_AT_ITS_DEFAULT, OTHER_DATA, OTHER_OBJECTIVES, refusal_of
 
 from rm_ray.config.fields import flatten
 from rm_ray.config.recipe import parse_config
+from rm_ray.config.sections.lora import LoraConfig
+from rm_ray.config.sections.model import ModelConfig
 from rm_ray.config.sections.optimizer import OptimizerConfig
 from rm_ray.config.train_config import AUTO_NAMES, MAY_CHANGE_NAMES, ResolvedConfig, TrainConfig
 from rm_ray.errors import InputError
@@ -28,7 +30,9 @@ def settled_values(config: ResolvedConfig) -> tuple[Any, ...]:
     return tuple(values[name] for name in AUTO_NAMES)
 
 
-@pytest.mark.parametrize("config", [TrainConfig(), NOTHING_AT_ITS_DEFAULT])
+@pytest.mark.parametrize(
+    "config", [TrainConfig(), NOTHING_AT_ITS_DEFAULT, OTHER_DATA, *OTHER_OBJECTIVES]
+)
 def test_a_config_survives_a_dictionary_and_json(config: TrainConfig):
     assert parse_config(config.to_dict()) == config
     assert parse_config(json.loads(json.dumps(config.to_dict()))) == config
@@ -43,9 +47,16 @@ def test_a_config_as_json_survives_a_round_trip():
 
 
 def test_the_round_trip_covers_every_field():
-    default, other = flatten(TrainConfig().to_dict()), flatten(NOTHING_AT_ITS_DEFAULT.to_dict())
+    default = flatten(TrainConfig().to_dict())
+    # The head alone excludes adapters.
+    head = TrainConfig(
+        model=ModelConfig(trainable="head", gradient_checkpointing=True, activation_offloading=True)
+    )
+    in_4_bits = TrainConfig(model=ModelConfig(quantization="nf4"), lora=LoraConfig(rank=1))
+    configs = (NOTHING_AT_ITS_DEFAULT, OTHER_DATA, head, in_4_bits, *OTHER_OBJECTIVES)
+    others = [flatten(config.to_dict()) for config in configs]
 
-    same = {name for name in default if default[name] == other[name]}
+    same = {name for name in default if all(default[name] == other[name] for other in others)}
 
     assert same == set()
 
@@ -95,7 +106,11 @@ def test_a_resumed_run_may_change_how_it_trains_but_not_what():
     assert MAY_CHANGE_NAMES == (
         "run.storage_path",
         "run.deterministic",
+        "run.keep_pair_losses",
         "model.gradient_checkpointing",
+        "model.activation_offloading",
+        "model.max_shard_size",
+        "lora.export",
         "optimizer.max_skipped_steps",
         "cluster.num_workers",
         "cluster.use_gpu",
@@ -103,6 +118,9 @@ def test_a_resumed_run_may_change_how_it_trains_but_not_what():
         "cluster.zero_stage",
         "cluster.offload",
         "cluster.zero_secondary_partition",
+        "evaluation.sets",
+        "evaluation.where",
+        "evaluation.cpus",
         "checkpoint.every_steps",
         "checkpoint.keep",
         "checkpoint.storage_patience_s",
@@ -157,3 +175,48 @@ def test_resolved_settings_are_written_like_requested_ones():
 def test_workers_are_counted_before_auto_is_resolved():
     with pytest.raises(AssertionError, match="workers are counted"):
         asked(num_workers="2-8").settle()
+
+
+def test_the_best_is_ranked_by_a_set_that_is_evaluated_on():
+    sets = {"evaluation": {"sets": ["chat=a.jsonl"]}}
+    own = {"data": {"train": ["mine.jsonl"]}}
+    for data in ({}, own):
+        best = {"checkpoint": {"keep_best_by": "eval/chat/accuracy"}}
+        assert parse_config({**data, **sets, **best}).checkpoint.ranking_set == "chat"
+    with pytest.raises(InputError, match=r"keep_best_by must be a metric of .*\(rm, chat\), got"):
+        parse_config({**sets, "checkpoint": {"keep_best_by": "eval/code/loss"}})
+    with pytest.raises(InputError, match=r"or a metric of eval/chat/, because data\.eval names no"):
+        parse_config({**own, **sets, "checkpoint": {"keep_best_by": "eval/rm/loss"}})
+
+
+HELD_OUT = {"data": {"eval": ["b.jsonl"]}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "rule"),
+    [
+        (
+            {"data": {"train": ["a.jsonl"]}},
+            "evaluation.where must be 'within' unless data.eval or evaluation.sets name",
+        ),
+        (HELD_OUT, "checkpoint.every_steps must be above 0 with evaluation.where 'beside'"),
+        (
+            HELD_OUT | {"checkpoint": {"every_steps": 4}, "evaluation": {"every_steps": 6}},
+            "evaluation.every_steps must be 0 for every checkpoint, or a multiple of "
+            "checkpoint.every_steps (4)",
+        ),
+    ],
+)
+def test_an_evaluator_needs_held_out_pairs_and_a_checkpoint_for_every_evaluation(
+    sections: dict[str, Any], rule: str
+):
+    evaluation = {"where": "beside", **sections.get("evaluation", {})}
+    assert rule in refusal_of({**sections, "evaluation": evaluation})
+
+
+@pytest.mark.parametrize("every", [0, 4, 8])
+def test_an_evaluator_takes_the_checkpoints_or_some_of_them(every: int):
+    evaluation = {"where": "beside", "every_steps": every, "cpus": 3}
+    config = parse_config({**HELD_OUT, "checkpoint": {"every_steps": 4}, "evaluation": evaluation})
+    assert (config.evaluates_beside, config.evaluator_cpus) == (True, 3)
+    assert (TrainConfig().evaluates_beside, TrainConfig().evaluator_cpus) == (False, 0)

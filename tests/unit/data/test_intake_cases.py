@@ -12,11 +12,12 @@ import pytest
 
 from rm_ray.config.recipe import read_recipe
 from rm_ray.config.sections.data import DataConfig
+from rm_ray.data.preferences.group_reading import read_group
 from rm_ray.data.rows.column_readings import refuse_lost_columns, sum_up
-from rm_ray.data.rows.pairs import Pair, read_pair
+from rm_ray.data.rows.groups import Group
 from rm_ray.data.rows.refusals import RefusedError
 from rm_ray.data.sources.mixture import SourceSpec, read_selected, select
-from rm_ray.data.tokens.pair_tokenizer import PairTokenizer
+from rm_ray.data.tokens.group_tokenizer import GroupTokenizer
 from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
 
@@ -30,7 +31,7 @@ def read_cases() -> list[Case]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def read(case: Case) -> list[tuple[Pair, list[str]]]:
+def read(case: Case) -> list[tuple[Group, list[str]]]:
     """Return the pairs of a case's sources, each with the texts of both conversations."""
     template = str(CASES / case["chat_template"]) if "chat_template" in case else None
     specs = [SourceSpec.parse(str(CASES / text)) for text in case["data"]]
@@ -39,21 +40,23 @@ def read(case: Case) -> list[tuple[Pair, list[str]]]:
         counts: dict[str, int] = {}
         for _, text in read_selected(selection):
             try:
-                pair, reading = read_pair(json.loads(text))
+                pair, reading = read_group(json.loads(text))
             except RefusedError:
                 continue
             pairs.append(pair)
             counts[reading.to_json()] = 1
         refuse_lost_columns([sum_up(selection.fragment.origin, counts)])
-    tokenizer = PairTokenizer(load_tokenizer("builtin", chat_template=template), DataConfig())
+    tokenizer = GroupTokenizer(load_tokenizer("builtin", chat_template=template), DataConfig())
     assert not [r for r in tokenizer.tokenize(pairs) if isinstance(r, RefusedError)]
     render = tokenizer.renderer.render
-    return [(pair, render([pair.chosen, pair.rejected], [pair.context] * 2)) for pair in pairs]
+    return [(pair, render(pair.conversations, [pair.context] * 2)) for pair in pairs]
 
 
-def conversations(pair: Pair, wanted: Case) -> Case:
+def conversations(pair: Group, wanted: Case) -> Case:
     """Return the values of a pair that a case names."""
-    values = {"chosen": pair.chosen, "rejected": pair.rejected, "margin": pair.margin}
+    chosen, rejected = pair.conversations
+    (comparison,) = pair.comparisons
+    values = {"chosen": chosen, "rejected": rejected, "margin": comparison.margin}
     return {name: values.get(name, pair.context.tools) for name in wanted}
 
 
@@ -70,7 +73,7 @@ def test_a_file_gives_the_result_its_case_expects(case: Case):
         return
     found = read(case)
     for pair, texts in found:
-        said = [message["content"] for message in pair.chosen if message.get("content")]
+        said = [message["content"] for message in pair.conversations[0] if message.get("content")]
         assert all(text in texts[0] for text in said)
         assert all(part in "".join(texts) for part in expected.get("rendered_has", []))
         assert len(said) == len(set(said)) or not expected.get("never_twice")

@@ -146,7 +146,7 @@ def test_the_line_warns_if_another_column_decides_which_response_is_chosen():
 @pytest.mark.parametrize(
     ("names", "hint"),
     [
-        (["question", "response_j", "response_k"], "chosen=response_j rejected=response_k"),
+        (["ask", "response_j", "response_k"], "chosen=response_j rejected=response_k"),
         (["prompt", "chosen_text", "rejected_text"], "chosen=chosen_text rejected=rejected_text"),
         (["context", "better", "worse"], "chosen=better rejected=worse prompt=context"),
         (["prompt", "response_a", "response_b", "winner"], "write 'chosen' and 'rejected' from it"),

@@ -9,7 +9,7 @@ import pytest
 
 from rm_ray.config.sections.run import RunConfig
 from rm_ray.config.train_config import TrainConfig
-from rm_ray.runs.layout import RESULT, RUN
+from rm_ray.runs.layout import FORMAT, RESULT, RUN
 from rm_ray.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,7 +55,8 @@ def test_an_attempt_reports_its_result(task: dict[str, Any], tmp_path: Path):
 def test_an_attempt_reports_wrong_input(task: dict[str, Any], config: TrainConfig, tmp_path: Path):
     before = config.to_json()
     before["data"]["max_length"] = 100
-    Storage.open(str(tmp_path)).folder("small").write_json(RUN, {"config": before})
+    run_folder = Storage.open(str(tmp_path)).folder("small")
+    run_folder.write_json(RUN, {"format": FORMAT, "config": before})
 
     (told,) = attempt(task)
     assert told["ending"] == "refused"

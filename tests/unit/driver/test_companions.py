@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,15 @@ from local_actor import LocalActor, use_local_actors
 from resolved_runs import builtin_run
 
 from rm_ray.driver import companions as companions_module
-from rm_ray.driver.companions import companions
+from rm_ray.driver.attempt_handle import AttemptHandle
+from rm_ray.driver.companions import Companions, companions, evaluator
 from rm_ray.driver.run_record import begin_record
+from rm_ray.driver.trainer import build_job
 from rm_ray.errors import LostError
 from rm_ray.preflight.resolved_run import ResolvedRun
 from rm_ray.runs.history import Record
 from rm_ray.tracking.channel import Channel, ChannelUpdate
+from rm_ray.worker.job import TrainJob
 
 RECORD = Record(step=1, kind="train", episode=8, hours=0.1, metrics={"train/rm/loss": 0.5})
 
@@ -85,3 +89,38 @@ def test_a_mirror_ends_with_the_workers_however_they_end(
         pass
 
     assert mirrors[1:] == ["mirror", "end mirror"]
+
+
+def beside_training(folder: Path, where: str) -> Any:
+    sections: dict[str, Any] = {
+        "data": {"eval": ["builtin:test"]},
+        "evaluation": {"where": where},
+        "checkpoint": {"every_steps": 2},
+    }
+    resolved = builtin_run(folder, **sections)
+    job = build_job(resolved, AttemptHandle(), run_key="key", channel=None)
+    beside = Companions(channel=None, channel_name="board-key-1", sender=None)  # type: ignore[arg-type]
+    return evaluator(resolved, job, beside)
+
+
+@pytest.mark.parametrize("error", [None, LostError("rank 1 died")])
+def test_an_evaluator_runs_beside_the_workers_and_ends_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+):
+    noted: list[Any] = []
+
+    def start(channel: str, job: TrainJob, streams: dict[str, Any]) -> str:
+        noted.extend([channel, [*streams]])
+        return "evaluator"
+
+    monkeypatch.setattr(companions_module, "start_evaluator", start)
+    monkeypatch.setattr(companions_module.ray, "kill", lambda actor: noted.append(f"end {actor}"))
+    with suppress(LostError), beside_training(tmp_path / "beside", "beside") as handle:
+        assert handle == "evaluator"
+        if error is not None:
+            raise error
+    assert noted == ["board-key-1", ["train", "eval"], "end evaluator"]
+
+    with beside_training(tmp_path / "within", "within") as handle:
+        assert handle is None
+    assert len(noted) == 3

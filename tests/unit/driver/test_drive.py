@@ -6,7 +6,7 @@ from rm_ray.config.sections.run import RunConfig
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.driver.drive import drive
 from rm_ray.errors import InputError
-from rm_ray.runs.layout import RESULT, RUN
+from rm_ray.runs.layout import FORMAT, RESULT, RUN
 from rm_ray.storage import Storage
 
 
@@ -33,7 +33,7 @@ def test_another_configuration_is_refused_before_ray_starts(
 ):
     before = config.to_json()
     before["data"]["max_length"] = 100
-    run_folder.write_json(RUN, {"config": before})
+    run_folder.write_json(RUN, {"format": FORMAT, "config": before})
 
     with pytest.raises(InputError, match=r"data\.max_length was 100 and is 2048"):
         drive(config)

@@ -16,8 +16,8 @@ Start = Callable[..., subprocess.Popen[str]]
 def test_a_stopped_worker_is_killed_too(start: Start):
     worker = start("echo begun; exec -a ray::RayTrainWorker sleep 60")
     assert worker.stdout.readline() == "begun\n"
-    while b"RayTrainWorker" not in Path(f"/proc/{worker.pid}/cmdline").read_bytes():
-        pass  # wait for exec
+    while not Path(f"/proc/{worker.pid}/cmdline").read_bytes().startswith(b"ray::"):
+        pass  # wait for exec: until then it is the shell, which names the worker too
     os.kill(worker.pid, signal.SIGSTOP)
 
     kill_worker(worker.pid)

@@ -20,10 +20,12 @@ def test_a_job_combines_the_resolved_run_and_the_attempt(tmp_path: Path):
     assert job.config is resolved.config
     assert (job.attempt, job.run_began, job.skipped) == (2, 40.0, {2})
     assert job.steps == resolved.plan.steps
-    assert job.eval_steps == resolved.eval_steps
     assert job.plan_fingerprint == resolved.identity["plan"]
-    assert job.eval_labels is not None
-    assert len(job.eval_labels.codes) == 8
+    (held_out,) = job.held_out
+    assert (held_out.name, held_out.dataset, held_out.prefix) == ("rm", "eval", "eval/rm")
+    assert held_out.steps == resolved.held_out_sets[0].steps
+    assert held_out.sources is not None
+    assert len(held_out.sources.codes) == 8
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,15 @@ def test_workers_read_the_training_pairs_as_planned_and_the_held_out_ones_once(t
     assert found["train"].settings == resolved.plan.settings
     assert found["eval"].settings.epochs == 1
     assert list(streams(builtin_run(tmp_path / "alone", num_held_out=0))) == ["train"]
+
+
+def test_each_named_set_is_a_stream_and_comes_after_the_default_one(tmp_path: Path):
+    resolved = builtin_run(tmp_path, named_sets={"more": 5, "fewer": 3}, optimizer={"epochs": 3})
+    job = build_job(resolved, AttemptHandle(), run_key="key", channel=None)
+
+    assert [one.name for one in job.held_out] == ["rm", "more", "fewer"]
+    assert [one.steps.num_groups for one in job.held_out] == [8, 5, 3]
+    found = streams(resolved)
+    assert list(found) == ["train", *(one.dataset for one in job.held_out)]
+    assert list(found)[2:] == ["eval/more", "eval/fewer"]
+    assert all(found[one.dataset].settings == one.steps.settings for one in job.held_out)

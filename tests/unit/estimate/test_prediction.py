@@ -10,7 +10,7 @@ import pytest
 from shapes import llama_8b, meta_classifier
 
 from rm_ray.batches.plan import Plan, PlanSettings
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.data.cache.group_tokens import GroupLengths
 from rm_ray.estimate.activations import ForwardPass
 from rm_ray.estimate.gpu_memory import usable_memory
 from rm_ray.estimate.gpu_speed import Compute
@@ -46,7 +46,7 @@ def some_plan() -> Plan:
     chosen, rejected = rng.integers(100, 900, (2, 1_024))
     prefix = rng.integers(0, 100, 1_024)
     return Plan(
-        lengths=PairLengths(chosen=chosen, rejected=rejected, prefix=prefix),
+        lengths=GroupLengths.of_pairs(chosen=chosen, rejected=rejected, prefix=prefix),
         settings=PlanSettings(global_batch_size=256, tokens_per_micro_batch=16_384),
     )
 
@@ -112,6 +112,42 @@ def test_a_second_partition_needs_several_full_machines():
     assert [second(workers) for workers in (8, 16, 20, 64)] == [0, 2, 0, 2]
 
 
+def test_activations_are_offloaded_where_nothing_else_fits_or_the_setting_says_so():
+    long = np.full(64, 30_000)
+    plan = Plan(
+        lengths=GroupLengths.of_pairs(chosen=long, rejected=long, prefix=np.zeros_like(long)),
+        settings=PlanSettings(global_batch_size=8, tokens_per_micro_batch=16_384),
+    )
+
+    def of(gigabytes: int, **setting: Any) -> list[Choice]:
+        _, choices = choices_of(
+            plan,
+            ModelFlops.of(meta_classifier(num_hidden_layers=32)),
+            llama_8b(),
+            replace(SETTING, attention="varlen", liger=True, world_size=8, **setting),
+            compute=COMPUTE,
+            network=NETWORK,
+            gpu_memory=gigabytes * 10**9,
+        )
+        return choices
+
+    def offloading(choices: list[Choice]) -> list[int]:
+        return [c.setting.zero_stage for c in choices if c.setting.activation_offloading]
+
+    assert offloading(of(200)) == []
+    # 64 GB: stage 3 recomputes within 49 GB, stage 2 would need 58 GB, or 44 GB with the host.
+    assert offloading(of(64)) == [2]
+    plain = prefer(of(64))
+    assert plain is not None and plain.setting.recomputation == "yes"
+    # 48 GB: only stage 3 with the host is left, which needs 34 GB.
+    best = prefer(of(48))
+    assert best is not None and best.setting.recomputation == "host"
+    assert offloading(of(48)) == [3]
+    asked = of(200, checkpointing=True, activation_offloading=True)
+    assert offloading(asked) == [0, 1, 2, 3]
+    assert [c.setting.recomputation for c in asked] == ["no"] * 4 + ["host"] * 4
+
+
 @pytest.mark.parametrize(("is_measured", "pads"), [(False, True), (True, False)])
 def test_padding_is_added_to_an_assumed_speed_but_not_to_a_measured_one(
     is_measured: bool, pads: bool
@@ -156,7 +192,7 @@ def test_the_recipe_uses_the_preferred_choice_and_its_longest_pair_fits(predicti
     )
     longest = np.array([recipe["data"]["max_length"]])
     assert recipe["batch"]["tokens_per_micro_batch"] == 2 * longest[0]
-    pair = PairLengths(chosen=longest, rejected=longest, prefix=np.array([0]))
+    pair = GroupLengths.of_pairs(chosen=longest, rejected=longest, prefix=np.array([0]))
     row = ForwardPass.of(pair, layout="packed", attention="varlen")
     needed = estimate(predict.architecture(), row, best.setting).device
     room = usable_memory(predict.GPU_MEMORY)

@@ -9,14 +9,24 @@ from hypothesis import strategies as st
 from shapes import llama_8b, meta_classifier
 
 from rm_ray.batches.plan import Plan, PlanSettings
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.config.sections.lora import LoraConfig
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.data.cache.group_tokens import GroupLengths
+from rm_ray.estimate.architecture import Architecture
 from rm_ray.estimate.gpu_speed import Compute
 from rm_ray.estimate.memory_setting import MemorySetting
 from rm_ray.estimate.network import Network
-from rm_ray.estimate.timing import Load, predict, sizes_around, update_seconds
+from rm_ray.estimate.timing import (
+    HOST_BANDWIDTH,
+    Load,
+    predict,
+    sizes_around,
+    update_seconds,
+)
 from rm_ray.estimate.traffic import DDP_BUCKET, traffic_of
 from rm_ray.estimate.workload import measure_workload
 from rm_ray.model.flops import ModelFlops
+from rm_ray.model.tuning.trainable import outline_trained
 from rm_ray.train.deepspeed_config import BUCKET
 
 COMPUTE = Compute(peak=1_000e12, reached=400e12, source="given")
@@ -51,6 +61,25 @@ def test_a_step_takes_its_passes_plus_the_traffic_they_do_not_hide():
     again = replace(SETTING, checkpointing=True)
     recomputed = predict(load(400e12), EIGHT_BILLION, again, compute=COMPUTE, network=NETWORK)
     assert recomputed.compute == pytest.approx(4 / 3)
+
+
+def test_inputs_of_layers_travel_to_the_host_and_back_and_nothing_hides_it():
+    recomputing = replace(SETTING, checkpointing=True)
+    work = replace(load(100e12, 300e12), tokens=64 * 10_000)
+    here, there = (
+        predict(
+            work,
+            EIGHT_BILLION,
+            replace(recomputing, activation_offloading=on),
+            compute=COMPUTE,
+            network=NETWORK,
+        )
+        for on in (False, True)
+    )
+    copies = 2 * 10_000 * 31 * 4_096 * 2 / HOST_BANDWIDTH  # 31 layers of bfloat16, 10,000 tokens
+    assert there.exposed - here.exposed == pytest.approx(copies)
+    assert there.traffic - here.traffic == pytest.approx(copies)
+    assert there.compute == here.compute
 
 
 @pytest.mark.parametrize(
@@ -125,7 +154,7 @@ def some_plan() -> Plan:
     chosen, rejected = rng.integers(100, 900, (2, 1_024))
     prefix = rng.integers(0, 100, 1_024)
     return Plan(
-        lengths=PairLengths(chosen=chosen, rejected=rejected, prefix=prefix),
+        lengths=GroupLengths.of_pairs(chosen=chosen, rejected=rejected, prefix=prefix),
         settings=PlanSettings(global_batch_size=256, tokens_per_micro_batch=16_384),
     )
 
@@ -140,6 +169,26 @@ def test_the_load_covers_the_slowest_rank_and_all_pairs():
     assert work.tokens == plan.lengths.distinct.sum()
     slowest = sum(sum(step) for step in work.slowest)
     assert each.sum() / 8 <= slowest < 1.2 * each.sum() / 8  # ranks have nearly the same work
+
+
+def test_frozen_weights_take_two_thirds_of_the_time_and_layers_below_a_third():
+    plan, classifier = some_plan(), meta_classifier(num_hidden_layers=4)
+
+    def compute(trainable: str, rank: int, *, recomputes: bool = False) -> float:
+        settings = ModelConfig(trainable=trainable), LoraConfig(rank=rank)
+        outline = outline_trained(classifier, *settings)
+        work = Load.of(plan, ModelFlops.of(outline), world_size=1, most_steps=4)
+        setting = replace(SETTING, world_size=1, checkpointing=recomputes)
+        time = predict(work, Architecture.of(outline), setting, compute=COMPUTE, network=NETWORK)
+        return time.compute
+
+    whole = compute("all", 0)
+    assert compute("all", 0, recomputes=True) == pytest.approx(whole * 4 / 3)
+    assert compute("all", 1) == pytest.approx(whole * 2 / 3, rel=0.02)
+    assert compute("all", 1, recomputes=True) == pytest.approx(whole, rel=0.02)
+    assert compute("head", 0) == pytest.approx(whole / 3, rel=1e-3)
+    assert compute("head", 0, recomputes=True) == pytest.approx(compute("head", 0))
+    assert whole / 3 < compute("last:2", 0) < compute("last:3", 0) < whole * 0.9
 
 
 def test_padding_takes_time_at_an_assumed_speed_but_is_no_useful_work():

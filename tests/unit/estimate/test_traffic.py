@@ -3,11 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from shapes import llama_8b
+from shapes import llama_8b, meta_classifier
 
+from rm_ray.config.sections.lora import LoraConfig
+from rm_ray.config.sections.model import ModelConfig
+from rm_ray.estimate.architecture import Architecture
 from rm_ray.estimate.memory_setting import MemorySetting
 from rm_ray.estimate.network import Network
-from rm_ray.estimate.traffic import NOTHING, Collective, traffic_of
+from rm_ray.estimate.traffic import NOTHING, Collective, Traffic, traffic_of
+from rm_ray.model.tuning.trainable import outline_trained
 
 SETTING = MemorySetting(dtype="bfloat16", zero_stage=2, world_size=64, on_gpu=True)
 EIGHT_BILLION = llama_8b()
@@ -44,6 +48,27 @@ def test_zero_3_does_not_gather_weights_again_that_it_kept():
     assert gathered(0) - gathered(2_000_000_000) == 2 * 1_000_000_000
     assert gathered(0) - gathered(3_000_000_000, checkpointing=True) == 2 * 1_000_000_000
     assert gathered(100 * NUMBERS) == 0
+
+
+def test_frozen_weights_are_gathered_but_their_gradients_do_not_exist():
+    def traffic(trainable: str, stage: int) -> Traffic:
+        outline = outline_trained(CLASSIFIER, ModelConfig(trainable=trainable), LoraConfig())
+        some = Architecture.of(outline)
+        setting = replace(SETTING, zero_stage=stage)
+        return traffic_of(some, setting, num_micro_batches=1, live=0)
+
+    trained = 4 * LAYER + 2 * 4_096
+    assert traffic("last:4", 0).total.reduced == 4 * trained
+    assert traffic("last:4", 2).update.gathered == 2 * trained
+    last, head, every = (traffic(part, 3) for part in ("last:4", "head", "all"))
+    assert last.forward == head.forward == every.forward
+    assert last.backward[0].gathered == pytest.approx(every.backward[0].gathered / 2, rel=1e-6)
+    assert last.backward[0].scattered == 2 * trained
+    assert (head.backward[0].gathered, head.backward[0].scattered) == (0, 2 * 4_096)
+
+
+CLASSIFIER = meta_classifier(num_hidden_layers=8)
+LAYER = 218_112_000
 
 
 def test_an_all_reduce_sends_twice_as_much_as_a_scatter_or_gather():

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from packed_shapes import of_shapes
 from shapes import lengths_of
 
 from rm_ray.batches.plan import Plan, PlanSettings
-from rm_ray.data.cache.pair_tokens import PairLengths
+from rm_ray.data.cache.group_tokens import GroupLengths, count_positions
 from rm_ray.estimate.activations import ForwardPass
-from rm_ray.estimate.workload import count_positions, in_layout, measure_workload
+from rm_ray.estimate.workload import in_layout, measure_workload
 from rm_ray.preflight.report.histogram import histogram
 
 SETTINGS = PlanSettings(global_batch_size=2, tokens_per_micro_batch=100, epochs=2, shuffle=False)
@@ -18,7 +19,7 @@ FOUR = lengths_of((30, 20, 10), (25, 25, 5), (60, 50, 20), (10, 10, 9))
 """Pairs of 40, 45, 90 and 11 distinct tokens."""
 
 
-def some_pairs(count: int, seed: int = 0) -> PairLengths:
+def some_pairs(count: int, seed: int = 0) -> GroupLengths:
     rng = np.random.default_rng(seed)
     sides = rng.integers(5, 120, size=(2, count))
     prefix = (rng.random(count) * sides.min(axis=0)).astype(int)
@@ -41,6 +42,28 @@ def test_padded_pairs_compute_the_length_of_the_longest_conversation_in_their_ba
     assert workload.computed == 2 * (2 * 30 + 2 * 25 + 2 * 60 + 2 * 10)
     assert workload.most_positions == 120
     assert count_positions(FOUR, "padded") == 2 * 4 * 60
+
+
+def test_groups_of_other_sizes_compute_each_distinct_token_once_or_as_many_rows_as_responses():
+    lengths = of_shapes([(10, 5, 6, 7), (0, 30), (4, 9, 8), (20, 1, 1, 1, 1, 1)]).lengths
+    assert lengths.distinct.tolist() == [28, 30, 21, 25]
+    settings = replace(SETTINGS, tokens_per_micro_batch=60)
+    plan = Plan(lengths=lengths, settings=settings)
+    packed = measure_workload(plan, world_size=1, most_steps=9)
+    assert (packed.distinct, packed.computed) == (2 * 104, 2 * 104)
+    assert (packed.most_positions, packed.most_micro_batches) == (58, 1)
+    padded = measure_workload(in_layout(plan, "padded"), world_size=1, most_steps=9)
+    # One group a micro-batch: 3 rows of 17, 1 of 30, 2 of 13 and 5 of 21.
+    assert padded.computed == 2 * (3 * 17 + 30 + 2 * 13 + 5 * 21)
+    assert padded.largest.conversations.tolist() == [21] * 5
+    assert count_positions(lengths, "padded") == 11 * 30
+
+
+def test_the_step_with_the_most_padded_positions_is_sampled():
+    shapes = [(0, 40), *[(0, 20, 20)] * 8, (0, *[15] * 5), *[(0, 20, 20)] * 7]
+    plan = Plan(lengths=of_shapes(shapes).lengths, settings=replace(SETTINGS, layout="padded"))
+    workload = measure_workload(plan, world_size=1, most_steps=1)
+    assert workload.most_positions == 5 * 15
 
 
 def test_sampled_steps_represent_all_steps_and_include_the_largest_pair():
@@ -73,6 +96,14 @@ def test_a_row_counts_the_keys_of_both_branches():
     assert grouped.keys >= 230
     padded = ForwardPass.of(FOUR, layout="padded", attention="sdpa")
     assert (padded.positions, padded.masked) == (8 * 60, 8 * 60**2)
+
+
+def test_a_row_of_other_sizes_counts_the_keys_of_every_branch():
+    lengths = of_shapes([(10, 5, 6, 7), (0, 30), (20, 1, 1, 1, 1, 1)]).lengths
+    row = ForwardPass.of(lengths, layout="packed", attention="varlen")
+    assert (row.positions, row.queries, row.keys) == (83, 83, 15 + 16 + 17 + 30 + 5 * 21)
+    padded = ForwardPass.of(lengths, layout="padded", attention="sdpa")
+    assert (padded.positions, padded.products) == (9 * 30, 9 * 30**2)
 
 
 def test_a_histogram_counts_everything_once():

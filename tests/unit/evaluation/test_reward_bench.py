@@ -8,6 +8,8 @@ from rm_ray.errors import InputError
 from rm_ray.evaluation.reward_bench import (
     SECTIONS,
     ScoredPrompt,
+    find_obstacle,
+    score_benchmark,
     score_reward_bench,
     score_reward_bench_2,
     score_ties,
@@ -110,3 +112,21 @@ def test_ties_with_other_ids_are_refused(name):
 def test_scores_lie_between_their_bounds(rows):
     found = score_reward_bench_2([prompt("Math", rewards) for rewards in rows])
     assert 0 <= found["Score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("subsets", "obstacle"),
+    [
+        (["math-prm", "hep-go"], None),
+        (["Focus", "Precise IF", "ties"], None),
+        ([], None),
+        (["law", "coding"], "'coding' is of neither RewardBench nor RewardBench 2"),
+        (["Math", "coding"], "'coding' is of neither RewardBench nor RewardBench 2"),
+        (["math-prm", ""], "rows without a subset are of neither RewardBench nor RewardBench 2"),
+        (["Math", "math-prm"], "the subsets are of both RewardBench and RewardBench 2"),
+    ],
+)
+def test_only_a_benchmark_s_own_subsets_have_its_scores(subsets: list[str], obstacle: str | None):
+    assert find_obstacle(subsets) == obstacle
+    prompts = [prompt(subset, [1.0, 0.0, 0.5], id="ref:1") for subset in subsets]
+    assert ("Score" in score_benchmark(prompts, subsets)) == (subsets != [] and obstacle is None)

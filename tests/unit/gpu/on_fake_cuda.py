@@ -23,27 +23,30 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
-from families import PAD, FakeTokenizer, build, some_pairs  # noqa: E402
+from families import PAD, FakeTokenizer, build, some_groups, some_pairs  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
-from rm_ray.batches.collate import Collator, ReadyMicroBatch  # noqa: E402
+from rm_ray.batches.collate import Collator, ReadyMicroBatch, label_groups  # noqa: E402
 from rm_ray.batches.loading import LoadedMicroBatch  # noqa: E402
 from rm_ray.batches.plan import MicroBatch  # noqa: E402
 from rm_ray.config.sections.cluster import ClusterConfig  # noqa: E402
 from rm_ray.config.sections.optimizer import OptimizerConfig  # noqa: E402
+from rm_ray.data.cache.group_columns import GroupColumns  # noqa: E402
+from rm_ray.data.cache.group_tokens import GroupLengths  # noqa: E402
 from rm_ray.evaluation.held_out import evaluate_held_out  # noqa: E402
+from rm_ray.objectives.bradley_terry import BradleyTerry  # noqa: E402
 from rm_ray.scoring.scorer import Scorer  # noqa: E402
 from rm_ray.train import slices  # noqa: E402
 from rm_ray.train.collectives import split_votes, sum_with_votes  # noqa: E402
 from rm_ray.train.engine import Engine  # noqa: E402
-from rm_ray.train.reference_rewards import ReferencePairs  # noqa: E402
+from rm_ray.train.reference_rewards import ReferenceGroups  # noqa: E402
 from rm_ray.train.slices import Slice, read_slices, write_slices  # noqa: E402
 from rm_ray.train.step import accumulate_gradients, check_step, train_step  # noqa: E402
 
 GPU = torch.device("cuda:0")
-PAIRS_EACH = 3
+GROUPS_EACH = 3
 VOTES = (True, False)
 
 
@@ -68,7 +71,7 @@ class Trial:
 
     def __init__(self, case: dict[str, Any], folder: Path) -> None:
         self.case, self.folder = case, folder
-        self.watch = make_watch(answer=PAIRS_EACH * case["micro_batches"])
+        self.watch = make_watch(answer=GROUPS_EACH * case["micro_batches"])
         self.model = build(
             folder, case["family"], case["layout"], gradient_checkpointing=case["recomputing"]
         )
@@ -102,25 +105,43 @@ class Trial:
         """Lay out a step, without the pinned memory that there is none of."""
         ready, count = [], self.case["micro_batches"]
         for i in range(count):
-            pairs = some_pairs(PAIRS_EACH, seed=i)
+            groups = some_groups((1, 2, 3), seed=i)
+            columns = columns_of(groups.lengths)
             loaded = LoadedMicroBatch(
                 plan=MicroBatch(
                     step=0,
                     position=i,
                     num_micro_batches=count,
                     rank=0,
-                    pairs=np.arange(i * PAIRS_EACH, (i + 1) * PAIRS_EACH),
-                    weights=np.ones(PAIRS_EACH),
+                    groups=np.arange(i * GROUPS_EACH, (i + 1) * GROUPS_EACH),
+                    weights=np.ones(GROUPS_EACH),
                 ),
-                pairs=pairs,
-                margins=np.zeros(PAIRS_EACH),
-                prompt_lengths=np.zeros(PAIRS_EACH, dtype=np.int64),
+                columns=columns,
+                tokens=groups.tokens,
             )
-            laid_out = self.collator.arrange(
-                pairs, margins=loaded.margins, weights=loaded.plan.weights
-            )
-            ready.append(ReadyMicroBatch(loaded=loaded, pairs=laid_out))
+            labels = label_groups(columns, loaded.plan.weights)
+            laid_out = self.collator.arrange(groups, labels)
+            ready.append(ReadyMicroBatch(loaded=loaded, groups=laid_out))
         return self.collator.move(ready)
+
+
+def columns_of(lengths: GroupLengths) -> GroupColumns:
+    """Return columns in which the first group compares nothing, and one comparison is a tie."""
+    return GroupColumns.of(
+        {
+            "num_responses": lengths.num_responses,
+            "num_comparisons": [0, 1, 2],
+            "prefix_length": lengths.prefix,
+            "prompt_length": lengths.prefix,
+            "length": lengths.conversations,
+            "score": np.full(len(lengths.conversations), np.nan),
+            "better": [0, 2, 0],
+            "worse": [1, 1, 2],
+            "weight": [1.0, 0.5, 0.5],
+            "margin": [0.25, 0.0, 0.0],
+            "probability": [1.0, 1.0, 0.5],
+        }
+    )
 
 
 class WatchedEngine(Engine):
@@ -163,7 +184,10 @@ def train(trial: Trial) -> dict[str, Any]:
     with trial.on_gpu():
         engine = trial.engine()
         gradients = accumulate_gradients(
-            engine, trial.micro_batches(), num_pairs=PAIRS_EACH * trial.case["micro_batches"]
+            engine,
+            BradleyTerry(),
+            trial.micro_batches(),
+            num_groups=GROUPS_EACH * trial.case["micro_batches"],
         )
         together = sum_with_votes(gradients.sums, VOTES)
         numbers, grad_norm = engine.step(1e-3, together)
@@ -171,7 +195,7 @@ def train(trial: Trial) -> dict[str, Any]:
         metrics = check_step(gradients, sums, grad_norm)
         return {
             "gradients": sorted(trial.gradients),
-            "sums": str(metrics.pairs.sums.device),
+            "sums": str(metrics.groups.sums.device),
             "state": devices_of_state(engine),
         }
 
@@ -180,7 +204,13 @@ def score_held_out(trial: Trial) -> dict[str, Any]:
     """Evaluate one step."""
     with trial.on_gpu():
         steps = [trial.micro_batches()]
-        evaluation = evaluate_held_out(trial.engine(), steps, Tokenizer(), sample_rows=2)  # type: ignore[arg-type]
+        evaluation = evaluate_held_out(
+            trial.engine(),
+            BradleyTerry(),
+            steps,
+            Tokenizer(),  # type: ignore[arg-type]
+            sample_rows=2,
+        )
     assert evaluation is not None
     return {"samples": len(evaluation.samples), "scored": len(evaluation.order)}
 
@@ -212,8 +242,9 @@ def restore(trial: Trial) -> dict[str, Any]:
         state = devices_of_state(engine)
         train_step(
             engine,
+            BradleyTerry(),
             trial.micro_batches(),
-            num_pairs=PAIRS_EACH * trial.case["micro_batches"],
+            num_groups=GROUPS_EACH * trial.case["micro_batches"],
             learning_rate=1e-3,
         )
     return {"state": state, "parameters": len(list(trial.model.parameters()))}
@@ -258,10 +289,10 @@ class RealSlice:
 
 def probe(trial: Trial) -> dict[str, Any]:
     """Score the pairs that a checkpoint keeps."""
-    probes = ReferencePairs(pairs=some_pairs(2), conversations=())
+    probes = ReferenceGroups(groups=some_pairs(2), conversations=())
     with trial.on_gpu():
         scored = probes.score(trial.engine(), trial.collator, tokens_per_pass=1_000)
-    return {"scored": len(scored["pairs"])}
+    return {"scored": len(scored["scored"])}
 
 
 def score(trial: Trial) -> dict[str, Any]:

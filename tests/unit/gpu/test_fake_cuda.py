@@ -22,7 +22,7 @@ from families import FAMILIES, build, lay_out, some_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 from varlen_operator import register_varlen_on_cpu
 
-from rm_ray.train.metrics import PairMetrics
+from rm_ray.train.metrics import GroupMetrics
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -227,7 +227,7 @@ def test_a_step_waits_as_often_however_many_micro_batches_it_has(found):
         for case in SOME_STEPS
     }
     # All sums, 2 votes and the norm, in one list; a fake one is read number by number.
-    numbers = len(PairMetrics.zero(torch.device("cpu")).sums) + 2 + 1
+    numbers = len(GroupMetrics.zero(torch.device("cpu")).sums) + 2 + 1
     assert reads == {count: {"update: read from cuda": numbers} for count in (1, 2)}
 
 
@@ -235,7 +235,7 @@ def test_a_step_waits_as_often_however_many_micro_batches_it_has(found):
 def test_evaluation_probes_and_scoring_wait_for_rewards_alone(found, case):
     result = found[name_of(case)]
     check(case, result)
-    assert result["scored"] == {"evaluate": 3, "probe": 2, "score": [1, 2, 3]}[case["work"]]
+    assert result["scored"] == {"evaluate": 3, "probe": 4, "score": [1, 2, 3]}[case["work"]]
     assert any("cuda" in what for what in result["seen"] if what.startswith("around: "))
 
 

@@ -14,13 +14,13 @@ from triton_interpreter import launched, mend_interpreter  # before anything tha
 mend_interpreter()
 
 import torch  # noqa: E402
-from families import build, lay_out, some_pairs  # noqa: E402
+from families import build, lay_out, some_groups  # noqa: E402
 from torch import Tensor  # noqa: E402
 from varlen_operator import register_varlen_on_cpu  # noqa: E402
 
 from rm_ray.model.liger import apply_liger  # noqa: E402
 
-PAIRS = some_pairs(2, seed=1, longest=7)
+GROUPS = some_groups([2, 3], seed=1, longest=7)
 
 
 def compute(case: list[Any], folder: Path, *, liger: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -29,7 +29,7 @@ def compute(case: list[Any], folder: Path, *, liger: bool) -> tuple[Tensor, dict
     model = build(folder, family, layout, gradient_checkpointing=recomputing)
     if liger:
         assert apply_liger(model, "on", on_gpu=True)
-    rewards = model(lay_out(PAIRS, layout, "varlen" if liger else "grouped"))
+    rewards = model(lay_out(GROUPS, layout, "varlen" if liger else "grouped"))
     rewards.square().sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return rewards.detach(), gradients

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from tiny_models import tiny
 from torch import nn
 from transformers import (
@@ -11,7 +12,9 @@ from rm_ray.errors import InputError
 from rm_ray.model.architecture import (
     attention_weight,
     count_parameters,
+    is_quantizable,
     load_config,
+    num_weights,
     read_architecture,
 )
 from rm_ray.model.build import build_reward_model, check_architecture
@@ -57,3 +60,13 @@ def test_a_quantized_model_is_refused(tmp_path):
 
 def test_the_built_in_model_has_the_requested_vocabulary_size():
     assert read_architecture(ModelConfig(), vocab_size=77).vocab_size == 77
+
+
+def test_linear_layers_with_rows_of_whole_blocks_can_be_quantized():
+    assert is_quantizable(nn.Linear(128, 3)) and is_quantizable(nn.Linear(64, 64, bias=False))
+    assert not any(map(is_quantizable, (nn.Linear(96, 64), nn.Embedding(64, 64), nn.Identity())))
+
+
+def test_a_parameter_of_bytes_holds_two_weights_in_each():
+    assert num_weights(nn.Parameter(torch.zeros(3, 4))) == 12
+    assert num_weights(nn.Parameter(torch.zeros(6, 1, dtype=torch.uint8), False)) == 12

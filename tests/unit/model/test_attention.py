@@ -58,7 +58,7 @@ def test_every_packable_model_is_accepted():
         ("cuda", torch.bfloat16, 20, (9, 0), "grouped"),
         ("cuda", torch.bfloat16, 320, (9, 0), "grouped"),
         ("cuda", torch.float32, 64, (9, 0), "grouped"),
-        ("cpu", torch.bfloat16, 64, (9, 0), "grouped"),
+        ("cpu", torch.bfloat16, 64, (9, 0), "shared"),
     ],
 )
 def test_flash_attention_is_chosen_if_the_device_supports_it(

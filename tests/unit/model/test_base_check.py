@@ -16,7 +16,7 @@ from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.model.attention import PACKABLE
 from rm_ray.model.build import build_reward_model
-from rm_ray.publish.base_model import log_base_weights
+from rm_ray.publish.base_model import find_base, log_base_weights
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,12 @@ def test_a_complete_model_of_every_family_passes_and_loads(tmp_path, tokenizer, 
     """Whichever class saved it: transformers maps the names in the files."""
     for kind in KINDS:
         saved = make(tmp_path / kind, family, kind)
-        base = found(tmp_path / kind)
+        config = ModelConfig(name_or_path=str(tmp_path / kind), head="new")
+        base = find_base(config)
         assert base is not None
-        assert base.has_head == (kind == "SequenceClassification")
-        assert base.unused == ()
-        config = ModelConfig(name_or_path=str(tmp_path / kind))
+        has_head = kind == "SequenceClassification"  # of three labels
+        assert base.replaced == (("score.weight",) if has_head else ())
+        assert (base.head, base.unused) == (None, ())
         read = build_reward_model(config, tokenizer, seed=0).classifier.base_model.state_dict()
         for name, weight in saved.base_model.state_dict().items():
             assert torch.equal(read[name], weight), (kind, name)

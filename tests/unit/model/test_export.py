@@ -4,10 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tables import builtin_table, chosen_ids
+from tiny_models import tiny
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from rm_ray.batches.packing import pack_pairs
+from rm_ray.batches.collate import unlabelled
+from rm_ray.batches.packing import pack_groups
 from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.sources.synthetic import generate_pairs
 from rm_ray.data.tokens.tokenizer import load_tokenizer
@@ -15,6 +18,7 @@ from rm_ray.errors import InputError
 from rm_ray.model.build import build_reward_model, build_without_weights
 from rm_ray.model.export import check_exportable, export_model, export_skeleton, export_weights
 from rm_ray.model.reward_model import RewardModel
+from rm_ray.train.slices import Slice, buffer_slices, stream_weights, write_slices
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 1},
@@ -45,13 +49,8 @@ def build(folder: Path, family: str) -> tuple[RewardModel, Path]:
 def test_transformers_gives_the_rewards_of_training(tmp_path, family, batch_size):
     model, _ = build(tmp_path, family)
     table, tokenizer = builtin_table(tmp_path / "again", 7)
-    pairs = pack_pairs(
-        table.gather(np.arange(7)),
-        margins=table.margin,
-        weights=torch.ones(7).numpy(),
-        kernel="grouped",
-    )
-    ours = model.eval()(pairs)[:7]
+    pairs = table.gather(np.arange(7))
+    ours = model.eval()(pack_groups(pairs, unlabelled(pairs), kernel="grouped"))[::2]
     client = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
     rows = [{"input_ids": chosen_ids(table, p).tolist()} for p in range(7)]
     theirs = [
@@ -125,9 +124,13 @@ def test_a_skeleton_and_weights_make_the_same_folder(tmp_path, family):
 
     def read(shapes):
         asked.update(shapes)
-        return {name: model.classifier.get_parameter(name).detach() for name in shapes}
+        for name in shapes:
+            values = model.classifier.get_parameter(name).detach().flatten()
+            half = len(values) // 2
+            yield name, half, values[half:]
+            yield name, 0, values[:half]
 
-    export_weights(read, skeleton, folder)
+    export_weights(read, skeleton, folder, dtype=torch.float32)
     assert asked == {name: p.shape for name, p in model.classifier.named_parameters()}
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(path.name for path in (tmp_path / "export").iterdir())
@@ -163,3 +166,75 @@ def test_rope_settings_of_gpt_neox_are_written_under_their_old_names_too(tmp_pat
     assert config["rope_scaling"] is None
     again = AutoConfig.from_pretrained(tmp_path / "export")
     assert again.rope_parameters == rope
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_clients_read_an_export_of_several_files(tmp_path, family):
+    """Also of a model whose experts transformers joins and splits again."""
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1} if family == "mixtral" else {}
+    config = tiny(tmp_path, model_type=family, num_key_value_heads=1, **experts)
+    tokenizer = load_tokenizer("builtin")
+    model = build_reward_model(config, tokenizer, seed=0, layout="padded")  # type: ignore[arg-type]
+    folder = tmp_path / "export"
+    export_model(
+        model,
+        model.state_dict(),
+        tokenizer,
+        folder,
+        dtype=torch.float32,
+        max_shard_size=100_000,
+    )
+    names = set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"])
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2 and not (folder / "model.safetensors").exists()
+    stored = {name: weight for file in files for name, weight in load_file(file).items()}
+    assert stored.keys() == names
+    for file in files:
+        sizes = [weight.nbytes for weight in load_file(file).values()]
+        assert sum(sizes) <= 100_000 or len(sizes) == 1
+    client = AutoModelForSequenceClassification.from_pretrained(folder)
+    expected = model.classifier.state_dict()
+    assert client.state_dict().keys() == expected.keys()
+    assert all(torch.equal(w, expected[n]) for n, w in client.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_buffers_that_belong_to_a_models_files_are_exported_as_they_are(tmp_path, dtype):
+    """The bias of DeepSeek-V3's router, from a model and from a checkpoint."""
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    config = tiny(
+        tmp_path, model_type="deepseek_v3", num_key_value_heads=1, first_k_dense_replace=1,
+        n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, q_lora_rank=8,
+        moe_intermediate_size=16, n_shared_experts=1, kv_lora_rank=8, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=16,
+    )  # fmt: skip
+    tokenizer = load_tokenizer("builtin")
+    model = build_reward_model(config, tokenizer, seed=0, layout="padded")  # type: ignore[arg-type]
+    bias = model.classifier.get_buffer(name)
+    bias.copy_(torch.linspace(-3, 3, len(bias)) + 0.001)
+    export_model(model, model.state_dict(), tokenizer, tmp_path / "export", dtype=dtype)
+    write_slices(
+        [
+            Slice(parameter=n, start=0, tensors={"weight": p.detach().view(-1)}, is_written=True)
+            for n, p in model.named_parameters()
+        ]
+        + buffer_slices(model, is_written=True),
+        tmp_path / "slices.safetensors",
+    )
+    export_skeleton(model, tokenizer, tmp_path / "skeleton", dtype=dtype)
+
+    def read(shapes):
+        full = {f"classifier.{n}": shape for n, shape in shapes.items()}
+        for n, first, values in stream_weights(full, [tmp_path / "slices.safetensors"]):
+            yield n.removeprefix("classifier."), first, values
+
+    export_weights(read, tmp_path / "skeleton", tmp_path / "again", dtype=dtype)
+    for folder in ("export", "again"):
+        written = load_file(tmp_path / folder / "model.safetensors")
+        assert torch.equal(written[name], bias) and written[name].dtype == torch.float32
+        assert written["score.weight"].dtype == dtype
+        client = AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
+        assert torch.equal(client.get_buffer(name), bias)
+    with pytest.raises(AssertionError, match="e_score_correction_bias"):
+        parts = [(n, p) for n, p in model.state_dict().items() if "e_score" not in n]
+        export_model(model, parts, tokenizer, tmp_path / "export", dtype=dtype)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rm_ray.model.heads import Float32Linear, new_head
+from rm_ray.model.heads import Float32Linear, head_of, new_head
 
 
 def test_the_head_multiplies_in_float32_under_autocast_and_with_bfloat16_weights():
@@ -22,3 +22,12 @@ def test_a_new_head_depends_on_its_seed_and_scales_with_its_width():
     assert not torch.equal(first.weight, other.weight)
     assert first.weight.std().item() == pytest.approx(1 / 64, rel=0.05)
     assert first.bias is None
+
+
+def test_a_head_of_a_weight_has_it_in_float32():
+    weight = torch.randn(1, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    head = head_of(weight)
+    assert isinstance(head, Float32Linear)
+    assert (head.weight.dtype, head.bias) == (torch.float32, None)
+    assert torch.equal(head.weight, weight.float())
+    assert head.weight.requires_grad

@@ -56,7 +56,7 @@ def test_liger_gives_the_rewards_and_gradients_of_the_plain_kernels(
         config = ModelConfig(name_or_path=str(path))
         model = build_reward_model(config, tokenizer, seed=0, layout=layout)
         assert apply_liger(model, choice, on_gpu=True) is (choice == "on")
-        rewards = model.to(GPU)(ready.pairs)
+        rewards = model.to(GPU)(ready.groups)
         rewards.square().sum().backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
         found.append((rewards.detach(), gradients))

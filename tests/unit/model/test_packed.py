@@ -1,7 +1,8 @@
-"""Packed pairs give the rewards and gradients of padded pairs, in every family, in float64."""
+"""Packed groups give the rewards and gradients of padded ones, in every family, in float64."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from families import (
@@ -13,6 +14,7 @@ from families import (
     describe,
     lay_out,
     rewards_and_gradients,
+    some_groups,
     some_pairs,
 )
 from hypothesis import given, settings
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from rm_ray.batches import attention_index
 from rm_ray.batches.collate import Collator
 from rm_ray.config.sections.model import ModelConfig
+from rm_ray.data.cache.group_tokens import join_groups
 from rm_ray.model.attention import PACKABLE
 from rm_ray.model.build import build_reward_model
 from rm_ray.model.reward_model import RewardModel
@@ -30,11 +33,15 @@ def test_every_packable_family_is_covered():
     assert {describe(name)["model_type"] for name in FAMILIES} == PACKABLE
 
 
+MIXED = [2, 1, 3, 2, 5, 2, 1]
+"""Numbers of responses."""
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_packed_pairs_give_the_rewards_and_gradients_of_padded_pairs(tmp_path, name):
-    pairs = some_pairs(9)
+def test_packed_groups_give_the_rewards_and_gradients_of_padded_groups(tmp_path, name):
+    groups = some_groups(MIXED)
     results = [
-        rewards_and_gradients(build_in_float64(tmp_path, name, layout), lay_out(pairs, layout))
+        rewards_and_gradients(build_in_float64(tmp_path, name, layout), lay_out(groups, layout))
         for layout in ("packed", "padded")
     ]
     check_equal(*results)
@@ -43,39 +50,86 @@ def test_packed_pairs_give_the_rewards_and_gradients_of_padded_pairs(tmp_path, n
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "olmo3", "gpt_neox"])
 def test_they_do_so_with_gradient_checkpointing(tmp_path, name):
-    pairs = some_pairs(5, seed=2)
+    groups, models = some_groups(MIXED, seed=2), {}
+    for layout, options in (("packed", {"gradient_checkpointing": True}), ("padded", {})):
+        models[layout] = build_in_float64(tmp_path, name, layout, **options)
     check_equal(
-        rewards_and_gradients(
-            build_in_float64(tmp_path, name, "packed", gradient_checkpointing=True),
-            lay_out(pairs, "packed"),
-        ),
-        rewards_and_gradients(build_in_float64(tmp_path, name, "padded"), lay_out(pairs, "padded")),
+        *(rewards_and_gradients(model, lay_out(groups, name)) for name, model in models.items())
     )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox"])
 def test_they_do_so_with_most_parameters_frozen(tmp_path, name):
-    pairs, results = some_pairs(5, seed=3), []
+    groups, results = some_groups(MIXED, seed=3), []
     for layout in ("packed", "padded"):
         model = build_in_float64(tmp_path, name, layout)
         for parameter_name, parameter in model.named_parameters():
             parameter.requires_grad = "attn.q_proj" in parameter_name or "dense" in parameter_name
-        results.append(rewards_and_gradients(model, lay_out(pairs, layout)))
+        results.append(rewards_and_gradients(model, lay_out(groups, layout)))
     check_equal(*results)
     assert any(gradient is not None for gradient in results[0][1].values())
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 12), st.integers(0, 2**16), st.integers(1, 40), st.sampled_from([1, 2**17]))
-def test_a_reward_does_not_depend_on_the_pairs_packed_with_it(
-    models: dict[str, RewardModel], count: int, seed: int, longest: int, small_work: int
+@given(
+    st.lists(st.sampled_from([1, 2, 2, 2, 3, 5]), min_size=1, max_size=8),
+    st.integers(0, 2**16),
+    st.integers(1, 40),
+    st.sampled_from([1, 2**17]),
+)
+def test_a_reward_is_that_of_the_conversation_alone(
+    models: dict[str, RewardModel], sizes: list[int], seed: int, longest: int, small_work: int
 ):
-    pairs = some_pairs(count, seed=seed, longest=longest)
+    groups = some_groups(sizes, seed=seed, longest=longest)
+    alone = [
+        join_groups([[ids.tolist()]]) for i in range(len(sizes)) for ids in groups.conversations(i)
+    ]
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(attention_index, "SMALL_WORK", small_work)
-        together = models["packed"](lay_out(pairs, "packed"))
-        padded = models["padded"](lay_out(pairs, "padded"))
+        together = models["packed"](lay_out(groups, "packed"))
+        padded = models["padded"](lay_out(groups, "padded"))
+        each = torch.cat([models["padded"](lay_out(one, "padded")) for one in alone])
     torch.testing.assert_close(together, padded, rtol=0, atol=1e-12)
+    torch.testing.assert_close(together, each, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["llama-grouped", "gpt_neox"])
+def test_long_conversations_give_the_rewards_and_gradients_of_each_alone(
+    tmp_path, name, monkeypatch
+):
+    """So long that masks would be large and that branches form groups by their length."""
+    monkeypatch.setattr(attention_index, "MAX_MASK", 2**20)
+    rng = np.random.default_rng(0)
+    prefix, *tails = (rng.integers(3, PAD, size).tolist() for size in (900, 1_100, 1_000, 40))
+    whole = [prefix + tail for tail in tails]
+    assert len(whole[1]) * len(tails[1]) > attention_index.MAX_MASK
+    assert len(whole[2]) * len(tails[2]) < attention_index.MAX_MASK
+    together = lay_out(join_groups([whole]), "packed")
+    assert [group.mask is None for group in together.everywhere.groups] == [False, True]
+
+    found = rewards_and_gradients(build_in_float64(tmp_path, name, "packed"), together)
+    model = build_in_float64(tmp_path, name, "padded")
+    weights = torch.randn(3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rewards = []
+    for ids, weight in zip(whole, weights, strict=True):
+        (reward,) = model(lay_out(join_groups([[ids]]), "padded"))
+        (reward * weight).backward()
+        rewards.append(reward.detach())
+    alone = {parameter: p.grad for parameter, p in model.named_parameters()}
+    check_equal(found, (torch.stack(rewards), alone))
+
+
+def test_the_order_of_responses_in_a_group_changes_no_reward(models: dict[str, RewardModel]):
+    groups = some_groups([5, 3, 1], seed=9)
+    conversations = [[ids.tolist() for ids in groups.conversations(i)] for i in range(3)]
+    turned = join_groups([each[::-1] for each in conversations])
+    order = np.array([4, 3, 2, 1, 0, 7, 6, 5, 8])
+
+    with torch.no_grad():
+        for layout, model in models.items():
+            expected = model(lay_out(groups, layout))[order]
+            found = model(lay_out(turned, layout))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.fixture(scope="module")

@@ -34,3 +34,5 @@ def test_the_limit_is_the_position_table_or_the_reach_of_rope_scaling(family, fi
     message = f"data.max_length is {positions + 1}, but .* has {positions} positions"
     with pytest.raises(InputError, match=message):
         check_positions(architecture, positions + 1, model="m")
+    with pytest.raises(InputError, match=r"--max_length is .*, but --model 'm' has"):
+        check_positions(architecture, positions + 1, model="m", options=("--max_length", "--model"))

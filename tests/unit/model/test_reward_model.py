@@ -3,11 +3,12 @@ import pytest
 import torch
 from tables import builtin_table
 from tiny_models import tiny
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import PreTrainedTokenizerBase, modeling_utils
 
-from rm_ray.batches.padding import PaddedPairs, pad_pairs
+from rm_ray.batches.collate import unlabelled
+from rm_ray.batches.packing import pack_groups
+from rm_ray.batches.padding import PaddedGroups, pad_groups
 from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.cache.token_table import TokenTable
 from rm_ray.data.tokens.tokenizer import load_tokenizer
@@ -24,20 +25,16 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return load_tokenizer("builtin")
 
 
-def padded(table: TokenTable, pairs: list[int], pad_token_id: int) -> PaddedPairs:
-    return pad_pairs(
-        table.gather(np.array(pairs)),
-        margins=table.margin[pairs],
-        weights=torch.ones(len(pairs)).numpy(),
-        pad_token_id=pad_token_id,
-    )
+def padded(table: TokenTable, pairs: list[int], pad_token_id: int) -> PaddedGroups:
+    groups = table.gather(np.array(pairs))
+    return pad_groups(groups, unlabelled(groups), pad_token_id=pad_token_id)
 
 
 def test_a_reward_does_not_depend_on_the_rest_of_the_batch(table, tokenizer):
     model = build_reward_model(ModelConfig(), tokenizer, seed=0, layout="padded")
     pad = tokenizer.pad_token_id
-    together = model(padded(table, list(range(7)), pad)).reshape(2, 7)
-    alone = torch.stack([model(padded(table, [p], pad)) for p in range(7)], dim=1)
+    together = model(padded(table, list(range(7)), pad))
+    alone = torch.cat([model(padded(table, [p], pad)) for p in range(7)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
@@ -61,6 +58,48 @@ def test_gradient_checkpointing_changes_no_gradient(table, tokenizer):
         torch.testing.assert_close(gradient, gradients[1][name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_activation_offloading_moves_the_input_of_each_recomputed_layer_and_changes_no_bit(
+    table, tokenizer, layout, monkeypatch
+):
+    """Without a GPU, a copy to other memory stands in for the one to pinned memory."""
+    moved: list[torch.Size] = []
+
+    def copy_away(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor.shape)
+        return tensor.detach().clone()
+
+    def stand_in(**_: object) -> saved_tensors_hooks:
+        return saved_tensors_hooks(copy_away, lambda kept: kept.clone())
+
+    monkeypatch.setattr(modeling_utils, "save_on_cpu", stand_in)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gradients = []
+    for offloads in (False, True):
+        config = ModelConfig(gradient_checkpointing=True, activation_offloading=offloads)
+        model = build_reward_model(config, tokenizer, seed=0, layout=layout).train()
+        groups = table.gather(np.array([0, 1, 2]))
+        batch = (
+            pack_groups(groups, unlabelled(groups), kernel="grouped")
+            if layout == "packed"
+            else padded(table, [0, 1, 2], tokenizer.pad_token_id)
+        )
+        model(batch).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    (shape,) = {*moved}
+    assert shape == (*batch.input_ids.shape, model.classifier.config.hidden_size)
+    layers = model.classifier.config.num_hidden_layers
+    assert len(moved) == layers - (layout == "packed")  # its last layer is trimmed
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name])
+
+
+def test_without_a_gpu_activation_offloading_leaves_the_inputs_where_they_are(table, tokenizer):
+    config = ModelConfig(gradient_checkpointing=True, activation_offloading=True)
+    model = build_reward_model(config, tokenizer, seed=0, layout="padded").train()
+    model(padded(table, [0], tokenizer.pad_token_id)).sum().backward()
+
+
 def test_eager_attention_gives_the_rewards_of_sdpa(table, tokenizer):
     rewards = [
         build_reward_model(ModelConfig(attention=attention), tokenizer, seed=0, layout="padded")(
@@ -82,4 +121,5 @@ def test_a_model_that_projects_its_last_hidden_states_is_scored_on_the_projectio
     assert model.classifier.score.weight.shape == (1, 32)
     batch = padded(table, [0, 1, 2], tokenizer.pad_token_id)
     theirs = model.classifier(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    torch.testing.assert_close(model(batch), theirs.logits[:, 0], rtol=0, atol=1e-5)
+    expected = theirs.logits[:, 0][[0, 3, 1, 4, 2, 5]]  # rows hold the chosen sides first
+    torch.testing.assert_close(model(batch), expected, rtol=0, atol=1e-5)

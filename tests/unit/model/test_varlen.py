@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import FAMILIES, build, build_in_float64, check_equal, lay_out, rewards_and_gradients
-from families import some_pairs as draw_pairs
+from families import some_groups as draw_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -114,7 +114,7 @@ def test_the_stand_in_refuses_what_flash_attention_refuses(change, message):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 6),
+    st.lists(st.sampled_from([1, 2, 2, 3, 5]), min_size=1, max_size=6),
     st.integers(0, 2**16),
     st.integers(1, 30),
     st.sampled_from(HEADS),
@@ -122,14 +122,14 @@ def test_the_stand_in_refuses_what_flash_attention_refuses(change, message):
     st.sampled_from(["everywhere", "at_ends"]),
 )
 def test_one_varlen_call_gives_the_attention_and_gradients_of_the_grouped_kernel(
-    count, seed, longest, heads, window, which
+    sizes, seed, longest, heads, window, which
 ):
-    pairs = draw_pairs(count, seed=seed, longest=longest)
+    groups = draw_groups(sizes, seed=seed, longest=longest)
     results = []
     for kernel in ("varlen", "grouped"):
-        packed = lay_out(pairs, "packed", kernel)
+        packed = lay_out(groups, "packed", kernel)
         tokens = packed.input_ids.numel()
-        num_queries = tokens if which == "everywhere" else 2 * count
+        num_queries = tokens if which == "everywhere" else sum(sizes)
         query = random_heads(num_queries, heads[0], 8, seed=0).requires_grad_()
         key, value = (random_heads(tokens, heads[1], 8, seed=i).requires_grad_() for i in (1, 2))
         output = attend(query, key, value, getattr(packed, which), scaling=0.3, window=window)
@@ -141,14 +141,16 @@ def test_one_varlen_call_gives_the_attention_and_gradients_of_the_grouped_kernel
 
 @pytest.mark.parametrize("recomputing", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gives_the_rewards_and_gradients_of_padded_pairs(tmp_path, name, recomputing):
-    pairs = draw_pairs(6, seed=4)
-    packed = lay_out(pairs, "packed", "varlen")
+def test_every_family_gives_the_rewards_and_gradients_of_padded_groups(tmp_path, name, recomputing):
+    groups = draw_groups([2, 1, 3, 2, 5], seed=4)
+    packed = lay_out(groups, "packed", "varlen")
     assert isinstance(packed.everywhere, VarlenQueries)
     model = build_in_float64(tmp_path, name, "packed", gradient_checkpointing=recomputing)
     check_equal(
         rewards_and_gradients(model, packed),
-        rewards_and_gradients(build_in_float64(tmp_path, name, "padded"), lay_out(pairs, "padded")),
+        rewards_and_gradients(
+            build_in_float64(tmp_path, name, "padded"), lay_out(groups, "padded")
+        ),
     )
 
 
@@ -169,11 +171,11 @@ class Calls(TorchDispatchMode):
 def test_the_operator_gets_half_precision_and_a_bounded_window_in_every_layer(tmp_path, name):
     """For a single last query, the open window (-1, -1) gives the same attention, but flash
     attention takes another path for it and returns log-sum-exps of another shape."""
-    pairs = draw_pairs(4, seed=5)
+    groups = draw_groups([2, 2, 3, 1], seed=5)
     model = build(tmp_path, name, "packed")
     with Calls() as calls, torch.autocast("cpu", torch.bfloat16):
-        rewards = model(lay_out(pairs, "packed", "varlen"))
-        expected = model(lay_out(pairs, "packed", "grouped"))
+        rewards = model(lay_out(groups, "packed", "varlen"))
+        expected = model(lay_out(groups, "packed", "grouped"))
     assert len(calls.seen) == 2
     for query, key, value, _, _, _, _, is_causal, _, window, shares_heads in calls.seen:
         assert {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}

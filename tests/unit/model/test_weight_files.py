@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from base_models import found, make, refusal
+from base_models import found, make, refusal, scatter
 from safetensors.torch import load_file
 
+from rm_ray.errors import InputError
 from rm_ray.model.base_check import BaseModel
+from rm_ray.model.weight_files import choose_weight_files, read_headers
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_pickled_weights_are_read_without_their_values(llama, is_zip):
     (llama / "model.safetensors").unlink()
     file = llama / "pytorch_model.bin"
     torch.save(weights, file, _use_new_zipfile_serialization=is_zip)
-    assert found(llama) == BaseModel(num_weights=21, has_head=False)
+    assert found(llama) == BaseModel(num_weights=21)
     whole = file.read_bytes()
     for cut in (0, 100, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:cut])
@@ -78,3 +80,13 @@ def test_the_files_that_transformers_reads_are_chosen(llama):
     (llama / "pytorch_model.bin.index.json").write_text(json.dumps(other))
     (llama / "pytorch_model.bin").write_bytes(b"cut")
     assert found(llama) is not None
+
+
+def test_shards_may_be_in_folders_of_their_own(tmp_path):
+    make(tmp_path, "llama", max_shard_size="50KB")
+    expected = read_headers(choose_weight_files(tmp_path)).keys()
+    scatter(tmp_path)
+    assert read_headers(choose_weight_files(tmp_path)).keys() == expected
+    (tmp_path / "part1" / "w.safetensors").unlink()
+    with pytest.raises(InputError, match=r"^part1/w\.safetensors is missing"):
+        choose_weight_files(tmp_path)

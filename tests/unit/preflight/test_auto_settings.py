@@ -124,6 +124,19 @@ def test_if_nothing_fits_the_choice_that_needs_the_least_is_taken(planned: Plann
     assert (config.cluster.zero_stage, config.model.gradient_checkpointing) == (3, True)
 
 
+def test_stage_3_is_never_chosen_for_4_bit_weights(tmp_path: Path):
+    """Also where nothing else fits, and on CPUs."""
+    for use_gpu in (True, False):
+        run = plan_run(
+            tmp_path,
+            model={"name_or_path": "some/model", "dtype": "bfloat16", "quantization": "nf4"},
+            lora={"rank": 16},
+            cluster={"num_workers": 8, "use_gpu": use_gpu, **OPEN},
+        )
+        hardware = Hardware(gpu_memory=4 * GIGABYTE, machine_memory=4 * GIGABYTE)
+        assert choose(run, hardware, num_workers=8).config.cluster.zero_stage < 3
+
+
 def test_cpus_use_plain_data_parallelism_unless_memory_is_too_small(planned: Planned):
     run = planned(workers=2, use_gpu=False)
     assert chosen(run, Hardware(), num_workers=2) == (0, False, False)

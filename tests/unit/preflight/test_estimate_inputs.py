@@ -1,7 +1,9 @@
 """Inputs of the estimates, taken from a run."""
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 from planned_runs import resolve_run
 from shapes import LLAMA_8B, Vocabulary, meta_classifier
@@ -10,8 +12,10 @@ from rm_ray.config.sections.cluster import ResolvedCluster
 from rm_ray.estimate.workload import in_layout, measure_workload
 from rm_ray.preflight.estimate_inputs import (
     architecture_of,
+    count_trained,
     count_workers,
     estimate_memory,
+    flops_of,
     memory_setting,
     secondary_size,
     why_not_estimated,
@@ -75,6 +79,45 @@ def test_the_embedding_holds_all_tokens_of_the_tokenizer(tmp_path):
     tokenizer = Vocabulary(LLAMA_8B["vocab_size"] + 10)
     larger = architecture_of(resolve_run(tmp_path, tokenizer=tokenizer, cluster={"num_workers": 1}))
     assert larger.parameters[0] == (LLAMA_8B["vocab_size"] + 10) * 4_096
+
+
+@pytest.mark.parametrize(
+    ("model", "lora", "from_files"),
+    [
+        ({}, {}, True),
+        ({"trainable": "last:2"}, {}, True),
+        ({"quantization": "nf4"}, {"rank": 8}, True),
+        ({"name_or_path": "builtin", "trainable": "head"}, {}, False),
+    ],
+)
+def test_weights_come_from_files_unless_they_are_random(tmp_path, model, lora, from_files):
+    resolved = resolve_run(tmp_path, model=BF16 | model, lora=lora, cluster={"num_workers": 1})
+    workload = measure_workload(resolved.plan, world_size=1, most_steps=1)
+    setting = memory_setting(resolved, workload)
+    assert (setting.from_files, setting.merges_base) == (from_files, False)
+    assert setting.is_quantized == ("quantization" in model)
+
+
+def test_a_model_that_is_an_adapter_is_merged_into_its_base_first(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    base = {"base_model_name_or_path": str(tmp_path), "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(base))
+    resolved = resolve_run(
+        tmp_path, model={"name_or_path": str(folder)}, cluster={"num_workers": 1}
+    )
+    workload = measure_workload(resolved.plan, world_size=1, most_steps=1)
+    assert memory_setting(resolved, workload).merges_base
+
+
+def test_what_is_trained_is_counted_with_its_adapters(tmp_path):
+    lora = resolve_run(tmp_path, lora={"rank": 64}, cluster={"num_workers": 1})
+    assert count_trained(lora) == architecture_of(lora).num_trained == 167_776_256
+    every = resolve_run(tmp_path, cluster={"num_workers": 1})
+    assert count_trained(every) == 7_504_928_768
+    lengths = every.plan.lengths[np.arange(50)]
+    ratio = flops_of(lora).training(lengths).sum() / flops_of(every).training(lengths).sum()
+    assert 2 / 3 < ratio < 0.7
 
 
 def test_workers_are_counted_as_configured(tmp_path):

@@ -62,6 +62,14 @@ def test_gpu_kernels_are_refused_for_workers_without_gpus(tmp_path: Path):
         check_worker_requirements(config, Storage.open(str(tmp_path)))
 
 
+def test_activations_are_not_offloaded_from_cpus(tmp_path: Path):
+    model = {"gradient_checkpointing": True, "activation_offloading": True}
+    config = parse_config({"model": model, "cluster": {"use_gpu": False}})
+
+    with pytest.raises(InputError, match=r"activation_offloading is true, .* have no GPU"):
+        check_worker_requirements(config, Storage.open(str(tmp_path)))
+
+
 def test_a_config_without_a_tokenizer_needs_model_tokenizer(tmp_path: Path):
     path = tmp_path / "model.json"
     path.write_text("{}")

@@ -24,8 +24,8 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = {"CPU": 8.0, "memory": 400.0 * GIGABYTE}
     machine = Machine(node_id="a", name="a", resources=resources)
 
-    def fit(cluster: ClusterConfig, *, waits: bool) -> ClusterConfig:
-        assert waits
+    def fit(cluster: ClusterConfig, *, waits: bool, evaluator_cpus: int) -> ClusterConfig:
+        assert waits and evaluator_cpus == 0
         return replace(cluster, num_workers=4, use_gpu=False)
 
     def plan(config: TrainConfig, storage: Storage, **_: Any) -> Any:

@@ -5,13 +5,16 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import huggingface_hub
 import pytest
+import torch
 from hub_server import TOKEN, serving
+from safetensors.torch import save_file
 
 from rm_ray.errors import InputError
-from rm_ray.publish import access
-from rm_ray.publish.access import find_access, find_obstacle, list_model
+from rm_ray.publish import access, hub
+from rm_ray.publish.access import find_access, find_obstacle, list_model, read_hub_weight
 from rm_ray.publish.hub import HubAwayError, HubRepo
 
 REPO = "someone/model"
@@ -19,10 +22,11 @@ REPO = "someone/model"
 
 @pytest.fixture
 def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(access, "ANSWER_S", 0.5)
+    monkeypatch.setattr(hub, "ANSWER_S", 0.5)
     with serving(tmp_path / "hub") as address:
         yield address
 
@@ -51,6 +55,42 @@ def test_a_token_may_write_to_its_users_repositories(endpoint, tmp_path):
 def test_a_token_may_not_write_to_another_users_repository(endpoint):
     found = find_access("another/model", endpoint=endpoint)
     assert found.obstacle == "the token's user 'someone' is neither 'another' nor a member of it"
+
+
+@pytest.mark.parametrize("answers_ranges", [True, False])
+def test_one_weight_is_read_without_the_others(endpoint, tmp_path, monkeypatch, answers_ranges):
+    """From a server that answers a range with the range, as the Hub's do, or with everything."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    weights = {
+        "a": torch.randn(3, 4), "b": torch.tensor([0.25], dtype=torch.bfloat16), "c": torch.ones(2),
+    }  # fmt: skip
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    repo = HubRepo.open(REPO, private=True, patience_s=20.0, endpoint=endpoint)
+    repo.publish(folder, "v1", message="a model")
+    repo.promote("v1", message="a model")
+    asked: list[str] = []
+
+    class Ranges:
+        def get(self, url: str, *, headers: dict[str, str]) -> httpx2.Response:
+            asked.append(headers["Range"])
+            response = huggingface_hub.get_session().get(url, headers=headers)
+            first, last = map(int, headers["Range"].removeprefix("bytes=").split("-"))
+            if not answers_ranges:
+                return response
+            part = response.content[first : last + 1]
+            return httpx2.Response(206, content=part, request=response.request)
+
+    monkeypatch.setattr(access, "get_session", Ranges)
+    for name, weight in weights.items():
+        read = read_hub_weight(REPO, name, endpoint=endpoint)
+        assert (read.dtype, read.shape) == (weight.dtype, weight.shape)
+        assert torch.equal(read, weight)
+    sizes = [
+        int(b) - int(a) + 1 for a, b in (one.removeprefix("bytes=").split("-") for one in asked)
+    ]
+    assert sizes == [8, 48, 8, 2, 8, 8]
 
 
 def test_a_wrong_or_missing_token_is_an_input_error(endpoint, monkeypatch, tmp_path):

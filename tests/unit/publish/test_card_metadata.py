@@ -30,6 +30,18 @@ def test_the_metadata_describe_the_model_and_its_accuracy():
     assert {result.metric_type for result in results.values()} == {"accuracy"}
 
 
+def test_lists_have_results_beside_the_accuracy():
+    lists = {"best_of_k": 0.51239, "kendall_tau": 0.25}
+    data = card_metadata(config(), {"overall": {"accuracy": 0.75, "lists": lists}, "by_source": {}})
+    found = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert found == {"accuracy": 0.75, "best_of_k": 0.5124, "kendall_tau": 0.25}
+    (index,) = data.to_dict()["model-index"]
+    (result,) = index["results"]
+    assert [metric["name"] for metric in result["metrics"]] == [
+        "pairwise accuracy", "best of K", "Kendall's tau",
+    ]  # fmt: skip
+
+
 def test_without_figures_there_are_no_results():
     assert "eval_results" not in card_metadata(config(), None).to_dict()
 
@@ -65,3 +77,18 @@ def test_a_single_source_is_not_a_separate_group():
     one = {**EVALUATION, "by_source": {"colours": {"accuracy": 0.75}}}
     assert figures_by_group(one) == [("all", {"accuracy": 0.71239})]
     assert figures_by_group(None) == []
+
+
+def test_each_named_set_is_a_data_set_of_the_model_index():
+    sets = {"bench": {**EVALUATION, "benchmark": {"Chat": 0.9, "Score": 0.61239}}}
+    data = card_metadata(config(), EVALUATION, sets)
+    found = {(r.dataset_name, r.metric_type): r.metric_value for r in data.eval_results}
+    assert found == {
+        ("all", "accuracy"): 0.7124, ("colours", "accuracy"): 0.75, ("numbers", "accuracy"): 0.5,
+        ("bench", "accuracy"): 0.7124, ("bench", "score"): 0.6124,
+        ("bench: colours", "accuracy"): 0.75, ("bench: numbers", "accuracy"): 0.5,
+    }  # fmt: skip
+    (index,) = data.to_dict()["model-index"]
+    assert [result["dataset"]["name"] for result in index["results"]][3:] == [
+        "bench", "bench: colours", "bench: numbers",
+    ]  # fmt: skip

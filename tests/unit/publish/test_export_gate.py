@@ -35,7 +35,7 @@ def copy_of(export: Path, folder: Path) -> Path:
     return folder
 
 
-def test_different_weights_and_templates_are_reported(exported, tmp_path):
+def test_different_weights_and_templates_are_reported(exported, clients_here, tmp_path):
     export, reference = exported
     changed = copy_of(export, tmp_path / "changed")
     weights = load_file(changed / "model.safetensors")

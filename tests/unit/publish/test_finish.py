@@ -155,3 +155,14 @@ def test_a_checkpoint_without_client_answers_does_not_block_the_others(
     assert "the run           is not finished; hub.every is 'checkpoint'" in shown
     assert finish_publishing(made.folder).problem == ""
     assert set(tags()) == {"step-00000010", "step-00000020"}
+
+
+def test_a_run_of_another_format_is_not_published(endpoint, tmp_path):
+    made = make_run(tmp_path, last_step=10)
+    made.save(10)
+    made.run.write_json("run.json", made.run.read_json("run.json") | {"format": 1})
+    with pytest.raises(InputError, match=r"have format 1, .* Continue it with the version"):
+        finish_publishing(made.folder)
+    made.finish()
+    with pytest.raises(InputError, match=r"have format 1, .* Publish it with the version"):
+        finish_publishing(made.folder)

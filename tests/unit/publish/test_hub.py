@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 from hub_server import ask_for
 
-from rm_ray.publish.hub import HubAwayError, HubContentsError, HubRefusedError, HubRepo
+from rm_ray.publish.hub import (
+    HubAwayError,
+    HubContentsError,
+    HubRefusedError,
+    HubRepo,
+    open_api,
+)
 
 REPO = "someone/model"
 
@@ -193,3 +199,13 @@ def test_a_tag_of_another_version_is_refused(endpoint, export):
     (export / "config.json").write_text('{"num_labels": 1, "of": "another"}')
     with pytest.raises(HubContentsError, match=r"has other contents than .*: config\.json"):
         repo.publish(export, "step-1", message="first")
+
+
+def test_opening_a_repository_leaves_requests_of_other_threads_alone(endpoint):
+    repo = open_repo(endpoint)
+    ask_for(endpoint, {"match": "whoami", "kind": "slow", "seconds": 0.3})
+    with ThreadPoolExecutor(1) as pool:
+        user = pool.submit(repo.api.whoami)
+        time.sleep(0.1)
+        assert open_api(endpoint).repo_exists(REPO)
+    assert user.result()["name"] == "someone"

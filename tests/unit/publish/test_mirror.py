@@ -12,6 +12,9 @@ from rm_ray.publish import version_builder
 from rm_ray.publish.export_gate import GateResult
 from rm_ray.publish.hub import HubRepo
 from rm_ray.publish.mirror import Mirror
+from rm_ray.runs.history import History, Record
+from rm_ray.runs.late_evaluations import LateEvaluation, LateEvaluations
+from rm_ray.runs.manifest import MANIFEST, Manifest, read_checkpoint
 
 REPO = "someone/rewards"
 
@@ -117,3 +120,60 @@ def test_a_version_that_failed_the_gate_stays_refused_without_its_checkpoint(
     made.run.delete(checkpoint.name)
     mirror.retry_refused()
     assert mirror.read_versions()[10].state == "refused"
+
+
+def evaluated_beside(folder: Path, every: str) -> MadeRun:
+    made = make_run(folder, every=every)
+    made.config = replace(
+        made.config,
+        data=replace(made.config.data, eval=("a.jsonl",)),
+        checkpoint=replace(made.config.checkpoint, every_steps=10),
+        evaluation=replace(made.config.evaluation, where="beside"),
+    )
+    for step in (10, 20, 30):
+        manifest = made.save(step) / MANIFEST
+        found = Manifest.from_json(manifest.read_text())
+        metrics = {"episode": 8.0 * step}  # what was known when it was saved
+        manifest.write_text(replace(found, metrics=metrics).to_json())
+    return made
+
+
+def evaluate(made: MadeRun, step: int, loss: float) -> None:
+    metrics = {"eval/rm/loss": loss}
+    record = Record(step=step, kind="eval", episode=8 * step, hours=0.5, metrics=metrics)
+    LateEvaluations(run_folder=made.run, config=made.config, last_step=made.last_step).write(
+        LateEvaluation(step=step, record=record)
+    )
+
+
+@pytest.mark.parametrize(("every", "last"), [("best", [10, 30]), ("checkpoint", [10, 20, 30])])
+def test_a_checkpoint_is_published_once_its_evaluation_is_known(
+    tmp_path: Path, every: str, last: list[int]
+):
+    made = evaluated_beside(tmp_path, every)
+    mirror = mirror_of(made)
+
+    def wanted() -> list[int]:
+        return [found.manifest.step for found in mirror.find_wanted()]
+
+    assert wanted() == []
+    evaluate(made, 10, 0.5)
+    evaluate(made, 30, 0.1)
+    assert wanted() == [10]  # whether 30 is the best is not known before 20 is
+    evaluate(made, 20, 0.9)
+    assert wanted() == last
+
+
+def test_a_version_has_its_late_metrics(tmp_path: Path):
+    made = evaluated_beside(tmp_path, "best")
+    evaluate(made, 10, 0.375)
+    mirror = mirror_of(made)
+    (found,) = mirror.find_wanted()
+    version = mirror.make_ready(found)
+    assert version is not None
+    assert version.metrics == {"episode": 80.0, "eval/rm/loss": 0.375}
+    checkpoint = read_checkpoint(made.run, found.name)
+    assert checkpoint is not None
+    history = mirror.builder._read_history(checkpoint)
+    records = History.from_json_lines(history.splitlines()).records
+    assert [(record.step, record.kind) for record in records] == [(10, "train"), (10, "eval")]

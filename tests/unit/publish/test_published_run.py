@@ -1,4 +1,4 @@
-"""A finished run on the loopback Hub, from the real gate to the snippet of its card."""
+"""A finished run on the loopback Hub, from the gate to the snippet of its card."""
 
 import re
 import subprocess
@@ -15,6 +15,8 @@ from rm_ray.commands.publish import publish_summary
 from rm_ray.publish.card import IMAGE
 from rm_ray.publish.finish import finish_publishing
 from rm_ray.scoring.scorer import Scorer
+
+pytestmark = pytest.mark.usefixtures("clients_here")
 
 REPO = "someone/rewards"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from made_run import MadeRun, make_run
+from mlflow_runs import make_target
 
 from rm_ray.publish.registration import register_models
 from rm_ray.runs.versions import Version, Versions
@@ -16,7 +17,7 @@ REPO = "someone/rewards"
 def made(tmp_path: Path) -> MadeRun:
     """A finished run of 30 steps in MLflow, with step 20 as its best."""
     made = make_run(tmp_path, last_step=30)
-    made.run.write_json("result.json", {})
+    make_target(Path(made.storage.path))
     record = made.run.read_json("run.json")
     record["config"]["mlflow"]["registered_model"] = "rewards"
     made.run.write_json("run.json", record)

@@ -1,14 +1,18 @@
 """Checkpoints and exports -> versions ready for publishing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from base_models import make
 from made_run import MadeRun, make_run
 from safetensors.torch import load_file
 
 from rm_ray.errors import InputError
+from rm_ray.evaluation.reward_statistics import STATISTICS
+from rm_ray.model.build import build_reward_model
 from rm_ray.publish import version_builder
 from rm_ray.publish.export_gate import GateResult
 from rm_ray.publish.version_builder import VersionBuilder, scratch_home
@@ -46,6 +50,54 @@ def test_a_checkpoint_becomes_a_folder_for_clients_with_its_weights_and_card(tmp
         assert torch.equal(weights[name.removeprefix("classifier.")], weight), name
     assert len(json.loads((folder / "config.json").read_text())["id2label"]) == 1
     assert "still training" in (folder / "README.md").read_text()
+    report = made.run.read_json("evaluations/step-00000010.json")
+    assert json.loads((folder / STATISTICS).read_text()) == report["rewards"]
+
+
+def test_the_card_has_the_sets_that_were_evaluated_at_its_step(tmp_path: Path):
+    made = make_run(tmp_path)
+    evaluation = replace(made.config.evaluation, sets=("chat=a.jsonl", "later=b.jsonl"))
+    made.config = replace(made.config, evaluation=evaluation)
+    found = checkpoint(made, 10)
+    report = made.run.read_json("evaluations/step-00000010.json")
+    made.run.write_json("evaluations/chat/step-00000010.json", report)
+    builder = builder_of(made)
+    builder.from_checkpoint(found, None)
+
+    card = (Path(builder.versions.files(10).path) / "README.md").read_text()
+    assert "| chat | 8 |" in card
+    assert "| later |" not in card
+
+
+def test_a_checkpoint_of_a_part_of_a_model_is_completed_by_its_base(tmp_path: Path):
+    made = make_run(tmp_path)
+    found = checkpoint(made, 10)
+    builder = builder_of(made)
+    builder.config = replace(made.config, model=replace(made.config.model, trainable="head"))
+
+    version = builder.from_checkpoint(found, None)
+
+    assert version is not None and version.state == "waiting"
+    weights = load_file(Path(builder.versions.files(10).path) / "model.safetensors")
+    seed = made.config.run.seed
+    base = build_reward_model(made.config.model, made.tokenizer, seed=seed).state_dict()  # type: ignore[arg-type]
+    for name, weight in made.engine.weights().items():
+        expected = weight if name == "classifier.score.weight" else base[name]
+        assert torch.equal(weights[name.removeprefix("classifier.")], expected), name
+
+
+def test_the_card_takes_the_head_from_the_result_once_there_is_one(tmp_path: Path):
+    made = make_run(tmp_path)
+    found = checkpoint(made, 40)
+    made.finish()
+    made.run.write_json("run.json", {**made.run.read_json("run.json"), "head": "unknown"})
+    result = {**made.run.read_json("result.json"), "head": "v_head.weight"}
+
+    builder = builder_of(made)
+    builder.from_checkpoint(found, result)
+
+    card = (Path(builder.versions.files(40).path) / "README.md").read_text()
+    assert "Its head started from that of the base model (`v_head.weight`)." in card
 
 
 def test_a_checkpoint_deleted_in_the_meantime_yields_no_version(tmp_path: Path):
@@ -91,3 +143,36 @@ def test_a_scratch_folder_is_local_and_removed_afterwards(tmp_path: Path):
     with builder.scratch_folder() as folder:
         assert folder.parent == scratch_home(builder.record["key"])
     assert not folder.exists()
+
+
+def test_a_base_model_that_went_missing_is_named_and_not_passed_over(tmp_path: Path):
+    base = tmp_path / "base"
+    make(base, "llama")
+    made = make_run(tmp_path)
+    found = checkpoint(made, 10)
+    builder = builder_of(made)
+    model = replace(made.config.model, trainable="head", name_or_path=str(base))
+    builder.config = replace(made.config, model=model)
+    (base / "config.json").unlink()
+    with pytest.raises(InputError, match=r"base': the base model is no longer there"):
+        builder.from_checkpoint(found, None)
+
+
+def test_a_file_that_is_missing_elsewhere_is_no_deleted_checkpoint(tmp_path: Path, monkeypatch):
+    def fail(*_, **__):
+        raise FileNotFoundError("elsewhere")
+
+    made = make_run(tmp_path)
+    found = checkpoint(made, 10)
+    monkeypatch.setattr(version_builder, "export_weights", fail)
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        builder_of(made).from_checkpoint(found, None)
+
+
+def test_the_card_has_the_audit_that_was_left_in_the_run_s_folder(tmp_path: Path):
+    made = make_run(tmp_path)
+    made.run.write_json("audit.json", {"rows": 24, "findings": {"near duplicates": 5}})
+    builder = builder_of(made)
+    builder.from_checkpoint(checkpoint(made, 10), None)
+    card = Path(builder.versions.files(10).path) / "README.md"
+    assert "| near duplicates | 5 |" in card.read_text()

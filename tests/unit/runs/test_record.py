@@ -11,7 +11,14 @@ from rm_ray.config.sections.run import RunConfig
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.errors import InputError
 from rm_ray.runs import record as record_module
-from rm_ray.runs.record import open_record, open_run, refuse_other_data, versions
+from rm_ray.runs.layout import FORMAT
+from rm_ray.runs.record import (
+    open_record,
+    open_run,
+    refuse_other_base,
+    refuse_other_data,
+    versions,
+)
 from rm_ray.storage import Storage
 
 
@@ -57,6 +64,7 @@ def test_a_new_run_records_its_settings(config):
 
     assert folder_of(config).read_json("run.json") == record
     assert record["config"] == config.to_json()
+    assert record["format"] == FORMAT
     assert record["template_date"] == "2026-01-31"
     assert (record["identity"], record["steps"]) == ({"plan": "p"}, 10)
 
@@ -95,6 +103,13 @@ def test_training_settings_may_not_change(config):
     other = replace(config, optimizer=replace(config.optimizer, learning_rate=0.5))
     with pytest.raises(InputError, match=r"optimizer\.learning_rate was"):
         look_up(other)
+
+
+def test_the_head_may_not_change(config):
+    begin(config)
+    for head in ("new", "keep"):
+        with pytest.raises(InputError, match=f"model.head was 'auto' and is '{head}'"):
+            look_up(replace(config, model=replace(config.model, head=head)))
 
 
 def test_a_run_older_than_a_setting_had_its_default(config):
@@ -138,3 +153,49 @@ def test_outside_of_a_clone_the_commit_comes_from_the_environment(
     monkeypatch.setenv("RM_RAY_COMMIT", submitted)
 
     assert versions().get("version.rm_ray") == commit
+
+
+def test_an_unfinished_run_of_another_format_is_not_continued(config):
+    record = begin(config)
+    del record["format"]  # as the first format had it
+    record["versions"] = {"version.rm_ray": "abc1234"}
+    folder_of(config).write_json("run.json", record)
+
+    with pytest.raises(InputError, match=r"have format 1, .* that began it \(abc1234\)"):
+        look_up(config)
+
+    folder_of(config).write_json("result.json", {"steps": 10})
+    assert look_up(config)[1] == {"steps": 10}
+
+
+def with_sets(config: TrainConfig, *sets: str) -> TrainConfig:
+    return replace(config, evaluation=replace(config.evaluation, sets=sets))
+
+
+def test_sets_may_change_unless_training_pairs_are_chosen_by_them(config):
+    begin(with_sets(config, "chat=a.jsonl"))
+    look_up(with_sets(config, "chat=moved.jsonl", "code=b.jsonl"))
+    look_up(config)
+
+    dropping = replace(config, data=replace(config.data, drop_overlap=True))
+    dropping = replace(dropping, run=replace(config.run, name="two"))
+    begin(with_sets(dropping, "chat=a.jsonl"))
+    look_up(with_sets(dropping, "chat=a.jsonl"))
+    with pytest.raises(InputError, match=r"evaluation\.sets was \['chat=a.jsonl'\] and is \[\]"):
+        look_up(dropping)
+
+
+def test_a_finished_run_keeps_the_sets_that_it_was_evaluated_on(config):
+    begin(with_sets(config, "chat=a.jsonl"))
+    run_folder = folder_of(config)
+    run_folder.write_json("result.json", {"steps": 10})
+    look_up(with_sets(config, "code=b.jsonl"))
+    assert run_folder.read_json("run.json")["config"]["evaluation"]["sets"] == ["chat=a.jsonl"]
+
+
+def test_random_weights_change_with_the_versions_of_libraries():
+    refuse_other_base("", "1" * 64, model="builtin")
+    with pytest.raises(InputError, match="its config, as the installed PyTorch and transf"):
+        refuse_other_base("0" * 64, "1" * 64, model="builtin")
+    with pytest.raises(InputError, match=r"its config or weights have .*name its commit"):
+        refuse_other_base("0" * 64, "1" * 64, model="org/model")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_checkpoint import described
 
+from rm_ray.config.sections.checkpoint import LIST_METRICS
 from rm_ray.config.sections.hub import HubConfig
 from rm_ray.runs.checkpoint_names import checkpoint_name
 from rm_ray.runs.manifest import Checkpoint, Manifest
@@ -173,6 +174,8 @@ def test_checkpoints_that_the_hub_needs_are_kept_along_with_the_newest():
 def test_a_low_loss_and_a_high_accuracy_are_good():
     assert badness({LOSS: 0.25}, LOSS) == 0.25
     assert badness({"eval/rm/accuracy": 0.75}, "eval/rm/accuracy") == -0.75
+    for name in LIST_METRICS:
+        assert badness({f"eval/rm/{name}": -0.25}, f"eval/rm/{name}") == 0.25
     assert badness({LOSS: math.nan}, LOSS) == badness({}, LOSS) == math.inf
 
 
@@ -223,3 +226,10 @@ def test_a_nearly_full_storage_holds_nothing_and_warns(tmp_path, monkeypatch, ca
     hold = HubHold(run_folder=run_folder, hub=hub, best_by=None, last_step=30)
     assert hold.names([checkpoint(10)]) == set()
     assert "1 checkpoints may be deleted before they are published" in caplog.text
+
+
+def test_only_a_loss_is_better_when_lower():
+    assert badness({"eval/chat/loss": 2.0}, "eval/chat/loss") == 2.0
+    assert badness({"eval/chat/score": 2.0}, "eval/chat/score") == -2.0
+    assert badness({"eval/loss/accuracy": 2.0}, "eval/loss/accuracy") == -2.0
+    assert badness({"eval/chat/accuracy_on/loss": 2.0}, "eval/chat/accuracy_on/loss") == -2.0

@@ -1,9 +1,11 @@
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from rm_ray.runs.attempts import Attempt, write_attempts
+from rm_ray.runs.history import Record
 from rm_ray.runs.manifest import Manifest
 from rm_ray.runs.status import list_runs, read_status, status_table
 from rm_ray.runs.versions import Version, Versions
@@ -120,3 +122,23 @@ def test_a_finished_run_counts_its_unsent_metrics(tmp_path: Path):
     result = {"steps": 200, "pairs_per_second": 9, "time": {"goodput": 1}, "mlflow_unsent": 500}
     run.write_json("result.json", result)
     assert read_status(run).mlflow_unsent == 500
+
+
+def test_the_figures_of_named_sets_are_those_saved_last(tmp_path: Path):
+    run_folder = make_run(tmp_path / "one")
+    metrics = {"eval/rm/accuracy": 0.75, "eval/bench/score": 0.5, "eval/bench/score/chat": 1.0}
+    for step, found in ((40, {"eval/rm/accuracy": 0.25}), (45, metrics), (50, {})):
+        manifest = Manifest(step=step, plan_fingerprint="p", metrics=found, files={})
+        run_folder.write_text(f"checkpoint_{step:08d}_0001/manifest.json", manifest.to_json())
+    assert read_status(run_folder, now=BEGAN + 62).held_out == {}
+    record = run_folder.read_json("run.json")
+    record["config"]["evaluation"] = {"sets": ["bench=a.jsonl"]}
+    run_folder.write_json("run.json", record)
+    status = read_status(run_folder, now=BEGAN + 62)
+    assert status.held_out == {"eval/rm/accuracy": 0.75, "eval/bench/score": 0.5}
+    shown = "one: eval/rm/accuracy 0.7500, eval/bench/score 0.5000"
+    assert shown in status_table([status], now=BEGAN + 62).splitlines()
+    late = Record(step=50, kind="eval", episode=1, hours=0, metrics={"eval/bench/score": 0.75})
+    done = {"step": 50, "record": asdict(late)}
+    run_folder.write_json("late_evaluations/step-00000050.json", done)
+    assert read_status(run_folder, now=BEGAN + 62).held_out == {"eval/bench/score": 0.75}

@@ -9,6 +9,7 @@ import pytest
 from rm_ray.config.column_rules import NO_RULES
 from rm_ray.config.scoring import ScoringModel
 from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.evaluation.reward_statistics import RewardStatistics
 from rm_ray.scoring.chunks import ChunkScorer
 from rm_ray.scoring.output import READINGS, REFUSED, ROWS, chunk_name
 from rm_ray.storage import Storage
@@ -19,7 +20,13 @@ def folder(tmp_path: Path) -> Storage:
     return Storage.open(str(tmp_path))
 
 
-def score(exported: Path, folder: Storage, rows: list[Any], max_length: int = 500) -> dict:
+def score(
+    exported: Path,
+    folder: Storage,
+    rows: list[Any],
+    max_length: int = 500,
+    statistics: RewardStatistics | None = None,
+) -> dict:
     """Score rows as the third chunk of the second file; return its counts."""
     scorer = ChunkScorer(
         model=ScoringModel(model=str(exported), max_length=max_length),
@@ -28,6 +35,7 @@ def score(exported: Path, folder: Storage, rows: list[Any], max_length: int = 50
         origins=["a.jsonl", "b.jsonl"],
         folder=folder,
         cluster=ClusterConfig(use_gpu=False),
+        statistics=statistics,
     )
     texts, numbers = np.empty(1, dtype=object), np.empty(1, dtype=object)
     texts[0], numbers[0] = [json.dumps(row) for row in rows], list(range(700, 700 + len(rows)))
@@ -94,3 +102,19 @@ def test_a_column_that_scoring_would_write_is_named_and_nothing_is_written(
         "the rows already have a column 'reward', which scoring would overwrite; rename it"
     )
     assert not folder.exists(ROWS)
+
+
+def test_rewards_are_standardized_as_asked(exported: Path, tmp_path: Path):
+    rows = [
+        {"prompt": "How many?", "response": "Three"},
+        {"prompt": "How many?", "responses": ["Four", "Three"]},
+    ]
+    statistics = RewardStatistics(mean=0.5, std=0.25, num_responses=9)
+    raw, standardized = (Storage.open(str(tmp_path / name)) for name in ("raw", "standardized"))
+    score(exported, raw, rows)
+    score(exported, standardized, rows, statistics=statistics)
+    one, several = read(raw, ROWS)
+    found, others = read(standardized, ROWS)
+    assert found["reward"] == (one["reward"] - 0.5) / 0.25
+    assert others["rewards"] == [(reward - 0.5) / 0.25 for reward in several["rewards"]]
+    assert others["best"] == several["best"]

@@ -10,6 +10,7 @@ from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.errors import InputError
 from rm_ray.scoring.output import (
     MANIFEST,
+    MODELS,
     READINGS,
     REFUSED,
     ROWS,
@@ -60,8 +61,14 @@ def test_scores_of_another_model_or_of_other_rows_are_not_mixed(folder: Storage,
 def test_rows_read_from_other_columns_are_other_rows(folder: Storage):
     claim_folder(folder.path, MODEL, DATA, **HASHES)
     folder.write_text(f"{ROWS}/{chunk_name(0, 0)}", "{}\n")
-    with pytest.raises(InputError, match="rows differ"):
-        claim_folder(folder.path, MODEL, replace(DATA, ignore_columns=("system",)), **HASHES)
+    for rule in (
+        {"ignore_columns": ("system",)},
+        {"form": "documented"},
+        {"max_responses": 4},
+        {"score_weights": ("helpfulness=1",)},
+    ):
+        with pytest.raises(InputError, match="rows differ"):
+            claim_folder(folder.path, MODEL, replace(DATA, **rule), **HASHES)
 
 
 def test_a_folder_without_scores_is_cleared_and_reused(folder: Storage):
@@ -70,6 +77,17 @@ def test_a_folder_without_scores_is_cleared_and_reused(folder: Storage):
     claim_folder(folder.path, MODEL, DATA, model_hash="c" * 64, rows_hash="d" * 64)
     assert not folder.exists(REFUSED)
     assert folder.read_json(MANIFEST)["model"] == "c" * 64
+
+
+def test_the_folder_of_an_ensemble_or_of_unknown_rows_is_refused(folder: Storage):
+    folder.write_text(f"{ROWS}/{chunk_name(0, 0)}", "{}\n")
+    with pytest.raises(InputError, match="has scores that are not of one model"):
+        claim_folder(folder.path, MODEL, DATA, **HASHES)
+    folder.delete(ROWS)
+    folder.write_json(MODELS, ["a", "b"])
+    with pytest.raises(InputError, match="has scores that are not of one model"):
+        claim_folder(folder.path, MODEL, DATA, **HASHES)
+    assert not folder.exists(MANIFEST)
 
 
 def test_the_default_folder_is_named_after_the_hashes(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from rm_ray.config.scoring import ScoringModel
 from rm_ray.errors import InputError
-from rm_ray.scoring.scorer import Scorer
+from rm_ray.evaluation.reward_statistics import STATISTICS, RewardStatistics
+from rm_ray.scoring.scorer import Scorer, load_architecture, model_fingerprint, model_name
 
 ids = st.lists(st.integers(5, 400), min_size=1, max_size=40)
 CPU = torch.device("cpu")
@@ -66,6 +69,43 @@ def test_the_size_of_a_forward_pass_changes_nothing(exported, scorer, tokens_per
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_prompt_of_many_conversations_is_divided_to_fit_a_forward_pass(
+    exported, scorer, layout, monkeypatch
+):
+    rng = np.random.default_rng(1)
+    shared = rng.integers(5, 400, 20).tolist()
+    prompts = [
+        [shared + rng.integers(5, 400, rng.integers(1, 30)).tolist() for _ in range(count)]
+        for count in (1, 2, 23, 5)
+    ]
+    other = Scorer.load(str(exported), device=CPU, tokens_per_forward=150)
+    if layout == "padded":
+        other = replace(other, collator=replace(other.collator, layout="padded"))
+        other.model.classifier.set_attn_implementation("sdpa")
+    passes, forward = [], other.model.forward
+    monkeypatch.setattr(
+        other.model, "forward", lambda groups: passes.append(groups) or forward(groups)
+    )
+    for ours, theirs in zip(scorer.score(prompts), other.score(prompts), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    sizes = [groups.input_ids.numel() for groups in passes]
+    assert max(sizes) <= 150
+    assert sum(len(groups.last_positions) for groups in passes) == 1 + 2 + 23 + 5
+
+
+def test_two_conversations_beyond_a_forward_pass_share_one(exported, monkeypatch):
+    other = Scorer.load(str(exported), device=CPU, tokens_per_forward=10)
+    sizes, forward = [], other.model.forward
+    monkeypatch.setattr(
+        other.model,
+        "forward",
+        lambda groups: sizes.append(len(groups.last_positions)) or forward(groups),
+    )
+    other.score([[[6] * 30 + [i] for i in range(7, 12)], [[8] * 30, [9] * 30]])
+    assert sorted(sizes) == [1, 2, 2, 2]
+
+
 def test_a_model_that_cannot_be_packed_is_padded(exported, tmp_path, client):
     folder = tmp_path / "other"
     shutil.copytree(exported, folder)
@@ -112,3 +152,19 @@ def test_a_model_that_is_not_a_reward_model_is_refused(exported, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | labels))
     with pytest.raises(InputError, match="has 2 labels; a reward model has one"):
         Scorer.load(str(folder), device=CPU, tokens_per_forward=1)
+
+
+def test_statistics_beside_a_model_change_no_raw_rewards(exported: Path, tmp_path: Path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    model = ScoringModel(model=str(folder))
+    architecture = load_architecture(model_name(str(folder)))
+    before = model_fingerprint(model, architecture)
+    (folder / STATISTICS).write_text("{}")
+    assert model_fingerprint(model, architecture) == before
+    found = {
+        model_fingerprint(
+            model, architecture, RewardStatistics(mean=mean, std=1.0, num_responses=3)
+        )
+        for mean in (0.0, 1.0)
+    }
+    assert len({before, *found}) == 3

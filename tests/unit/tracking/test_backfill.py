@@ -6,6 +6,8 @@ from made_run import MadeRun, make_run
 from mlflow_runs import PATIENCE_S, make_target
 
 from rm_ray.errors import InputError, TrainingError
+from rm_ray.runs.history import Record
+from rm_ray.runs.late_evaluations import LateEvaluation, LateEvaluations
 from rm_ray.tracking.backfill import backfill, read_history
 
 
@@ -74,3 +76,19 @@ def test_an_unreachable_mlflow_leaves_the_backfill_to_a_later_command(made):
         TrainingError, match=r"http://127\.0\.0\.1:9 did not accept 2 items in time"
     ):
         backfill(made.folder, "http://127.0.0.1:9", patience_s=0.1)
+
+
+def test_a_run_of_another_format_is_backfilled_too(made, target):
+    record = made.run.read_json("run.json")
+    made.run.write_json("run.json", {k: v for k, v in record.items() if k != "format"})
+    assert backfill(made.folder, target.tracking_uri, patience_s=PATIENCE_S)
+
+
+def test_evaluations_beside_training_stand_after_their_steps(made: MadeRun):
+    late = Record(step=10, kind="eval", episode=80, hours=0.1, metrics={"eval/rm/loss": 0.5})
+    LateEvaluations(run_folder=made.run, config=made.config, last_step=40).write(
+        LateEvaluation(step=10, record=late)
+    )
+    records = read_history(made.run).records
+    assert [(r.step, r.kind) for r in records] == [(10, "train"), (10, "eval"), (20, "train")]
+    assert records[1] == late

@@ -168,3 +168,13 @@ def test_the_reader_survives_a_channel_that_dies(local_actors, monkeypatch):
         assert channel.has_died.wait(60)
         channel.post(ChannelUpdate(records=make_records(1, 1)))
     assert tracking.records == make_records(1, 1)
+
+
+def test_the_writer_can_send_what_is_left_at_once(local_actors, monkeypatch):
+    monkeypatch.setattr(channel_module.time, "monotonic", lambda: 0.0)  # nothing is due
+    channel, records = Channel(), make_records(1, 1)
+    writer = ChannelWriter(LocalActor(channel))
+    writer.record(*records)
+    assert channel.fetch().records == []
+    writer.send()
+    assert channel.fetch().records == records

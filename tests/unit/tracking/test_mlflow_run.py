@@ -8,7 +8,7 @@ from mlflow_runs import begin, make_records
 from rm_ray.errors import InputError, MlflowAwayError
 from rm_ray.runs.history import Record
 from rm_ray.tracking.mlflow_run import ask_mlflow
-from rm_ray.tracking.target import MlflowTarget
+from rm_ray.tracking.target import METRICS_PER_CALL, MlflowTarget
 
 
 def test_a_run_is_found_again_by_its_key_and_not_by_its_name(target):
@@ -85,3 +85,20 @@ def test_an_unreachable_mlflow_is_named(scheme):
     away = MlflowTarget(tracking_uri=address, experiment="tests")
     with pytest.raises(MlflowAwayError, match=f"MLflow at {address} does not answer"):
         begin(away)
+
+
+def evaluation(step: int, *sets: str, many: int = 1) -> Record:
+    metrics = {f"eval/{name}/accuracy{i}": 0.5 for name in sets for i in range(many)}
+    return Record(step=step, kind="eval", episode=step, hours=0.0, metrics=metrics)
+
+
+def test_an_evaluation_counts_as_logged_whichever_sets_it_was_made_on(target):
+    run = begin(target)
+    run.log([evaluation(4, "chat"), evaluation(8, "rm", "chat"), evaluation(12, "code")])
+    assert begin(target).logged_steps() == {"train": set(), "eval": {4, 8, 12}}
+
+
+def test_more_metrics_than_mlflow_takes_at_once_are_divided(target):
+    run = begin(target)
+    run.log([evaluation(4, "chat", many=METRICS_PER_CALL + 200)])
+    assert len(run.client.get_run(run.run_id).data.metrics) == METRICS_PER_CALL + 200

@@ -73,3 +73,11 @@ def test_a_value_is_repeated_because_ray_drops_it(shown, monkeypatch: pytest.Mon
         assert RecordingGauge.repeated.wait(60)
     assert set(shown["rm_workers", "mine"]) == {8}
     assert not run._thread.is_alive()
+
+
+def test_a_late_evaluation_does_not_set_the_step_back(shown):
+    run = RunGauges("mine")
+    run.show([record("train", 8, loss=0.7)])
+    run.show([record("eval", 4, loss=0.6)])
+    assert shown["rm_step", "mine"] == [8]
+    assert shown["rm_eval_loss", "mine"] == [0.6]

@@ -135,3 +135,22 @@ def test_a_table_that_mlflow_rejects_stays_counted(target, monkeypatch):
     sender.send_table("eval_samples/step-1.json", [{"pair": 0}])
     assert sender.close(PATIENCE_S) == 1
     assert begin(target).logged_steps()["train"] == {1, 2}
+
+
+def test_records_of_many_metrics_are_sent_in_several_calls(target, monkeypatch):
+    sizes, log_batch = [], mlflow.MlflowClient.log_batch
+
+    def counting(self, *arguments, **options):
+        if options.get("metrics"):
+            sizes.append(len(options["metrics"]))
+        return log_batch(self, *arguments, **options)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counting)
+    records = [
+        Record(step=step, kind="eval", episode=step, hours=0.0,
+               metrics={f"eval/chat/accuracy_on/{i}": 0.5 for i in range(300)})
+        for step in range(1, 9)
+    ]  # fmt: skip
+    assert send(target, records).close(PATIENCE_S) == 0
+    assert sizes == [900, 900, 600]
+    assert begin(target).logged_steps()["eval"] == set(range(1, 9))

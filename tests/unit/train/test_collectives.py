@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rm_ray.train.collectives import (
     any_rank,
     gather_objects,
+    merge_disjoint,
     split_votes,
     sum_counts,
     sum_over_ranks,
@@ -27,7 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of each of two ranks."""
     folder: Path = tmp_path_factory.mktemp("collectives")
     spawn(call_collectives, 2, folder)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def test_every_rank_gets_the_objects_of_all_in_order(found):
@@ -66,3 +67,16 @@ def test_a_single_rank_gets_its_own_sums_and_votes(numbers: list[float], votes: 
     together = sum_with_votes(torch.tensor(numbers, dtype=torch.float64), votes)
     assert together.dtype == torch.float64
     assert split_votes(together.tolist(), len(votes)) == (numbers, votes)
+
+
+def test_numbers_that_one_rank_knows_reach_all_bit_for_bit(found):
+    expected = np.array([[0, 0.1, np.nan], [-3.5, np.nan, np.nan]], dtype=np.float32)
+    for rank, one in enumerate(found):
+        np.testing.assert_array_equal(one["merged"], expected, strict=True)
+        known = ~np.isnan(one["own"])
+        assert known.sum() == 2 - rank, "a rank's own numbers stay as they are"
+
+
+def test_a_single_rank_keeps_its_numbers():
+    own = np.array([np.nan, 1.5], dtype=np.float32)
+    assert merge_disjoint(own, CPU) is own

@@ -40,7 +40,7 @@ def make(tokenizer, **optimizer) -> Engine:
 def pairs(table_and_tokenizer):
     table, tokenizer = table_and_tokenizer
     settings = PlanSettings(global_batch_size=8, tokens_per_micro_batch=10_000)
-    return ready_step(table, Plan(lengths=table.lengths, settings=settings), 0, tokenizer)[0].pairs
+    return ready_step(table, Plan(lengths=table.lengths, settings=settings), 0, tokenizer)[0].groups
 
 
 def gradients(engine: Engine) -> dict[str, torch.Tensor]:

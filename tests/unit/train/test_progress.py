@@ -3,7 +3,7 @@ from dataclasses import asdict
 
 import pytest
 
-from rm_ray.data.cache.pair_tokens import TokenCounts
+from rm_ray.data.cache.group_tokens import TokenCounts
 from rm_ray.train.progress import Progress, progress_line
 
 METRICS = {
@@ -16,8 +16,8 @@ METRICS = {
 
 def timed() -> Progress:
     progress = Progress()
-    progress.add_timed(8, TokenCounts(both=600, distinct=400, computed=440), 1e9, 2.0)
-    progress.add_timed(4, TokenCounts(both=300, distinct=200, computed=220), 2e9, 1.0)
+    progress.add_timed(8, TokenCounts(all=600, distinct=400, computed=440), 1e9, 2.0)
+    progress.add_timed(4, TokenCounts(all=300, distinct=200, computed=220), 2e9, 1.0)
     return progress
 
 

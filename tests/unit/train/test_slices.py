@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rm_ray.train.slices import Slice, list_extents, read_slices, write_slices
+from rm_ray.train.slices import (
+    Slice,
+    buffer_slices,
+    list_extents,
+    read_slices,
+    stream_weights,
+    write_slices,
+)
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
@@ -332,3 +339,17 @@ def test_a_gap_outside_the_slices_does_not_matter(tmp_path: Path):
     assert copy["layers.0.weight"]["weight"][6:9].tolist() == (
         state["layers.0.weight"]["weight"][6:9].tolist()
     )
+
+
+def test_buffers_of_a_models_files_are_slices_and_others_are_not(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("bias_of_router", torch.tensor([[1.5, 2.5]], dtype=torch.float64))
+    model.register_buffer("angles", torch.ones(3), persistent=False)
+    (part,) = buffer_slices(model, is_written=True)
+    assert (part.parameter, part.extent) == ("bias_of_router", (0, 2))
+    write_slices([part], tmp_path / "file")
+    ((name, first, values),) = stream_weights(
+        {"bias_of_router": part.tensors["weight"].shape}, [tmp_path / "file"]
+    )
+    assert (name, first) == ("bias_of_router", 0)
+    assert torch.equal(values, torch.tensor([1.5, 2.5], dtype=torch.float64))

@@ -16,15 +16,18 @@ from transformers import (
 )
 
 from rm_ray.batches.collate import Collator
+from rm_ray.batches.labels import pair_labels
 from rm_ray.batches.loading import LoadedMicroBatch
 from rm_ray.batches.plan import MicroBatch
 from rm_ray.config.sections.batch import Layout
-from rm_ray.data.cache.pair_tokens import TokenCounts, join_pairs
+from rm_ray.data.cache.group_columns import GroupColumns
+from rm_ray.data.cache.group_tokens import TokenCounts, join_groups
 from rm_ray.model.architecture import attention_weight, count_parameters
 from rm_ray.model.flops import LayerFlops, ModelFlops
 from rm_ray.model.reward_model import RewardModel
+from rm_ray.objectives.bradley_terry import BradleyTerry
 from rm_ray.train import throughput
-from rm_ray.train.metrics import PairMetrics
+from rm_ray.train.metrics import GroupMetrics
 from rm_ray.train.throughput import Throughput, measure_matrix_peak, peak_memory_bytes
 
 CPU = torch.device("cpu")
@@ -58,14 +61,18 @@ def classifier(config: PretrainedConfig, device: str = "meta") -> PreTrainedMode
         return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
 
 
-def measured(tokens: TokenCounts, weights: list[float], flops: float = 0.0) -> PairMetrics:
-    metrics = PairMetrics.zero(CPU)
+def measured(tokens: TokenCounts, weights: list[float], flops: float = 0.0) -> GroupMetrics:
+    metrics = GroupMetrics.zero(CPU)
     metrics.add_flops(flops)
-    num_pairs = len(weights)
-    metrics.add(
-        torch.zeros(2 * num_pairs), torch.zeros(num_pairs), torch.tensor(weights), tokens=tokens
-    )
+    add(metrics, tokens, weights)
     return metrics
+
+
+def add(metrics: GroupMetrics, tokens: TokenCounts, weights: list[float]) -> None:
+    """Add pairs with equal rewards."""
+    labels = pair_labels(torch.zeros(len(weights)), torch.tensor(weights))
+    rewards = torch.zeros(2 * len(weights))
+    metrics.add(rewards, BradleyTerry()(rewards, labels), labels, tokens=tokens)
 
 
 FLOPS = ModelFlops(layers=(LayerFlops(token=3, product=1),), last=None, head=5)
@@ -77,7 +84,7 @@ def of(layout: Layout) -> Throughput:
 
 def test_metrics_of_a_packed_step_follow_from_its_counts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(throughput, "peak_memory_bytes", lambda device: 2_500_000_000)
-    step = measured(TokenCounts(both=600, distinct=400, computed=500), [1.0, 1.0, 1.0, 0.0], 2.4e6)
+    step = measured(TokenCounts(all=600, distinct=400, computed=500), [1.0, 1.0, 1.0, 0.0], 2.4e6)
 
     assert of("packed").metrics(step, seconds=2.0, waited=0.5) == pytest.approx(
         {
@@ -95,7 +102,7 @@ def test_metrics_of_a_packed_step_follow_from_its_counts(monkeypatch: pytest.Mon
 
 
 def test_a_padded_step_needs_the_tokens_of_both_conversations():
-    step = measured(TokenCounts(both=600, distinct=400, computed=800), [1.0] * 3)
+    step = measured(TokenCounts(all=600, distinct=400, computed=800), [1.0] * 3)
 
     packed, padded = (
         of(layout).metrics(step, seconds=2.0, waited=0.0) for layout in ("packed", "padded")
@@ -110,13 +117,8 @@ def test_a_padded_step_needs_the_tokens_of_both_conversations():
 
 
 def test_a_step_adds_up_the_counts_of_its_micro_batches():
-    step = measured(TokenCounts(both=10, distinct=6, computed=6), [1.0])
-    step.add(
-        torch.zeros(4),
-        torch.zeros(2),
-        torch.tensor([1.0, 1.0]),
-        tokens=TokenCounts(both=20, distinct=14, computed=14),
-    )
+    step = measured(TokenCounts(all=10, distinct=6, computed=6), [1.0])
+    add(step, TokenCounts(all=20, distinct=14, computed=14), [1.0, 1.0])
 
     metrics = of("packed").metrics(step, seconds=10.0, waited=1.0)
 
@@ -231,17 +233,14 @@ def test_the_matrix_peak_comes_from_the_best_product_of_the_best_size(
     assert set(products) == {256, 512}  # one of 1,024 would take 0.32 s
 
 
-def test_the_flops_of_a_step_follow_from_the_lengths_of_its_weighted_pairs():
-    pairs = join_pairs([([1, 2, 3], [1, 2, 4, 5]), ([6, 7], [8])])
+def test_the_flops_of_a_step_follow_from_the_lengths_of_its_weighted_groups():
+    pairs = join_groups([([1, 2, 3], [1, 2, 4, 5]), ([6, 7], [8])])
     plan = MicroBatch(
-        step=0, position=0, num_micro_batches=1, rank=0, pairs=np.array([4, 5]),
+        step=0, position=0, num_micro_batches=1, rank=0, groups=np.array([4, 5]),
         weights=np.array([1.0, 0.0], dtype=np.float32),
     )  # fmt: skip
     loaded = LoadedMicroBatch(
-        plan=plan,
-        pairs=pairs,
-        margins=np.zeros(2, dtype=np.float32),
-        prompt_lengths=np.zeros(2, dtype=np.int32),
+        plan=plan, columns=GroupColumns.of_pairs(pairs.lengths), tokens=pairs.tokens
     )
     collator = Collator(layout="packed", kernel="grouped", pad_token_id=0, device=CPU)
 

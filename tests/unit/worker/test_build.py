@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from base_models import make
 from plain_training import NUM_STEPS, PlainRank, reset_accelerator, small_config
 
+from rm_ray.config.sections.lora import LoraConfig
+from rm_ray.config.sections.model import ResolvedModel
 from rm_ray.errors import InputError
-from rm_ray.train import throughput
+from rm_ray.train import placement, throughput
 from rm_ray.worker import build
-from rm_ray.worker.build import build_compute, choose_liger
+from rm_ray.worker.build import build_compute, build_model, choose_liger
 
 FINE, WITHOUT = ("node-0", ""), ("node-1", "a C compiler (gcc)")
 
@@ -53,7 +56,7 @@ def test_a_model_is_built_with_its_job_s_settings(tmp_path: Path, quick_peak):
     compute = build_compute(job)
     assert torch.get_num_threads() == 2
     assert compute.engine.zero_stage == 0
-    assert (compute.collator.layout, compute.collator.kernel) == ("packed", "grouped")
+    assert (compute.collator.layout, compute.collator.kernel) == ("packed", "shared")
     assert compute.throughput.layout == "packed" and compute.throughput.matrix_peak > 0
     rates = [compute.learning_rate(step) for step in range(NUM_STEPS)]
     assert rates[:3] == [0.0, 5e-4, 1e-3]
@@ -83,3 +86,18 @@ def test_a_deterministic_run_uses_only_deterministic_kernels(tmp_path: Path, qui
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_weights_in_4_bits_are_not_made_from_different_files(tmp_path: Path, monkeypatch):
+    """Each rank makes them from its own files, and nothing is sent that would make them one."""
+    make(tmp_path / "base", "llama")
+    model = ResolvedModel(
+        name_or_path=str(tmp_path / "base"), tokenizer="builtin", quantization="nf4"
+    )
+    config = small_config(tmp_path, model=model, lora=LoraConfig(rank=2))
+    job = PlainRank.make(tmp_path, config).job
+    assert not build_model(job, torch.float32).sources
+    hosts = [("node-0", "one"), ("node-1", "another")]
+    monkeypatch.setattr(placement, "gather_objects", lambda value: hosts)
+    with pytest.raises(InputError, match="weight files on node-0 differ from those on node-1"):
+        build_model(job, torch.float32)

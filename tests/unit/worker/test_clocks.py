@@ -6,9 +6,11 @@ import pytest
 import torch
 from plain_training import PlainHeartbeat
 
-from rm_ray.data.cache.pair_tokens import TokenCounts
+from rm_ray.batches.labels import pair_labels
+from rm_ray.data.cache.group_tokens import TokenCounts
+from rm_ray.objectives.bradley_terry import BradleyTerry
 from rm_ray.runs.startup import Startup
-from rm_ray.train.metrics import PairMetrics
+from rm_ray.train.metrics import GroupMetrics
 from rm_ray.train.progress import Progress
 from rm_ray.worker import clocks as clocks_module
 from rm_ray.worker.clocks import Clocks
@@ -40,11 +42,13 @@ def make(progress: Progress | None = None) -> tuple[Clocks, Any]:
     return Clocks(progress or Progress(), heartbeat, startup, run_began=900.0), heartbeat
 
 
-def four_pairs() -> PairMetrics:
-    metrics = PairMetrics.zero(torch.device("cpu"))
-    rewards = torch.tensor([1.0, 1.0, 0.0, 0.0])
+def four_pairs() -> GroupMetrics:
+    metrics = GroupMetrics.zero(torch.device("cpu"))
+    rewards = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    labels = pair_labels(torch.zeros(2), torch.ones(2))
+    losses = BradleyTerry()(rewards, labels)
     for _ in range(2):
-        metrics.add(rewards, torch.ones(2), torch.ones(2), tokens=TokenCounts(40, 30, 35))
+        metrics.add(rewards, losses, labels, tokens=TokenCounts(40, 30, 35))
     metrics.add_flops(7.0)
     return metrics
 
@@ -99,11 +103,11 @@ def test_the_first_step_ends_the_startup_and_later_ones_count_for_the_speed(cloc
         assert clocks.end_step(four_pairs(), 3.0) == 5.0
     assert list(heartbeat.startup) == ["model", "first step"]
     assert caplog.records[-1].getMessage().startswith("first step after ")
-    assert clocks.progress.timed_pairs == 0
+    assert clocks.progress.timed_groups == 0
     clocks.data_wait = 1.0
     assert clocks.end_step(four_pairs(), 1.5) == 2.5
     progress = clocks.progress
-    assert (progress.timed_pairs, progress.timed_seconds, progress.timed_flops) == (4, 2.5, 7.0)
+    assert (progress.timed_groups, progress.timed_seconds, progress.timed_flops) == (4, 2.5, 7.0)
     assert (progress.timed_tokens, progress.timed_distinct_tokens) == (80, 60)
     assert progress.spent == heartbeat.spent == {"data wait": 3.0, "steps": 4.5}
     assert clocks.attempt == {

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from rm_ray.worker.loop import TrainingLoop
 
 
 def test_the_model_is_exported_with_its_reference_rewards(loop: TrainingLoop, rank: PlainRank):
-    rewards = loop.saver.score_reference_pairs()
+    rewards = loop.saver.score_reference_groups()
     path = export(rank.job, loop.compute.engine, loop.recorder, rewards)
     assert path == rank.job.run_folder.join("export")
     weights = loop.compute.engine.weights()
@@ -19,10 +20,26 @@ def test_the_model_is_exported_with_its_reference_rewards(loop: TrainingLoop, ra
         assert torch.equal(weight, weights[f"classifier.{name}"])
     assert rank.job.run_folder.read_json("probes.json") == json.loads(json.dumps(rewards))
     model = AutoModelForSequenceClassification.from_pretrained(path)
-    pair = rewards["pairs"][0]
+    scored = rewards["scored"][0]
     with torch.no_grad():
-        reward = model(torch.tensor([pair["chosen_ids"]])).logits.item()
-    assert reward == pytest.approx(pair["chosen_reward"], abs=1e-5)
+        reward = model(torch.tensor([scored["ids"]])).logits.item()
+    assert reward == pytest.approx(scored["reward"], abs=1e-5)
+
+
+def test_a_model_above_the_size_of_a_file_is_exported_in_several(
+    loop: TrainingLoop, rank: PlainRank
+):
+    config = replace(rank.job.config.model, max_shard_size="1MB")
+    job = replace(rank.job, config=replace(rank.job.config, model=config))
+    job.run_folder.write_text("export/model.safetensors", "left by an attempt that was killed")
+    path = Path(export(job, loop.compute.engine, loop.recorder, {}))
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    files = sorted({*index["weight_map"].values()})
+    assert files == sorted(file.name for file in path.glob("*.safetensors")) and len(files) > 1
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    weights = loop.compute.engine.weights()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, weights[f"classifier.{name}"])
 
 
 def test_nothing_is_left_on_the_machine(loop: TrainingLoop, rank: PlainRank, machine: Path):

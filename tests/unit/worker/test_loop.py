@@ -1,13 +1,15 @@
 """The whole loop on plain ranks: one in this process, and two connected by gloo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gloo_ranks import spawn
 from plain_training import (
+    NUM_PAIRS,
     NUM_STEPS,
     PlainRank,
     StopsAt,
@@ -22,8 +24,11 @@ from tables import ready_step
 
 from rm_ray.config.sections.checkpoint import CheckpointConfig
 from rm_ray.config.sections.evaluation import EvaluationConfig
+from rm_ray.config.sections.objective import ObjectiveConfig
 from rm_ray.config.sections.optimizer import OptimizerConfig
+from rm_ray.config.train_config import ResolvedConfig
 from rm_ray.model.build import build_reward_model
+from rm_ray.objectives.build import build_objective
 from rm_ray.runs.checkpoint_names import list_checkpoints
 from rm_ray.train.engine import Engine
 from rm_ray.train.optimizer import learning_rate_schedule
@@ -43,6 +48,19 @@ def quiet(machine: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("quiet")
     rank = PlainRank.make(folder, small_config(folder))
     return Finished(rank, rank.train())
+
+
+@pytest.fixture(scope="module")
+def keeping(machine: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The same run, with the loss of each pair kept."""
+    folder = tmp_path_factory.mktemp("keeping")
+    rank = PlainRank.make(folder, keeping_config(folder))
+    return Finished(rank, rank.train())
+
+
+def keeping_config(folder: Path) -> ResolvedConfig:
+    config = small_config(folder)
+    return replace(config, run=replace(config.run, keep_pair_losses=True))
 
 
 def attempt(folder: Path, number: int, stops: StopsAt | None = None, **job: Any) -> PlainRank:
@@ -87,11 +105,12 @@ def test_only_the_steps_determine_the_weights(quiet: Finished):
         micro_batches = ready_step(stream.table, stream.plan, step, job.tokenizer)
         measured = train_step(
             engine,
+            build_objective(config.objective),
             micro_batches,
-            num_pairs=job.steps.size(step),
+            num_groups=job.steps.size(step),
             learning_rate=learning_rate(step),
         )
-        losses.append(measured.pairs.means("train/rm")["train/rm/loss"])
+        losses.append(measured.groups.means("train/rm")["train/rm/loss"])
     expected = {name.removeprefix("classifier."): w for name, w in engine.weights().items()}
     weights = exported_weights(quiet.rank)
     assert weights.keys() == expected.keys()
@@ -114,6 +133,56 @@ def test_an_attempt_that_stops_saves_and_the_next_one_resumes_bit_for_bit(
     assert second.channel.tables == quiet.rank.channel.tables
 
 
+def test_keeping_losses_changes_nothing_else(quiet: Finished, keeping: Finished):
+    assert_same_outcome(keeping.rank, quiet)
+    assert "pair_losses" not in quiet.result
+    losses = keeping.result["pair_losses"]
+    assert losses.shape == (2, NUM_PAIRS) and losses.dtype == np.float32
+    records = [one.metrics for one in keeping.rank.channel.records if one.kind == "train"]
+    means = [
+        sum(record["train/rm/loss"] for record in part) / 4 for part in (records[:4], records[4:])
+    ]
+    assert losses.mean(axis=1).tolist() == pytest.approx(means, rel=1e-6)
+
+
+def test_kept_losses_resume_bit_for_bit(keeping: Finished, tmp_path: Path):
+    first, second = (
+        PlainRank.make(tmp_path, keeping_config(tmp_path), attempt=number) for number in (1, 2)
+    )
+    assert StopsAt("training", 5).apply(first).train()["stopped"]["saved_step"] == 5
+    result = second.train()
+    assert result["pair_losses"].tobytes() == keeping.result["pair_losses"].tobytes()
+
+
+def test_a_run_over_lists_resumes_bit_for_bit_with_its_parameter_of_ties(
+    quiet: Finished, tmp_path: Path
+):
+    def prepare(name: str, number: int) -> PlainRank:
+        objective = ObjectiveConfig(ties="davidson", tie_parameter="learned")
+        config = small_config(tmp_path / name, objective=objective)
+        return PlainRank.make(tmp_path / name, config, attempt=number, lists=True)
+
+    alone = prepare("alone", 1)
+    expected = Finished(alone, alone.train())
+    first = StopsAt("training", 5).apply(prepare("stopped", 1))
+    assert first.train()["stopped"]["saved_step"] == 5
+    second = prepare("stopped", 2)
+    result = second.train()
+    assert result["times_each_pair_was_trained_on"] == {"least": 2, "most": 2}
+    assert result["episodes"] == NUM_STEPS * 6
+    assert_same_outcome(second, expected)
+    assert second.channel.tables == alone.channel.tables
+    steps, evaluations = (
+        [one.metrics for one in second.channel.records if one.kind == kind]
+        for kind in ("train", "eval")
+    )
+    ties = [metrics["train/rm/tie_parameter"] for metrics in steps]
+    assert ties[:2] == [1.0, 1.0]  # the first step's learning rate is 0
+    assert len(set(ties[1:])) == NUM_STEPS - 1
+    assert all(-1 <= metrics["eval/rm/kendall_tau"] <= 1 for metrics in evaluations)
+    assert exported_weights(second).keys() == exported_weights(quiet.rank).keys()
+
+
 def test_an_interrupted_evaluation_is_left_to_the_next_attempt(quiet: Finished, tmp_path: Path):
     first = attempt(tmp_path, 1, StopsAt("evaluating", 4))
     assert first.train() == {"stopped": {"reason": "signal", "step": 4, "saved_step": 4}}
@@ -124,6 +193,29 @@ def test_an_interrupted_evaluation_is_left_to_the_next_attempt(quiet: Finished, 
     # The step is saved again, now with the metrics that rank it.
     assert [metrics["step"] for _, metrics in second.context.reported] == [4, 6, 8]
     assert "eval/rm/loss" in second.context.reported[0][1]
+
+
+def test_a_set_that_a_resumed_run_adds_changes_no_bit_of_the_training(
+    quiet: Finished, tmp_path: Path
+):
+    attempt(tmp_path, 1, StopsAt("training", 5)).train()
+    second = attempt(tmp_path, 2)
+    (default,) = second.job.held_out
+    second.job = replace(second.job, held_out=(default, replace(default, name="again")))
+    second.context.streams["eval/again"] = second.context.streams["eval"]
+    second.train()
+    expected = exported_weights(quiet.rank)
+    assert all(torch.equal(one, expected[n]) for n, one in exported_weights(second).items())
+    evaluations = [one for one in second.channel.records if one.kind == "eval"]
+    before = [one for one in quiet.rank.channel.records if one.kind == "eval"]
+    assert [one.step for one in evaluations] == [2, 4, 6, 8]
+    for mine, quiet_one in zip(evaluations, before, strict=True):
+        assert mine.metrics.items() >= quiet_one.metrics.items()
+        added = {n: v for n, v in mine.metrics.items() if n.startswith("eval/again/")}
+        assert bool(added) == (mine.step > 5)
+        for name, value in quiet_one.metrics.items() if added else ():
+            assert added[name.replace("/rm/", "/again/")] == value
+    assert "eval/again/loss" in second.context.reported[-1][1]
 
 
 def test_a_reason_to_stop_during_the_last_step_changes_nothing(quiet: Finished, tmp_path: Path):
@@ -154,13 +246,13 @@ def test_a_loss_that_is_not_finite_ends_the_attempt_with_its_pairs(tmp_path: Pat
     rank = PlainRank.make(tmp_path, config)
     result = rank.train()
     assert result["not_finite"]["step"] == 1
-    assert len(result["not_finite"]["pairs"]) == 6
+    assert len(result["not_finite"]["groups"]) == 6
     names = list_checkpoints(rank.job.run_folder)
     assert [name.split("_")[1] for name in names] == ["00000001"]  # it was copied
 
 
 def test_without_held_out_pairs_nothing_is_evaluated(tmp_path: Path):
-    rank = PlainRank.make(tmp_path, small_config(tmp_path), eval_steps=None, eval_labels=None)
+    rank = PlainRank.make(tmp_path, small_config(tmp_path), held_out=())
     result = rank.train()
     assert {record.kind for record in rank.channel.records} == {"train"}
     assert not any(name.startswith("eval/") for name in result["metrics"])
@@ -172,7 +264,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     """The results of two ranks."""
     folder = tmp_path_factory.mktemp("together")
     spawn(stop_on_one_rank_and_resume, 2, 2, folder)
-    return folder, [torch.load(folder / f"found-{rank}.pt") for rank in range(2)]
+    paths = [folder / f"found-{rank}.pt" for rank in range(2)]
+    return folder, [torch.load(path, weights_only=False) for path in paths]
 
 
 def test_one_rank_s_reason_stops_all_ranks_at_the_same_step(together):
@@ -202,6 +295,17 @@ def test_two_ranks_resume_bit_for_bit(together):
     for result in results:
         assert result["times_each_pair_was_trained_on"] == {"least": 2, "most": 2}
     assert second["returned"][2]["history"] == ""
+
+
+def test_two_ranks_keep_the_losses_of_all_pairs_bit_for_bit_through_a_resume(
+    together, keeping: Finished
+):
+    _, (first, second) = together
+    losses = [first["returned"][i]["pair_losses"] for i in (0, 2)]
+    assert not np.isnan(losses[0]).any()
+    assert losses[0].tobytes() == losses[1].tobytes()
+    assert second["returned"][2]["pair_losses"] is None
+    np.testing.assert_allclose(losses[0], keeping.result["pair_losses"], rtol=1e-3, atol=1e-4)
 
 
 def test_two_ranks_measure_the_same_as_one(together, quiet: Finished):

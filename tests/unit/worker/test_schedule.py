@@ -73,3 +73,11 @@ def test_a_new_schedule_knows_the_last_evaluation_in_the_history():
     ]
     assert Schedule.of(TrainConfig(), LAST_STEP, History(records)).evaluated_at == 2
     assert Schedule.of(TrainConfig(), LAST_STEP, History()).evaluated_at == -1
+
+
+def test_the_workers_evaluate_nothing_if_an_evaluator_does():
+    beside = schedule(2, saves=2, best_by="eval/rm/loss")
+    beside.evaluation = EvaluationConfig(every_steps=2, where="beside")
+    assert steps_with(beside.is_evaluation_due) == []
+    assert not beside.is_evaluation_overdue(4)
+    assert steps_with(beside.is_checkpoint_due) == list(range(2, 21, 2))

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
-from plain_training import BATCH, NUM_PAIRS, PlainRank
+from plain_training import BATCH, NUM_PAIRS, NUM_STEPS, PlainRank
 
+from rm_ray.checkpoint.pair_losses import PairLosses
 from rm_ray.train.step import NonFiniteLossError
 from rm_ray.worker.loop import TrainingLoop
 
@@ -13,7 +15,7 @@ def test_a_step_is_counted_recorded_and_shown(loop: TrainingLoop, rank: PlainRan
     micro_batches = next(stream(loop, rank))
     loop.trainer.take_or_skip(micro_batches)
     assert (loop.state.progress.step, loop.state.progress.episode) == (1, BATCH)
-    trained = {int(p) for one in micro_batches for p in one.loaded.plan.pairs}
+    trained = {int(p) for one in micro_batches for p in one.loaded.plan.groups}
     assert set(loop.state.ledger.counts.nonzero()[0]) == trained and len(trained) == BATCH
     (record,) = loop.state.history.records
     assert record.metrics["epoch"] == BATCH / NUM_PAIRS
@@ -51,14 +53,41 @@ def test_a_skipped_step_only_advances_the_step_count(loop: TrainingLoop, rank: P
 
 def test_a_loss_that_is_not_finite_counts_nothing(loop: TrainingLoop, rank: PlainRank):
     micro_batches = next(stream(loop, rank))
-    micro_batches[0].pairs.margins.fill_(float("nan"))
+    micro_batches[0].groups.labels.margin.fill_(float("nan"))
     rank.heartbeat.reason_to_stop = "signal"
     with pytest.raises(NonFiniteLossError) as error:
         loop.trainer.take_or_skip(micro_batches)
-    assert (error.value.step, error.value.pairs) == (
-        0, tuple(sorted(micro_batches[0].loaded.plan.pairs.tolist())),
+    assert (error.value.step, error.value.groups) == (
+        0, tuple(sorted(micro_batches[0].loaded.plan.groups.tolist())),
     )  # fmt: skip
     assert loop.state.progress.step == 0
     assert loop.state.ledger.counts.sum() == 0
     assert not loop.stopping.is_stopping
     assert rank.context.num_checks == 0  # no rank reaches the check
+
+
+def test_losses_are_kept_by_epoch_of_the_pairs_that_count(loop: TrainingLoop, rank: PlainRank):
+    loop.state.losses = PairLosses.empty(2, NUM_PAIRS)
+    for step, micro_batches in zip(range(NUM_STEPS), stream(loop, rank), strict=True):
+        if step == 1:
+            micro_batches[0].loaded.plan.weights[0] = 0  # a filler for the losses alone
+            filler = int(micro_batches[0].loaded.plan.groups[0])
+        if step == 3:
+            loop.state.skipped = frozenset({3})
+            skipped = {int(p) for one in micro_batches for p in one.loaded.plan.groups}
+        loop.trainer.take_or_skip(micro_batches)
+    first, second = np.isnan(loop.state.losses.values)
+    assert set(np.flatnonzero(first)) == {filler, *skipped}
+    assert not second.any()
+    last = loop.state.history.records[-1].metrics["train/rm/loss"]
+    trained = [int(p) for one in micro_batches for p in one.loaded.plan.groups]
+    assert loop.state.losses.values[1, trained].mean() == pytest.approx(last, rel=1e-6)
+
+
+def test_losses_of_a_step_that_is_not_finite_are_not_kept(loop: TrainingLoop, rank: PlainRank):
+    loop.state.losses = PairLosses.empty(2, NUM_PAIRS)
+    micro_batches = next(stream(loop, rank))
+    micro_batches[0].groups.labels.margin.fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError):
+        loop.trainer.take_or_skip(micro_batches)
+    assert np.isnan(loop.state.losses.values).all()

@@ -19,7 +19,7 @@ def test_every_refused_row_is_a_line_with_its_origin_and_its_text(tmp_path: Path
     folder = tmp_path / "build"
     folder.mkdir()
 
-    refused = write_quarantine(parts, Storage.open(str(folder)))
+    refused = write_quarantine([parts], Storage.open(str(folder)))
 
     assert refused == {"empty": 2, "too long": 1}
     text = (tmp_path / "build" / QUARANTINE).read_text()
@@ -37,5 +37,5 @@ def test_a_build_without_refused_rows_has_an_empty_file(tmp_path: Path):
     folder = tmp_path / "build"
     folder.mkdir()
 
-    assert write_quarantine(parts, Storage.open(str(folder))) == {}
+    assert write_quarantine([parts], Storage.open(str(folder))) == {}
     assert (tmp_path / "build" / QUARANTINE).read_bytes() == b""

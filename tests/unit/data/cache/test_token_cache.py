@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 from made_cache import cache_row, make_parts
 
-from rm_ray.data.cache.pair_counts import PairCounts
+from rm_ray.data.cache.group_counts import GroupCounts
 from rm_ray.data.cache.token_cache import MANIFEST, TokenCache, read_manifest, write_manifest
 from rm_ray.data.rows.column_readings import ColumnReading
 from rm_ray.errors import InputError
 from rm_ray.storage import Storage
 
-COUNTS = PairCounts(
-    num_pairs=3,
+COUNTS = GroupCounts(
+    num_rows=5,
+    num_groups=3,
+    num_responses=8,
+    num_comparisons=7,
+    num_ties=2,
+    num_scores=4,
     num_tokens=70,
     by_source={"a": 1, "b": 2},
     duplicates=1,
@@ -40,9 +45,11 @@ def test_a_manifest_round_trips_to_its_cache(tmp_path: Path):
 
     assert read_manifest(home, home.read_json(MANIFEST)) == cache
     assert (cache.identity, cache.data_hash) == ("contents and settings", "contents")
-    assert (cache.num_pairs, cache.num_tokens) == (3, 70)
+    assert (cache.num_rows, cache.num_groups, cache.num_responses) == (5, 3, 8)
+    assert (cache.num_comparisons, cache.num_ties, cache.num_scores) == (7, 2, 4)
+    assert cache.num_tokens == 70
     assert (cache.duplicates, cache.contradictions) == (1, 2)
-    assert cache.pairs_by_source == {"a": 1, "b": 2}
+    assert cache.groups_by_source == {"a": 1, "b": 2}
     assert cache.readings == COUNTS.readings
     assert cache.revisions == {"org/x:train": "c0ffee"}
     assert cache.num_refused == 5
@@ -56,7 +63,8 @@ def test_the_keys_of_a_manifest_keep_their_names_and_order(tmp_path: Path):
 
     assert [*home.read_json(MANIFEST)] == [
         "build", "revisions", "identity", "data_hash", "duplicates", "contradictions", "origins",
-        "num_pairs", "num_tokens", "pairs_by_source", "refused", "readings",
+        "num_rows", "num_groups", "num_responses", "num_comparisons", "num_ties", "num_scores",
+        "num_tokens", "groups_by_source", "refused", "readings",
     ]  # fmt: skip
 
 

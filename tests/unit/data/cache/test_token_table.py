@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_cache import REFUSED, Row, cache_row, make_parts
-from tables import chosen_ids, rejected_ids
+from made_cache import NO_SCORE, REFUSED, Row, cache_row, group_row, make_parts
+from tables import chosen_ids, read_rows, rejected_ids
 
+from rm_ray.data.cache.group_columns import COLUMNS
 from rm_ray.data.cache.token_parts import ROWS_PER_BATCH, SCHEMA, TABLE_COLUMNS
-from rm_ray.data.cache.token_table import TokenTable, map_table, open_table, write_table
+from rm_ray.data.cache.token_table import map_table, open_table, write_table
 from rm_ray.local_home import local_home
 
 
@@ -32,45 +34,36 @@ def batches(*groups: Sequence[Row]) -> list[pa.RecordBatch]:
     ]
 
 
-def read_back(table: TokenTable) -> list[Row]:
-    return [
-        cache_row(
-            int(table.fragment[pair]),
-            int(table.row[pair]),
-            chosen_ids(table, pair).tolist(),
-            rejected_ids(table, pair).tolist(),
-            prefix_length=int(table.prefix_length[pair]),
-            prompt_length=int(table.prompt_length[pair]),
-            margin=float(table.margin[pair]),
-            source=table.sources[table.source[pair]],
-        )
-        for pair in range(len(table))
-    ]
-
-
 def in_order(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row["fragment"], row["row"]))
 
 
 def random_rows(count: int, seed: int) -> list[Row]:
-    """Return shuffled rows of three fragments; prefixes leave each side at least one token."""
+    """Return shuffled rows of three fragments, of 1 to 5 responses and 0 to 4 comparisons.
+
+    Prefixes leave each conversation at least one token. All numbers are exact in float32.
+    """
     rng = random.Random(seed)
     rows = []
     for i in range(count):
+        size = rng.choice([1, 2, 2, 2, 3, 5])
         prefix = [rng.randrange(50_000) for _ in range(rng.randrange(20))]
-        chosen, rejected = (
-            [*prefix, side, *(rng.randrange(50_000) for _ in range(rng.randrange(9)))]
-            for side in (1, 2)
-        )
+        conversations = [
+            [*prefix, k, *(rng.randrange(50_000) for _ in range(rng.randrange(9)))]
+            for k in range(size)
+        ]
+        sides = list(combinations(range(size), 2))
+        num_compared = rng.randrange(5) if sides else 0
+        compared = [rng.choice(sides)[:: rng.choice([1, -1])] for _ in range(num_compared)]
         rows.append(
-            cache_row(
+            group_row(
                 rng.randrange(3),
                 i,
-                chosen,
-                rejected,
+                conversations,
+                compared,
+                **random_labels(rng, size, num_compared),
                 prefix_length=len(prefix),
                 prompt_length=rng.randrange(len(prefix) + 1),
-                margin=rng.randrange(8) / 4,
                 source=rng.choice(["hh", "pandalm", "ü"]),
             )
         )
@@ -78,11 +71,20 @@ def random_rows(count: int, seed: int) -> list[Row]:
     return rows
 
 
-def test_every_pair_round_trips_in_order(tmp_path: Path):
+def random_labels(rng: random.Random, num_responses: int, num_comparisons: int) -> Row:
+    return {
+        "score": [rng.choice([NO_SCORE, 0.0, 2.5]) for _ in range(num_responses)],
+        "weight": [rng.choice([0.25, 0.5]) for _ in range(num_comparisons)],
+        "margin": [rng.randrange(8) / 4 for _ in range(num_comparisons)],
+        "probability": [rng.choice([0.5, 0.75, 1.0]) for _ in range(num_comparisons)],
+    }
+
+
+def test_every_group_round_trips_in_order(tmp_path: Path):
     rows = random_rows(200, seed=0)
     parts = make_parts(tmp_path / "parts", rows[:70], rows[70:71], rows[71:])
 
-    assert read_back(open_table(parts)) == in_order(rows)
+    assert read_rows(open_table(parts)) == in_order(rows)
 
 
 def test_several_batches_round_trip(tmp_path: Path):
@@ -90,10 +92,10 @@ def test_several_batches_round_trip(tmp_path: Path):
 
     table = open_table(make_parts(tmp_path / "parts", rows))
 
-    assert read_back(table) == in_order(rows)
+    assert read_rows(table) == in_order(rows)
 
 
-def test_pairs_are_ordered_by_fragment_and_then_by_row(tmp_path: Path):
+def test_groups_are_ordered_by_fragment_and_then_by_row(tmp_path: Path):
     places = [(1, 0), (0, 10), (2, 1), (0, 9), (1, 1), (0, 0)]
     rows = [cache_row(*place, [1, 2], [1, 3], prefix_length=1) for place in places]
 
@@ -107,35 +109,39 @@ def test_the_order_of_files_and_batches_does_not_matter(tmp_path: Path):
     one = make_parts(tmp_path / "one", rows)
     other = make_parts(tmp_path / "other", rows[20:], rows[:20][::-1])
 
-    assert read_back(open_table(one)) == read_back(open_table(other))
+    assert read_rows(open_table(one)) == read_rows(open_table(other))
 
 
 def test_each_distinct_token_is_stored_once(tmp_path: Path):
     rows = [
         cache_row(0, 0, [7, 8, 1, 2], [7, 8, 3], prefix_length=2),
         cache_row(0, 1, [9], [10, 11], prefix_length=0),
+        group_row(0, 2, [[5, 12], [5, 13, 14], [5, 15]], [(0, 2)], prefix_length=1),
+        group_row(0, 3, [[16, 17]], prefix_length=1),
     ]
 
     table = open_table(make_parts(tmp_path / "parts", rows))
 
-    assert np.asarray(table.tokens).tolist() == [7, 8, 1, 2, 3, 9, 10, 11]
+    tokens = [7, 8, 1, 2, 3, 9, 10, 11, 5, 12, 13, 14, 15, 16, 17]
+    assert np.asarray(table.tokens).tolist() == tokens
+    assert table.start.tolist() == [0, 5, 8, 13]
     (file,) = (local_home() / "tables").glob("*/tokens.bin")
-    assert file.stat().st_size == 8 * 4
+    assert file.stat().st_size == len(tokens) * 4
 
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
 
-pairs = st.tuples(st.lists(st.integers(0, 2**31 - 1), max_size=5), ids, ids)
+groups = st.tuples(
+    st.lists(st.integers(0, 2**31 - 1), max_size=5), st.lists(ids, min_size=1, max_size=4)
+)
 
 
 @settings(max_examples=25)
-@given(st.lists(pairs, min_size=1, max_size=8), st.randoms(use_true_random=False))
-def test_any_ids_round_trip(
-    pairs: list[tuple[list[int], list[int], list[int]]], rng: random.Random
-):
+@given(st.lists(groups, min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_any_ids_round_trip(groups: list[tuple[list[int], list[list[int]]]], rng: random.Random):
     rows = [
-        cache_row(0, i, prefix + chosen, prefix + rejected, prefix_length=len(prefix))
-        for i, (prefix, chosen, rejected) in enumerate(pairs)
+        group_row(0, i, [prefix + tail for tail in tails], prefix_length=len(prefix))
+        for i, (prefix, tails) in enumerate(groups)
     ]
     shuffled = rng.sample(rows, len(rows))
     cut = rng.randrange(len(rows) + 1)
@@ -143,42 +149,44 @@ def test_any_ids_round_trip(
 
     table = open_table(make_parts(parts, shuffled[:cut], shuffled[cut:]))
 
-    assert read_back(table) == rows
+    assert read_rows(table) == rows
 
 
-def test_lengths_are_those_of_the_longer_conversation(tmp_path: Path):
+def test_lengths_are_those_of_the_conversations(tmp_path: Path):
     rows = [
         cache_row(0, 0, [1, 2, 3], [1, 4], prefix_length=1),
         cache_row(0, 1, [1, 2], [1, 4, 5, 6], prefix_length=1),
         cache_row(0, 2, [1, 2], [1, 4], prefix_length=1),
+        group_row(0, 3, [[1], [2, 3], [4, 5, 6]]),
+        group_row(0, 4, [[1, 2, 3]], prefix_length=2),
     ]
 
     table = open_table(make_parts(tmp_path / "parts", rows))
 
-    assert table.lengths.longest.tolist() == [3, 4, 2]
-    assert table.lengths.distinct.tolist() == [4, 5, 3]
-    assert table.chosen_length.tolist() == [3, 2, 2]
-    assert table.rejected_length.tolist() == [2, 4, 2]
+    assert table.lengths.longest.tolist() == [3, 4, 2, 3, 3]
+    assert table.lengths.distinct.tolist() == [4, 5, 3, 6, 3]
+    assert table.lengths.num_responses.tolist() == [2, 2, 2, 3, 1]
+    assert table.lengths.conversations.tolist() == [3, 2, 2, 4, 2, 2, 1, 2, 3, 3]
 
 
 def test_ids_and_columns_have_their_types(tmp_path: Path):
     table = open_table(make_parts(tmp_path / "parts", [cache_row(0, 0, [1, 2], [3])]))
 
     assert chosen_ids(table, 0).dtype == rejected_ids(table, 0).dtype == np.int32
-    assert table.margin.dtype == np.float32
+    assert {name: getattr(table.columns, name).dtype for name in COLUMNS} == COLUMNS
     assert table.row.dtype == table.start.dtype == np.int64
 
 
-def test_a_pair_is_named_by_its_origin_and_row(tmp_path: Path):
+def test_a_group_is_named_by_its_origin_and_row(tmp_path: Path):
     rows = [cache_row(1, 17, [1], [2]), cache_row(0, 3, [1], [2])]
 
     table = open_table(make_parts(tmp_path / "parts", rows, origins=("x.jsonl", "org/y:train")))
 
-    assert [table.pair_id(pair) for pair in range(2)] == ["x.jsonl:3", "org/y:train:17"]
+    assert [table.group_id(group) for group in range(2)] == ["x.jsonl:3", "org/y:train:17"]
     assert table.origins == ("x.jsonl", "org/y:train")
 
 
-def test_an_empty_cache_is_a_table_without_pairs(tmp_path: Path):
+def test_an_empty_cache_is_a_table_without_groups(tmp_path: Path):
     only_refused = make_parts(tmp_path / "refused", [{"fragment": 0, "row": 0, **REFUSED}])
     no_rows = make_parts(tmp_path / "no_rows", [])
     no_files = make_parts(tmp_path / "no_files")
@@ -186,7 +194,7 @@ def test_an_empty_cache_is_a_table_without_pairs(tmp_path: Path):
     for parts in (only_refused, no_rows, no_files):
         table = open_table(parts)
         assert len(table) == 0
-        assert len(table.lengths) == 0
+        assert len(table.lengths) == len(table.columns) == 0
         assert table.tokens.tolist() == []
 
 
@@ -196,10 +204,10 @@ def test_opening_again_reads_the_local_copy(tmp_path: Path):
     open_table(parts)
     shutil.rmtree(tmp_path / "parts")
 
-    assert read_back(open_table(parts)) == in_order(rows)
+    assert read_rows(open_table(parts)) == in_order(rows)
 
 
-@pytest.mark.parametrize("file", ["row.npy", "tokens.bin", "names.json"])
+@pytest.mark.parametrize("file", ["row.npy", "better.npy", "tokens.bin", "names.json"])
 @pytest.mark.parametrize("is_gone", [True, False])
 def test_a_damaged_copy_is_rebuilt(
     file: str, is_gone: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -214,7 +222,7 @@ def test_a_damaged_copy_is_rebuilt(
         os.truncate(path, path.stat().st_size - 4)
     map_table.cache_clear()  # as in another process
 
-    assert read_back(open_table(parts)) == in_order(rows)
+    assert read_rows(open_table(parts)) == in_order(rows)
     assert "is damaged; rebuilding it" in caplog.text
 
 
@@ -278,17 +286,17 @@ def test_the_first_of_two_processes_wins(tmp_path: Path):
     assert [path.name for path in folder.parent.iterdir()] == ["key"]
 
 
-def test_pairs_are_gathered_in_the_given_order_with_each_distinct_token_once(tmp_path: Path):
+def test_groups_are_gathered_in_the_given_order_with_each_distinct_token_once(tmp_path: Path):
     rows = [
         cache_row(0, 0, [1, 2, 3], [1, 2, 4, 5], prefix_length=2),
         cache_row(0, 1, [6], [7, 8], prefix_length=0),
-        cache_row(0, 2, [9, 10], [9, 11], prefix_length=1),
+        group_row(0, 2, [[9, 10], [9, 11], [9, 12]], prefix_length=1),
     ]
     table = open_table(make_parts(tmp_path / "parts", rows))
 
-    pairs = table.gather(np.array([2, 0]))
+    groups = table.gather(np.array([2, 0]))
 
-    assert pairs.tokens.tolist() == [9, 10, 11, 1, 2, 3, 4, 5]
-    assert pairs.starts.tolist() == [0, 3]
-    assert [pairs.chosen(i).tolist() for i in range(2)] == [[9, 10], [1, 2, 3]]
-    assert [pairs.rejected(i).tolist() for i in range(2)] == [[9, 11], [1, 2, 4, 5]]
+    assert groups.tokens.tolist() == [9, 10, 11, 12, 1, 2, 3, 4, 5]
+    assert groups.lengths.num_responses.tolist() == [3, 2]
+    for i, row in enumerate((rows[2], rows[0])):
+        assert [ids.tolist() for ids in groups.conversations(i)] == row["ids"]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from rm_ray.data.rows.column_hints import suggest_columns
@@ -48,3 +50,38 @@ def test_columns_about_responses_are_not_proposed(names: list[str]):
     hint = suggest_columns(dict.fromkeys(["prompt", *names], "A text."))
 
     assert hint == "If they have other names, name them with data.columns, as in chosen=COLUMN"
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        (
+            {"prompt": "q", "completions": ["a", "b"], "ratings": [3, 4.5]},
+            "If the highest is the best, use --data.columns responses=completions scores=ratings",
+        ),
+        (
+            {"query": "q", "model_answers": ["a", "b"], "human_ranking": [2, 1]},
+            "If 1 is the best, use --data.columns responses=model_answers ranks=human_ranking",
+        ),
+        (
+            {"prompt": "q", "responses": ["a", "b"], "lengths": [3]},
+            "'responses' needs a column 'ranks' (1 is the best) or 'scores'",
+        ),
+    ],
+)
+def test_a_list_of_responses_is_proposed_with_its_labels(row: dict[str, Any], hint: str):
+    assert suggest_columns(row).startswith(hint)
+
+
+def test_lists_of_other_texts_are_not_proposed():
+    row = {"prompt": ["a", "b"], "tags": ["x", "y"], "counts": [1, 2]}
+
+    assert "responses=" not in suggest_columns(row)
+
+
+def test_responses_with_a_number_each_are_not_taken_for_sorted_ones():
+    rated = [{"text": "a", "overall_rating": 1}, {"text": "b", "overall_rating": 2}]
+    hint = suggest_columns({"prompt": "q", "outputs": rated})
+    assert "'responses' with each 'text', and 'scores' (the highest is the best)" in hint
+    assert "with each 'overall_rating'" in hint
+    assert "best response first" not in hint

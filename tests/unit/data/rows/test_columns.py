@@ -33,6 +33,11 @@ def test_columns_are_mapped_by_name_and_by_path():
     missing = {"prompt": "nowhere"}
     with pytest.raises(InputError, match=r"data\.columns reads prompt from 'nowhere', but no row"):
         refuse_missing_columns(missing, [sum_up("a", {reading.to_json(): 1})])
+    other = {"source": "question.full_text"}
+    with pytest.raises(
+        InputError, match=r"reads source from 'question\.full_text', but no row uses"
+    ):
+        refuse_missing_columns(other, [sum_up("a", {reading.to_json(): 1})])
 
 
 @pytest.mark.parametrize(
@@ -72,4 +77,38 @@ def test_a_column_that_the_rules_give_to_one_part_is_not_used_for_another():
     assert columns.take("response") is None
     assert columns.take("prompt") is None
     assert columns.take("chosen") == "So."
+    assert columns.are_all_taken
+
+
+def test_a_column_may_be_looked_at_without_taking_it():
+    columns = RowColumns({"ranks": None, "Scores": [1], "other": 3})
+
+    assert columns.peek("scores") == [1]
+    assert columns.peek("ranks") is None
+    assert columns.peek("prompt") is None
+    assert columns.used == {}
+
+
+def test_a_column_is_taken_by_its_exact_name():
+    columns = RowColumns({"a": 3, "b": None, "c": 4}, ColumnRules(ignore=("c",)))
+
+    assert [name for name in "abcd" if columns.has(name)] == ["a"]
+    assert [columns.take_named("scores", name) for name in "abcd"] == [3, None, None, None]
+    assert columns.used == {"scores": "a"}
+    assert [name for name, _ in columns.left()] == []
+
+
+def test_taken_columns_are_reported_under_the_names_they_come_from():
+    columns = RowColumns({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "system": "Hi."})
+    for part in ("prompt", "chosen", "rejected", "system"):
+        columns.take(part)
+
+    columns.rename_used({"chosen": "a' and 'b", "rejected": "a' and 'b", "prompt": "question"})
+
+    assert columns.used == {
+        "prompt": "question",
+        "chosen": "a' and 'b",
+        "rejected": "a' and 'b",
+        "system": "system",
+    }
     assert columns.are_all_taken

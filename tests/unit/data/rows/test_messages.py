@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import strategies as st
 from pair_rows import (
@@ -16,8 +18,9 @@ from pair_rows import (
     whole,
 )
 
+from rm_ray.data.rows.messages import read_value
 from rm_ray.data.rows.pairs import parse_pair
-from rm_ray.data.rows.refusals import Reason
+from rm_ray.data.rows.refusals import Reason, RefusedError
 
 
 def test_every_role_is_accepted():
@@ -88,3 +91,11 @@ turns = st.lists(
     ),
     max_size=3,
 )
+
+
+def test_the_json_text_of_a_list_of_conversations_is_no_text():
+    text = json.dumps([[assistant("So.")], [assistant("No.")]])
+
+    with pytest.raises(RefusedError, match="JSON text of a list of conversations") as caught:
+        read_value(text, "chosen")
+    assert caught.value.reason == Reason.NOT_MESSAGES

@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pair_rows import (
     QUESTION,
     REPLIES,
     SO,
+    SYSTEM,
     Row,
     assistant,
     refusal,
@@ -17,7 +19,8 @@ from pair_rows import (
 )
 
 from rm_ray.data.rows.pairs import Pair, parse_pair
-from rm_ray.data.rows.refusals import Reason
+from rm_ray.data.rows.prompts import Prompt, answer_all
+from rm_ray.data.rows.refusals import Reason, RefusedError
 
 
 def test_a_prompt_of_messages_goes_before_responses_of_messages():
@@ -137,3 +140,45 @@ def test_a_conversation_whose_answer_differs_from_the_prompt_s_is_refused():
     perhaps = {"role": "assistant", "content": "Perhaps."}
     row = {"prompt": [ASKED, perhaps], "chosen": [ASKED, SO], "rejected": [ASKED, NO]}
     assert refusal(row).reason == Reason.PROMPTS_DIFFER
+
+
+NAMES = ("responses.0", "responses.1", "responses.2")
+
+
+def test_all_responses_to_a_prompt_continue_it():
+    prompt = Prompt(turns=[ASKED], system="Be brief.")
+
+    assert answer_all(prompt, ["So.", [SO], [ASKED, NO]], NAMES) == [
+        [SYSTEM, ASKED, SO],
+        [SYSTEM, ASKED, SO],
+        [SYSTEM, ASKED, NO],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "values", "detail"),
+    [
+        (Prompt(turns=[ASKED]), ["So.", json.dumps([SO]), "No."], "and another one is plain text"),
+        (Prompt(turns=[ASKED, NO]), ["a", "b", "c"], "turn that is none of the responses"),
+        (
+            Prompt(turns=[{"role": "user", "content": '["q"]'}]),
+            ['["a"]', "['b']", '["c"]'],
+            "lists of texts",
+        ),
+    ],
+)
+def test_responses_that_could_be_misread_are_refused_in_lists_too(
+    prompt: Prompt, values: list[str], detail: str
+):
+    with pytest.raises(RefusedError) as caught:
+        answer_all(prompt, values, NAMES)
+
+    assert detail in caught.value.detail
+
+
+def test_one_response_that_is_no_list_makes_the_others_texts():
+    prompt = Prompt(turns=[{"role": "user", "content": '["q"]'}])
+
+    found = answer_all(prompt, ['["a"]', "b", '["c"]'], NAMES)
+
+    assert [messages[-1]["content"] for messages in found] == ['["a"]', "b", '["c"]']

@@ -89,10 +89,20 @@ def test_every_reason_that_needs_no_tokenizer_is_covered():
         Reason.IDENTICAL_AFTER_TEMPLATING,
         Reason.PROMPT_TOO_LONG,
         Reason.TOO_LONG,
+        Reason.NOTHING_TO_LEARN,
         Reason.HELD_OUT,
+        Reason.EXCLUDED,
+    }
+    of_lists = {
+        Reason.BAD_FORM,
+        Reason.BAD_RANKS,
+        Reason.BAD_SCORES,
+        Reason.BAD_PREFERENCE,
+        Reason.NOTHING_COMPARED,
+        Reason.TOO_MANY_RESPONSES,
     }
 
-    assert {reason for reason, _ in REFUSED} == set(Reason) - of_the_tokens
+    assert {reason for reason, _ in REFUSED} == set(Reason) - of_the_tokens - of_lists
 
 
 def test_a_refusal_says_what_was_found():

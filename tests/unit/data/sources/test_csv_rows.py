@@ -44,6 +44,16 @@ def test_a_margin_in_a_table_that_is_not_a_number_is_refused(cell: str, tmp_path
     assert (caught.value.reason, caught.value.detail) == (Reason.BAD_MARGIN, repr(cell))
 
 
+def test_preferences_scores_and_ties_in_a_table_of_text_get_their_types(tmp_path: Path):
+    rows = read_table(
+        tmp_path / "a.csv", "prompt,chosen,rejected,preference,tie\nq,a,b,0.25,FALSE\nq,a,b,,True\n"
+    )
+
+    assert [(row["preference"], row["tie"]) for row in rows] == [(0.25, False), (None, True)]
+    scored = read_table(tmp_path / "b.csv", "response,score,ranks\na,3,1\nb,high,\n")
+    assert [(row["score"], row["ranks"]) for row in scored] == [(3.0, "1"), ("high", None)]
+
+
 @pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "\ufeffSEP=;", "\r\nsep=;"])
 def test_excels_line_sets_the_delimiter_and_is_not_a_row(first: str, tmp_path: Path):
     rows = read_table(tmp_path / "a.csv", f"{first}\r\n\r\nchosen, or so;rejected\r\na, b;c\r\n")

@@ -23,6 +23,7 @@ from source_files import (
 
 from rm_ray.data.sources.discovery import discover, locate
 from rm_ray.data.sources.fragments import Fragment
+from rm_ray.data.sources.planted import generate_rows
 from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.data.sources.synthetic import generate_pairs
 from rm_ray.errors import InputError
@@ -293,6 +294,17 @@ def test_the_built_in_pairs_are_a_fragment_of_their_split():
         Fragment(kind="builtin", location="builtin", split="test")
     ]
     assert read("builtin:test") == list(generate_pairs("test"))
+
+
+def test_planted_preferences_are_splits_of_the_built_in_data():
+    assert fragments_of("builtin:lists") == [
+        Fragment(kind="builtin", location="builtin", split="lists")
+    ]
+    assert read("builtin:lists") == list(generate_rows("lists"))
+    assert locate(SourceSpec.parse("builtin:lists")).read_as == (
+        "planted preferences, split 'lists'"
+    )
+    assert locate(SourceSpec.parse("builtin")).read_as == "built-in pairs, split 'train'"
 
 
 def test_any_other_name_is_a_dataset_on_the_hub():

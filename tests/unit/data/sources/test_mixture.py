@@ -1,10 +1,13 @@
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from published_rows import ROWS
 from source_files import (
     fragments_of,
     message_of_wrong,
@@ -16,7 +19,9 @@ from source_files import (
     write_parquet,
 )
 
-from rm_ray.data.sources.mixture import Selection, mixture_fingerprint
+from rm_ray.config.column_rules import ColumnRules
+from rm_ray.data.sources.mixture import Selection, mixture_fingerprint, select
+from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.errors import InputError
 
 
@@ -102,6 +107,15 @@ def test_a_mixture_is_its_sources_one_after_another(tmp_path: Path, file_of_40: 
     assert ordinals(mixture)[1] == ordinals(selected(f"{file_of_40}=7"))[0]
 
 
+def test_files_know_which_source_of_the_mixture_they_are_of(tmp_path: Path, file_of_40: Path):
+    (tmp_path / "folder").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(file_of_40, tmp_path / "folder" / f"{name}.jsonl")
+    texts = (str(tmp_path / "folder"), f"{file_of_40}=3")
+    selections = select([SourceSpec.parse(text) for text in texts], seed=0)
+    assert [each.entry for each in selections] == [0, 0, 1]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
 def test_a_file_without_rows_is_empty(name: str, tmp_path: Path):
     if name.endswith(".parquet"):
@@ -131,10 +145,40 @@ def test_wrong_columns_are_refused_with_those_found(tmp_path: Path):
         save_dataset(tmp_path / "saved", **{"": rows}),
     ):
         assert message_of_wrong(path) == (
-            f"data source '{path}' must have the columns 'chosen' and 'rejected'; it has: "
-            "prompt, chosen, response_b. If they have other names, name them with data.columns, "
-            "as in chosen=COLUMN"
+            f"data source '{path}' must have the columns 'chosen' and 'rejected', or "
+            "'responses' with 'ranks' or 'scores'; it has: prompt, chosen, response_b. If they "
+            "have other names, name them with data.columns, as in chosen=COLUMN"
         )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": ["a", "b"], "rejected": ["c"]},
+        {"prompt": "Why?", "responses": ["a", "b"], "ranks": [1, 2]},
+        {"prompt": "Why?", "responses": ["a", "b"], "scores": [1, 2]},
+        {"prompt": "Why?", "response": "a", "score": 3.5},
+        ROWS["nectar"],
+        ROWS["arena_100k"],
+        ROWS["helpsteer2"],
+    ],
+)
+def test_a_source_may_have_any_form_of_comparison_group(row: dict[str, Any], tmp_path: Path):
+    path = write_lines(tmp_path / "a.jsonl", [row])
+
+    assert len(selected(path)) == 1
+
+
+def test_a_source_of_another_form_than_asked_for_is_refused_with_its_columns(tmp_path: Path):
+    path = write_lines(tmp_path / "a.jsonl", [{"chosen": "a", "rejected": "b"}])
+
+    with pytest.raises(InputError) as caught:
+        select([SourceSpec.parse(str(path))], seed=0, rules=ColumnRules(form="nectar"))
+
+    assert (
+        "must have the columns of berkeley-nest/Nectar, prompt, answers, num_responses (data.form "
+        "nectar); it has: chosen, rejected"
+    ) in str(caught.value)
 
 
 def test_lines_that_are_not_objects_are_refused_with_their_type(tmp_path: Path):
@@ -155,10 +199,20 @@ def test_an_unknown_split_is_refused_with_the_available_ones(tmp_path: Path, fil
     with_splits = save_dataset(tmp_path / "with", train=rows_of(1), test=rows_of(1))
     without = save_dataset(tmp_path / "without", **{"": rows_of(1)})
 
-    assert message_of_wrong("builtin:eval") == "data source 'builtin:eval': splits are train, test"
+    assert message_of_wrong("builtin:eval") == (
+        "data source 'builtin:eval': splits are train, test, truth, pairs, flipped, soft, ties, "
+        "strengths, lists, exploded, scores"
+    )
     assert message_of_wrong(f"{with_splits}:eval").endswith("splits are train, test")
     assert message_of_wrong(f"{without}:eval").endswith("this dataset has no splits")
     assert message_of_wrong(f"{file_of_40}:eval").endswith("files have no split ':eval'")
+
+
+def test_each_planted_split_has_a_fingerprint_of_its_own():
+    found = {mixture_fingerprint(selected(f"builtin:{split}=10")) for split in ("truth", "pairs")}
+
+    assert len(found) == 2
+    assert found.isdisjoint({mixture_fingerprint(selected("builtin:test=10"))})
 
 
 def test_a_moved_file_keeps_its_fingerprint(tmp_path: Path):

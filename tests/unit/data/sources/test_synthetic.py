@@ -1,13 +1,20 @@
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rm_ray.data.rows.pairs import parse_pair
-from rm_ray.data.sources.synthetic import SPLITS, build_tokenizer, generate_pairs
+from rm_ray.data.sources.synthetic import (
+    SPLITS,
+    build_tokenizer,
+    generate_pairs,
+    train_tokenizer,
+)
 
 Row = dict[str, Any]
 
@@ -18,8 +25,13 @@ def responses(row: Row) -> tuple[str, str]:
     return row["chosen"][-1]["content"], row["rejected"][-1]["content"]
 
 
+@functools.cache
+def rows_of(split: str) -> list[Row]:
+    return list(generate_pairs(split))
+
+
 def prompts(split: str) -> set[str]:
-    return {row["chosen"][0]["content"] for row in generate_pairs(split)}
+    return {row["chosen"][0]["content"] for row in rows_of(split)}
 
 
 @EACH_SPLIT
@@ -35,7 +47,7 @@ def test_a_longer_count_begins_with_the_same_rows(split: str):
 
 @EACH_SPLIT
 def test_a_split_has_its_stated_number_of_rows(split: str):
-    assert sum(1 for _ in generate_pairs(split)) == SPLITS[split]
+    assert len(rows_of(split)) == SPLITS[split]
 
 
 def test_the_splits_differ_and_share_no_prompt():
@@ -48,7 +60,7 @@ def test_the_splits_differ_and_share_no_prompt():
 
 @EACH_SPLIT
 def test_every_row_keeps_the_contract(split: str):
-    for row in generate_pairs(split):
+    for row in rows_of(split):
         pair = parse_pair(row)
         assert (pair.chosen, pair.rejected) == (row["chosen"], row["rejected"])
         assert pair.source == row["source"]
@@ -56,7 +68,7 @@ def test_every_row_keeps_the_contract(split: str):
 
 @EACH_SPLIT
 def test_all_tasks_are_equally_frequent(split: str):
-    kinds = Counter(row["source"] for row in generate_pairs(split))
+    kinds = Counter(row["source"] for row in rows_of(split))
 
     assert len(kinds) == 5
     assert set(kinds.values()) == {SPLITS[split] // 5}
@@ -64,7 +76,7 @@ def test_all_tasks_are_equally_frequent(split: str):
 
 @EACH_SPLIT
 def test_the_better_answer_to_a_count_is_in_order(split: str):
-    rows = [row for row in generate_pairs(split) if row["source"] == "builtin/counting"]
+    rows = [row for row in rows_of(split) if row["source"] == "builtin/counting"]
 
     def numbers(response: str) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", response)]
@@ -79,7 +91,7 @@ def test_the_better_answer_to_a_count_is_in_order(split: str):
 
 def test_the_same_question_is_never_answered_both_ways():
     answers: dict[str, tuple[set[str], set[str]]] = {}
-    for row in generate_pairs("train"):
+    for row in rows_of("train"):
         if row["source"] in ("builtin/colours", "builtin/opposites"):
             question = row["chosen"][0]["content"].split("asks: ")[1]
             better, worse = answers.setdefault(question, (set(), set()))
@@ -105,7 +117,7 @@ def test_the_longer_response_is_chosen_half_of_the_time(
     split: str, unit: str, tokenizer: PreTrainedTokenizerFast
 ):
     wins = []
-    for row in generate_pairs(split):
+    for row in rows_of(split):
         chosen, rejected = (length_of(text, unit, tokenizer) for text in responses(row))
         wins.append((chosen > rejected) + 0.5 * (chosen == rejected))
 
@@ -118,8 +130,7 @@ def test_the_best_guess_from_the_difference_of_lengths_fails_on_held_out_pairs(
 ):
     def differences(split: str) -> list[int]:
         lengths = [
-            [length_of(text, unit, tokenizer) for text in responses(row)]
-            for row in generate_pairs(split)
+            [length_of(text, unit, tokenizer) for text in responses(row)] for row in rows_of(split)
         ]
         return [chosen - rejected for chosen, rejected in lengths]
 
@@ -139,8 +150,13 @@ def length_of(text: str, unit: str, tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def test_the_tokenizer_is_the_same_every_time(tokenizer: PreTrainedTokenizerFast):
+    first = build_tokenizer()
+    trained_again = train_tokenizer.__wrapped__()
+    assert trained_again == train_tokenizer() == Tokenizer.from_str(trained_again).to_str()
+    first.add_tokens(["<|more|>"])
     first, second = build_tokenizer(), build_tokenizer()
 
+    assert "<|more|>" not in first.get_vocab()
     assert first.get_vocab() == second.get_vocab()
     assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
     assert first.chat_template == second.chat_template

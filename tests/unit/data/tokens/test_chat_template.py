@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenized_pairs import NO_END, pair_of, saved, tokens_of
+from tokenized_groups import NO_END, pair_of, saved, tokens_of
 
 from rm_ray.data.sources.synthetic import build_tokenizer
 from rm_ray.data.tokens.tokenizer import load_tokenizer

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenized_pairs import BUILTIN, WITH_BEGIN, pair_of, saved, tokens_of
+from tokenized_groups import BUILTIN, WITH_BEGIN, pair_of, saved, tokens_of
 from transformers import PreTrainedTokenizerFast
 
 from rm_ray.data.sources.synthetic import CHAT_TEMPLATE, build_tokenizer

@@ -1,14 +1,15 @@
-"""Text that two conversations share is tokenised once, without changing any id."""
+"""Text that conversations share is tokenised once, without changing any id."""
 
 from collections.abc import Callable
 from functools import cache
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tokenized_groups import assistant, group_of
 from tokenizers import (
     AddedToken,
     Encoding,
@@ -23,11 +24,11 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from rm_ray.config.sections.data import DataConfig
-from rm_ray.data.rows.pairs import Pair, parse_pair
-from rm_ray.data.rows.turns import Message
+from rm_ray.data.preferences.group_reading import read_group
+from rm_ray.data.rows.groups import Group
 from rm_ray.data.sources.synthetic import CHAT_TEMPLATE, generate_pairs
 from rm_ray.data.tokens.cut_points import find_cut_tokens
-from rm_ray.data.tokens.pair_tokenizer import PairTokenizer, TokenizedPair
+from rm_ray.data.tokens.group_tokenizer import GroupTokenizer, TokenizedGroup
 from rm_ray.data.tokens.tokenizer import load_tokenizer, template_ids
 
 WRITTEN = ["<|end|>", "<|user|>", "<|assistant|>"]
@@ -50,15 +51,12 @@ def cut_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 
 @st.composite
-def pairs(draw: st.DrawFn) -> Pair:
+def groups(draw: st.DrawFn) -> Group:
+    """Draw groups of 1 to 4 distinct responses; half of them are pairs."""
     prompt = [{"role": role, "content": text} for role, text in draw(st.lists(turns, max_size=3))]
-    chosen, rejected = draw(contents), draw(contents)
-    assume(chosen != rejected)
-    return Pair(chosen=[*prompt, answer(chosen)], rejected=[*prompt, answer(rejected)])
-
-
-def answer(content: str) -> Message:
-    return {"role": "assistant", "content": content}
+    size = draw(st.sampled_from([1, 2, 2, 2, 3, 4]))
+    responses = draw(st.lists(contents, min_size=size, max_size=size, unique=True))
+    return Group(prompt=prompt, responses=[*map(assistant, responses)])
 
 
 def train(
@@ -158,18 +156,18 @@ NOT_PIECEWISE: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
-def find_tokenizer(shared_data: Callable[[str], Path]) -> Callable[[str], PairTokenizer]:
+def find_tokenizer(shared_data: Callable[[str], Path]) -> Callable[[str], GroupTokenizer]:
     """Return a function that finds the built-in, a real or one of the above tokenizers by name."""
 
     @cache
-    def find(name: str) -> PairTokenizer:
+    def find(name: str) -> GroupTokenizer:
         if name == "builtin":
             tokenizer = load_tokenizer(name)
         elif name in REAL:
             tokenizer = load_tokenizer(str(shared_data(name)))
         else:
             tokenizer = train(**{**PIECEWISE, **NOT_PIECEWISE}[name])
-        return PairTokenizer(tokenizer, DataConfig(max_length=8192))
+        return GroupTokenizer(tokenizer, DataConfig(max_length=8192))
 
     return find
 
@@ -179,54 +177,54 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return ids
 
 
-def tokens_of(pair_tokenizer: PairTokenizer, pair: Pair) -> TokenizedPair:
-    (tokens,) = pair_tokenizer.tokenize([pair])
-    assert isinstance(tokens, TokenizedPair), tokens
+def tokens_of(group_tokenizer: GroupTokenizer, group: Group) -> TokenizedGroup:
+    (tokens,) = group_tokenizer.tokenize([group])
+    assert isinstance(tokens, TokenizedGroup), tokens
     return tokens
 
 
-def tokenized_by(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> TokenizedPair:
-    return tokens_of(PairTokenizer(tokenizer, DataConfig()), pair)
+def tokenized_by(tokenizer: PreTrainedTokenizerFast, group: Group) -> TokenizedGroup:
+    return tokens_of(GroupTokenizer(tokenizer, DataConfig()), group)
 
 
-def whole_tokens(
-    tokenizer: PreTrainedTokenizerFast, pair: Pair
-) -> tuple[list[int], list[int], int]:
-    """Tokenise each text as a whole; return both conversations' ids and the prompt's length."""
-    chosen, rejected = (
+def whole_tokens(tokenizer: PreTrainedTokenizerFast, group: Group) -> tuple[list[list[int]], int]:
+    """Tokenise each text as a whole; return the conversations' ids and the prompt's length."""
+    ids = [
         tokenizer.apply_chat_template(messages, return_dict=False)
-        for messages in (pair.chosen, pair.rejected)
-    )
-    if not pair.prompt:
-        return chosen, rejected, 0
-    text = tokenizer.apply_chat_template(pair.chosen, tokenize=False)
-    prompt = tokenizer.apply_chat_template(pair.prompt, tokenize=False, add_generation_prompt=True)
+        for messages in group.conversations
+    ]
+    if not group.prompt:
+        return ids, 0
+    text = tokenizer.apply_chat_template(group.conversations[0], tokenize=False)
+    prompt = tokenizer.apply_chat_template(group.prompt, tokenize=False, add_generation_prompt=True)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     begun = sum(start < len(prompt) for start, _ in encoded["offset_mapping"])
     length = begun if text.startswith(prompt) else len(ids_of(tokenizer, prompt))
-    return chosen, rejected, min(length, len(chosen) - 1)
+    return ids, min(length, len(ids[0]) - 1)
+
+
+PAIR = group_of("Why?", "So.", "No.")
 
 
 @pytest.mark.parametrize("name", ["builtin", *REAL, *PIECEWISE, *NOT_PIECEWISE])
-@given(pair=pairs())
+@given(group=groups())
 def test_ids_and_prompt_length_match_whole_texts(
-    name: str, find_tokenizer: Callable[[str], PairTokenizer], pair: Pair
+    name: str, find_tokenizer: Callable[[str], GroupTokenizer], group: Group
 ):
-    pair_tokenizer = find_tokenizer(name)
-    chosen, rejected, prompt_length = whole_tokens(pair_tokenizer.tokenizer, pair)
-    assume(chosen != rejected)
+    group_tokenizer = find_tokenizer(name)
+    ids, prompt_length = whole_tokens(group_tokenizer.tokenizer, group)
+    assume(len({*map(tuple, ids)}) == len(ids))
 
-    tokens = tokens_of(pair_tokenizer, pair)
+    tokens = tokens_of(group_tokenizer, group)
 
-    assert tokens.chosen_ids == chosen
-    assert tokens.rejected_ids == rejected
+    assert tokens.ids == ids
     assert tokens.prompt_length == prompt_length
 
 
 @pytest.mark.parametrize("name", ["builtin", *REAL, *PIECEWISE])
 @given(data=st.data())
 def test_a_text_cut_after_a_token_of_the_template_keeps_its_ids(
-    name: str, find_tokenizer: Callable[[str], PairTokenizer], data: st.DataObject
+    name: str, find_tokenizer: Callable[[str], GroupTokenizer], data: st.DataObject
 ):
     tokenizer = find_tokenizer(name).tokenizer
     added = [token.content for token in tokenizer.added_tokens_decoder.values()]
@@ -239,7 +237,7 @@ def test_a_text_cut_after_a_token_of_the_template_keeps_its_ids(
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_texts_are_cut_after_turns(name: str, find_tokenizer: Callable[[str], PairTokenizer]):
+def test_real_texts_are_cut_after_turns(name: str, find_tokenizer: Callable[[str], GroupTokenizer]):
     assert cut_tokens(find_tokenizer(name).tokenizer) == ["<|endoftext|>"]
 
 
@@ -255,30 +253,27 @@ def test_no_text_is_cut_if_its_pieces_may_not_be_independent(name: str):
 
 def test_a_cut_that_would_change_ids_is_not_made():
     tokenizer = train(pre_tokenizer=metaspace("first"))
-    pair = parse_pair({"prompt": "Why?", "chosen": "So.", "rejected": "No."})
-    text = tokenizer.apply_chat_template(pair.chosen, tokenize=False)
+    text = tokenizer.apply_chat_template(PAIR.conversations[0], tokenize=False)
     head, token, tail = text.rpartition("<|assistant|>")
     assert ids_of(tokenizer, head + token) + ids_of(tokenizer, tail) != ids_of(tokenizer, text)
 
-    assert tokenized_by(tokenizer, pair).chosen_ids == ids_of(tokenizer, text)
+    assert tokenized_by(tokenizer, PAIR).ids[0] == ids_of(tokenizer, text)
 
 
 def test_no_text_is_cut_if_special_tokens_are_read_as_text():
     tokenizer = train(pre_tokenizer=BYTES)
     tokenizer.split_special_tokens = True
-    pair = parse_pair({"prompt": "Why?", "chosen": "So.", "rejected": "No."})
 
     assert cut_tokens(tokenizer) == []
-    assert tokenized_by(tokenizer, pair).chosen_ids == whole_tokens(tokenizer, pair)[0]
+    assert tokenized_by(tokenizer, PAIR).ids == whole_tokens(tokenizer, PAIR)[0]
 
 
 def test_no_text_is_cut_if_the_tokenizer_doubles_each_text():
     twice = processors.TemplateProcessing(single="$A $A")
     tokenizer = train(post_processor=twice)
-    pair = parse_pair({"prompt": "Why?", "chosen": "So.", "rejected": "No."})
 
     assert cut_tokens(tokenizer) == []
-    assert tokenized_by(tokenizer, pair).chosen_ids == whole_tokens(tokenizer, pair)[0]
+    assert tokenized_by(tokenizer, PAIR).ids == whole_tokens(tokenizer, PAIR)[0]
 
 
 @pytest.mark.parametrize(
@@ -294,11 +289,10 @@ def test_no_text_is_cut_if_the_tokenizer_doubles_each_text():
 )
 def test_no_text_is_cut_after_a_token_that_another_may_overlap(other: str, left: list[str]):
     tokenizer = train(pre_tokenizer=BYTES, added=(AddedToken(other, normalized=False),))
-    pair = parse_pair({"prompt": "Why x", "chosen": "x is so.", "rejected": "x"})
+    group = group_of("Why x", "x is so.", "x", "so x")
 
     assert cut_tokens(tokenizer) == left
-    tokens = tokenized_by(tokenizer, pair)
-    assert (tokens.chosen_ids, tokens.rejected_ids) == whole_tokens(tokenizer, pair)[:2]
+    assert tokenized_by(tokenizer, group).ids == whole_tokens(tokenizer, group)[0]
 
 
 def test_no_text_is_cut_after_a_token_that_overlaps_itself():
@@ -321,15 +315,14 @@ def test_only_the_common_beginning_of_all_texts_is_shared():
     tokenizer.chat_template = (
         "{% if messages[-1]['content'] == 'No.' %}{{ 'A poor answer.' }}{% endif %}" + CHAT_TEMPLATE
     )
-    pair = parse_pair({"prompt": "Why?", "chosen": "So.", "rejected": "No."})
 
-    for case in (pair, pair.swap()):
-        tokens = tokenized_by(tokenizer, case)
-        assert (tokens.chosen_ids, tokens.rejected_ids) == whole_tokens(tokenizer, case)[:2]
-        assert tokens.prompt_length == whole_tokens(tokenizer, case)[2]
+    for responses in permutations(("So.", "No.", "Maybe.")):
+        group = group_of("Why?", *responses)
+        tokens = tokenized_by(tokenizer, group)
+        assert (tokens.ids, tokens.prompt_length) == whole_tokens(tokenizer, group)
 
 
-class RecordingTokenizer(PairTokenizer):
+class RecordingTokenizer(GroupTokenizer):
     """Records the encoded texts."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -341,37 +334,38 @@ class RecordingTokenizer(PairTokenizer):
         return super().encode(texts, offsets=offsets)
 
 
-@pytest.mark.parametrize(("scheme", "times"), [("never", 1), ("first", 4)])
-def test_a_prompt_is_tokenised_once_for_both_branches_and_all_pairs(scheme: str, times: int):
+@pytest.mark.parametrize(("scheme", "times"), [("never", 1), ("first", 5)])
+def test_a_prompt_is_tokenised_once_for_all_branches_and_all_groups(scheme: str, times: int):
     tokenizer = RecordingTokenizer(train(pre_tokenizer=metaspace(scheme)))
-    first = parse_pair({"prompt": "What is the time?", "chosen": "Noon.", "rejected": "What?"})
-    second = parse_pair({"prompt": "What is the time?", "chosen": "Noon.", "rejected": "Noon!"})
+    groups = [
+        group_of("What is the time?", "Noon.", "What?"),
+        group_of("What is the time?", "Noon.", "Noon!", "Late."),
+    ]
 
-    tokens = tokenizer.tokenize([first, second])
+    tokens = tokenizer.tokenize(groups)
 
     assert sum(text.count("What is the time?") for text in tokenizer.texts) == times
-    assert tokens == [tokenized_by(tokenizer.tokenizer, pair) for pair in (first, second)]
+    assert tokens == [tokenized_by(tokenizer.tokenizer, group) for group in groups]
 
 
 def test_other_uses_of_a_tokenizer_change_no_ids():
     tokenizer = load_tokenizer("builtin")
-    pair_tokenizer = PairTokenizer(tokenizer, DataConfig())
-    pairs = [parse_pair(row) for row in islice(generate_pairs("test"), 5)]
-    before = pair_tokenizer.tokenize(pairs)
+    group_tokenizer = GroupTokenizer(tokenizer, DataConfig())
+    pairs = [read_group(row)[0] for row in islice(generate_pairs("test"), 5)]
+    before = group_tokenizer.tokenize(pairs)
 
     tokenizer(["a"], padding="max_length", max_length=512, truncation=True)
-    assert pair_tokenizer.tokenize(pairs) == before
+    assert group_tokenizer.tokenize(pairs) == before
     tokenizer(["a"], padding="max_length", max_length=4, truncation=True)
-    assert pair_tokenizer.tokenize(pairs) == before
+    assert group_tokenizer.tokenize(pairs) == before
 
 
 def test_a_response_that_only_ends_the_prompts_last_token_keeps_that_token():
     backend = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    pair = parse_pair({"prompt": "aa", "chosen": "b", "rejected": "a"})
 
-    tokens = tokenized_by(tokenizer, pair)
+    tokens = tokenized_by(tokenizer, group_of("aa", "b", "a"))
 
-    assert (tokens.chosen_ids, tokens.rejected_ids) == ([0, 2], [0, 0, 0])
+    assert tokens.ids == [[0, 2], [0, 0, 0]]
     assert tokens.prompt_length == 1

@@ -1,31 +1,33 @@
 import json
+from dataclasses import replace
 
 import pytest
 from pair_rows import ASKED, CALL, NO, SO, SYSTEM, WITH_CALLS, Row, whole
 
 from rm_ray.config.sections.data import DataConfig
 from rm_ray.data.cache.cache_rows import tokenize_rows
-from rm_ray.data.rows.pairs import Pair, parse_pair
+from rm_ray.data.preferences.group_reading import read_group
+from rm_ray.data.rows.groups import Group
 from rm_ray.data.rows.refusals import Reason, RefusedError
-from rm_ray.data.tokens.pair_tokenizer import PairTokenizer, TokenizedPair
+from rm_ray.data.sources.synthetic import CHAT_TEMPLATE
+from rm_ray.data.tokens.group_tokenizer import GroupTokenizer, TokenizedGroup
 from rm_ray.data.tokens.tokenizer import load_tokenizer
 
-BUILTIN = PairTokenizer(load_tokenizer("builtin"), DataConfig())
+BUILTIN = GroupTokenizer(load_tokenizer("builtin"), DataConfig())
 
 
 def test_a_row_is_refused_unless_its_tools_and_calls_are_in_the_text():
     tools = [{"type": "function", "function": {"name": "look_up", "description": "Look it up"}}]
     row = {"tools": tools, "prompt": [ASKED], "rejected": NO,
            "chosen": {"role": "assistant", "content": None, "tool_calls": [CALL]}}  # fmt: skip
-    pair = parse_pair(row)
-    knows = PairTokenizer(load_tokenizer("builtin", chat_template=WITH_CALLS), DataConfig())
+    pair, _ = read_group(row)
+    knows = GroupTokenizer(load_tokenizer("builtin", chat_template=WITH_CALLS), DataConfig())
 
     (tokens,) = knows.tokenize([pair])
-    (refused,) = BUILTIN.tokenize([Pair(chosen=[ASKED, SO], rejected=[ASKED, NO],
-                                        context=pair.context)])  # fmt: skip
+    (refused,) = BUILTIN.tokenize([Group(prompt=[ASKED], responses=[SO, NO], context=pair.context)])
 
-    assert isinstance(tokens, TokenizedPair)
-    text = knows.tokenizer.decode(tokens.chosen_ids)
+    assert isinstance(tokens, TokenizedGroup)
+    text = knows.tokenizer.decode(tokens.ids[0])
     assert all(part in text for part in ("Look it up", '"look_up"', '"town": "Ulm"'))
     assert isinstance(refused, RefusedError)
     assert refused.reason == Reason.LEFT_OUT
@@ -42,9 +44,9 @@ def test_a_row_is_refused_unless_its_tools_and_calls_are_in_the_text():
     ],
 )  # fmt: skip
 def test_a_row_is_refused_if_the_template_leaves_out_content(template: str, pair: Row):
-    (found,) = PairTokenizer(
-        load_tokenizer("builtin", chat_template=template), DataConfig()
-    ).tokenize([parse_pair(pair)])
+    tokenizer = load_tokenizer("builtin", chat_template=template)
+
+    (found,) = GroupTokenizer(tokenizer, DataConfig()).tokenize([read_group(pair)[0]])
 
     assert isinstance(found, RefusedError)
     assert found.reason == Reason.LEFT_OUT
@@ -52,11 +54,38 @@ def test_a_row_is_refused_if_the_template_leaves_out_content(template: str, pair
 
 def test_keys_that_the_template_does_not_write_are_reported():
     chosen = {**SO, "name": "Ana", "weight": 1, "reasoning_content": "Because of this."}
-    (tokens,) = BUILTIN.tokenize([parse_pair({"prompt": [ASKED], "chosen": [chosen],
-                                              "rejected": [NO]})])  # fmt: skip
+    pair, _ = read_group({"prompt": [ASKED], "chosen": [chosen], "rejected": [NO]})
 
-    assert isinstance(tokens, TokenizedPair)
+    (tokens,) = BUILTIN.tokenize([pair])
+
+    assert isinstance(tokens, TokenizedGroup)
     assert set(tokens.unwritten) == {"name", "weight", "reasoning_content"}
+
+
+def test_keys_of_every_response_of_a_list_are_reported_once():
+    responses = [{**SO, "name": "Ana"}, NO, {**SO, "content": "Maybe.", "name": "Bo", "weight": 1}]
+
+    (tokens,) = BUILTIN.tokenize([Group(prompt=[ASKED], responses=responses)])
+
+    assert isinstance(tokens, TokenizedGroup)
+    assert tokens.unwritten == ("name", "weight")
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_group_is_refused_if_the_template_leaves_out_content_of_any_response(place: int):
+    written = "(message['content'] if 'hidden' not in message['content'] else '')"
+    template = CHAT_TEMPLATE.replace("message['content']", written)
+    tokenizer = load_tokenizer("builtin", chat_template=template)
+    responses = [SO, NO, {**SO, "content": "Maybe."}]
+    group = Group(prompt=[ASKED], responses=responses)
+    hidden = {**SO, "content": "This is hidden."}
+    cut = replace(group, responses=[hidden if i == place else r for i, r in enumerate(responses)])
+
+    kept, refused = GroupTokenizer(tokenizer, DataConfig()).tokenize([group, cut])
+
+    assert isinstance(kept, TokenizedGroup)
+    assert isinstance(refused, RefusedError)
+    assert refused.reason == Reason.LEFT_OUT
 
 
 WITH_TOOLS = (
@@ -66,8 +95,8 @@ WITH_TOOLS = (
 )
 
 
-def tokenize(*rows: Row) -> tuple[PairTokenizer, list[Row]]:
-    tokenizer = PairTokenizer(load_tokenizer("builtin", chat_template=WITH_TOOLS), DataConfig())
+def tokenize(*rows: Row) -> tuple[GroupTokenizer, list[Row]]:
+    tokenizer = GroupTokenizer(load_tokenizer("builtin", chat_template=WITH_TOOLS), DataConfig())
     return tokenizer, tokenize_rows(tokenizer, [*map(json.dumps, rows)], ["here"] * len(rows))
 
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from tokenized_pairs import BUILTIN, pair_of, refusal_of, saved, tokens_of
+from tokenized_groups import BUILTIN, pair_of, refusal_of, saved, tokens_of
 
 from rm_ray.data.rows.refusals import Reason
 from rm_ray.data.sources.synthetic import build_tokenizer
@@ -25,8 +25,8 @@ def test_reserved_tokens_are_refused_everywhere(token: str):
 def test_a_part_of_a_reserved_token_is_plain_text():
     tokens = tokens_of(pair_of("What is <|end| or |end|>?", "So.", "No."))
 
-    assert "<|end| or |end|>?" in BUILTIN.decode(tokens.chosen_ids)
-    assert tokens.chosen_ids.count(BUILTIN.eos_token_id) == 1
+    assert "<|end| or |end|>?" in BUILTIN.decode(tokens.ids[0])
+    assert tokens.ids[0].count(BUILTIN.eos_token_id) == 1
 
 
 def test_the_pad_token_that_was_added_is_reserved_too(tmp_path: Path):

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from tokenized_pairs import BUILTIN, NO_END, WITH_BEGIN, pair_of, saved, tokens_of, with_begin_token
+from tokenized_groups import (
+    BUILTIN,
+    NO_END,
+    WITH_BEGIN,
+    pair_of,
+    saved,
+    tokens_of,
+    with_begin_token,
+)
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from rm_ray.data.sources.synthetic import build_tokenizer
@@ -12,6 +20,7 @@ from rm_ray.data.tokens.tokenizer import (
     PAD_TOKEN,
     ends_assistant_turn,
     load_tokenizer,
+    tokenizer_differences,
     tokenizer_fingerprint,
 )
 from rm_ray.errors import InputError
@@ -50,7 +59,7 @@ def test_a_pad_token_that_the_template_writes_is_replaced(tmp_path: Path):
 
     tokens = tokens_of(pair_of("Why?", "So.", "No."), loaded)
 
-    assert loaded.pad_token_id not in tokens.chosen_ids
+    assert loaded.pad_token_id not in tokens.ids[0]
 
 
 def test_padding_is_on_the_right_whatever_the_tokenizer_says(tmp_path: Path):
@@ -131,6 +140,22 @@ def test_any_change_to_ids_changes_the_fingerprint():
     other = load_tokenizer("builtin", chat_template=NO_END)
 
     assert len({tokenizer_fingerprint(t) for t in (BUILTIN, WITH_BEGIN, more, other)}) == 4
+
+
+def test_what_differs_between_tokenizers_has_a_name(tmp_path: Path):
+    used = load_tokenizer(saved(load_tokenizer("builtin"), tmp_path))
+    used(["a", "b c"], padding=True, truncation=True, max_length=3)
+    more = load_tokenizer("builtin", chat_template=NO_END)
+    more.add_tokens(["qwertz"])
+    ended = load_tokenizer("builtin")
+    ended.eos_token = "<|user|>"
+
+    assert tokenizer_differences(BUILTIN, used) == []
+    assert tokenizer_differences(BUILTIN, more) == [
+        "added_tokens of tokenizer.json",
+        "chat template",
+    ]
+    assert "special tokens" in tokenizer_differences(BUILTIN, ended)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_bpe4k", "tokenizer_neox"])

@@ -28,8 +28,16 @@ def test_a_machine_must_fit_all_its_workers():
     assert "one has 200 GB for 8 workers of 30.0 GB each" in verdict.found
 
 
+def test_only_machines_that_may_get_workers_must_fit_them():
+    small = Machine(node_id="1", name="one", resources={"memory": 1e9})
+    needed = estimate_of(20 * 10**9)
+    assert check_machine_memory(needed, [small], num_workers=8, places=[0]).outcome == "ok"
+    assert check_machine_memory(needed, [small], num_workers=8, places=[1]).outcome == "warning"
+
+
 def test_a_setting_is_written_as_command_line_options():
     setting = MemorySetting(dtype="bfloat16", zero_stage=2, offload="optimizer", checkpointing=True)
     assert options_of(setting) == (
-        "--cluster.zero_stage 2 --cluster.offload optimizer --model.gradient_checkpointing True"
+        "--cluster.zero_stage 2 --cluster.offload optimizer --model.gradient_checkpointing True "
+        "--model.activation_offloading False"
     )

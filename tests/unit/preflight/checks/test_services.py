@@ -7,17 +7,25 @@ from rm_ray.config.sections.hub import HubConfig
 from rm_ray.config.sections.mlflow import MlflowConfig
 from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.tokens.tokenizer import load_tokenizer
+from rm_ray.errors import InputError
 from rm_ray.model.base_check import BaseModel
+from rm_ray.model.kept_head import KeptHead
 from rm_ray.preflight.checks.services import check_hub, check_mlflow, check_model, check_tokenizer
 from rm_ray.storage import Storage
 
 
 def test_a_base_model_is_checked_by_the_content_of_its_files():
     config = ModelConfig(name_or_path="someone/model")
-    whole = check_model(config, lambda: BaseModel(num_weights=291, has_head=True))
-    assert whole.outcome == "ok"
-    assert "291 weights, complete, in intact files; its head is replaced" in whole.found
-    some = BaseModel(num_weights=291, has_head=False, unused=("a", "b", "c", "d"))
+    for head, said in (
+        ({}, "a new head"),
+        ({"head": KeptHead(weight="score.weight")}, "its head is kept (score.weight)"),
+        ({"replaced": ("score.weight",)}, "its head is replaced (score.weight)"),
+    ):
+        base = BaseModel(num_weights=291, **head)
+        whole = check_model(config, lambda base=base: base)
+        assert whole.outcome == "ok"
+        assert whole.found.endswith(f"291 weights, complete, in intact files; {said}")
+    some = BaseModel(num_weights=291, unused=("a", "b", "c", "d"))
     verdict = check_model(config, lambda: some)
     assert verdict.outcome == "warning"
     assert "4 unused: a, b, c and 1 more" in verdict.found
@@ -28,6 +36,8 @@ def test_a_base_model_is_checked_by_the_content_of_its_files():
 def test_a_config_gets_random_weights():
     verdict = check_model(ModelConfig(name_or_path="sizes.json"), lambda: None)
     assert (verdict.outcome, verdict.found) == ("ok", "random weights for sizes.json")
+    with pytest.raises(InputError, match=r"'keep', but .*'sizes.json' has random weights"):
+        check_model(ModelConfig(name_or_path="sizes.json", head="keep"), lambda: None)
 
 
 def test_a_chat_template_must_end_the_assistant_s_turn(tokenizer):

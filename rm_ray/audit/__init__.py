@@ -1,0 +1,1 @@
+"""Audits of preference data: repeated, contradictory, leaked and doubtful rows."""

@@ -1,0 +1,1 @@
+"""Rows that share prompts or n-grams with evaluation sets."""

@@ -1,0 +1,1 @@
+"""Rows that repeat, resemble or contradict others, among any number of rows."""

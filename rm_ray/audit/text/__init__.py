@@ -1,0 +1,1 @@
+"""Texts to words, n-grams, MinHash signatures and languages."""

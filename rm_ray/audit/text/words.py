@@ -1,0 +1,60 @@
+"""Text -> words, and hashes of words and of n-grams."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from functools import lru_cache
+
+import numpy as np
+
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Kana, Han."""
+
+_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
+
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text after NFKC and casefolding, without punctuation.
+
+    In scripts without spaces between words, each letter is a word.
+    """
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def hash_words(words: list[str]) -> np.ndarray:
+    """Return 64-bit hashes of W words, the same in every process: ``[W]`` uint64."""
+    return np.fromiter(map(_hash_word, words), dtype=np.uint64, count=len(words))
+
+
+@lru_cache(maxsize=1 << 17)
+def _hash_word(word: str) -> int:
+    return hash_bytes(word.encode("utf-8", "surrogatepass"))
+
+
+def hash_bytes(content: bytes) -> int:
+    """Return a 64-bit hash."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def hash_ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
+    """Return the hashes of the n-grams of W hashed words: ``[max(W - n + 1, 0)]`` uint64."""
+    count = max(len(hashes) - n + 1, 0)
+    found = np.full(count, n, dtype=np.uint64)
+    for i in range(n):
+        found = found * _FACTOR + hashes[i : i + count]
+    return mix(found)
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """Return uint64 values with well mixed bits (the finalizer of SplitMix64, Steele 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed

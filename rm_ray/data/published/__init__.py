@@ -1,0 +1,1 @@
+"""Rows of published preference sets -> rows of the documented form."""

@@ -1,0 +1,1 @@
+"""Rewards to reports: by source and subset, of several models, as text and plots."""

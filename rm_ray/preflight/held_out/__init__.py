@@ -1,0 +1,1 @@
+"""The named sets of held-out pairs, before any worker starts."""

@@ -1,0 +1,1 @@
+"""A reward server that answers RLHF trainers in their own protocols."""

@@ -1,0 +1,71 @@
+"""Which pending conversations are computed next, and which of them over one prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from rm_ray.data.cache.group_tokens import shared_prefix_of_arrays
+
+MOST_SEARCHED = 512
+"""How many of the oldest pending conversations are searched for shared prefixes."""
+
+
+def next_batch(pending: Sequence[np.ndarray], tokens_per_forward: int) -> list[list[int]]:
+    """Choose the conversations of the next forward pass from those pending, oldest first.
+
+    Return their indices, grouped by shared prefix. Groups are taken in the order of their oldest
+    conversations, each with as many of its conversations as fit, so the oldest one is always in:
+    nobody waits for ever. A pass has at most ``tokens_per_forward`` distinct tokens, unless the
+    oldest conversation alone has more.
+    """
+    batch: list[list[int]] = []
+    used = 0
+    for group in sorted(share_prefixes(pending[:MOST_SEARCHED])):
+        prefix = shared_prefix_of_arrays([pending[i] for i in group]) if len(group) > 1 else 0
+        members: list[int] = []
+        for i in group:
+            cost = len(pending[i]) - (prefix if members else 0)
+            if used + cost <= tokens_per_forward or not used:
+                members.append(i)
+                used += cost
+        if members:
+            batch.append(members)
+    return batch
+
+
+def share_prefixes(conversations: Sequence[np.ndarray]) -> list[list[int]]:
+    """Divide conversations into groups, each computed over one prefix, to save most tokens.
+
+    A group of n conversations with a common prefix of p tokens saves (n - 1) p. In lexicographic
+    order the conversations of a prompt are neighbours, and the common prefix of a run is the least
+    that two neighbours share; a dynamic program finds the best division into runs. Each group is
+    in ascending order.
+    """
+    # Big-endian bytes sort as the ids do.
+    keys = [np.ascontiguousarray(ids, dtype=">i4").tobytes() for ids in conversations]
+    order = sorted(range(len(conversations)), key=keys.__getitem__)
+    shared = [
+        shared_prefix_of_arrays([conversations[i], conversations[j]]) for i, j in pairwise(order)
+    ]
+    count = len(order)
+    saved = np.zeros(count + 1, dtype=np.int64)  # by the best partition of the first ones
+    begins = np.zeros(count + 1, dtype=np.int64)  # where its last run begins
+    prefixes = np.zeros(count, dtype=np.int64)  # of the runs that begin here and end before `end`
+    for end in range(1, count + 1):
+        if end > 1:
+            prefixes[end - 2] = shared[end - 2]
+            np.minimum(prefixes[: end - 2], shared[end - 2], out=prefixes[: end - 2])
+        gains = saved[:end] + prefixes[:end] * np.arange(end - 1, -1, -1)
+        gains[end - 1] = saved[end - 1]
+        begins[end] = end - 1 - int(np.argmax(gains[::-1]))  # of equals, the smallest group
+        saved[end] = gains[begins[end]]
+    groups = []
+    end = count
+    while end:
+        begin = int(begins[end])
+        groups.append(sorted(order[begin:end]))
+        end = begin
+    return groups

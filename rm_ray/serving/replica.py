@@ -1,0 +1,119 @@
+"""One copy of the model, or of the models: tokenizes, batches and scores what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from prometheus_client.metrics_core import Metric
+
+from rm_ray.config.scoring import RewardScale, ScoringModel, ScoringModels
+from rm_ray.config.serving import Server
+from rm_ray.publish.hub import HubAwayError
+from rm_ray.serving.batcher import Batcher
+from rm_ray.serving.follower import Follower
+from rm_ray.serving.metrics import BatchMetrics
+from rm_ray.serving.question import Question, Rewards
+from rm_ray.serving.refusal import Refusal, RefusedError
+from rm_ray.serving.served_model import ServedModel, ServedModels
+from rm_ray.serving.tokens import estimate_tokens
+from rm_ray.serving.versions import ModelVersion, find_version, unchecked_version
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a replica serves, and what it has done."""
+
+    model: str
+    rewards: RewardScale
+    """What is made of the model's rewards."""
+    max_length: int
+    metrics: list[Metric]
+    num_rewards: int
+    num_tokens: int
+    num_distinct: int
+    """Tokens computed: shared prefixes counted once."""
+
+
+class Replica:
+    """Scores questions with one model, or with several; the methods run in one event loop."""
+
+    def __init__(self, model: ScoringModels, server: Server, *, name: str, use_gpu: bool) -> None:
+        if not use_gpu:
+            torch.set_num_threads(server.cpus_per_replica)
+        device = torch.device("cuda" if use_gpu else "cpu")
+        self._model = load_models(model, device)
+        self._metrics = BatchMetrics(replica=name)
+        self._batcher = Batcher(
+            tokens_per_forward=model.tokens_per_forward,
+            max_pending_tokens=server.max_pending_tokens,
+            metrics=self._metrics,
+        )
+        # One thread: a tokenizer's settings are set before each use, and threads would disagree.
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        if server.follow:
+            (followed,) = model.each()
+            follower = Follower(followed, device, self._model.name, self._take_over)
+            follower.start(server.follow_every_s)
+
+    async def score(self, question: Question) -> Rewards | Refusal:
+        """Return the rewards of a question's conversations, all from one version of the model."""
+        model = self._model
+        loop = asyncio.get_running_loop()
+        try:
+            with self._batcher.arriving(sum(map(estimate_tokens, question.conversations))):
+                ids = await loop.run_in_executor(self._tokenizing, model.encode, question)
+            scores = await self._batcher.score(model, ids)
+        except RefusedError as error:
+            return error.refusal
+        return model.join(scores, ids, has_reference=question.has_reference)
+
+    async def report(self) -> Report:
+        """Return what this replica serves, and what it has done."""
+        return Report(
+            model=self._model.name,
+            rewards=self._model.scale,
+            max_length=self._model.max_length,
+            metrics=self._metrics.collect(),
+            num_rewards=self._metrics.num_rewards,
+            num_tokens=self._metrics.num_tokens,
+            num_distinct=self._metrics.num_distinct,
+        )
+
+    def check_health(self) -> None:
+        """Raise if the model keeps failing, so that Serve replaces the replica."""
+        if self._batcher.is_broken:
+            raise RuntimeError("the last forward passes all failed")
+
+    def _take_over(self, model: ServedModel) -> None:
+        self._model = ServedModels.of([model])  # requests that arrived before keep theirs
+
+
+def load_models(model: ScoringModels, device: torch.device) -> ServedModels:
+    """Load the newest versions of the models, one after another.
+
+    Raises:
+        InputError: one cannot be served, or they cannot judge together.
+    """
+    members = [
+        ServedModel.load(current_version(each), each, device=device) for each in model.each()
+    ]
+    return ServedModels.of(members)
+
+
+def current_version(model: ScoringModel) -> ModelVersion:
+    """Return the newest version, or the Hub's cached one if the Hub does not answer.
+
+    Raises:
+        InputError: there is none, or the Hub refuses it.
+    """
+    try:
+        return find_version(model)
+    except HubAwayError as error:
+        logger.warning("%s; using its files on this machine", error)
+        return unchecked_version(model)

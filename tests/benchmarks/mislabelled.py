@@ -1,0 +1,222 @@
+"""Wrong labels that are planted among right ones: how many of them are among the most suspect.
+
+    python tests/benchmarks/mislabelled.py [--seeds 3] [--visits 18000] [--epochs 1 3 12]
+
+A tenth of the pairs get their labels flipped, and the built-in model trains on all of them, with
+the loss of each pair kept as `run.keep_pair_losses` does. A share of the pairs, the most suspect by
+some figure, then holds a part of the flipped ones: with labels drawn at random as large a part as
+the share. The goal of the issue is 70% of them among 15% of the pairs.
+
+`builtin` has five tasks with rules that a model learns at once; `planted` a utility of words, of
+which many pairs are close. Pairs and flips are the same for all seeds, which have weights and an
+order of their own. A training is as long as those of `planted.py`, which learn the utility,
+whatever its number of epochs: more epochs have fewer pairs, and learn more of them by heart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import ROOT, describe_machine
+from report import Spread, goal, markdown_table, print_report
+
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from plain_engine import PlainEngine  # noqa: E402
+from planted import LEARNING_RATE, plan_of, put_right, score, tabulate, tokenizer  # noqa: E402
+from tables import ready_step  # noqa: E402
+
+from rm_ray.audit.suspects import mean_losses, suspicion  # noqa: E402
+from rm_ray.checkpoint.pair_losses import PairLosses  # noqa: E402
+from rm_ray.config.sections.model import ModelConfig  # noqa: E402
+from rm_ray.config.sections.optimizer import OptimizerConfig  # noqa: E402
+from rm_ray.data.cache.token_table import TokenTable  # noqa: E402
+from rm_ray.data.sources.planted import Row, generate_rows  # noqa: E402
+from rm_ray.data.sources.synthetic import generate_pairs  # noqa: E402
+from rm_ray.model.build import build_reward_model  # noqa: E402
+from rm_ray.objectives.bradley_terry import BradleyTerry  # noqa: E402
+from rm_ray.runs.row_losses import RowLosses  # noqa: E402
+from rm_ray.train.optimizer import learning_rate_schedule  # noqa: E402
+from rm_ray.train.step import accumulate_gradients, check_step  # noqa: E402
+
+FLIPPED, SHARE, FOUND = 0.1, 0.15, 0.7
+"""Share of labels that are flipped, share of pairs that are suspected, and the goal."""
+
+BATCH = 32
+
+SETS: dict[str, Callable[[int], list[Row]]] = {
+    "builtin": lambda count: list(generate_pairs("train", count)),
+    "planted": lambda count: [put_right(row) for row in generate_rows("flipped", count)],
+}
+"""Pairs with right labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noisy:
+    """Pairs, and which of them have the wrong label."""
+
+    rows: list[Row]
+    is_flipped: np.ndarray
+
+
+def flip(rows: Sequence[Row]) -> Noisy:
+    """Return the pairs with the labels of a tenth of them flipped."""
+    is_flipped = np.zeros(len(rows), dtype=bool)
+    is_flipped[np.random.default_rng(0).permutation(len(rows))[: round(FLIPPED * len(rows))]] = True
+    sides = ({"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows)
+    return Noisy(
+        rows=[
+            {**row, **other} if wrong else row
+            for row, other, wrong in zip(rows, sides, is_flipped, strict=True)
+        ],
+        is_flipped=is_flipped,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What one training knows of the pairs."""
+
+    kept: RowLosses
+    """The loss of each in each epoch."""
+    margins: np.ndarray
+    """``[N]``: those of the final model."""
+    is_flipped: np.ndarray
+
+
+def train_on_noise(rows: Sequence[Row], epochs: int, seed: int) -> Seen:
+    """Flip a tenth of the labels, train on all pairs on one thread, and keep their losses."""
+    torch.set_num_threads(1)
+    noisy = flip(rows)
+    with tempfile.TemporaryDirectory(prefix="rm_ray-mislabelled-") as folder:
+        table = tabulate(noisy.rows, Path(folder))
+        losses, margins = train(table, epochs, seed)
+        kept = RowLosses(
+            origins=table.origins,
+            fragment=np.array(table.fragment),
+            row=np.array(table.row),
+            floor=table.columns.label_entropy,
+            losses=losses,
+        )
+    return Seen(kept=kept, margins=margins, is_flipped=noisy.is_flipped)
+
+
+def train(table: TokenTable, epochs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each pair's losses ``[E, N]`` and its final margin ``[N]``."""
+    plan = plan_of(table, BATCH, seed=seed, epochs=epochs)
+    steps = plan.steps
+    optimizer = OptimizerConfig(
+        learning_rate=LEARNING_RATE, schedule="cosine", warmup_steps=steps.total // 20
+    )
+    rate = learning_rate_schedule(optimizer, steps.total)
+    model = build_reward_model(ModelConfig(), tokenizer(), seed=seed)
+    engine: Any = PlainEngine(model, optimizer, device=torch.device("cpu"), dtype=torch.float32)
+    kept = PairLosses.empty(steps.num_epochs, len(table))
+    for step in range(steps.total):
+        micro_batches = ready_step(table, plan, step, tokenizer())
+        gradients = accumulate_gradients(
+            engine,
+            BradleyTerry(),
+            micro_batches,
+            num_groups=steps.size(step),
+            keeps_losses=True,
+        )
+        check_step(gradients, *engine.step(rate(step), gradients.sums))
+        for ready, losses in zip(micro_batches, gradients.losses, strict=True):
+            kept.add(step // steps.per_epoch, ready.loaded.plan.groups, losses.numpy())
+    rewards = score(engine, table)
+    return kept.values, rewards[:, 0] - rewards[:, 1]
+
+
+def final_losses(seen: Seen) -> np.ndarray:
+    """Return the losses of the final model, ``[N]``."""
+    return np.logaddexp(0, -seen.margins)
+
+
+FIGURES: dict[str, Callable[[Seen], np.ndarray]] = {
+    "mean loss, late epochs weighing more": lambda seen: mean_losses(seen.kept),
+    "loss in the last epoch": lambda seen: seen.kept.losses[-1],
+    "loss of the final model": final_losses,
+}
+"""By what pairs are suspected."""
+
+
+def found(losses: np.ndarray, is_flipped: np.ndarray, share: float = SHARE) -> float:
+    """Return the part of the flipped pairs among the most suspect, by losses ``[M, N]``."""
+    most = round(share * len(is_flipped))
+    suspects = np.argsort(-suspicion(losses), kind="stable")[:most]
+    return float(is_flipped[suspects].sum() / is_flipped.sum())
+
+
+def row(name: str, epochs: int, figure: str, seeds: Sequence[Seen]) -> list[str]:
+    """Return the cells of a figure on a set: one seed at a time, and all together."""
+    losses, is_flipped = [FIGURES[figure](seen) for seen in seeds], seeds[0].is_flipped
+    alone = Spread.of(found(each[None], is_flipped) for each in losses)
+    together = found(np.stack(losses), is_flipped)
+    half = Spread.of(found(each[None], is_flipped, FLIPPED) for each in losses)
+    cells = [name, f"{len(is_flipped):,} x {epochs}", figure, alone.cell(".3f"), half.cell(".3f")]
+    return [*cells, f"{together:.3f}"]
+
+
+def main() -> None:
+    """Run all trainings and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each, from seed 0")
+    parser.add_argument("--visits", type=int, default=18_000, help="pairs x epochs")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 3, 12])
+    parser.add_argument("--sets", nargs="+", default=[*SETS], choices=[*SETS])
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of one thread each")
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
+        waiting = {
+            (name, epochs): [
+                pool.submit(train_on_noise, SETS[name](options.visits // epochs), epochs, seed)
+                for seed in range(options.seeds)
+            ]
+            for name in options.sets
+            for epochs in options.epochs
+        }
+        trained = {key: [one.result() for one in runs] for key, runs in waiting.items()}
+    rows = [row(*key, figure, seeds) for key, seeds in trained.items() for figure in FIGURES]
+    header = [
+        "labels", "pairs x epochs", "suspected by", f"of the flipped in {SHARE:.0%}",
+        f"in {FLIPPED:.0%}", f"in {SHARE:.0%}, all seeds together",
+    ]  # fmt: skip
+    print_report(
+        f"{describe_machine()}; {options.seeds} seeds, medians (least to most)",
+        markdown_table(header, rows),
+        "\n".join(f"- {line}" for line in goals(trained)),
+        figures=[dict(zip(header, cells, strict=True)) for cells in rows],
+    )
+
+
+def goals(trained: dict[tuple[str, int], list[Seen]]) -> list[str]:
+    """Return whether each set's worst seed reaches the goal by the mean loss."""
+    by_mean = functools.partial(map, next(iter(FIGURES.values())))
+    return [
+        goal(
+            f"{name}, {epochs} epochs: part of the flipped labels, worst seed",
+            min(found(losses[None], seeds[0].is_flipped) for losses in by_mean(seeds)),
+            FOUND,
+        )
+        for (name, epochs), seeds in trained.items()
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_ray.data.cache.group_tokens import shared_prefix_of_arrays
+from rm_ray.serving.batches import MOST_SEARCHED, next_batch, share_prefixes
+
+CONVERSATIONS = st.lists(
+    st.lists(st.integers(0, 2), min_size=1, max_size=8).map(lambda ids: np.array(ids, np.int32)),
+    min_size=1,
+    max_size=8,
+)
+"""Of so few different tokens that many share prefixes."""
+
+
+def tokens(*texts: str) -> list[np.ndarray]:
+    return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+
+def distinct(conversations: list[np.ndarray], groups: list[list[int]]) -> int:
+    """Tokens to compute if each group's shared prefix is computed once."""
+    total = 0
+    for group in groups:
+        members = [conversations[i] for i in group]
+        repeated = (len(group) - 1) * shared_prefix_of_arrays(members)
+        total += sum(map(len, members)) - repeated
+    return total
+
+
+def runs(items: list[int]):
+    """All ways to divide a list into runs of neighbours."""
+    for cuts in itertools.product((False, True), repeat=len(items) - 1):
+        at = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(items)]
+        yield [items[begin:end] for begin, end in itertools.pairwise(at)]
+
+
+def test_responses_of_a_prompt_are_grouped_whatever_lies_between_them():
+    conversations = tokens("snow?yes", "rain?no", "snow?no", "rain?yes", "snow?perhaps")
+    assert sorted(share_prefixes(conversations)) == [[0, 2, 4], [1, 3]]
+
+
+def test_what_shares_nothing_stays_alone():
+    assert sorted(share_prefixes(tokens("abc", "bcd", "cde"))) == [[0], [1], [2]]
+
+
+def test_the_same_conversation_twice_shares_all_but_its_last_token():
+    twice = tokens("hello", "hello")
+    assert share_prefixes(twice) == [[0, 1]]
+    assert distinct(twice, [[0, 1]]) == 6
+
+
+@given(CONVERSATIONS)
+def test_groups_hold_every_conversation_once(conversations):
+    groups = share_prefixes(conversations)
+    assert sorted(i for group in groups for i in group) == [*range(len(conversations))]
+    assert all(group == sorted(group) for group in groups)
+
+
+@given(CONVERSATIONS)
+def test_no_other_division_of_the_sorted_conversations_needs_fewer_tokens(conversations):
+    order = sorted(range(len(conversations)), key=lambda i: conversations[i].tolist())
+    best = min(distinct(conversations, each) for each in runs(order))
+    assert distinct(conversations, share_prefixes(conversations)) == best
+
+
+@given(CONVERSATIONS, st.integers(1, 30))
+def test_a_batch_has_the_oldest_conversation_and_stays_within_its_tokens(conversations, limit):
+    batch = next_batch(conversations, limit)
+    assert batch[0][0] == 0
+    chosen = [i for group in batch for i in group]
+    assert len(chosen) == len({*chosen})
+    assert distinct(conversations, batch) <= max(limit, len(conversations[0]))
+
+
+@given(CONVERSATIONS, st.integers(1, 30))
+def test_everything_pending_is_computed_after_as_many_batches_at_most(conversations, limit):
+    left = [*range(len(conversations))]
+    for _ in range(len(conversations)):
+        batch = next_batch([conversations[i] for i in left], limit)
+        chosen = {left[i] for group in batch for i in group}
+        left = [i for i in left if i not in chosen]
+        if not left:
+            return
+    raise AssertionError(left)
+
+
+def test_what_shares_a_prefix_with_the_oldest_goes_before_what_is_older():
+    pending = tokens("snow?yes", "rain", "snow?no")
+    assert next_batch(pending, 10) == [[0, 2]]
+
+
+def test_a_conversation_longer_than_a_pass_gets_one_of_its_own():
+    assert next_batch(tokens("a" * 50, "bc"), 10) == [[0]]
+
+
+def test_only_the_oldest_conversations_are_searched_for_prefixes():
+    pending = tokens(*map(chr, range(32, 32 + 95)))
+    pending = [*pending * MOST_SEARCHED][: MOST_SEARCHED + 5]
+    assert max(i for group in next_batch(pending, 10**6) for i in group) == MOST_SEARCHED - 1
+
+
+@pytest.mark.parametrize("count", [1, 2000])
+def test_many_pending_conversations_are_grouped(count):
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 1000, 20) for _ in range(count)]
+    pending = [
+        np.concatenate([prompt, rng.integers(3, 1000, 5)]).astype(np.int32)
+        for _ in range(2)
+        for prompt in prompts
+    ]
+    groups = share_prefixes(pending)
+    assert sorted(groups) == [[i, i + count] for i in range(count)]

@@ -1,0 +1,82 @@
+import shutil
+import socket
+
+import pytest
+from made_run import make_run
+from ray import serve
+from servers import free_ports
+
+from rm_ray.config.scoring import ScoringModels
+from rm_ray.config.serving import Server
+from rm_ray.errors import InputError, TrainingError
+from rm_ray.serving.server import (
+    RunningServer,
+    check_models,
+    find_refusal,
+    require_free_port,
+)
+
+
+def test_a_port_in_use_is_refused():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"port {port}: .*; choose another --port"):
+            require_free_port(Server(port=port))
+
+
+def test_a_free_port_stays_free():
+    port = free_ports(1)[0]
+    require_free_port(Server(port=port))
+    with socket.socket() as now:
+        now.bind(("127.0.0.1", port))
+
+
+def test_the_refusal_of_a_replica_is_found_in_what_serve_raises():
+    raised = RuntimeError(
+        "Deploying application rm_ray failed: The deployment failed to start 1 times in a row.\n"
+        "  File 'served_model.py', line 50, in load\n"
+        "rm_ray.errors.InputError: --model 'a' gives rewards that are not finite; its weights\n"
+        "more lines"
+    )
+    found = find_refusal(raised)
+    assert isinstance(found, InputError)
+    assert str(found) == "--model 'a' gives rewards that are not finite; its weights"
+
+
+def test_another_failure_to_start_is_no_input_of_the_user():
+    found = find_refusal(RuntimeError("no GPU"))
+    assert isinstance(found, TrainingError)
+    assert "no GPU" in str(found)
+
+
+def test_models_that_judge_together_are_checked_before_ray_starts(exported, tmp_path):
+    made = make_run(tmp_path)
+    made.save(10)
+    models = ScoringModels(model=(str(exported), made.folder))
+    assert check_models(models, Server()) == f"{exported.name} + made@step-00000010"
+
+    other = shutil.copytree(exported, tmp_path / "other")
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|", "<"))
+    with pytest.raises(InputError, match=r"other' differ in their tokenizers \(chat template\)"):
+        check_models(ScoringModels(model=(str(exported), str(other))), Server())
+
+
+def test_a_model_without_statistics_is_refused_before_ray_starts(exported):
+    with pytest.raises(InputError, match=r"has no reward_statistics\.json"):
+        check_models(ScoringModels(model=(str(exported),), rewards="standardized"), Server())
+
+
+class Broadcast:
+    """A handle of the replicas whose broadcast fails, as Serve's does while none is there."""
+
+    def broadcast(self, method: str):
+        raise TimeoutError
+
+
+def test_a_server_without_a_replica_says_so(monkeypatch):
+    monkeypatch.setattr(serve, "get_deployment_handle", lambda *names: Broadcast())
+    with pytest.raises(TrainingError, match="no replica answers"):
+        _ = RunningServer(server=Server()).model
