@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -106,6 +106,7 @@ def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
     share_package()
     # Oversubscribe, so that Ray Data's short tasks share the cores instead of waiting for workers.
     start_local(num_cpus=workers * config.cpus_per_worker + cores, **quiet)
+    threading.Thread(target=warm_ray_data, name="warm-ray-data", daemon=True).start()
     return replace(config, num_workers=workers) if least < most else config
 
 
@@ -115,12 +116,26 @@ def start_local(*, num_cpus: int, **options: Any) -> None:
     Raises:
         LostError: Ray did not start in time; another attempt may succeed.
     """
+    # Ray Train cannot use processes started ahead, and they would take cores from the imports.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     try:
         ray.init(address="local", num_cpus=num_cpus, _temp_dir=choose_ray_folder(), **options)
     except Exception as error:  # Ray has no specific class for a startup timeout
         if "timed out during startup" not in str(error):
             raise
         raise LostError("Ray did not start in time on this machine; is it busy?") from error
+
+
+def warm_ray_data() -> None:
+    """Have Ray Data start its actors and a process for tasks, while the libraries load.
+
+    Ray Train's controller waits for one of these actors before it starts workers.
+    """
+    _quiet_ray_data()
+    import ray.data
+
+    with suppress(ray.exceptions.RayError):  # whoever reads data next reports it
+        ray.data.range(1, override_num_blocks=1).materialize()
 
 
 def _quiet_ray_data() -> None:

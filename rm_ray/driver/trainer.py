@@ -15,7 +15,7 @@ from rm_ray.driver.attempt_handle import AttemptHandle
 from rm_ray.preflight.resolved_run import ResolvedRun
 from rm_ray.worker.data_config import PerRankStreams
 from rm_ray.worker.entry import train_loop_per_worker
-from rm_ray.worker.job import TrainJob
+from rm_ray.worker.job import StoredJob, TrainJob
 
 
 def build_job(
@@ -54,7 +54,7 @@ def build_trainer(resolved: ResolvedRun, job: TrainJob) -> TorchTrainer:
     limit_s = collective_limit(config.checkpoint.storage_patience_s)
     return TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": StoredJob.of(job)},
         torch_config=ProcessGroupConfig(timeout_s=round(limit_s)),
         scaling_config=scaling_config(config.cluster),
         run_config=ray.train.RunConfig(

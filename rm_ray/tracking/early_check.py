@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
 
 from rm_ray.errors import InputError, MlflowAwayError
 from rm_ray.tracking.target import MlflowTarget
@@ -19,7 +23,7 @@ class EarlyMlflowCheck:
         self._refusal: InputError | None = None
         self._thread = threading.Thread(target=self._ask, name="mlflow-check", daemon=True)
         file = target.sqlite_file
-        if file is None or file.exists():  # otherwise the run creates it
+        if file is None or not _accepts(file, target.experiment):
             self._thread.start()
 
     def refuse(self, patience_s: float | None = None) -> None:
@@ -44,3 +48,16 @@ class EarlyMlflowCheck:
             self._refusal = error
         except MlflowAwayError:
             pass  # the sender reports it
+
+
+def _accepts(file: Path, experiment: str) -> bool:
+    """Return whether a database file surely takes runs; MLflow itself takes seconds to import."""
+    if not file.exists():  # the run creates it
+        return True
+    query = "SELECT lifecycle_stage FROM experiments WHERE name = ?"
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+            found = database.execute(query, (experiment,)).fetchone()
+    except sqlite3.Error:  # MLflow says why
+        return False
+    return found is None or found[0] == "active"

@@ -17,7 +17,7 @@ from rm_ray.tracking.channel import ChannelWriter
 from rm_ray.tracking.heartbeat import Heartbeat
 from rm_ray.train.determinism import ask_for_determinism, refusing_operations
 from rm_ray.worker.context import RayRankContext
-from rm_ray.worker.job import TrainJob
+from rm_ray.worker.job import StoredJob, TrainJob
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +25,8 @@ def train_loop_per_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
     Returns the content of ``result.json``, which the driver takes from rank 0.
     """
-    job: TrainJob = settings["job"]
+    stored: StoredJob = settings["job"]
+    job = stored.load()
     job.startup.end("workers")
     if job.config.run.deterministic:
         ask_for_determinism()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from rm_ray.batches.plan import Steps
 from rm_ray.config.sections.batch import Layout
 from rm_ray.config.train_config import ResolvedConfig
@@ -54,3 +56,30 @@ class TrainJob:
     def __repr__(self) -> str:
         """Return only attempt and run name: Ray's dashboard shows it, and the rest holds data."""
         return f"attempt {self.attempt} at run '{self.config.run.name}'"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StoredJob:
+    """A job in Ray's object store.
+
+    Ray Train's controller unpickles what a worker function is given. This keeps it from importing
+    transformers for the job's tokenizer, while the workers wait to be started.
+    """
+
+    name: str
+    """What Ray's dashboard shows."""
+    reference: ray.ObjectRef
+
+    @classmethod
+    def of(cls, job: TrainJob) -> StoredJob:
+        """Store a job; the process that does so must outlive its workers."""
+        return cls(name=repr(job), reference=ray.put(job))
+
+    def load(self) -> TrainJob:
+        """Return the job."""
+        job: TrainJob = ray.get(self.reference)
+        return job
+
+    def __repr__(self) -> str:
+        """Return the job's name."""
+        return self.name

@@ -1,6 +1,7 @@
 """A run on a real Ray cluster: what it measures and leaves behind, and what it refuses."""
 
 import json
+import sys
 from pathlib import Path
 
 import mlflow
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard
 from outcomes import history
+from plain_training import PlainRank, small_config
 from runs import (
     BENCH_METRICS,
     EVAL_METRICS,
@@ -41,6 +43,7 @@ from rm_ray.runs.manifest import find_fault, read_manifest
 from rm_ray.runs.row_losses import RowLosses
 from rm_ray.runs.versions import Version, Versions
 from rm_ray.storage import Storage
+from rm_ray.worker.job import StoredJob
 
 
 def test_result_json_says_what_was_done(finished: FinishedRun) -> None:
@@ -54,6 +57,21 @@ def test_result_json_says_what_was_done(finished: FinishedRun) -> None:
     assert result["tokens_per_second"] > 20 * result["pairs_per_second"]
     for path in ("export", "best_checkpoint", "last_checkpoint", "plots"):
         assert Path(result[path]).is_dir(), path
+
+
+def test_what_a_worker_is_given_is_unpickled_without_its_tokenizer(
+    cluster: None, tmp_path: Path
+) -> None:
+    """As by Ray Train's controller, which need not wait seconds for imports."""
+    job = PlainRank.make(tmp_path, small_config(tmp_path)).job
+
+    @ray.remote(num_cpus=0, runtime_env={"env_vars": {"IN_A_PROCESS": "of its own"}})
+    def unpickle(stored: StoredJob) -> tuple[str, bool, int]:
+        is_loaded = "transformers" in sys.modules
+        return repr(stored), is_loaded, len(stored.load().tokenizer)
+
+    found = ray.get(unpickle.remote(StoredJob.of(job)))
+    assert found == (repr(job), False, len(job.tokenizer))
 
 
 def test_held_out_metrics_equal_those_of_the_exported_model(finished: FinishedRun) -> None:

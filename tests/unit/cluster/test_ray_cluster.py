@@ -350,6 +350,14 @@ def test_a_ray_that_starts_too_slowly_is_a_lost_attempt(monkeypatch):
     assert caught.value.signature == ""  # so it may be retried repeatedly
 
 
+def test_a_ray_that_goes_away_meanwhile_does_not_trouble_the_warming(monkeypatch):
+    def read(*_, **__):
+        raise ray.exceptions.RaySystemError("gone")
+
+    monkeypatch.setattr(ray.data, "range", read)
+    ray_cluster.warm_ray_data()
+
+
 @pytest.mark.parametrize(
     ("config", "machines", "count"),
     [

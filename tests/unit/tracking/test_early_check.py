@@ -1,7 +1,11 @@
+import threading
+from dataclasses import replace
+
 import pytest
 from mlflow_runs import PATIENCE_S, begin
 
 from rm_ray.errors import InputError
+from rm_ray.tracking import mlflow_run
 from rm_ray.tracking.early_check import EarlyMlflowCheck
 from rm_ray.tracking.target import MlflowTarget
 
@@ -24,3 +28,24 @@ def test_a_deleted_experiment_is_refused_before_the_run(target):
 def test_an_unreachable_server_does_not_keep_a_run_from_starting():
     away = MlflowTarget(tracking_uri="http://127.0.0.1:9", experiment="tests")
     EarlyMlflowCheck(away).refuse(0.5)
+
+
+@pytest.mark.parametrize("experiment", ["tests", "another"])
+def test_a_database_that_takes_the_run_is_not_asked_through_mlflow(target, monkeypatch, experiment):
+    begin(target)
+    monkeypatch.setattr(mlflow_run, "ask_mlflow", pytest.fail)
+    EarlyMlflowCheck(replace(target, experiment=experiment)).refuse(PATIENCE_S)
+    assert not [thread for thread in threading.enumerate() if thread.name == "mlflow-check"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, whatever its name says"])
+def test_a_file_that_is_no_database_of_mlflow_is_asked_about_by_mlflow(
+    tmp_path, monkeypatch, content
+):
+    file, asked = tmp_path / "mlflow.db", []
+    file.write_bytes(content)
+    monkeypatch.setattr(mlflow_run, "ask_mlflow", asked.append)
+    target = MlflowTarget(tracking_uri=f"sqlite:///{file}", experiment="tests")
+    EarlyMlflowCheck(target).refuse(PATIENCE_S)
+    assert asked == [target]
+    assert file.read_bytes() == content
