@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.job_config import JobConfig
 
+from rm_ray.allocator import keep_freed_memory
 from rm_ray.cluster.ray_folder import choose_ray_folder
 from rm_ray.config.sections.cluster import ClusterConfig
 from rm_ray.errors import InputError, LostError
@@ -26,15 +27,23 @@ logger = logging.getLogger(__name__)
 
 RETRY_EVERY_S = 2.0
 
+WARMING_S = 10.0
+"""Seconds that the end of a command waits for Ray Data's actors to have started."""
+
 
 @contextmanager
 def ray_cluster(
-    config: ClusterConfig, *, imports: Sequence[str] = (), again: bool = False
+    config: ClusterConfig,
+    *,
+    imports: Sequence[str] = (),
+    again: bool = False,
+    will_train: bool = False,
 ) -> Iterator[ClusterConfig]:
     """Use the initialized Ray, the one at RAY_ADDRESS (set inside a Ray job), or a local one.
 
-    The modules named in ``imports`` are imported while Ray starts. Yields the config; for a local
-    cluster, with the number of workers filled in.
+    The modules named in ``imports`` are imported while Ray starts, and what a training run needs of
+    Ray Data starts too if one ``will_train``. Yields the config; for a local cluster, with the
+    number of workers filled in.
 
     Raises:
         InputError: no Ray runs at the address.
@@ -46,11 +55,16 @@ def ray_cluster(
     with ThreadPoolExecutor(thread_name_prefix="imports") as pool:
         imported = pool.submit(lambda: [importlib.import_module(name) for name in imports])
         config = _start(config, again=again)
+        warming = threading.Thread(target=warm_ray_data, name="warm-ray-data", daemon=True)
+        if will_train:
+            warming.start()
         imported.result()
     _quiet_ray_data()
     try:
         yield config
     finally:
+        if will_train:
+            warming.join(WARMING_S)  # Ray Data would start another Ray
         ray.shutdown()
 
 
@@ -106,7 +120,6 @@ def _init(config: ClusterConfig, *, again: bool) -> ClusterConfig:
     share_package()
     # Oversubscribe, so that Ray Data's short tasks share the cores instead of waiting for workers.
     start_local(num_cpus=workers * config.cpus_per_worker + cores, **quiet)
-    threading.Thread(target=warm_ray_data, name="warm-ray-data", daemon=True).start()
     return replace(config, num_workers=workers) if least < most else config
 
 
@@ -118,6 +131,7 @@ def start_local(*, num_cpus: int, **options: Any) -> None:
     """
     # Ray Train cannot use processes started ahead, and they would take cores from the imports.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    keep_freed_memory()
     try:
         ray.init(address="local", num_cpus=num_cpus, _temp_dir=choose_ray_folder(), **options)
     except Exception as error:  # Ray has no specific class for a startup timeout
@@ -134,7 +148,7 @@ def warm_ray_data() -> None:
     _quiet_ray_data()
     import ray.data
 
-    with suppress(ray.exceptions.RayError):  # whoever reads data next reports it
+    with suppress(Exception):  # whoever reads data next reports it, whatever Ray raises
         ray.data.range(1, override_num_blocks=1).materialize()
 
 

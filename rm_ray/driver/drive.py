@@ -48,7 +48,7 @@ def drive(config: TrainConfig, attempt_handle: AttemptHandle | None = None) -> d
     if not again:
         local_home()  # fail early if it cannot be created
         logger.info("starting Ray and loading libraries")  # up to two minutes from a cold disk
-    with ray_cluster(config.cluster, imports=_HEAVY, again=again) as cluster:
+    with ray_cluster(config.cluster, imports=_HEAVY, again=again, will_train=True) as cluster:
         from rm_ray.driver.fit import fit
         from rm_ray.preflight.resolve import resolve_run
         from rm_ray.preflight.summary import log_summary

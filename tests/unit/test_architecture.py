@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DEBTS = Path(__file__).with_name("architecture_debts.txt").read_text().splitlines()
 
 LAYERS = (
-    "errors importing logs", "local_home storage", "config", "pretrained", "cluster", "data",
-    "batches", "model", "objectives", "runs", "tracking", "train", "checkpoint", "evaluation",
-    "scoring", "audit", "publish", "serving", "estimate", "preflight", "worker", "driver",
-    "supervisor", "sweep", "commands",
+    "allocator errors importing logs", "local_home storage", "config", "pretrained", "cluster",
+    "data", "batches", "model", "objectives", "runs", "tracking", "train", "checkpoint",
+    "evaluation", "scoring", "audit", "publish", "serving", "estimate", "preflight", "worker",
+    "driver", "supervisor", "sweep", "commands",
 )  # fmt: skip
 """Packages and modules, the lowest first; each imports from its own layer and those below."""
 
