@@ -75,7 +75,7 @@ class ChunkScorer:
             revision=self._model.revision,
             dtype=self._model.dtype,
             device=self._device,
-            tokens_per_forward=self._model.tokens_per_forward,
+            tokens_per_forward=self._model.tokens_per_pass(use_gpu=self._device.type == "cuda"),
         )
 
     @functools.cached_property

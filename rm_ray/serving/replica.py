@@ -50,7 +50,7 @@ class Replica:
         self._model = load_models(model, device)
         self._metrics = BatchMetrics(replica=name)
         self._batcher = Batcher(
-            tokens_per_forward=model.tokens_per_forward,
+            tokens_per_forward=model.tokens_per_pass(use_gpu=use_gpu),
             max_pending_tokens=server.max_pending_tokens,
             metrics=self._metrics,
         )

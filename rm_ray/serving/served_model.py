@@ -59,7 +59,7 @@ class ServedModel:
                 revision=version.revision,
                 dtype=model.dtype,
                 device=device,
-                tokens_per_forward=model.tokens_per_forward,
+                tokens_per_forward=model.tokens_per_pass(use_gpu=device.type == "cuda"),
             )
         (rewards,) = scorer.score([[[0, 0]]])
         if not np.isfinite(rewards).all():

@@ -60,3 +60,9 @@ def test_a_folder_that_is_named_in_two_ways_is_a_repetition(tmp_path: Path, monk
         with pytest.raises(InputError, match="model must be a list without repetitions"):
             ScoringModels(model=("a", other))
     assert ScoringModels(model=("a", "org/a")).model == ("a", "org/a")
+
+
+def test_a_pass_has_as_many_tokens_as_the_device_is_fast_with_unless_they_are_set():
+    assert ScoringModel(model="m").tokens_per_pass(use_gpu=True) == 16_384
+    assert ScoringModel(model="m").tokens_per_pass(use_gpu=False) == 4_096
+    assert ScoringModel(model="m", tokens_per_forward=7).tokens_per_pass(use_gpu=False) == 7
