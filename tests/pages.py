@@ -47,6 +47,7 @@ PROOFS = (
     "cluster/README.md",
     "tests/README.md",
     "tests/benchmarks/README.md",
+    "tests/benchmarks/overhead.md",
     "tests/benchmarks/peers.md",
     "tests/clients/README.md",
     "tests/gpu/README.md",
