@@ -34,6 +34,9 @@ class Contestant:
     """The process of one contestant; it takes its warm-up turn when it is made."""
 
     def __init__(self, play: Play, setting: Any, *, threads: int) -> None:
+        from rm_ray.allocator import keep_freed_memory  # callers set the path
+
+        keep_freed_memory()  # as a local Ray does for its workers
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(
