@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -41,9 +41,9 @@ def ray_cluster(
 ) -> Iterator[ClusterConfig]:
     """Use the initialized Ray, the one at RAY_ADDRESS (set inside a Ray job), or a local one.
 
-    The modules named in ``imports`` are imported while Ray starts, and what a training run needs of
-    Ray Data starts too if one ``will_train``. Yields the config; for a local cluster, with the
-    number of workers filled in.
+    The modules named in ``imports`` are imported while Ray starts. If a run ``will_train``, a
+    local Ray starts meanwhile what the run needs of Ray Data. Yields the config; for a local
+    cluster, with the number of workers filled in.
 
     Raises:
         InputError: no Ray runs at the address.
@@ -52,20 +52,19 @@ def ray_cluster(
     if ray.is_initialized():
         yield config
         return
+    is_local = "RAY_ADDRESS" not in os.environ
     with ThreadPoolExecutor(thread_name_prefix="imports") as pool:
         imported = pool.submit(lambda: [importlib.import_module(name) for name in imports])
+        if will_train:  # Ray Train cannot use processes started ahead, which would take cores
+            os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         config = _start(config, again=again)
-        warming = threading.Thread(target=warm_ray_data, name="warm-ray-data", daemon=True)
-        if will_train:
-            warming.start()
-        imported.result()
-    _quiet_ray_data()
-    try:
-        yield config
-    finally:
-        if will_train:
-            warming.join(WARMING_S)  # Ray Data would start another Ray
-        ray.shutdown()
+        try:
+            with _warming() if will_train and is_local else nullcontext():
+                imported.result()
+                _quiet_ray_data()
+                yield config
+        finally:
+            ray.shutdown()
 
 
 def _start(config: ClusterConfig, *, again: bool) -> ClusterConfig:
@@ -129,8 +128,6 @@ def start_local(*, num_cpus: int, **options: Any) -> None:
     Raises:
         LostError: Ray did not start in time; another attempt may succeed.
     """
-    # Ray Train cannot use processes started ahead, and they would take cores from the imports.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     keep_freed_memory()
     try:
         ray.init(address="local", num_cpus=num_cpus, _temp_dir=choose_ray_folder(), **options)
@@ -140,16 +137,29 @@ def start_local(*, num_cpus: int, **options: Any) -> None:
         raise LostError("Ray did not start in time on this machine; is it busy?") from error
 
 
+@contextmanager
+def _warming() -> Iterator[None]:
+    """Warm Ray Data meanwhile, and end no sooner: after Ray's end it would start another Ray."""
+    thread = threading.Thread(target=warm_ray_data, name="warm-ray-data", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(WARMING_S)
+
+
 def warm_ray_data() -> None:
     """Have Ray Data start its actors and a process for tasks, while the libraries load.
 
     Ray Train's controller waits for one of these actors before it starts workers.
     """
-    _quiet_ray_data()
-    import ray.data
+    try:
+        _quiet_ray_data()
+        import ray.data
 
-    with suppress(Exception):  # whoever reads data next reports it, whatever Ray raises
         ray.data.range(1, override_num_blocks=1).materialize()
+    except Exception:  # whatever Ray raises: whoever reads data next reports it
+        logger.debug("Ray Data did not start early", exc_info=True)
 
 
 def _quiet_ray_data() -> None:

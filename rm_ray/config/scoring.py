@@ -37,7 +37,7 @@ class ScoringOptions:
 
     tokens_per_forward: int | None = None
     """Maximum tokens per forward pass. A longer conversation gets a pass of its own. By default
-    16,384 on a GPU, and 4,096 on a CPU, whose caches hold no more."""
+    16,384 on a GPU, and 4,096 on a CPU, where longer passes are not faster."""
 
     rewards: RewardScale = "raw"
     """'raw': as the model gives them; 'standardized': minus their mean, divided by their standard

@@ -40,7 +40,7 @@ MOST_REQUESTS = 2**14
 
 TARGET_REQUESTS = 32
 """Requests for each replica at which Serve starts another: conversations of 512 tokens fill a
-forward pass of 16,384."""
+forward pass of 16,384 on a GPU, and four passes on a CPU."""
 
 MOST_TRIES = 5
 """Replicas that may die under a request before it is given up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from contextlib import closing
@@ -56,7 +57,8 @@ def _accepts(file: Path, experiment: str) -> bool:
         return True
     query = "SELECT lifecycle_stage FROM experiments WHERE name = ?"
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as database:
+        uri = f"file:{quote(os.fsencode(file))}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=0)) as database:  # busy: MLflow waits
             found = database.execute(query, (experiment,)).fetchone()
     except sqlite3.Error:  # MLflow says why
         return False
