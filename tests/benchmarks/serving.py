@@ -7,6 +7,7 @@ Both servers have the same model and threads and take turns; every reward is com
 the other.
 
     python tests/benchmarks/serving.py [--runs 3] [--rewards 2048] [--clients 64]
+    python tests/benchmarks/serving.py --vllm PYTHON    # beside vLLM's CPU server too
     python tests/benchmarks/serving.py --minutes 60
 
 The second form is an endurance test of the reward server alone: replicas are killed, clients are
@@ -31,8 +32,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,10 @@ from rm_ray.data.tokens.tokenizer import load_tokenizer  # noqa: E402
 from rm_ray.model.build import build_reward_model  # noqa: E402
 from rm_ray.model.export import export_model  # noqa: E402
 
-PLAIN, OURS = "plain (transformers, batch 8)", "rm_ray"
+PLAIN, OURS, VLLM = "plain (transformers, batch 8)", "rm_ray", "vLLM"
+
+Ask = Callable[[http.client.HTTPConnection, list[str]], tuple[int, list[float]]]
+"""Returns the status and the rewards of some texts."""
 
 BEST_OF = 16
 
@@ -107,14 +112,14 @@ class Taken:
     statuses: Counter[int] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, number: int, status: int, body: Any, seconds: float) -> None:
+    def add(self, number: int, status: int, rewards: list[float], seconds: float) -> None:
         with self.lock:
             self.statuses[status] += 1
             if status == 200:
-                self.rewards[number] = body["rewards"]
+                self.rewards[number] = rewards
                 self.seconds.append(seconds)
                 if self.expected is not None:
-                    self.num_wrong += differ(body["rewards"], self.expected[number]) > SAME
+                    self.num_wrong += differ(rewards, self.expected[number]) > SAME
 
 
 def differ(rewards: list[float], others: list[float]) -> float:
@@ -168,6 +173,7 @@ def take(
     clients: int,
     goes_on: Callable[[int], bool],
     expected: list[list[float]] | None = None,
+    ask: Ask | None = None,
 ) -> Taken:
     """Let the clients ask, each its next request when it has an answer.
 
@@ -180,8 +186,8 @@ def take(
         while goes_on(count := next(numbers)):
             number = count % len(load.requests)
             began = time.monotonic()
-            status, body = post(connection, {"query": load.requests[number]})
-            taken.add(number, status, body, time.monotonic() - began)
+            status, rewards = (ask or ask_for_rewards)(connection, load.requests[number])
+            taken.add(number, status, rewards, time.monotonic() - began)
 
     with ThreadPoolExecutor(clients) as pool:
         for each in [pool.submit(work) for _ in range(clients)]:
@@ -189,12 +195,44 @@ def take(
     return taken
 
 
-def post(connection: http.client.HTTPConnection, body: Any) -> tuple[int, Any]:
+def post(connection: http.client.HTTPConnection, path: str, body: Any) -> tuple[int, Any]:
     """Ask for rewards; return the status and the answer."""
     headers = {"Content-Type": "application/json"}
-    connection.request("POST", "/get_reward", json.dumps(body).encode(), headers)
+    connection.request("POST", path, json.dumps(body).encode(), headers)
     response = connection.getresponse()
     return response.status, json.loads(response.read())
+
+
+def ask_for_rewards(
+    connection: http.client.HTTPConnection, texts: list[str]
+) -> tuple[int, list[float]]:
+    """Ask as OpenRLHF does; return the status and the rewards."""
+    status, body = post(connection, "/get_reward", {"query": texts})
+    return status, body["rewards"] if status == 200 else []
+
+
+def ask_vllm(connection: http.client.HTTPConnection, texts: list[str]) -> tuple[int, list[float]]:
+    """Ask vLLM's own route for raw rewards of the texts as they are."""
+    options = {"add_special_tokens": False, "use_activation": False}
+    status, body = post(connection, "/classify", {"model": VLLM, "input": texts, **options})
+    return status, [each["probs"][0] for each in body["data"]] if status == 200 else []
+
+
+def vllm_server(python: Path, folder: Path, threads: int) -> AbstractContextManager[str]:
+    """Run the server of a Python that has vLLM for CPUs."""
+    (port,) = free_ports(1)
+    command = [
+        str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--runner", "pooling",
+        "--dtype", "float32", "--port", str(port), "--max-model-len", str(2 * MOST_TOKENS),
+        "--served-model-name", VLLM,
+    ]  # fmt: skip
+    own = {
+        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | own)
+    return yielding(process, f"http://127.0.0.1:{port}")
 
 
 @contextmanager
@@ -233,19 +271,24 @@ def yielding(process: subprocess.Popen[bytes], url: str) -> Iterator[str]:
 
 def compare(options: argparse.Namespace, folder: Path, prompts: list[list[str]]) -> None:
     """Let the servers take turns under each load, and print what they reached."""
-    servers = {PLAIN: plain_server, OURS: our_server}
+    servers: dict[str, tuple[Callable[[Path, int], AbstractContextManager[str]], Ask]] = {
+        PLAIN: (plain_server, ask_for_rewards),
+        OURS: (our_server, ask_for_rewards),
+    }
+    if options.vllm is not None:
+        servers[VLLM] = (partial(vllm_server, options.vllm), ask_vllm)
     speeds: dict[tuple[str, str], list[float]] = {}
     latencies: dict[tuple[str, str], list[float]] = {}
     rewards: dict[tuple[str, str], dict[int, list[float]]] = {}
     for _ in range(options.runs):
-        for server, run in servers.items():
+        for server, (run, ask) in servers.items():
             with run(folder, options.threads) as url:
                 for load in loads(prompts):
                     each = len(load.requests[0])
                     most = max(1, options.rewards // each)
-                    take(url, load, clients=options.clients, goes_on=WARM_UP.__gt__)
+                    take(url, load, clients=options.clients, goes_on=WARM_UP.__gt__, ask=ask)
                     began = time.monotonic()
-                    taken = take(url, load, clients=options.clients, goes_on=most.__gt__)
+                    taken = take(url, load, clients=options.clients, goes_on=most.__gt__, ask=ask)
                     elapsed = time.monotonic() - began
                     assert set(taken.statuses) == {200}, taken.statuses
                     key = (load.name, server)
@@ -263,9 +306,14 @@ def compare(options: argparse.Namespace, folder: Path, prompts: list[list[str]])
             figures[f"{name}, {server}"] = {"rewards/s": speeds[key], "p50": p50, "p99": p99}
         ratio = Spread.of(speeds[name, OURS]).median / Spread.of(speeds[name, PLAIN]).median
         goals.append(goal(f"{name}: rewards/s over the plain server's", ratio, least))
-        both = rewards[name, OURS].keys() & rewards[name, PLAIN].keys()
-        most = max(differ(rewards[name, OURS][i], rewards[name, PLAIN][i]) for i in both)
-        assert most <= SAME, f"{name}: rewards differ by {most}"
+        if options.vllm is not None:
+            of_vllm = Spread.of(speeds[name, OURS]).median / Spread.of(speeds[name, VLLM]).median
+            goals.append(f"- {name}: rewards/s over vLLM's: {of_vllm:.2f}")
+        ours = rewards[name, OURS]
+        for server in servers:
+            theirs = rewards[name, server]
+            furthest = max(differ(ours[i], theirs[i]) for i in ours.keys() & theirs.keys())
+            assert furthest <= SAME, f"{name}: {server}'s rewards differ by {furthest}"
     print_report(
         describe_machine(),
         f"{describe_model(options)}, {options.threads} threads, {options.clients} clients, "
@@ -380,6 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=64, help="each with 16 responses")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--vllm", type=Path, help="a Python that has vLLM for CPUs (vllm-cpu)")
     parser.add_argument("--minutes", type=float, help="endurance instead of a comparison")
     add_model_options(parser)
     options = parser.parse_args(arguments)
