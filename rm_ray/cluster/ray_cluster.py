@@ -52,7 +52,7 @@ def ray_cluster(
     if ray.is_initialized():
         yield config
         return
-    is_local = "RAY_ADDRESS" not in os.environ
+    is_local = not os.environ.get("RAY_ADDRESS")
     with ThreadPoolExecutor(thread_name_prefix="imports") as pool:
         imported = pool.submit(lambda: [importlib.import_module(name) for name in imports])
         if will_train:  # Ray Train cannot use processes started ahead, which would take cores

@@ -1,3 +1,4 @@
+import time
 from dataclasses import replace
 
 import pytest
@@ -348,6 +349,48 @@ def test_a_ray_that_starts_too_slowly_is_a_lost_attempt(monkeypatch):
     with pytest.raises(LostError, match="did not start in time") as caught:
         ray_cluster.start_local(num_cpus=1)
     assert caught.value.signature == ""  # so it may be retried repeatedly
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What happens to a Ray that is only noted, in order."""
+    happened = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: happened.append("started"))
+    monkeypatch.setattr(ray, "shutdown", lambda: happened.append("ended"))
+
+    def warm():
+        time.sleep(0.2)
+        happened.append("warm")
+
+    monkeypatch.setattr(ray_cluster, "warm_ray_data", warm)
+    return happened
+
+
+@pytest.mark.parametrize("address", [None, "", "127.0.0.1:6379"])
+def test_a_local_ray_that_will_train_is_warm_before_it_ends(steps, monkeypatch, address):
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with ray_cluster.ray_cluster(ClusterConfig(), will_train=True):
+        pass
+    assert steps == ["started", *["warm"] * (not address), "ended"]
+
+
+def test_an_import_that_fails_ends_the_ray_that_was_started(steps):
+    with (
+        pytest.raises(ModuleNotFoundError),
+        ray_cluster.ray_cluster(ClusterConfig(), imports=("rm_ray.nowhere",), will_train=True),
+    ):
+        pass
+    assert steps == ["started", "warm", "ended"]
+
+
+def test_the_processes_of_a_local_ray_keep_what_they_free(steps, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "keep_freed_memory", lambda: steps.append("kept"))
+    with ray_cluster.ray_cluster(ClusterConfig()):
+        pass
+    assert steps == ["kept", "started", "ended"]
 
 
 def test_a_ray_that_goes_away_meanwhile_does_not_trouble_the_warming(monkeypatch):
