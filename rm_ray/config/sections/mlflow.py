@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from rm_ray.config.checks import refuse_password
+from rm_ray.config.checks import refuse_password, require
 from rm_ray.config.fields import MAY_CHANGE
+
+LONGEST = 500
+"""Letters of an experiment's name that MLflow accepts at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +29,9 @@ class MlflowConfig:
     def __post_init__(self) -> None:
         where = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
         refuse_password("mlflow.tracking_uri", self.tracking_uri, where)
+        # What MLflow refuses, but only when training has begun.
+        is_name = len(self.experiment.strip()) > 0 and len(self.experiment) <= LONGEST
+        require(is_name, "mlflow.experiment", self.experiment, f"a name of 1 to {LONGEST} letters")
+        model = self.registered_model
+        is_name = model is None or (bool(model.strip()) and not {"/", ":"} & set(model))
+        require(is_name, "mlflow.registered_model", model, "a name, and without '/' and ':'")

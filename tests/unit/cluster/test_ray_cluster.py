@@ -380,7 +380,7 @@ def test_a_local_ray_that_will_train_is_warm_before_it_ends(steps, monkeypatch, 
 def test_an_import_that_fails_ends_the_ray_that_was_started(steps):
     with (
         pytest.raises(ModuleNotFoundError),
-        ray_cluster.ray_cluster(ClusterConfig(), imports=("rm_ray.nowhere",), will_train=True),
+        ray_cluster.ray_cluster(ClusterConfig(), imports=("no_such_module",), will_train=True),
     ):
         pass
     assert steps == ["started", "warm", "ended"]
