@@ -1,6 +1,8 @@
 """Small runs evaluated by their workers, and beside them in this process."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,11 @@ def held_out_streams(rank: PlainRank, folder: Path) -> dict[str, PlannedGroups]:
 
 
 def pending_of(
-    rank: PlainRank, streams: dict[str, PlannedGroups], *, attempt: int = 1
+    rank: PlainRank,
+    streams: dict[str, PlannedGroups],
+    *,
+    attempt: int = 1,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> tuple[PendingEvaluations, PlainChannel]:
     """Return a run's pending evaluations, and the channel that they are sent to."""
     channel = PlainChannel()
@@ -47,6 +53,6 @@ def pending_of(
         job=job,
         streams=streams,
         channel=channel,  # type: ignore[arg-type]
-        build=Evaluator.build,
+        build=partial(Evaluator.build, on_progress=on_progress),
     )
     return pending, channel

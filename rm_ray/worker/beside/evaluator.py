@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,9 +38,12 @@ class Evaluator:
     engine: Engine
     collator: Collator
     objective: Objective
+    on_progress: Callable[[], None]
 
     @classmethod
-    def build(cls, job: TrainJob, streams: Mapping[str, PlannedGroups]) -> Evaluator:
+    def build(
+        cls, job: TrainJob, streams: Mapping[str, PlannedGroups], *, on_progress: Callable[[], None]
+    ) -> Evaluator:
         """Build the model as the workers do; ``job`` has this process's resources.
 
         Raises:
@@ -88,6 +91,7 @@ class Evaluator:
             engine=engine,
             collator=collator,
             objective=build_objective(config.objective),
+            on_progress=on_progress,
         )
 
     def evaluate(self, found: Checkpoint) -> list[tuple[HeldOutSet, Evaluation]]:
@@ -109,6 +113,7 @@ class Evaluator:
         shapes = {name: parameter.shape for name, parameter in trained.items()}
         for name, first, values in stream_weights(shapes, copies):
             trained[name].detach().view(-1)[first : first + len(values)].copy_(values)
+            self.on_progress()
 
     def _score(self, held_out: HeldOutSet) -> Evaluation:
         ready = map(
@@ -121,6 +126,7 @@ class Evaluator:
             self.job.tokenizer,
             sample_rows=self.job.config.evaluation.sample_rows,
             prefix=held_out.prefix,
+            on_micro_batch=self.on_progress,
         )
         assert evaluation is not None  # nothing makes it give up
         assert evaluation.num_groups == held_out.steps.num_groups

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -19,6 +20,7 @@ from rm_ray.runs.checkpoint_names import list_checkpoints
 from rm_ray.runs.layout import RUN
 from rm_ray.storage import Storage
 from rm_ray.tracking.channel import ChannelWriter
+from rm_ray.worker.beside.pulse import Pulse
 from rm_ray.worker.job import TrainJob
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class CheckpointEvaluator:
         os.nice(19)  # yield shared CPUs to training
         self._channel, self._job, self._streams = channel, job, streams
         self._failures = Failures(patience_s=job.config.checkpoint.storage_patience_s)
+        self._pulse = Pulse()
         threading.Thread(target=self._work, name="evaluator", daemon=True).start()
 
     def answer(self) -> str:
@@ -83,6 +86,7 @@ class CheckpointEvaluator:
 
     def _work(self) -> None:
         while True:
+            self._pulse.move()
             try:
                 with ChannelWriter(ray.get_actor(self._channel)) as channel:
                     self._evaluate_all(channel)
@@ -95,6 +99,7 @@ class CheckpointEvaluator:
         pending: PendingEvaluations | None = None
         while True:
             delay = LOOK_EVERY_S
+            self._pulse.move()
             try:
                 if pending is None and has_checkpoints(self._job.run_folder):
                     pending = self._begin(channel)
@@ -121,7 +126,7 @@ class CheckpointEvaluator:
             job=self._job,
             streams=self._streams,
             channel=channel,
-            build=Evaluator.build,
+            build=partial(Evaluator.build, on_progress=self._pulse.move),
             after_failure=start_anew,
         )
         pending.replay()

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BEHIND = 4
+"""Checkpoints that wait when training is faster than the evaluator."""
+
 MOST_TRIES = 3
 """How often one attempt tries a checkpoint; killed tries count, the storage's failures do not."""
 
@@ -49,6 +52,8 @@ class PendingEvaluations:
     after_failure: Callable[[], None] = lambda: None
     """Called after a try has failed, unless the storage did."""
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    _has_evaluated: bool = False
+    _is_behind: bool = False
 
     @cached_property
     def late(self) -> LateEvaluations:
@@ -79,6 +84,7 @@ class PendingEvaluations:
         """
         late = self.late.read()
         pending = find_pending(self.job.run_folder, self.late, self._checkpoints)
+        self._warn_if_behind(len(pending))
         pending += self._find_left_behind(late)
         if not pending:
             return False
@@ -90,6 +96,19 @@ class PendingEvaluations:
 
         found = min(pending, key=place)
         return self._try(found, begun[found.name])
+
+    def _warn_if_behind(self, waiting: int) -> None:
+        """Say once that training is faster than the evaluator."""
+        if waiting < BEHIND or not self._has_evaluated or self._is_behind:
+            return  # they may have waited for this process
+        self._is_behind = True
+        faster = "" if self.job.use_gpu else "; to evaluate faster, raise evaluation.cpus"
+        logger.warning(
+            "evaluations are slower than training: %d checkpoints wait and are kept until then. To "
+            "evaluate fewer, raise evaluation.every_steps%s",
+            waiting,
+            faster,
+        )
 
     def _find_left_behind(self, late: Mapping[int, LateEvaluation]) -> list[Checkpoint]:
         """Return the checkpoints that an earlier attempt gave up."""
@@ -114,7 +133,7 @@ class PendingEvaluations:
 
     def _try(self, found: Checkpoint, before: LateEvaluation) -> bool:
         if before.tries >= MOST_TRIES:
-            killed = f"the evaluator was killed {before.tries} times"
+            killed = f"the evaluator was killed, or hung, {before.tries} times"
             self._give_up(replace(before, problem=before.problem or killed))
             return True
         now = replace(before, tries=before.tries + 1)
@@ -143,6 +162,7 @@ class PendingEvaluations:
                 self.late.write(failed)
             self.after_failure()
             return is_last
+        self._has_evaluated = True
         self.late.write(replace(now, problem="", record=record))
         self.channel.record(record)
         return True

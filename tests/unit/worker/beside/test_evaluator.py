@@ -36,9 +36,14 @@ def test_a_checkpoint_has_the_figures_and_files_of_an_evaluation_by_the_workers(
     assert [r.kind for r in beside.channel.records] == ["train"] * 4  # nothing was evaluated
 
     reset_accelerator()
-    pending, channel = pending_of(beside, held_out_streams(beside, tmp_path / "cache"))
+    moved: list[float] = []
+    streams = held_out_streams(beside, tmp_path / "cache")
+    pending, channel = pending_of(beside, streams, on_progress=lambda: moved.append(0.0))
     while pending.run_next():
         pass
+    (held_out,) = beside.job.held_out
+    # two checkpoints: every weight that is read, and every micro-batch
+    assert len(moved) > 2 * held_out.steps.total
 
     expected = [record for record in within.channel.records if record.kind == "eval"]
     assert [r.step for r in expected] == [2, 4]

@@ -71,6 +71,22 @@ def test_checkpoints_are_evaluated_once_oldest_first(run: Run):
     assert run.tried == [2, 4, 6]
 
 
+def test_it_is_said_once_that_training_is_faster(run: Run, caplog: pytest.LogCaptureFixture):
+    pending = run.pending()
+    run.save(6)
+    assert pending.run_next()
+    assert "slower than training" not in caplog.text
+    run.save(8)
+    run.save(10)
+    assert pending.run_next()
+    assert pending.run_next()
+    assert caplog.text.count("evaluations are slower than training: 4 checkpoints wait") == 1
+    run.save(12)
+    run.save(14)
+    assert pending.run_next()
+    assert caplog.text.count("slower than training") == 1
+
+
 def test_a_new_process_sends_again_what_is_done(run: Run):
     run.pending().run_next()
     run.folder.write_json("samples/step-000002.json", [{"pair": 0}])
@@ -122,7 +138,8 @@ def test_a_checkpoint_that_kills_the_evaluator_is_given_up_after_some_tries(
             run.pending().run_next()
     assert run.tried == [2, 2, 2]
     assert run.pending().run_next()
-    assert "step 2 is not evaluated, after 3 tries: the evaluator was killed 3 times" in caplog.text
+    problem = "the evaluator was killed, or hung, 3 times"
+    assert f"step 2 is not evaluated, after 3 tries: {problem}" in caplog.text
     assert run.pending().run_next()
     assert run.tried == [2, 2, 2, 4]
 
