@@ -22,9 +22,11 @@ from rm_ray.driver.trainer import build_job, build_trainer
 from rm_ray.driver.watch import Watch
 from rm_ray.errors import InputError, LostError, StoppedError
 from rm_ray.preflight.resolved_run import ResolvedRun
+from rm_ray.runs.late_evaluations import read_records
 from rm_ray.runs.layout import RUN
 from rm_ray.storage import Storage
 from rm_ray.tracking.sender import MetricSender
+from rm_ray.worker.job import TrainJob
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +69,31 @@ def fit(
             with attempt_handle.stoppable(stop_request), watch:
                 outcome = run_workers(build_trainer(resolved, job), watch, resolved.run_folder)
             attempt_handle.tell({})  # no more heartbeats
-            if evaluating is not None and "history" in outcome:  # the last step is trained
-                from rm_ray.worker.beside.ending import await_evaluations, settle_evaluations
-
-                await_evaluations(job, evaluating, beside.channel)
-                outcome = settle_evaluations(job, outcome)
+            if "history" in outcome:  # the last step is trained
+                outcome = add_late_evaluations(outcome, job, evaluating, beside.channel)
     if "stopped" in outcome:
         beside.sender.end("KILLED")
         raise StoppedError(**outcome["stopped"])
     return TrainingOutcome(outcome=outcome, sender=beside.sender)
+
+
+def add_late_evaluations(
+    outcome: dict[str, Any], job: TrainJob, evaluating: Any, channel: Any
+) -> dict[str, Any]:
+    """Return rank 0's outcome with what was evaluated beside training, by any attempt.
+
+    Waits for what is pending if an evaluator is there (``evaluating`` is not None).
+
+    Raises:
+        LostError, OSError: as for ``await_evaluations``.
+    """
+    if evaluating is None and not read_records(job.run_folder):
+        return outcome
+    from rm_ray.worker.beside.ending import await_evaluations, settle_evaluations
+
+    if evaluating is not None:
+        await_evaluations(job, evaluating, channel)
+    return settle_evaluations(job, outcome)
 
 
 def _announce(resolved: ResolvedRun, attempt_handle: AttemptHandle) -> None:

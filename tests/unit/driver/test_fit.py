@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -5,12 +6,17 @@ from typing import Any
 import pytest
 import ray.exceptions
 import ray.train
+from plain_training import PlainRank, small_config
 
-from rm_ray.driver.fit import can_read, run_workers
+from rm_ray.config.sections.evaluation import EvaluationConfig
+from rm_ray.driver.fit import add_late_evaluations, can_read, run_workers
 from rm_ray.driver.hang_detector import Hang
 from rm_ray.errors import InputError, LostError
+from rm_ray.runs.history import History, Record
+from rm_ray.runs.late_evaluations import LateEvaluation
 from rm_ray.runs.layout import RUN
 from rm_ray.storage import Storage
+from rm_ray.worker.beside.pending import late_evaluations
 
 
 @pytest.fixture
@@ -41,6 +47,21 @@ def run(outcome: Any, run_folder: Storage, hang: Hang | None = None) -> dict[str
 def test_the_return_value_of_rank_0_is_the_outcome(run_folder: Storage):
     assert run({"steps": 10}, run_folder) == {"steps": 10}
     assert run(None, run_folder) == {}
+
+
+def test_a_run_that_goes_on_within_keeps_what_was_evaluated_beside(tmp_path: Path):
+    config = small_config(tmp_path, evaluation=EvaluationConfig(where="within"))
+    job = PlainRank.make(tmp_path, config).job
+    own = Record(step=8, kind="eval", episode=48, hours=0.0, metrics={"eval/rm/loss": 0.2})
+    outcome = {"history": History([own]).to_json_lines(), "metrics": own.metrics}
+    assert add_late_evaluations(outcome, job, None, None) is outcome
+
+    late = replace(own, step=4, metrics={"eval/rm/loss": 0.1})
+    late_evaluations(job).write(LateEvaluation(step=4, attempt=1, tries=1, record=late))
+    merged = add_late_evaluations(outcome, job, None, None)
+    assert History.from_json_lines(merged["history"].splitlines()).records == [late, own]
+    assert merged["metrics"] == own.metrics
+    assert merged["steps_not_evaluated"] == []
 
 
 def test_wrong_input_found_by_a_worker_is_an_input_error(run_folder: Storage):
