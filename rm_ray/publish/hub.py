@@ -23,6 +23,7 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
     constants,
+    get_session,
     set_client_factory,
 )
 from huggingface_hub.errors import HfHubHTTPError
@@ -265,8 +266,13 @@ def open_api(endpoint: str | None) -> HfApi:
 
 @cache  # a new client ends the requests that other threads have under way
 def _bound_requests() -> None:
-    """Give all of huggingface_hub's requests a timeout."""
-    set_client_factory(lambda: _BoundedClient(follow_redirects=True))
+    """Give all of huggingface_hub's requests a timeout.
+
+    The hooks of its own client are kept: they name requests, and refuse them where HF_HUB_OFFLINE
+    is set.
+    """
+    hooks = get_session().event_hooks
+    set_client_factory(lambda: _BoundedClient(event_hooks=hooks, follow_redirects=True))
 
 
 class _BoundedClient(httpx2.Client):

@@ -52,6 +52,13 @@ def test_a_token_may_write_to_its_users_repositories(endpoint, tmp_path):
     assert find_access(REPO, endpoint=endpoint).exists
 
 
+def test_the_hub_is_not_asked_where_the_user_is_offline(endpoint, tmp_path, monkeypatch):
+    publish(endpoint, tmp_path / "model", config__json="{}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubAwayError, match=r"offline mode is enabled.*HF_HUB_OFFLINE"):
+        find_access(REPO, endpoint=endpoint)
+
+
 def test_a_token_may_not_write_to_another_users_repository(endpoint):
     found = find_access("another/model", endpoint=endpoint)
     assert found.obstacle == "the token's user 'someone' is neither 'another' nor a member of it"
