@@ -54,13 +54,13 @@ def _build(terms: MemoryTerms) -> Moment:
     """Return the build, before the engine places the weights.
 
     From files, a worker reads a piece of one tensor at a time, and rank 0 the embeddings whole, if
-    it adds any: in float32. Random weights rank 0 draws all at once, and every worker those of
-    adapters. Matrices are quantized one after another. An adapter is merged into a whole model.
+    it adds any: in float32. Random or merged weights rank 0 has all at once, and every worker those
+    of adapters. Matrices are quantized one after another.
     """
     architecture, setting, tuning = terms.architecture, terms.setting, terms.architecture.tuning
-    is_read = setting.from_files and not setting.merges_base
-    held = max(architecture.parameters) if is_read else architecture.num_parameters
-    if is_read and tuning is not None and tuning.rank:
+    from_files = setting.from_files
+    held = max(architecture.parameters) if from_files else architecture.num_parameters
+    if from_files and tuning is not None and tuning.rank:
         held += architecture.num_trained - terms.embedding * tuning.trains_embeddings
     kept = terms.frozen if setting.is_quantized else 0
     return Moment(name="build", host=FLOAT32 * held + kept)

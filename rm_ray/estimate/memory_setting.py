@@ -31,11 +31,8 @@ class MemorySetting:
     liger: bool = False
 
     from_files: bool = True
-    """Whether weights are read from files rather than initialised at random."""
-
-    merges_base: bool = False
-    """Whether the model is an adapter: each worker merges it into its base model first, of which it
-    has all weights in float32 then."""
+    """Whether weights are read from files part by part, rather than drawn or merged with those of
+    an adapter, all at once."""
 
     is_quantized: bool = False
     """Whether frozen matrices are held in 4 bits."""

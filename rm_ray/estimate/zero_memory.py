@@ -200,9 +200,9 @@ def _bucket_copy(terms: MemoryTerms, travels: int) -> int:
 def sharded_weights(terms: MemoryTerms) -> list[Moment]:
     """Return ZeRO-3's moments: all state sharded, weights gathered for use (``GatheredWeights``).
 
-    At the start, each worker keeps its shard of one weight after another; a model that an adapter
-    was merged into is on the device first. A second partition adds to the first. Gradients pass
-    through a bucket and its copy, which gloo copies once more, into their shard.
+    At the start, each worker keeps its shard of one weight after another. A second partition adds
+    to the first. Gradients pass through a bucket and its copy, which gloo copies once more, into
+    their shard.
 
     Offload moves master weights, AdamW moments and gradients (twice) to the host, and with 'all'
     the weight shards too.
@@ -225,9 +225,7 @@ def sharded_weights(terms: MemoryTerms) -> list[Moment]:
     sub_group = min(terms.shard, SUB_GROUP)
     update = terms.adamw(sub_group)
     return [
-        Moment(
-            name="start", weights=own, buffers=size * every if setting.merges_base else terms.placed
-        ),
+        Moment(name="start", weights=own, buffers=terms.placed),
         held.plus(
             "end of forward",
             weights=gathered.live,

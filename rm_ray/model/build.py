@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,8 +22,8 @@ from rm_ray.model.architecture import load_config
 from rm_ray.model.attention import PACKED_ATTENTION
 from rm_ray.model.heads import head_of, new_head
 from rm_ray.model.kept_head import choose_head, find_head_weights, refuse_bias, require_head_files
-from rm_ray.model.lean.outline import Sources, compare, outline_alike, outline_from_files
-from rm_ray.model.lean.stored_weight import find_stored_weights
+from rm_ray.model.lean.base_loader import BaseLoader, classifier_of
+from rm_ray.model.lean.outline import Sources
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.model.tuning.adapter_base import (
     HEAD_WEIGHT,
@@ -34,14 +32,12 @@ from rm_ray.model.tuning.adapter_base import (
     merge_into,
 )
 from rm_ray.model.weight_files import (
-    fetch_weight_files,
     find_head_file,
     find_loaded_files,
-    list_some,
     read_headers,
     read_weight,
 )
-from rm_ray.pretrained import WITHOUT_ADAPTER, PretrainedName, base_model
+from rm_ray.pretrained import PretrainedName, base_model
 
 
 def build_reward_model(
@@ -61,7 +57,7 @@ def build_reward_model(
 
     A ``lean`` model has no values yet. Its parameters are on ``meta``, and ``sources`` says which
     part of which file they come from; the engine places them (``train/placement.py``), with the
-    same values. What cannot be read in parts, or is drawn, rank 0 alone has if the model is
+    same values. What cannot be read in parts, is merged or drawn, rank 0 alone has if the model is
     ``shared``, and otherwise every rank.
 
     Raises:
@@ -72,128 +68,44 @@ def build_reward_model(
     architecture, name = load_config(config, tokenizer), base_model(config)
     adapter = find_adapter(config)
     classes = architecture.architectures or ()
-    loaded = dtype if adapter is None else torch.float32  # merged in float32, and rounded once
-    attention = PACKED_ATTENTION if layout == "packed" else config.attention
-    loading = torch.float32
-    if name.has_weights:
-        loading = _loading_dtype(architecture, tokenizer, loaded)
-    is_lean = lean and adapter is None
     loads = not shared or not dist.is_initialized() or dist.get_rank() == 0
-    base = _load(config, architecture, loading, attention, seed=seed, lean=is_lean, loads=loads)
+    is_read = name.has_weights and adapter is None  # one is merged in float32, and rounded once
+    loader = BaseLoader(
+        name=name,
+        architecture=architecture,
+        dtype=_loading_dtype(architecture, tokenizer, dtype) if is_read else torch.float32,
+        attention=PACKED_ATTENTION if layout == "packed" else config.attention,
+        loads=loads,
+        by_parts=adapter is None,
+    )
+    base = loader.load(seed=seed, lean=lean)
     classifier = base.classifier
     _require_head(name, classifier)
     if adapter is not None:
         merge_into(classifier, adapter, dtype=dtype)
-    elif is_lean:
+    elif lean:
         _place_embeddings(classifier, base.sources, tokenizer, loads)
     _fit_to_tokenizer(classifier, tokenizer)
     size = classifier.score.in_features
     kept = _read_head(config, base.unused, adapter, hidden_size=size, architectures=classes)
     classifier.score = new_head(size, seed) if kept is None else head_of(kept.values)
     if config.gradient_checkpointing:
-        # Without dropout, recomputation draws no random numbers. Without a GPU, as where preflight
-        # measures a run for another cluster, the layers' inputs are in host memory already.
-        classifier.activation_checkpointing_enable(
-            {"use_reentrant": False, "preserve_rng_state": False},
-            offload=config.activation_offloading and torch.cuda.is_available(),
-        )
+        _recompute(classifier, offload=config.activation_offloading)
     return RewardModel(
         classifier,
         layout,
         kept_head=kept.name if kept else None,
-        sources=base.sources if is_lean else None,
+        sources=base.sources if lean else None,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Base:
-    """A base model before it gets its head."""
-
-    classifier: PreTrainedModel
-    unused: Collection[str] = ()
-    """Names of weights in the files that the classifier does not have."""
-    sources: Sources = field(default_factory=dict)
-
-
-def _load(
-    config: ResolvedModel,
-    architecture: PretrainedConfig,
-    dtype: torch.dtype,
-    attention: str,
-    *,
-    seed: int,
-    lean: bool,
-    loads: bool,
-) -> _Base:
-    """Return the model; if ``lean``, without values that others have, unless this rank ``loads``.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-    try:
-        torch.manual_seed(seed)
-        base = _outline(config, architecture, dtype, attention, loads=loads) if lean else None
-        if base is None:
-            torch.manual_seed(seed)
-            base = _load_whole(config, architecture, dtype, attention)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{base_model(config).text}: {first_line(error)}") from None
-    return base
-
-
-def _load_whole(
-    config: ResolvedModel, architecture: PretrainedConfig, dtype: torch.dtype, attention: str
-) -> _Base:
-    """Return the model with all values on the CPU."""
-    name = base_model(config)
-    if not name.has_weights:
-        return _Base(classifier=_from_config(architecture, attention))
-    classifier, found = AutoModelForSequenceClassification.from_pretrained(
-        name.place,
-        config=architecture,
-        revision=config.revision,
-        dtype=dtype,
-        attn_implementation=attention,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # a head of several labels, which is never kept
-        output_loading_info=True,
-        **WITHOUT_ADAPTER,
+def _recompute(classifier: PreTrainedModel, *, offload: bool) -> None:
+    # Without dropout, recomputation draws no random numbers. Without a GPU, as where preflight
+    # measures a run for another cluster, the layers' inputs are in host memory already.
+    classifier.activation_checkpointing_enable(
+        {"use_reentrant": False, "preserve_rng_state": False},
+        offload=offload and torch.cuda.is_available(),
     )
-    _require_weights(name, found)
-    return _Base(classifier=classifier, unused=found["unexpected_keys"])
-
-
-def _outline(
-    config: ResolvedModel,
-    architecture: PretrainedConfig,
-    dtype: torch.dtype,
-    attention: str,
-    *,
-    loads: bool,
-) -> _Base | None:
-    """Return the model without values; None if this rank must load all of them."""
-    if type(architecture) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        return None  # loading says why not
-    name, unused = base_model(config), ()
-    if name.has_weights:
-        try:
-            files = fetch_weight_files(name)
-        except InputError:
-            return None
-        if stored := find_stored_weights(files):
-            outlined = outline_from_files(architecture, stored, dtype=dtype, attention=attention)
-            if outlined is not None:
-                classifier, sources, found = outlined
-                classifier.config.name_or_path = name.place
-                _require_weights(name, found)
-                unused = found["unexpected_keys"]
-                return _Base(classifier=classifier, unused=unused, sources=sources)
-        if not loads:
-            _, found = compare(architecture, read_headers(files))
-            _require_weights(name, found)
-            unused = found["unexpected_keys"]
-    alike = None if loads else outline_alike(architecture, dtype=dtype, attention=attention)
-    return None if alike is None else _Base(classifier=alike, unused=unused)
 
 
 def _place_embeddings(
@@ -242,19 +154,12 @@ def check_architecture(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) 
         )
     try:
         with torch.device("meta"):
-            return _from_config(architecture, config.attention)
+            return classifier_of(architecture, config.attention)
     except (ValueError, ImportError, TypeError, RuntimeError, AssertionError) as error:
         raise InputError(
             f"{model.text} cannot be built with model.attention '{config.attention}': "
             f"{first_line(error)}"
         ) from None
-
-
-def _from_config(architecture: PretrainedConfig, attention: str) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-        architecture, dtype=torch.float32, attn_implementation=attention
-    )
-    return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,21 +215,6 @@ def _require_head(name: PretrainedName, classifier: PreTrainedModel) -> None:
         raise InputError(
             f"{name.text} is a {classifier.config.model_type} model without a 'score' head on the "
             "last token. Choose a decoder such as Llama, Qwen or GPT-NeoX"
-        )
-
-
-def _require_weights(name: PretrainedName, found: dict[str, Any]) -> None:
-    """Check transformers' loading report: it must have loaded every weight except the head.
-
-    Raises:
-        InputError: a weight was not loaded, so training would start from random values.
-    """
-    mismatched = {weight for weight, *_ in found["mismatched_keys"]}
-    missing = mismatched | set(found["missing_keys"])
-    if gaps := {weight for weight in missing if not weight.startswith("score.")}:
-        raise InputError(
-            f"{name.text} has no matching weights for {list_some(gaps)}, so training would start "
-            "from random values"
         )
 
 

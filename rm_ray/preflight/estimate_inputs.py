@@ -86,8 +86,8 @@ def memory_setting(
         liger=on_gpu and config.model.liger != "off" and family in WITH_LIGER,
         accumulates=workload.most_micro_batches > 1,
         from_files=base_model(config.model).has_weights
+        and adapter_of(config.model) is None
         and is_stored_as_is(resolved.classifier),  # else rank 0 has all of it, as if drawn
-        merges_base=adapter_of(config.model) is not None,
         is_quantized=config.model.quantization != "none",
         secondary_size=secondary_size(config.cluster, num_workers, gpus_per_node),
     )

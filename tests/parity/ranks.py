@@ -390,6 +390,14 @@ def gather_over_nodes(rank: int, model: ModelConfig, folder: Path) -> None:
             torch.save((measured, again, *weights, in_a_step), folder / f"{case.name}.pt")
 
 
+def _held(parameter: Any, rank: int) -> torch.Tensor:
+    """Return what a rank holds of a parameter, without the padding of ZeRO-3's last part."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach().clone()
+    part = parameter.ds_tensor.detach().view(-1)
+    return part[: max(0, parameter.ds_numel - rank * len(part))].clone()
+
+
 def place_leanly(rank: int, cases: list[Case], folder: Path) -> None:
     """Start every case from a whole model and from a lean one, and take two steps with each.
 
@@ -410,7 +418,7 @@ def place_leanly(rank: int, cases: list[Case], folder: Path) -> None:
             module: torch.nn.Module = trainer.engine.module
             others = {k: v.clone() for k, v in module.named_buffers()}
             others |= {
-                name: getattr(parameter, "ds_tensor", parameter).detach().clone()
+                name: _held(parameter, rank)
                 for name, parameter in module.named_parameters()
                 if not parameter.requires_grad
             }

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from gloo_ranks import spawn
@@ -43,6 +44,20 @@ def old_pickle(folder: Path) -> str:
     return str(folder)
 
 
+def adapter(folder: Path, base: str, **options: Any) -> str:
+    """Save an adapter of a language model, whose values are no zeros."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if "modules_to_save" in options:  # whose own embeddings have more tokens than its base
+        model.resize_token_embeddings(model.config.vocab_size + 2)
+    config = peft.LoraConfig(r=2, target_modules="all-linear", **options)
+    adapted = peft.get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("lean")
@@ -51,7 +66,17 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     drawn.write_text(json.dumps({"model_type": "llama", "vocab_size": 1000, **SIZES}))
     experts = {"num_local_experts": 2, "num_experts_per_tok": 1}
     kept = {"score.weight": head_weight()}
+    bases = {
+        name: files(folder / f"base-{name}", "llama", half, spare=spare)
+        for name, spare in (("adapter", 1), ("adapter, resized", -1))
+    }
+    saved = {"modules_to_save": ["embed_tokens", "lm_head"]}
     return {
+        "adapter": adapter(folder / "adapter", bases["adapter"]),
+        "adapter, resized": adapter(
+            folder / "resized adapter", bases["adapter, resized"], use_dora=True
+        ),
+        "adapter, embeddings": adapter(folder / "embeddings", bases["adapter"], **saved),
         "half": files(folder / "half", "llama", half),
         "full": files(folder / "full", "qwen2", full),
         "resized": files(folder / "resized", "gemma", half, spare=-1),
@@ -69,9 +94,13 @@ CASES = [
     (1, "bfloat16", "kept"), (2, "float32", "bin"), (2, "bfloat16", "drawn"),
     (3, "float32", "half"), (3, "bfloat16", "full"), (3, "bfloat16", "resized"),
     (3, "float32", "neox"), (3, "bfloat16", "kept"), (3, "float32", "bin"), (3, "bfloat16", "old"),
-    (3, "float32", "experts"),
+    (3, "float32", "experts"), (0, "float32", "adapter"), (1, "bfloat16", "adapter, resized"),
+    (3, "bfloat16", "adapter, embeddings"), (3, "bfloat16", "adapter, resized"),
 ]  # fmt: skip
-OVER_NODES = [(3, "bfloat16", "half"), (3, "float32", "drawn")]
+OVER_NODES = [
+    (3, "bfloat16", "half"), (3, "float32", "drawn"), (3, "bfloat16", "adapter, embeddings"),
+    (3, "float32", "adapter, resized"),
+]  # fmt: skip
 """Two ranks to a machine, with a second partition in each."""
 
 LORA = LoraConfig(rank=2)
@@ -82,11 +111,12 @@ PARTIAL_CASES: list[tuple[int, Any, str, str, LoraConfig]] = [
     (2, "bfloat16", "neox", "last:1", OFF), (2, "float32", "drawn", "all", LORA),
     (3, "bfloat16", "half", "all", LORA), (3, "bfloat16", "resized", "all", WITH_EMBEDDINGS),
     (3, "float32", "experts", "all", LORA), (3, "bfloat16", "full", "last:1", OFF),
-    (3, "float32", "drawn", "head", OFF),
+    (3, "float32", "drawn", "head", OFF), (0, "bfloat16", "adapter", "all", LORA),
+    (3, "bfloat16", "adapter, resized", "last:1", OFF),
 ]  # fmt: skip
 PARTIAL_OVER_NODES: list[tuple[int, Any, str, str, LoraConfig]] = [
     (0, "bfloat16", "resized", "all", LORA), (2, "bfloat16", "half", "last:1", OFF),
-    (3, "bfloat16", "full", "all", LORA),
+    (3, "bfloat16", "full", "all", LORA), (2, "bfloat16", "adapter, embeddings", "all", LORA),
 ]  # fmt: skip
 """A part of the model is trained: adapters, the last layer, the head."""
 

@@ -52,7 +52,7 @@ def read_adapter(name: PretrainedName) -> AdapterWeights:
     """Read an adapter from a folder or the Hub.
 
     Raises:
-        InputError: a file is missing or broken, it is no LoRA, or it adapts the head.
+        InputError: a file is missing or broken, it is no LoRA, repeats layers, or adapts the head.
     """
     from peft import PeftConfig
     from safetensors.torch import load_file
@@ -63,6 +63,11 @@ def read_adapter(name: PretrainedName) -> AdapterWeights:
     with name.loading("a folder with adapter_config.json and adapter_model.safetensors"):
         config = PeftConfig.from_pretrained(name.place, revision=name.revision)
         file = find_adapter_file(name)
+    if getattr(config, "layer_replication", None):
+        raise InputError(
+            f"{name.text} repeats layers of its base model (layer_replication), whose config.json "
+            f"does not describe the result: {_MERGE}"
+        )
     try:
         read_headers([file])
     except InputError as error:
@@ -91,18 +96,27 @@ def read_adapter(name: PretrainedName) -> AdapterWeights:
 def merge_into(classifier: PreTrainedModel, adapter: AdapterWeights, *, dtype: torch.dtype) -> None:
     """Add an adapter to the classifier's weights, which should be float32; the head stays.
 
-    They are cast to ``dtype`` then; buffers, such as rotary angles, are not.
+    They are cast to ``dtype`` then; buffers, such as rotary angles, are not. A classifier on
+    ``meta`` only gets the shapes and dtypes of the merged one.
 
     Raises:
         InputError: it does not fit the classifier.
     """
+    _fit_embeddings(classifier, adapter)
+    if not classifier.get_input_embeddings().weight.is_meta:
+        _merge(classifier, adapter)
+    classifier.requires_grad_(True)
+    for parameter in classifier.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _merge(classifier: PreTrainedModel, adapter: AdapterWeights) -> None:
     from peft import PeftModel, set_peft_model_state_dict
 
     config = adapter.config
     others = {HEAD, "classifier", *(prefix.rstrip(".") for prefix in LANGUAGE_HEADS)}
     config.modules_to_save = [m for m in config.modules_to_save or () if m not in others] or None
     config.task_type, config.inference_mode = None, True
-    _fit_embeddings(classifier, adapter)
     try:
         model = PeftModel(classifier, config, adapter_name=ADAPTER)
         found = set_peft_model_state_dict(model, adapter.weights, adapter_name=ADAPTER)
@@ -114,9 +128,6 @@ def merge_into(classifier: PreTrainedModel, adapter: AdapterWeights, *, dtype: t
         reason = first_line(error)
         raise InputError(f"{adapter.text} cannot be merged into its base model: {reason}") from None
     assert merged is classifier
-    classifier.requires_grad_(True)
-    for parameter in classifier.parameters():
-        parameter.data = parameter.data.to(dtype)
 
 
 def _fit_embeddings(classifier: PreTrainedModel, adapter: AdapterWeights) -> None:

@@ -166,15 +166,6 @@ def test_a_model_of_which_a_part_is_trained_is_read_one_tensor_at_a_time():
     assert tensor + adapters < nf4.machine < tensor + adapters + tuned(layers=2).num_parameters * 2
 
 
-def test_a_model_that_an_adapter_is_merged_into_is_on_every_worker_first():
-    setting = replace(ON_64_GPUS, merges_base=True)
-    for model in (llama_8b(layers=2), tuned(trainable="head", layers=2)):
-        merged = estimate(model, ROW, setting)
-        assert merged.machine == 4 * model.num_parameters
-        start = moment(merged, "start")
-        assert start.buffers == 2 * model.num_parameters
-
-
 def test_activations_of_frozen_layers_are_counted_as_far_as_gradients_go():
     setting = replace(ON_64_GPUS, checkpointing=False)
     found = {

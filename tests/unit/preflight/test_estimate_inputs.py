@@ -94,11 +94,11 @@ def test_weights_come_from_files_unless_they_are_random(tmp_path, model, lora, f
     resolved = resolve_run(tmp_path, model=BF16 | model, lora=lora, cluster={"num_workers": 1})
     workload = measure_workload(resolved.plan, world_size=1, most_steps=1)
     setting = memory_setting(resolved, workload)
-    assert (setting.from_files, setting.merges_base) == (from_files, False)
+    assert setting.from_files == from_files
     assert setting.is_quantized == ("quantization" in model)
 
 
-def test_a_model_that_is_an_adapter_is_merged_into_its_base_first(tmp_path):
+def test_a_model_that_is_an_adapter_is_not_read_in_parts(tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     base = {"base_model_name_or_path": str(tmp_path), "peft_type": "LORA"}
@@ -107,7 +107,7 @@ def test_a_model_that_is_an_adapter_is_merged_into_its_base_first(tmp_path):
         tmp_path, model={"name_or_path": str(folder)}, cluster={"num_workers": 1}
     )
     workload = measure_workload(resolved.plan, world_size=1, most_steps=1)
-    assert memory_setting(resolved, workload).merges_base
+    assert not memory_setting(resolved, workload).from_files
 
 
 def test_what_is_trained_is_counted_with_its_adapters(tmp_path):

@@ -12,8 +12,8 @@ from rm_ray.config.sections.model import ModelConfig
 from rm_ray.config.train_config import TrainConfig
 from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
-from rm_ray.model import build
 from rm_ray.model.build import build_reward_model
+from rm_ray.model.lean.base_loader import BaseLoader
 from rm_ray.publish.base_hash import hash_base
 from rm_ray.publish.partial_export import export_onto_base
 
@@ -52,7 +52,7 @@ def test_the_base_is_read_in_parts_into_files_of_the_size_asked_for(tmp_path: Pa
     )
     file = tmp_path / "slices-00000.safetensors"
     save_file({"weight/0/classifier.score.weight": torch.arange(256.0)}, file)
-    monkeypatch.delattr(build, "_load_whole")
+    monkeypatch.delattr(BaseLoader, "_load_whole")
     folder, hashed = tmp_path / "export", hash_base(model)
     config = replace(TrainConfig(), model=model)
     export_onto_base(config, tokenizer, [file], folder, base_hash=hashed)

@@ -116,6 +116,10 @@ def test_adapters_that_cannot_be_merged_are_refused(base, tmp_path):
     save_file(strange, folder / "adapter_model.safetensors")
     with pytest.raises(InputError, match="cannot be merged into its base model: its weights do"):
         build(folder)
+    rewrite(folder, layer_replication=[[0, 2], [1, 2]])
+    with pytest.raises(InputError, match=r"repeats layers of its base model \(layer_replication\)"):
+        read_adapter(name)
+    rewrite(folder, layer_replication=None)
     rewrite(folder, peft_type="IA3", target_modules=["k_proj"], feedforward_modules=[])
     with pytest.raises(InputError, match=r"adapter of type IA3\. Only LoRA is merged"):
         read_adapter(name)
