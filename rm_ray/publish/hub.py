@@ -26,7 +26,7 @@ from huggingface_hub import (
     get_session,
     set_client_factory,
 )
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -245,6 +245,11 @@ class HubRepo:
 
 def _refuse(repo_id: str, error: Exception) -> None:
     """Raise HubRefusedError for an error that a retry cannot fix."""
+    if isinstance(error, OfflineModeIsEnabled):
+        raise HubRefusedError(
+            f"hub.repo_id '{repo_id}' cannot be reached, since HF_HUB_OFFLINE is set: unset it, or "
+            "publish nothing"
+        )
     if not isinstance(error, HfHubHTTPError):
         return
     status = error.response.status_code

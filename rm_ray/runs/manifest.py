@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,12 +94,18 @@ def read_checkpoint(run_folder: Storage, name: str) -> Checkpoint | None:
 
 
 def find_fault(
-    run_folder: Storage, name: str, manifest: Manifest | None, *, share: int = 0, shares: int = 1
+    run_folder: Storage,
+    name: str,
+    manifest: Manifest | None,
+    *,
+    share: int = 0,
+    shares: int = 1,
+    on_file: Callable[[], None] = lambda: None,
 ) -> str | None:
     """Return a description of a checkpoint's fault, or None if it is intact.
 
     The files are divided among ``shares`` callers; this one reads number ``share``. With 0 shares
-    no file is read and only sizes are compared.
+    no file is read and only sizes are compared. ``on_file`` is called after each that is read.
     """
     if manifest is None:
         return f"{MANIFEST} is missing or unreadable"
@@ -119,6 +125,7 @@ def find_fault(
             return f"{file} cannot be read ({error})"
         if checksum != expected["sha256"]:
             return f"{file} does not match the checksum in its manifest"
+        on_file()
     return None
 
 

@@ -63,7 +63,7 @@ def read_adapter(name: PretrainedName) -> AdapterWeights:
     with name.loading("a folder with adapter_config.json and adapter_model.safetensors"):
         config = PeftConfig.from_pretrained(name.place, revision=name.revision)
         file = find_adapter_file(name)
-    if getattr(config, "layer_replication", None):
+    if config.layer_replication:
         raise InputError(
             f"{name.text} repeats layers of its base model (layer_replication), whose config.json "
             f"does not describe the result: {_MERGE}"

@@ -112,7 +112,9 @@ def check_hub(hub: HubConfig) -> Verdict:
     try:
         access = find_access(hub.repo_id)
     except HubAwayError as error:
-        remedy = "check the network and HF_ENDPOINT; training would continue without it"
+        remedy = (
+            "check the network, HF_ENDPOINT and HF_HUB_OFFLINE; training would continue without it"
+        )
         return warn("Hub", str(error), remedy)
     except InputError as error:
         return fail("Hub", str(error), GRANT_WRITES)

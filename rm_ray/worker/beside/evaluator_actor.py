@@ -86,8 +86,8 @@ class CheckpointEvaluator:
 
     def _work(self) -> None:
         while True:
-            self._pulse.move()
             try:
+                self._pulse.move()
                 with ChannelWriter(ray.get_actor(self._channel)) as channel:
                     self._evaluate_all(channel)
             except Exception as error:  # the channel is not there
@@ -99,8 +99,8 @@ class CheckpointEvaluator:
         pending: PendingEvaluations | None = None
         while True:
             delay = LOOK_EVERY_S
-            self._pulse.move()
             try:
+                self._pulse.move()
                 if pending is None and has_checkpoints(self._job.run_folder):
                     pending = self._begin(channel)
                 if pending is not None and pending.run_next():
@@ -127,6 +127,7 @@ class CheckpointEvaluator:
             streams=self._streams,
             channel=channel,
             build=partial(Evaluator.build, on_progress=self._pulse.move),
+            on_progress=self._pulse.move,
             after_failure=start_anew,
         )
         pending.replay()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BEHIND = 4
-"""Checkpoints that wait when training is faster than the evaluator."""
+"""By how many more checkpoints wait when training is faster than the evaluator."""
 
 MOST_TRIES = 3
 """How often one attempt tries a checkpoint; killed tries count, the storage's failures do not."""
@@ -49,10 +50,14 @@ class PendingEvaluations:
     streams: Mapping[str, PlannedGroups]
     channel: ChannelWriter
     build: Callable[[TrainJob, Mapping[str, PlannedGroups]], Evaluator]
+    on_progress: Callable[[], None] = lambda: None
+    """Called when a file of a checkpoint is checked."""
     after_failure: Callable[[], None] = lambda: None
     """Called after a try has failed, unless the storage did."""
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     _has_evaluated: bool = False
+    _fewest: float = math.inf
+    """Least number of checkpoints that waited, since the first evaluation."""
     _is_behind: bool = False
 
     @cached_property
@@ -99,12 +104,15 @@ class PendingEvaluations:
 
     def _warn_if_behind(self, waiting: int) -> None:
         """Say once that training is faster than the evaluator."""
-        if waiting < BEHIND or not self._has_evaluated or self._is_behind:
+        if self._is_behind or not self._has_evaluated:
             return  # they may have waited for this process
+        self._fewest = min(self._fewest, waiting)
+        if waiting < self._fewest + BEHIND:
+            return
         self._is_behind = True
         faster = "" if self.job.use_gpu else "; to evaluate faster, raise evaluation.cpus"
         logger.warning(
-            "evaluations are slower than training: %d checkpoints wait and are kept until then. To "
+            "evaluations are slower than training: %d checkpoints wait, and are kept meanwhile. To "
             "evaluate fewer, raise evaluation.every_steps%s",
             waiting,
             faster,
@@ -136,6 +144,12 @@ class PendingEvaluations:
             killed = f"the evaluator was killed, or hung, {before.tries} times"
             self._give_up(replace(before, problem=before.problem or killed))
             return True
+        if before.tries and not before.problem:
+            logger.warning(
+                "the evaluator was killed, or hung, at step %d, which is tried again; the stacks "
+                "of one that hung are in its log on its machine",
+                before.step,
+            )
         now = replace(before, tries=before.tries + 1)
         self.late.write(now)
         try:
@@ -180,7 +194,9 @@ class PendingEvaluations:
     def _evaluate(self, found: Checkpoint) -> Record:
         """Evaluate a checkpoint, and write samples and reports; return its record."""
         job, step = self.job, found.manifest.step
-        if fault := find_fault(job.run_folder, found.name, found.manifest):
+        if fault := find_fault(
+            job.run_folder, found.name, found.manifest, on_file=self.on_progress
+        ):
             raise ValueError(f"{found.name} is not intact: {fault}")
         evaluated = self.evaluator.evaluate(found)
         progress = read_progress(job.run_folder, found)

@@ -14,7 +14,7 @@ class Pulse:
     """Ends this process, with the stacks of its threads in its log, if it stays where it is.
 
     Python's ``faulthandler`` waits, in a thread that needs no interpreter lock. Ray starts another
-    process, for which this try counts.
+    process, and a try that had begun counts.
     """
 
     limit_s: float = SLOW_S + UPLOAD_S

@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from hub_server import ask_for
 
@@ -182,6 +183,15 @@ def test_errors_that_a_retry_cannot_fix_are_raised_immediately(endpoint, export,
     ask_for(endpoint, fault)
     started = time.monotonic()
     with pytest.raises(HubRefusedError, match=remedy):
+        repo.publish(export, "step-1", message="first")
+    assert time.monotonic() - started < 10
+
+
+def test_nothing_is_tried_again_where_the_user_is_offline(endpoint, export, monkeypatch):
+    repo = open_repo(endpoint)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    started = time.monotonic()
+    with pytest.raises(HubRefusedError, match="since HF_HUB_OFFLINE is set: unset it"):
         repo.publish(export, "step-1", message="first")
     assert time.monotonic() - started < 10
 

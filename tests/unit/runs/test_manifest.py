@@ -50,6 +50,16 @@ def test_checksums_are_shared_among_ranks(run_folder: Storage):
     assert [fault is None for fault in faults].count(False) == 1
 
 
+def test_each_file_that_is_read_is_told(run_folder: Storage):
+    folder = write_checkpoint(run_folder, 5)
+    manifest = read_manifest(run_folder, folder.name)
+    assert manifest is not None
+    told: list[None] = []
+    where = {"name": folder.name, "manifest": manifest}
+    assert find_fault(run_folder, **where, on_file=lambda: told.append(None)) is None
+    assert len(told) == len(manifest.files) > 1
+
+
 def test_without_shares_only_sizes_are_compared(run_folder: Storage):
     folder = write_checkpoint(run_folder, 5)
     path = folder / "slices-00000.safetensors"

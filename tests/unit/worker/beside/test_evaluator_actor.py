@@ -19,6 +19,7 @@ from rm_ray.config.sections.evaluation import EvaluationConfig
 from rm_ray.runs.layout import RUN
 from rm_ray.storage import Storage
 from rm_ray.tracking.channel import Channel
+from rm_ray.worker.beside import pulse
 from rm_ray.worker.beside.evaluator_actor import (
     AFTER_FAILURE_S,
     CheckpointEvaluator,
@@ -157,6 +158,7 @@ def test_an_evaluator_that_cannot_begin_tries_again_and_says_why(
     monkeypatch.setattr(os, "nice", lambda _: None)
     monkeypatch.setattr(threading.Thread, "start", lambda _: None)
     monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(pulse.faulthandler, "dump_traceback_later", lambda *_, exit: None)
     evaluator = CheckpointEvaluator("board", job, {})
     assert evaluator.answer() == ""
     with pytest.raises(Killed):

@@ -13,12 +13,12 @@ from rm_ray.worker.beside.pulse import Pulse
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def run(script: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, limit_s: float = 1.0) -> subprocess.CompletedProcess[str]:
     program = f"""
 import time
 from rm_ray.worker.beside.pulse import Pulse
 
-pulse = Pulse(limit_s=1.0)
+pulse = Pulse(limit_s={limit_s})
 
 def work():
     {script}
@@ -41,7 +41,7 @@ def test_a_process_without_progress_ends_and_shows_where_it_hung():
 
 
 def test_a_process_with_progress_goes_on():
-    ended = run("[(time.sleep(0.1), pulse.move()) for _ in range(20)]")
+    ended = run("[(time.sleep(0.2), pulse.move()) for _ in range(25)]", limit_s=4.0)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
