@@ -5,7 +5,7 @@
 A tenth of the pairs get their labels flipped, and the built-in model trains on all of them, with
 the loss of each pair kept as `run.keep_pair_losses` does. A share of the pairs, the most suspect by
 some figure, then holds a part of the flipped ones: with labels drawn at random as large a part as
-the share. The goal of the issue is 70% of them among 15% of the pairs.
+the share. The goal is 70% of them among 15% of the pairs.
 
 `builtin` has five tasks with rules that a model learns at once; `planted` a utility of words, of
 which many pairs are close. Pairs and flips are the same for all seeds, which have weights and an

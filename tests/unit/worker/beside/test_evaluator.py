@@ -12,6 +12,8 @@ from rm_ray.config.sections.lora import LoraConfig
 from rm_ray.config.sections.model import ResolvedModel
 from rm_ray.config.sections.objective import ObjectiveConfig
 from rm_ray.runs.history import History
+from rm_ray.runs.manifest import Checkpoint
+from rm_ray.worker.beside.evaluator import Evaluator
 
 MODELS = {
     "float32": {},
@@ -24,7 +26,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_has_the_figures_and_files_of_an_evaluation_by_the_workers(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     sections: dict[str, Any] = MODELS[name]
     if name == "last layer":  # on layers that no checkpoint has
@@ -36,14 +38,21 @@ def test_a_checkpoint_has_the_figures_and_files_of_an_evaluation_by_the_workers(
     assert [r.kind for r in beside.channel.records] == ["train"] * 4  # nothing was evaluated
 
     reset_accelerator()
-    moved: list[float] = []
+    moved: list[str] = []
+    load = Evaluator._load
+
+    def note_loading(evaluator: Evaluator, found: Checkpoint) -> None:
+        load(evaluator, found)
+        moved.append("loaded")
+
+    monkeypatch.setattr(Evaluator, "_load", note_loading)
     streams = held_out_streams(beside, tmp_path / "cache")
-    pending, channel = pending_of(beside, streams, on_progress=lambda: moved.append(0.0))
+    pending, channel = pending_of(beside, streams, on_progress=lambda: moved.append("."))
     while pending.run_next():
         pass
     (held_out,) = beside.job.held_out
-    # two checkpoints: every weight that is read, and every micro-batch
-    assert len(moved) > 2 * held_out.steps.total
+    reading, scoring, last = "".join(moved).split("loaded")  # of two checkpoints
+    assert reading and len(scoring) > held_out.steps.total and len(last) >= held_out.steps.total
 
     expected = [record for record in within.channel.records if record.kind == "eval"]
     assert [r.step for r in expected] == [2, 4]
