@@ -50,7 +50,7 @@ def build_reward_model(
     lean: bool = False,
     shared: bool = True,
 ) -> RewardModel:
-    """Build the model on the CPU, identical on every rank, for batches of one layout.
+    """Build the model on the CPU in training mode, identical on every rank, for one layout.
 
     Weights from files are loaded in ``dtype``, except that a kept head is float32. New ones,
     including a new head, are drawn in float32, so the values are the same in every precision.
@@ -91,12 +91,13 @@ def build_reward_model(
     classifier.score = new_head(size, seed) if kept is None else head_of(kept.values)
     if config.gradient_checkpointing:
         _recompute(classifier, offload=config.activation_offloading)
-    return RewardModel(
+    model = RewardModel(
         classifier,
         layout,
         kept_head=kept.name if kept else None,
         sources=base.sources if lean else None,
     )
+    return model.train()  # loaded models are in evaluation mode, in which nothing is recomputed
 
 
 def _recompute(classifier: PreTrainedModel, *, offload: bool) -> None:

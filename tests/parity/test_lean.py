@@ -117,6 +117,7 @@ PARTIAL_CASES: list[tuple[int, Any, str, str, LoraConfig]] = [
 PARTIAL_OVER_NODES: list[tuple[int, Any, str, str, LoraConfig]] = [
     (0, "bfloat16", "resized", "all", LORA), (2, "bfloat16", "half", "last:1", OFF),
     (3, "bfloat16", "full", "all", LORA), (2, "bfloat16", "adapter, embeddings", "all", LORA),
+    (3, "float32", "drawn", "last:2", OFF),
 ]  # fmt: skip
 """A part of the model is trained: adapters, the last layer, the head."""
 
@@ -149,7 +150,12 @@ def test_a_part_of_a_model_is_trained_on_the_same_bits(names, world_size, tried,
         Case(
             stage,
             dtype,
-            ModelConfig(name_or_path=names[name], tokenizer="builtin", trainable=trainable),
+            ModelConfig(
+                name_or_path=names[name],
+                tokenizer="builtin",
+                trainable=trainable,
+                gradient_checkpointing=True,  # ranks must agree on what they gather, and when
+            ),
             layout="padded" if name == "experts" else "packed",
             lora=lora,
             secondary=world_size == 4 and stage == 3,

@@ -7,7 +7,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedTokenizerBase, modeling_utils
 
 from rm_ray.batches.collate import unlabelled
-from rm_ray.batches.packing import pack_groups
+from rm_ray.batches.packing import PackedGroups, pack_groups
 from rm_ray.batches.padding import PaddedGroups, pad_groups
 from rm_ray.config.sections.model import ModelConfig
 from rm_ray.data.cache.token_table import TokenTable
@@ -28,6 +28,15 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def padded(table: TokenTable, pairs: list[int], pad_token_id: int) -> PaddedGroups:
     groups = table.gather(np.array(pairs))
     return pad_groups(groups, unlabelled(groups), pad_token_id=pad_token_id)
+
+
+def laid_out(
+    table: TokenTable, pairs: list[int], pad_token_id: int, layout: str
+) -> PaddedGroups | PackedGroups:
+    if layout == "padded":
+        return padded(table, pairs, pad_token_id)
+    groups = table.gather(np.array(pairs))
+    return pack_groups(groups, unlabelled(groups), kernel="grouped")
 
 
 def test_a_reward_does_not_depend_on_the_rest_of_the_batch(table, tokenizer):
@@ -59,6 +68,20 @@ def test_gradient_checkpointing_changes_no_gradient(table, tokenizer):
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_model_from_files_recomputes_its_layers_from_the_first_step(
+    table, tokenizer, layout, tmp_path
+):
+    build_reward_model(ModelConfig(), tokenizer, seed=0).classifier.save_pretrained(tmp_path)
+    config = ModelConfig(name_or_path=str(tmp_path), gradient_checkpointing=True)
+    model = build_reward_model(config, tokenizer, seed=0, layout=layout)
+    first, *_ = model.classifier.base_model.layers
+    calls: list[object] = []
+    first.input_layernorm.register_forward_hook(lambda *_: calls.append(None))
+    model(laid_out(table, [0, 1], tokenizer.pad_token_id, layout)).sum().backward()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 def test_activation_offloading_moves_the_input_of_each_recomputed_layer_and_changes_no_bit(
     table, tokenizer, layout, monkeypatch
 ):
@@ -78,12 +101,7 @@ def test_activation_offloading_moves_the_input_of_each_recomputed_layer_and_chan
     for offloads in (False, True):
         config = ModelConfig(gradient_checkpointing=True, activation_offloading=offloads)
         model = build_reward_model(config, tokenizer, seed=0, layout=layout).train()
-        groups = table.gather(np.array([0, 1, 2]))
-        batch = (
-            pack_groups(groups, unlabelled(groups), kernel="grouped")
-            if layout == "packed"
-            else padded(table, [0, 1, 2], tokenizer.pad_token_id)
-        )
+        batch = laid_out(table, [0, 1, 2], tokenizer.pad_token_id, layout)
         model(batch).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     (shape,) = {*moved}
