@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rm_ray.batches.attention_index import Kernel
+from rm_ray.batches.cached_prefixes import CachedPrefixes
 from rm_ray.batches.labels import Labels
 from rm_ray.batches.loading import LoadedMicroBatch
 from rm_ray.batches.packing import PackedGroups, pack_groups
@@ -58,10 +59,12 @@ class Collator:
             groups = map_tensors(groups, Tensor.pin_memory)
         return ReadyMicroBatch(loaded=loaded, groups=groups)
 
-    def arrange(self, groups: GroupTokens, labels: Labels) -> PaddedGroups | PackedGroups:
-        """Lay out groups in this layout."""
+    def arrange(
+        self, groups: GroupTokens, labels: Labels, cached: CachedPrefixes | None = None
+    ) -> PaddedGroups | PackedGroups:
+        """Lay out groups in this layout; in packed ones, ``cached`` tokens are not computed."""
         if self.layout == "packed":
-            return pack_groups(groups, labels, kernel=self.kernel)
+            return pack_groups(groups, labels, kernel=self.kernel, cached=cached)
         return pad_groups(groups, labels, pad_token_id=self.pad_token_id)
 
     def move(self, micro_batches: Iterable[ReadyMicroBatch]) -> list[ReadyMicroBatch]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rm_ray.batches.attention_index import Branches, Kernel
+from rm_ray.batches.cached_prefixes import CachedPrefixes
 from rm_ray.batches.labels import Labels
 from rm_ray.batches.shared_prefix_index import Queries, index_attention
 from rm_ray.data.cache.group_tokens import GroupTokens, ragged_arange
@@ -24,7 +25,8 @@ class PackedGroups:
 
     Shapes: ``input_ids`` and ``position_ids`` ``[1, T]`` int64, ``last_positions`` (the last token
     of each response) ``[R]`` int64. ``everywhere`` indexes attention for all T queries,
-    ``at_ends`` only for the queries of the R last tokens.
+    ``at_ends`` only for the queries of the R last tokens. Tokens whose keys and values are
+    ``cached`` are not in the row, and attention sees them in front of it.
     """
 
     input_ids: Tensor
@@ -33,9 +35,12 @@ class PackedGroups:
     everywhere: Queries
     at_ends: Queries
     labels: Labels
+    cached: CachedPrefixes | None = None
 
 
-def pack_groups(groups: GroupTokens, labels: Labels, *, kernel: Kernel) -> PackedGroups:
+def pack_groups(
+    groups: GroupTokens, labels: Labels, *, kernel: Kernel, cached: CachedPrefixes | None = None
+) -> PackedGroups:
     """Lay out G groups as one row, with the attention indices that ``kernel`` needs."""
     lengths = groups.lengths
     prefix_start = np.repeat(groups.own_starts[lengths.starts], lengths.num_responses)
@@ -47,14 +52,20 @@ def pack_groups(groups: GroupTokens, labels: Labels, *, kernel: Kernel) -> Packe
         "tail_start": groups.own_starts,
         "tail_length": groups.own_lengths,
     }
-    everywhere = Branches(**runs, num_queries=runs["tail_length"])
+    tokens, num_computed, first_position = groups.tokens, groups.own_lengths, prefix_length
+    if cached is not None:
+        tokens = tokens[cached.computed.numpy()]
+        num_computed, first_position = num_computed.copy(), first_position.copy()
+        num_computed[lengths.starts] -= cached.lengths
+        first_position[lengths.starts] += cached.lengths
+    everywhere = Branches(**runs, num_queries=num_computed)
     at_ends = Branches(**runs, num_queries=np.ones_like(prefix_length))
-    positions = ragged_arange(prefix_length, groups.own_lengths)
     return PackedGroups(
-        input_ids=torch.from_numpy(groups.tokens.astype(np.int64))[None],
-        position_ids=torch.from_numpy(positions)[None],
-        last_positions=torch.from_numpy(groups.own_starts + groups.own_lengths - 1),
+        input_ids=torch.from_numpy(tokens.astype(np.int64))[None],
+        position_ids=torch.from_numpy(ragged_arange(first_position, num_computed))[None],
+        last_positions=torch.from_numpy(np.cumsum(num_computed) - 1),
         everywhere=index_attention(everywhere, kernel),
         at_ends=index_attention(at_ends, kernel),
         labels=labels,
+        cached=cached,
     )

@@ -36,6 +36,10 @@ class Server:
     follow_every_s: float = 30.0
     """Seconds between two looks for a new model."""
 
+    prefix_cache_gib: float = 1.0
+    """Memory of each replica for keys and values of the last tokens, in GiB. The beginning of a
+    conversation that is still there, such as its prompt, is not computed again. 0 keeps none."""
+
     max_pending_tokens: int = 1_000_000
     """Tokens that may wait for a replica. Requests beyond are answered 503 with Retry-After."""
 
@@ -61,6 +65,8 @@ class Server:
         for name in ("follow_every_s", "max_pending_tokens", "max_body_mib", "max_conversations"):
             value = getattr(self, name)
             require(0 < value < math.inf, name, value, "positive and finite")
+        cache = self.prefix_cache_gib
+        require(0 <= cache < math.inf, "prefix_cache_gib", cache, "0 or more, and finite")
         require(self.max_body_bytes > 0, "max_body_mib", self.max_body_mib, "at least one byte")
         require(0 <= self.drain_s < math.inf, "drain_s", self.drain_s, "0 or more, and finite")
 
@@ -84,6 +90,11 @@ class Server:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
         is_ipv6 = ":" in host and not host.startswith("[")
         return f"http://{f'[{host}]' if is_ipv6 else host}:{self.port}"
+
+    @property
+    def prefix_cache_bytes(self) -> int:
+        """Memory of a replica for keys and values of earlier passes, in bytes."""
+        return int(self.prefix_cache_gib * 2**30)
 
     @property
     def max_body_bytes(self) -> int:

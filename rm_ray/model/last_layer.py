@@ -67,9 +67,10 @@ def _forward(
     if type(layer).__name__ in NORMED_HEADS:
         query, key = attention.q_norm(query), attention.k_norm(key)
     query, key = _rotate(query, cos[:, last], sin[:, last]), _rotate(key, cos, sin)
-    output = attend(
-        query[0], key[0], value[0], packed.at_ends, scaling=attention.scaling, window=None
-    )
+    keys, values = key[0], value[0]
+    if packed.cached is not None:
+        keys, values = packed.cached.extend(attention.layer_idx, keys, values)
+    output = attend(query[0], keys, values, packed.at_ends, scaling=attention.scaling, window=None)
     residual = hidden[:, last] + attention.o_proj(output.flatten(-2)[None])
     result: Tensor = residual + layer.mlp(layer.post_attention_layernorm(residual))
     return result

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from rm_ray.batches.collate import Collator, unlabelled
 from rm_ray.batches.spread import spread_packed, spread_padded
 from rm_ray.config.scoring import Dtype, ScoringModel
 from rm_ray.config.sections.batch import Layout
-from rm_ray.data.cache.group_tokens import GroupLengths, join_groups
+from rm_ray.data.cache.group_tokens import GroupTokens, join_groups
 from rm_ray.data.tokens.tokenizer import load_tokenizer
 from rm_ray.errors import InputError
 from rm_ray.evaluation.reward_statistics import STATISTICS, RewardStatistics
@@ -35,6 +36,7 @@ from rm_ray.model.attention import (
 from rm_ray.model.heads import Float32Linear
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.pretrained import WITHOUT_ADAPTER, PretrainedName, read_adapter_config
+from rm_ray.scoring.prefix_cache import PrefixCache, pass_tokens, token_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Scorer:
     collator: Collator
     tokens_per_forward: int
     """Maximum tokens per forward pass; two conversations with more get a pass of their own."""
+    cache: PrefixCache | None = None
+    """What is kept between passes; None if each computes all its tokens."""
 
     @classmethod
     def load(
@@ -62,8 +66,12 @@ class Scorer:
         dtype: Dtype = "auto",
         device: torch.device,
         tokens_per_forward: int,
+        cache_bytes: int = 0,
     ) -> Scorer:
         """Load a folder that a run exported, or any sequence classifier with one label on the Hub.
+
+        If its conversations can be packed, ``cache_bytes`` are used for keys and values of earlier
+        passes.
 
         Raises:
             InputError: the model is missing or unreadable, or is not a reward model.
@@ -92,15 +100,7 @@ class Scorer:
                 f"{' and others' * (len(missing) > 3)}, so it would score at random; it is not a "
                 "reward model, or its weights are incomplete"
             )
-        head = classifier._modules.get("score")
-        if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is not None:
-            raise InputError(
-                f"{name.text} has no 'score' head with a single output and no bias; a "
-                "reward model is a sequence classifier with one label (num_labels 1)"
-            )
-        exact = Float32Linear(head.in_features, 1, bias=False)
-        exact.weight = head.weight
-        classifier.score = exact
+        head = _make_head_exact(classifier, name)
         model = RewardModel(classifier, layout).to(device).eval()
         collator = Collator(
             layout=layout,
@@ -108,11 +108,13 @@ class Scorer:
             pad_token_id=tokenizer.pad_token_id,
             device=device,
         )
+        most_kept = cache_bytes // token_bytes(architecture, head.weight.dtype)
         return cls(
             model=model,
             tokenizer=tokenizer,
             collator=collator,
             tokens_per_forward=tokens_per_forward,
+            cache=PrefixCache(most_kept) if most_kept and not reason else None,
         )
 
     def score(self, prompts: Sequence[Sequence[Ids]]) -> list[np.ndarray]:
@@ -122,50 +124,84 @@ class Scorer:
         """
         if not prompts:
             return []
-        lengths = join_groups(prompts).lengths
+        joined = join_groups(prompts)
         parts = [
             (prompt, slice(first, first + size))
-            for prompt, size in enumerate(self._sizes(lengths))
+            for prompt, size in enumerate(self._sizes(joined))
             for first in range(0, len(prompts[prompt]), size)
         ]
         groups = [prompts[prompt][part] for prompt, part in parts]
         if len(parts) > len(prompts):
-            lengths = join_groups(groups).lengths
+            joined = join_groups(groups)
         rewards = [np.zeros(len(conversations), dtype=np.float32) for conversations in prompts]
         with torch.inference_mode():
-            for members in self._passes(lengths):
+            for members in self._passes(joined):
                 joined = join_groups([groups[i] for i in members])
-                ready = self.collator.arrange(joined, unlabelled(joined))
-                scored = self.model(self.collator.to_device(ready)).float().cpu().numpy()
+                with self.cache.using(joined) if self.cache else nullcontext() as cached:
+                    ready = self.collator.arrange(joined, unlabelled(joined), cached)
+                    scored = self.model(self.collator.to_device(ready)).float().cpu().numpy()
                 by_group = np.split(scored, joined.lengths.starts[1:])
                 for i, values in zip(members, by_group, strict=True):
                     prompt, part = parts[i]
                     rewards[prompt][part] = values
         return rewards
 
-    def _sizes(self, lengths: GroupLengths) -> list[int]:
+    def num_cached(self, ids: np.ndarray) -> int:
+        """Return how many tokens at the start of a conversation need not be computed."""
+        return self.cache.count(ids) if self.cache else 0
+
+    def _pass_tokens(self, groups: GroupTokens) -> np.ndarray:
+        """Return what each packed group counts for in a pass: ``[G]``."""
+        lengths = groups.lengths
+        if self.cache is None:
+            return lengths.distinct
+        cached = [self.num_cached(groups.conversation(group, 0)) for group in range(len(groups))]
+        return pass_tokens(lengths.distinct, np.minimum(cached, lengths.prefix))
+
+    def _sizes(self, groups: GroupTokens) -> list[int]:
         """Return how many of each prompt's conversations are computed together: all if they fit.
 
         Otherwise, as many as surely fit, but at least two.
         """
+        lengths = groups.lengths
         longest, responses = lengths.longest, lengths.num_responses
         if self.collator.layout == "packed":
-            positions, shared = lengths.distinct, lengths.prefix
+            positions, shared = self._pass_tokens(groups), lengths.prefix
         else:
             positions, shared = responses * longest, np.zeros_like(longest)
         most = np.maximum(2, (self.tokens_per_forward - shared) // (longest - shared))
         sizes: list[int] = np.where(positions > self.tokens_per_forward, most, responses).tolist()
         return sizes
 
-    def _passes(self, lengths: GroupLengths) -> Iterator[np.ndarray]:
+    def _passes(self, groups: GroupTokens) -> Iterator[np.ndarray]:
         """Yield the indices of the groups of each forward pass."""
         limits = {"world_size": 1, "tokens_per_micro_batch": self.tokens_per_forward}
         if self.collator.layout == "packed":
-            (passes,) = spread_packed(lengths.distinct, lengths.distinct, **limits)
+            tokens = self._pass_tokens(groups)
+            (passes,) = spread_packed(tokens, tokens, **limits)
         else:
+            lengths = groups.lengths
             (passes,) = spread_padded(lengths.longest, lengths.num_responses, **limits)
         for members, _ in passes:
             yield members
+
+
+def _make_head_exact(classifier: nn.Module, name: PretrainedName) -> nn.Linear:
+    """Make the head compute in float32, and return it.
+
+    Raises:
+        InputError: it is not a reward model's.
+    """
+    head = classifier._modules.get("score")
+    if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is not None:
+        raise InputError(
+            f"{name.text} has no 'score' head with a single output and no bias; a "
+            "reward model is a sequence classifier with one label (num_labels 1)"
+        )
+    exact = Float32Linear(head.in_features, 1, bias=False)
+    exact.weight = head.weight
+    classifier.score = exact
+    return exact
 
 
 def model_name(name_or_path: str, revision: str | None = None) -> PretrainedName:

@@ -149,10 +149,10 @@ class Batcher:
         while self._pending:
             model = self._pending[0].request.model
             same = [each for each in self._pending if each.request.model is model]
-            groups = [
-                [same[i] for i in group]
-                for group in next_batch([each.ids for each in same], self.tokens_per_forward)
-            ]
+            chosen = next_batch(
+                [each.ids for each in same], self.tokens_per_forward, model.num_cached
+            )
+            groups = [[same[i] for i in group] for group in chosen]
             taken = {id(each) for group in groups for each in group}
             self._pending = deque(each for each in self._pending if id(each) not in taken)
             await self._run(model, groups)
@@ -167,6 +167,7 @@ class Batcher:
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         prompts = [[each.ids for each in group] for group in groups]
+        cached = [model.num_cached(group[0].ids) for group in groups]
         try:
             rewards = await loop.run_in_executor(self._thread, model.score, prompts)
         except Exception as error:  # a bug or a broken device must not end the server
@@ -186,6 +187,7 @@ class Batcher:
                 num_conversations=len(batch),
                 num_tokens=num_tokens,
                 prompts=prompts,
+                cached=cached,
                 seconds=time.monotonic() - began,
             )
         self._count(-num_tokens)

@@ -29,8 +29,11 @@ class Follower:
         device: torch.device,
         current: str,
         take_over: Callable[[ServedModel], None],
+        *,
+        cache_bytes: int = 0,
     ) -> None:
         self._model, self._device, self._take_over = model, device, take_over
+        self._cache_bytes = cache_bytes
         self._current, self._problem = current, ""
 
     def start(self, every_s: float) -> None:
@@ -43,7 +46,9 @@ class Follower:
             version = find_version(self._model)
             if version.name == self._current:
                 return
-            found = ServedModel.load(version, self._model, device=self._device)
+            found = ServedModel.load(
+                version, self._model, device=self._device, cache_bytes=self._cache_bytes
+            )
             self._take_over(found)
         except Exception as error:  # whatever it is, the version before keeps serving
             if str(error) != self._problem:

@@ -82,17 +82,18 @@ class BatchMetrics:
         self._rewards = counter("rewards", "Conversations scored")
         self._tokens = counter("tokens", "Tokens of the conversations scored")
         self._distinct = counter("distinct_tokens", "The same, shared prefixes counted once")
+        self._cached = counter("cached_tokens", "Those of them that an earlier pass had computed")
         self._seconds = counter("model_seconds", "Time in forward passes")
         self._batches = Histogram(
             "rm_serve_batch_tokens",
-            "Distinct tokens of a forward pass",
+            "Tokens that a forward pass computes",
             ["replica"],
             buckets=BATCH_TOKENS,
             registry=self.registry,
         ).labels(self.replica)
         self.num_rewards = 0
         self.num_tokens = 0
-        self.num_distinct = 0
+        self.num_computed = 0
 
     def set_pending(self, *, tokens: int, conversations: int) -> None:
         """Show what is pending."""
@@ -105,19 +106,26 @@ class BatchMetrics:
         num_conversations: int,
         num_tokens: int,
         prompts: Sequence[Sequence[np.ndarray]],
+        cached: Sequence[int],
         seconds: float,
     ) -> None:
-        """Count a forward pass over groups of conversations."""
-        repeated = sum((len(ids) - 1) * shared_prefix_of_arrays(ids) for ids in prompts)
-        distinct = num_tokens - repeated
+        """Count a forward pass over groups of conversations.
+
+        ``cached`` are the tokens at the start of each group's first conversation that an earlier
+        pass had computed.
+        """
+        shared = [shared_prefix_of_arrays(ids) for ids in prompts]
+        repeated = sum((len(ids) - 1) * n for ids, n in zip(prompts, shared, strict=True))
+        distinct, not_computed = num_tokens - repeated, sum(map(min, cached, shared))
         self.num_rewards += num_conversations
         self.num_tokens += num_tokens
-        self.num_distinct += distinct
+        self.num_computed += distinct - not_computed
         self._rewards.inc(num_conversations)
         self._tokens.inc(num_tokens)
         self._distinct.inc(distinct)
+        self._cached.inc(not_computed)
         self._seconds.inc(seconds)
-        self._batches.observe(distinct)
+        self._batches.observe(distinct - not_computed)
         now = num_tokens / max(seconds, 1e-6)
         is_first = self.num_rewards == num_conversations
         self.tokens_per_second = (

@@ -36,8 +36,8 @@ class Report:
     metrics: list[Metric]
     num_rewards: int
     num_tokens: int
-    num_distinct: int
-    """Tokens computed: shared prefixes counted once."""
+    num_computed: int
+    """Tokens computed: shared prefixes count once, and not at all if an earlier pass had them."""
 
 
 class Replica:
@@ -47,7 +47,7 @@ class Replica:
         if not use_gpu:
             torch.set_num_threads(server.cpus_per_replica)
         device = torch.device("cuda" if use_gpu else "cpu")
-        self._model = load_models(model, device)
+        self._model = load_models(model, device, cache_bytes=server.prefix_cache_bytes)
         self._metrics = BatchMetrics(replica=name)
         self._batcher = Batcher(
             tokens_per_forward=model.tokens_per_pass(use_gpu=use_gpu),
@@ -58,7 +58,13 @@ class Replica:
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         if server.follow:
             (followed,) = model.each()
-            follower = Follower(followed, device, self._model.name, self._take_over)
+            follower = Follower(
+                followed,
+                device,
+                self._model.name,
+                self._take_over,
+                cache_bytes=server.prefix_cache_bytes,
+            )
             follower.start(server.follow_every_s)
 
     async def score(self, question: Question) -> Rewards | Refusal:
@@ -82,7 +88,7 @@ class Replica:
             metrics=self._metrics.collect(),
             num_rewards=self._metrics.num_rewards,
             num_tokens=self._metrics.num_tokens,
-            num_distinct=self._metrics.num_distinct,
+            num_computed=self._metrics.num_computed,
         )
 
     def check_health(self) -> None:
@@ -94,14 +100,20 @@ class Replica:
         self._model = ServedModels.of([model])  # requests that arrived before keep theirs
 
 
-def load_models(model: ScoringModels, device: torch.device) -> ServedModels:
+def load_models(
+    model: ScoringModels, device: torch.device, *, cache_bytes: int = 0
+) -> ServedModels:
     """Load the newest versions of the models, one after another.
+
+    They divide ``cache_bytes``, for keys and values of earlier passes.
 
     Raises:
         InputError: one cannot be served, or they cannot judge together.
     """
+    share = cache_bytes // len(model.model)
     members = [
-        ServedModel.load(current_version(each), each, device=device) for each in model.each()
+        ServedModel.load(current_version(each), each, device=device, cache_bytes=share)
+        for each in model.each()
     ]
     return ServedModels.of(members)
 

@@ -41,9 +41,16 @@ class ServedModel:
 
     @classmethod
     def load(
-        cls, version: ModelVersion, model: ScoringModel, *, device: torch.device
+        cls,
+        version: ModelVersion,
+        model: ScoringModel,
+        *,
+        device: torch.device,
+        cache_bytes: int = 0,
     ) -> ServedModel:
         """Load a version, and score two tokens with it.
+
+        ``cache_bytes`` are for keys and values of earlier passes.
 
         Raises:
             InputError: it is unreadable, no reward model, gives rewards that are not finite, or
@@ -60,6 +67,7 @@ class ServedModel:
                 dtype=model.dtype,
                 device=device,
                 tokens_per_forward=model.tokens_per_pass(use_gpu=device.type == "cuda"),
+                cache_bytes=cache_bytes,
             )
         (rewards,) = scorer.score([[[0, 0]]])
         if not np.isfinite(rewards).all():
@@ -184,6 +192,10 @@ class ServedModels:
         for each in others:
             each.refuse_unknown(encoded)
         return encoded
+
+    def num_cached(self, ids: np.ndarray) -> int:
+        """Return how many tokens at the start of a conversation no model computes again."""
+        return min(each.scorer.num_cached(ids) for each in self.members)
 
     def score(self, prompts: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
         """Return all conversations' raw float32 rewards by each model, ``[M, conversations]``."""

@@ -73,7 +73,7 @@ class RunningServer:
         gateway = serve.get_app_handle(APP)
         counted = gateway.drain.remote(self.server.drain_s).result(timeout_s=waits)
         reports = self._reports()
-        computed = sum(report.num_distinct for report in reports)
+        computed = sum(report.num_computed for report in reports)
         tokens = sum(report.num_tokens for report in reports)
         return Totals(
             **counted,

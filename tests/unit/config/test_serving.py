@@ -19,6 +19,8 @@ from rm_ray.errors import InputError
         ("cpus_per_replica", 0, "at least 1"),
         ("follow_every_s", 0.0, "positive"),
         ("max_pending_tokens", 0, "positive"),
+        ("prefix_cache_gib", -0.1, "0 or more"),
+        ("prefix_cache_gib", math.inf, "finite"),
         ("max_body_mib", 0.0, "positive"),
         ("max_body_mib", math.inf, "finite"),
         ("max_body_mib", 1e-9, "at least one byte"),
@@ -60,3 +62,4 @@ def test_replicas_are_a_number_or_a_range():
 
 def test_the_largest_body_is_in_bytes():
     assert Server(max_body_mib=0.5).max_body_bytes == 524_288
+    assert Server(prefix_cache_gib=0.5).prefix_cache_bytes == 2**29

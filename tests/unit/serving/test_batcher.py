@@ -18,15 +18,22 @@ from rm_ray.serving.served_model import ServedModel, ServedModels
 IDS = st.lists(st.integers(5, 99), min_size=1, max_size=12)
 
 
-def load(folder):
+def load(folder, cache_bytes: int = 0):
     options = ScoringModel(model=str(folder))
-    loaded = ServedModel.load(current_version(options), options, device=torch.device("cpu"))
+    loaded = ServedModel.load(
+        current_version(options), options, device=torch.device("cpu"), cache_bytes=cache_bytes
+    )
     return ServedModels.of([loaded])
 
 
 @pytest.fixture(scope="module")
 def model(exported):
     return load(exported)
+
+
+@pytest.fixture(scope="module")
+def cached_model(exported):
+    return load(exported, cache_bytes=2**20)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,32 @@ def test_requests_that_wait_together_are_computed_together_over_their_prefix(mod
     metrics = asyncio.run(ask())
     (batches,) = (metric for metric in metrics.collect() if metric.name == "rm_serve_batch_tokens")
     assert next(s.value for s in batches.samples if s.name.endswith("_count")) == 1
-    assert (metrics.num_rewards, metrics.num_tokens, metrics.num_distinct) == (16, 16 * 21, 36)
+    assert (metrics.num_rewards, metrics.num_tokens, metrics.num_computed) == (16, 16 * 21, 36)
+
+
+@settings(max_examples=10)
+@given(requests=st.lists(st.lists(IDS, min_size=1, max_size=4), min_size=1, max_size=6))
+def test_every_request_gets_its_rewards_whatever_is_cached(cached_model, plain, requests):
+    async def ask():
+        batcher = make_batcher()
+        return await asyncio.gather(
+            *(batcher.score(cached_model, arrays(*each)) for each in requests)
+        )
+
+    for asked, rewards in zip(requests, asyncio.run(ask()), strict=True):
+        assert rewards[0] == pytest.approx([reward(plain, ids) for ids in asked], abs=1e-5)
+
+
+def test_a_prompt_is_computed_once_for_requests_that_come_one_after_another(cached_model):
+    async def ask():
+        batcher = make_batcher()
+        prompt = [*range(60, 90)]
+        for i in range(40, 44):
+            await batcher.score(cached_model, arrays([*prompt, i, 7]))
+        return batcher.metrics
+
+    metrics = asyncio.run(ask())
+    assert (metrics.num_tokens, metrics.num_computed) == (4 * 32, 32 + 3 * 2)
 
 
 def test_what_a_client_gone_still_waits_for_is_dropped(model):

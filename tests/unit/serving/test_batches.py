@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_ray.data.cache.group_tokens import shared_prefix_of_arrays
+from rm_ray.scoring.prefix_cache import pass_tokens
 from rm_ray.serving.batches import MOST_SEARCHED, next_batch, share_prefixes
 
 CONVERSATIONS = st.lists(
@@ -14,6 +15,9 @@ CONVERSATIONS = st.lists(
     max_size=8,
 )
 """Of so few different tokens that many share prefixes."""
+
+NOTHING = [0] * 8
+"""No conversation has cached tokens."""
 
 
 def tokens(*texts: str) -> list[np.ndarray]:
@@ -39,22 +43,22 @@ def runs(items: list[int]):
 
 def test_responses_of_a_prompt_are_grouped_whatever_lies_between_them():
     conversations = tokens("snow?yes", "rain?no", "snow?no", "rain?yes", "snow?perhaps")
-    assert sorted(share_prefixes(conversations)) == [[0, 2, 4], [1, 3]]
+    assert sorted(share_prefixes(conversations, NOTHING)) == [[0, 2, 4], [1, 3]]
 
 
 def test_what_shares_nothing_stays_alone():
-    assert sorted(share_prefixes(tokens("abc", "bcd", "cde"))) == [[0], [1], [2]]
+    assert sorted(share_prefixes(tokens("abc", "bcd", "cde"), NOTHING)) == [[0], [1], [2]]
 
 
 def test_the_same_conversation_twice_shares_all_but_its_last_token():
     twice = tokens("hello", "hello")
-    assert share_prefixes(twice) == [[0, 1]]
+    assert share_prefixes(twice, NOTHING) == [[0, 1]]
     assert distinct(twice, [[0, 1]]) == 6
 
 
 @given(CONVERSATIONS)
 def test_groups_hold_every_conversation_once(conversations):
-    groups = share_prefixes(conversations)
+    groups = share_prefixes(conversations, NOTHING)
     assert sorted(i for group in groups for i in group) == [*range(len(conversations))]
     assert all(group == sorted(group) for group in groups)
 
@@ -63,7 +67,35 @@ def test_groups_hold_every_conversation_once(conversations):
 def test_no_other_division_of_the_sorted_conversations_needs_fewer_tokens(conversations):
     order = sorted(range(len(conversations)), key=lambda i: conversations[i].tolist())
     best = min(distinct(conversations, each) for each in runs(order))
-    assert distinct(conversations, share_prefixes(conversations)) == best
+    assert distinct(conversations, share_prefixes(conversations, NOTHING)) == best
+
+
+@given(CONVERSATIONS, CONVERSATIONS)
+def test_no_other_division_needs_fewer_tokens_besides_those_that_are_cached(conversations, kept):
+    def cached(ids: np.ndarray) -> int:
+        return max(shared_prefix_of_arrays([np.append(ids[:-1], -1), each]) for each in kept)
+
+    def cost(groups: list[list[int]]) -> float:
+        total = 8 * distinct(conversations, groups)
+        for group in groups:
+            members = [conversations[i] for i in group]
+            total -= 7 * min(cached(members[0]), shared_prefix_of_arrays(members))
+        return total
+
+    kept = [np.append(ids, [-2, -3]) for ids in kept]  # so that all of it can be cached
+    order = sorted(range(len(conversations)), key=lambda i: conversations[i].tolist())
+    groups = share_prefixes(conversations, [*map(cached, conversations)])
+    assert cost(groups) == min(map(cost, runs(order)))
+
+
+def test_a_batch_is_filled_by_what_is_left_to_compute():
+    pending = tokens(*(f"a long prompt?{answer}" for answer in "abcdefgh"), "rain")
+    assert next_batch(pending, 12) == [[0]]
+    cached = {14: 14, 4: 0}
+    assert pass_tokens(15, 14) == 2
+    assert next_batch(pending, 12, lambda ids: cached[len(ids) - 1 if len(ids) > 4 else 4]) == [
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    ]
 
 
 @given(CONVERSATIONS, st.integers(1, 30))
@@ -111,5 +143,5 @@ def test_many_pending_conversations_are_grouped(count):
         for _ in range(2)
         for prompt in prompts
     ]
-    groups = share_prefixes(pending)
+    groups = share_prefixes(pending, [0] * len(pending))
     assert sorted(groups) == [[i, i + count] for i in range(count)]

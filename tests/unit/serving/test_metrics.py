@@ -25,7 +25,7 @@ def test_two_replicas_and_the_gateway_are_one_page():
     replicas = [BatchMetrics(replica=name) for name in "ab"]
     replicas[0].set_pending(tokens=70, conversations=3)
     group = prompts([[1, 2, 3], [1, 2, 4]], [[7]])
-    replicas[1].add(num_conversations=3, num_tokens=7, prompts=group, seconds=0.5)
+    replicas[1].add(num_conversations=3, num_tokens=7, prompts=group, cached=[2, 0], seconds=0.5)
     text = to_text([requests.registry.collect(), *(each.collect() for each in replicas)])
     found = values(text)
     assert found["rm_serve_requests_total", "/classify", "200"] == 1
@@ -37,6 +37,8 @@ def test_two_replicas_and_the_gateway_are_one_page():
     assert found["rm_serve_tokens_total", "a"] == 0
     assert found["rm_serve_tokens_total", "b"] == 7
     assert found["rm_serve_distinct_tokens_total", "b"] == 5
+    assert found["rm_serve_cached_tokens_total", "b"] == 2
+    assert found["rm_serve_batch_tokens_sum", "b"] == 3
     assert found["rm_serve_rewards_total", "b"] == 3
     assert found["rm_serve_tokens_per_second", "b"] == 14
     assert found["rm_serve_batch_tokens_count", "b"] == 1
@@ -46,7 +48,8 @@ def test_two_replicas_and_the_gateway_are_one_page():
 def test_the_speed_forgets_its_first_guess_and_then_slowly():
     metrics = BatchMetrics(replica="1")
     for seconds in (1.0, 0.5):
-        metrics.add(num_conversations=1, num_tokens=100, prompts=prompts([[1]]), seconds=seconds)
+        alone = prompts([[1]])
+        metrics.add(num_conversations=1, num_tokens=100, prompts=alone, cached=[0], seconds=seconds)
     assert metrics.tokens_per_second == 0.9 * 100 + 0.1 * 200
 
 

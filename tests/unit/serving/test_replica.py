@@ -55,7 +55,7 @@ def test_it_answers_and_reports(exported, threads):
     assert refused.status == 422
     assert (report.model, report.num_rewards) == (exported.name, 3)
     assert report.num_tokens == sum(found.num_tokens) + again.num_tokens[0]
-    assert report.num_distinct < report.num_tokens
+    assert report.num_computed < report.num_tokens
 
 
 def test_a_replica_without_a_model_does_not_start(tmp_path, threads):
@@ -148,7 +148,8 @@ def test_standardized_rewards_reach_every_protocol_and_win_probabilities_stay_ra
         "standardized"
     }
     both = pytest.approx(expected[:, 0].tolist(), abs=1e-4)
-    assert ours.json()["rewards"] == openrlhf.json()["rewards"] == both
+    assert ours.json()["rewards"] == both
+    assert openrlhf.json()["rewards"] == both
     win = 1 / (1 + np.exp(rewards[1, 0] - rewards[0, 0]))
     assert ours.json()["win_probability"] == pytest.approx(win, abs=1e-5)
     first = pytest.approx(expected[0, 0], abs=1e-4)

@@ -25,7 +25,7 @@ REPORT = Report(
     metrics=BatchMetrics(replica="1").collect(),
     num_rewards=0,
     num_tokens=0,
-    num_distinct=0,
+    num_computed=0,
 )
 
 

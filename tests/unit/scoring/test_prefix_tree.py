@@ -1,0 +1,95 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rm_ray.scoring.prefix_tree import PrefixTree
+
+SEQUENCES = st.lists(
+    st.lists(st.integers(0, 2), min_size=1, max_size=6).map(lambda ids: np.array(ids, np.int32)),
+    max_size=20,
+)
+"""Of so few different tokens that many share prefixes."""
+
+
+def tokens(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+
+def keep(tree: PrefixTree, *texts: str) -> None:
+    """Keep sequences, each in a pass of its own."""
+    for text in texts:
+        tree.begin_pass()
+        ids = tokens(text)
+        found = tree.take(ids)
+        new = tree.allocate(len(ids) - len(found))
+        assert new is not None
+        tree.insert(ids, np.concatenate([found, new]))
+
+
+def counts(tree: PrefixTree, *texts: str) -> list[int]:
+    return [tree.count(tokens(text)) for text in texts]
+
+
+def test_a_prompt_is_kept_once_for_all_its_responses():
+    tree = PrefixTree(20)
+    keep(tree, "snow?yes", "snow?no", "snow?nothing")
+    assert tree.num_free == 20 - len("snow?yes" + "no" + "thing")
+    asked = counts(tree, "snow?yes!", "snow?", "snow?note", "so", "rain")
+    assert asked == [8, 5, 8, 1, 0]
+
+
+def test_what_was_used_longest_ago_gives_way_from_its_end():
+    tree = PrefixTree(10)
+    keep(tree, "abcde", "abfg", "xy")
+    assert tree.num_free == 1
+    keep(tree, "abcd")  # uses the beginning of the oldest
+    keep(tree, "uvw")
+    assert counts(tree, "abcde", "abfg", "xy", "uvw") == [4, 2, 2, 3]
+
+
+def test_what_a_pass_uses_does_not_give_way_in_it():
+    tree = PrefixTree(6)
+    keep(tree, "abcd")
+    tree.begin_pass()
+    held = tree.take(tokens("abx"))
+    assert tree.allocate(5) is None  # two of six slots are in use
+    assert counts(tree, "abcd") == [4]  # nothing has given way for nothing
+    new = tree.allocate(4)
+    assert new is not None
+    assert {*held, *new} == {*range(6)}
+    assert counts(tree, "abcd") == [2]
+
+
+def test_a_sequence_kept_already_takes_no_slots():
+    tree = PrefixTree(9)
+    keep(tree, "abc")
+    tree.begin_pass()
+    slots = tree.allocate(3)
+    assert slots is not None
+    assert not len(tree.insert(tokens("abc"), slots))
+    tree.release(slots)
+    assert tree.num_free == 6
+
+
+@given(SEQUENCES, st.integers(1, 15))
+def test_every_slot_holds_one_token_that_follows_the_same_ones(sequences, num_slots):
+    """A cache of a token and all before it, in a dictionary, is never contradicted."""
+    tree, held = PrefixTree(num_slots), {}
+    for ids in sequences:
+        tree.begin_pass()
+        found = tree.take(ids)
+        assert len(found) == tree.count(ids)
+        for i, slot in enumerate(found.tolist()):
+            assert held[slot] == tuple(ids[: i + 1])
+        new = tree.allocate(len(ids) - len(found))
+        if new is None:
+            assert num_slots < len(ids)
+            continue
+        assert not {*new} & {*found}
+        for i, slot in enumerate(new.tolist(), start=len(found)):
+            held[slot] = tuple(ids[: i + 1])
+        assert (tree.insert(ids, np.concatenate([found, new])) == new).all()
+        assert tree.count(ids) == len(ids)
+        assert len({*tree._free.tolist()}) == tree.num_free
+    kept = sum(len(node.ids) for node in tree._nodes())
+    assert kept + tree.num_free == num_slots
