@@ -37,6 +37,7 @@ from rm_ray.data.cache.group_columns import GroupColumns  # noqa: E402
 from rm_ray.data.cache.group_tokens import GroupLengths  # noqa: E402
 from rm_ray.evaluation.held_out import evaluate_held_out  # noqa: E402
 from rm_ray.objectives.bradley_terry import BradleyTerry  # noqa: E402
+from rm_ray.scoring.prefix_cache import PrefixCache  # noqa: E402
 from rm_ray.scoring.scorer import Scorer  # noqa: E402
 from rm_ray.train import slices  # noqa: E402
 from rm_ray.train.collectives import split_votes, sum_with_votes  # noqa: E402
@@ -308,8 +309,10 @@ def score(trial: Trial) -> dict[str, Any]:
             tokenizer=FakeTokenizer(),  # type: ignore[arg-type]
             collator=trial.collator,
             tokens_per_forward=40,
+            cache=PrefixCache(200),
         )
-        rewards = scorer.score(prompts)
+        for _ in range(2):  # the second time, with cached keys
+            rewards = scorer.score(prompts)
     return {"scored": [len(found) for found in rewards]}
 
 
