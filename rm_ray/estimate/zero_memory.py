@@ -142,7 +142,7 @@ def sharded_optimizer(terms: MemoryTerms) -> list[Moment]:
             "backward",
             gradients=waiting + terms.new_gradient(terms.size),
             activations=terms.peak_activations,
-            buffers=terms.empty_buckets(travels) + terms.dequantized,
+            buffers=terms.empty_buckets(travels) + _in_bucket_at_peak(terms) + terms.dequantized,
         ),
         held.plus(
             "exchange",
@@ -158,6 +158,19 @@ def sharded_optimizer(terms: MemoryTerms) -> list[Moment]:
             host=update if offloads else 0,
         ),
     ]
+
+
+def _in_bucket_at_peak(terms: MemoryTerms) -> int:
+    """Return the bytes of an empty bucket that have been written to when activations peak.
+
+    A trimmed last layer saves little, so they peak in the one before it, when stage 2 has the last
+    one's gradients in its bucket.
+    """
+    if terms.setting.on_gpu or terms.setting.zero_stage != 2:
+        return 0
+    activations = terms.activations
+    is_passed = activations.is_trimmed and activations.num_layers > 1
+    return terms.size * min(terms.in_bucket, terms.trained.layer_parameters) if is_passed else 0
 
 
 def _waiting_gradients(terms: MemoryTerms) -> int:
@@ -227,10 +240,16 @@ def sharded_weights(terms: MemoryTerms) -> list[Moment]:
     return [
         Moment(name="start", weights=own, buffers=terms.placed),
         held.plus(
+            "start of forward",
+            weights=gathered.live,
+            activations=terms.activations.passing if terms.architecture.tuning else 0,
+            buffers=bucket + gathered.in_flight,
+        ),
+        held.plus(
             "end of forward",
             weights=gathered.live,
             activations=terms.activations_after_forward,
-            buffers=bucket + gathered.in_flight,
+            buffers=bucket + gathered.in_flight_again,
         ),
         held.plus(
             "backward",
@@ -270,6 +289,9 @@ class GatheredWeights:
     in_flight: int = 0
     """Temporary second copy while gathered weights are rearranged."""
 
+    in_flight_again: int = 0
+    """The same for the backward pass, which gathers those of the layers that it passes through."""
+
     @classmethod
     def of(cls, terms: MemoryTerms) -> GatheredWeights:
         """Compute the bytes from a model and its setting."""
@@ -278,10 +300,15 @@ class GatheredWeights:
         architecture, size = terms.architecture, terms.size
         small = [numbers for numbers in architecture.parameters if numbers <= PERSISTENT]
         every, largest = architecture.num_parameters, architecture.largest_in_layer
+        passed = every
+        if architecture.tuning is not None and not architecture.tuning.trains_embeddings:
+            passed = architecture.num_reached * architecture.layer_parameters
+        at_once = max(PREFETCH, largest)
         return cls(
             kept=size * sum(small),
             live=size * min(every, LIVE + largest),
-            in_flight=size * min(every, max(PREFETCH, largest)),
+            in_flight=size * min(every, at_once),
+            in_flight_again=size * min(passed, at_once),
         )
 
 

@@ -6,6 +6,7 @@ import pytest
 from shapes import ON_64_GPUS, ROW, llama_8b
 
 from rm_ray.estimate import zero_memory
+from rm_ray.estimate.architecture import Tuning
 from rm_ray.estimate.memory import estimate
 from rm_ray.estimate.moments import MemoryEstimate, Moment
 
@@ -73,6 +74,35 @@ def test_a_second_partition_stores_the_weights_once_more_on_each_machine():
     twice = estimate(EIGHT_BILLION, ROW, replace(ON_64_GPUS, secondary_size=8))
     assert twice.part("weights") - once.part("weights") == 2 * N // 8
     assert twice.device - once.device == 2 * N // 8
+
+
+LAST_TWO = Tuning(trained=(4_096,) * 2, num_layers=2, in_matrices=0)
+
+
+def test_layers_below_the_trained_ones_pass_before_those_keep_anything():
+    tuned = replace(EIGHT_BILLION, tuning=LAST_TWO)
+    setting = replace(ON_64_GPUS, checkpointing=False)
+    start, end = (
+        moment(estimate(tuned, ROW, setting), f"{when} of forward") for when in ("start", "end")
+    )
+    # A frozen layer: its branches and their product, the normed states and the stream.
+    assert start.activations == 16_384 * (3 * 14_336 + 2 * 4_096) * 2
+    assert start.buffers - end.buffers == 0  # 50 million elements, and two layers have more
+    small = replace(tuned, layer_parameters=1_000_000)
+    end_of_small = moment(estimate(small, ROW, setting), "end of forward")
+    assert end.buffers - end_of_small.buffers == 2 * (4_096 * 14_336 - 2 * 1_000_000)
+    full = moment(estimate(EIGHT_BILLION, ROW, setting), "start of forward")
+    assert full.activations == 0
+
+
+def test_a_trimmed_last_layer_has_filled_a_bucket_when_activations_peak():
+    tuned = replace(EIGHT_BILLION, tuning=LAST_TWO)
+    setting = replace(ON_64_GPUS, zero_stage=2, world_size=8, on_gpu=False)
+    for architecture, filled in ((EIGHT_BILLION, EIGHT_BILLION.layer_parameters), (tuned, 4_096)):
+        backward = moment(estimate(architecture, ROW, setting), "backward")
+        assert backward.buffers == 2 * min(filled, 200_000_000)
+    untrimmed = estimate(replace(tuned, is_trimmable=False), ROW, setting)
+    assert moment(untrimmed, "backward").buffers == 0
 
 
 def test_offload_moves_the_optimizer_to_the_host():
