@@ -43,7 +43,8 @@ class VarlenQueries:
     """S sequences of queries over S sequences of keys, for one variable-length call.
 
     ``query_starts`` and ``key_starts`` are ``[S + 1]`` int32; ``key_positions`` ``[K]`` int64 are
-    positions in the row. Queries are in the row's order, which is also the sequences' order.
+    positions among all tokens: those of the row, and any that are cached (``CachedPrefixes``).
+    Queries are in the row's order, which is also the sequences' order.
     """
 
     query_starts: Tensor
@@ -70,10 +71,10 @@ class BranchGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedQueries:
-    """N queries and the row's keys, as consecutive groups of branches.
+    """N queries and the keys of all tokens, as consecutive groups of branches.
 
     ``query_order`` ``[sum(G Q)]`` holds query numbers, ``key_positions`` ``[sum(G K)]`` positions
-    in the row, both with padding; ``outputs`` ``[N]`` is the place of each query in
+    as of ``VarlenQueries``, both with padding; ``outputs`` ``[N]`` is the place of each query in
     ``query_order``.
     """
 
@@ -87,7 +88,7 @@ class GroupedQueries:
 class Branches:
     """S branches in the row's order; each field is ``[S]``.
 
-    The keys of a branch are two runs of the row, a prefix and a tail; the prefix is empty for a
+    The keys of a branch are two runs of tokens, a prefix and a tail; the prefix is empty for a
     group's first branch, whose tail includes it. The queries are the last tokens of the tail.
     """
 

@@ -1,7 +1,8 @@
 """Keys and values of earlier forward passes, for groups whose first tokens are not computed again.
 
-A token's key and value in a causal decoder depend on the tokens before it alone. Where those came
-before, a pass computes only what follows, and attention sees the earlier keys in front of its own.
+A token's key and value in a causal decoder depend on the tokens before it alone (the KV cache of
+generation). Where those came before, a pass computes only what follows, and attention sees the
+earlier keys of each group in front of its new ones.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class CachedPrefixes:
 
     The groups have T + C tokens, of which T are computed. ``lengths`` ``[G]`` are the tokens at the
     start of each group that are not. ``computed`` ``[T]`` and ``cached`` ``[C]`` int64 are places
-    among all tokens, ``cached_slots`` ``[C]`` slots of the pool, and ``kept_slots`` the slots
-    where computed keys are kept: ``[T]``, or ``[0]`` if there is no room.
+    among all tokens, and ``cached_slots`` ``[C]`` slots of the pool. Of the computed tokens, those
+    numbered ``kept`` ``[K]`` are kept in ``kept_slots`` ``[K]``.
     """
 
     pool: KeyValuePool
@@ -49,21 +50,24 @@ class CachedPrefixes:
     computed: Tensor
     cached: Tensor
     cached_slots: Tensor
+    kept: Tensor
     kept_slots: Tensor
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return the keys and values of all tokens, ``[T + C, H', D]``, from those computed.
 
-        ``key`` and ``value`` are ``[T, H', D]``, rotated; they are kept for later passes.
+        ``key`` and ``value`` are ``[T, H', D]``, rotated; some are kept for later passes.
         """
-        new, kept = (key, value), self.pool.of_layer(layer, key, value)
-        if self.kept_slots.numel():
-            for pool, computed in zip(kept, new, strict=True):
-                pool.index_copy_(0, self.kept_slots, computed)
-        if not self.cached.numel():
-            return key, value
-        key, value = (self._join(*each) for each in zip(kept, new, strict=True))
+        both = zip(self.pool.of_layer(layer, key, value), (key, value), strict=True)
+        key, value = (self._extend(pool, computed) for pool, computed in both)
         return key, value
+
+    def _extend(self, pool: Tensor, computed: Tensor) -> Tensor:
+        if len(self.kept):
+            is_all = len(self.kept) == len(computed)
+            kept = computed if is_all else computed.index_select(0, self.kept)
+            pool.index_copy_(0, self.kept_slots, kept)
+        return self._join(pool, computed) if len(self.cached) else computed
 
     def _join(self, pool: Tensor, computed: Tensor) -> Tensor:
         joined = torch.empty(

@@ -26,7 +26,7 @@ class PackedGroups:
     Shapes: ``input_ids`` and ``position_ids`` ``[1, T]`` int64, ``last_positions`` (the last token
     of each response) ``[R]`` int64. ``everywhere`` indexes attention for all T queries,
     ``at_ends`` only for the queries of the R last tokens. Tokens whose keys and values are
-    ``cached`` are not in the row, and attention sees them in front of it.
+    ``cached`` are not in the row; attention sees them in front of the others of their group.
     """
 
     input_ids: Tensor

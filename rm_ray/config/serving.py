@@ -37,8 +37,9 @@ class Server:
     """Seconds between two looks for a new model."""
 
     prefix_cache_gib: float = 1.0
-    """Memory of each replica for keys and values of the last tokens, in GiB. The beginning of a
-    conversation that is still there, such as its prompt, is not computed again. 0 keeps none."""
+    """Memory of each replica for the KV cache of recent prefixes, in GiB: a prompt whose keys and
+    values are still there is not computed again. The least recently used are evicted. 0: no cache.
+    """
 
     max_pending_tokens: int = 1_000_000
     """Tokens that may wait for a replica. Requests beyond are answered 503 with Retry-After."""

@@ -111,6 +111,12 @@ class MemoryTerms:
         """
         return math.floor(self.peak_activations * (1 - self.in_bucket / self.full))
 
+    @property
+    def activations_of_frozen_layer(self) -> int:
+        """Bytes of temporary tensors in a layer below those that gradients pass through, if any."""
+        has_one = self.activations.num_layers < self.architecture.num_layers
+        return self.activations.passing if has_one else 0
+
     def new_gradient(self, size: int) -> int:
         """Return the bytes of a layer's largest gradient before it is accumulated."""
         return size * self.trained.largest_in_layer

@@ -242,7 +242,7 @@ def sharded_weights(terms: MemoryTerms) -> list[Moment]:
         held.plus(
             "start of forward",
             weights=gathered.live,
-            activations=terms.activations.passing if terms.architecture.tuning else 0,
+            activations=terms.activations_of_frozen_layer,
             buffers=bucket + gathered.in_flight,
         ),
         held.plus(
@@ -290,7 +290,8 @@ class GatheredWeights:
     """Temporary second copy while gathered weights are rearranged."""
 
     in_flight_again: int = 0
-    """The same for the backward pass, which gathers those of the layers that it passes through."""
+    """The same when the forward pass ends, and the layers that the backward pass goes through are
+    fetched for it."""
 
     @classmethod
     def of(cls, terms: MemoryTerms) -> GatheredWeights:

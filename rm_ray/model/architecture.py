@@ -33,7 +33,7 @@ def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pret
     if not base_model(config).has_weights:
         architecture.bos_token_id = tokenizer.bos_token_id
         architecture.eos_token_id = tokenizer.eos_token_id
-    _disable_dropout(architecture)
+    _disable_noise(architecture)
     return architecture
 
 
@@ -75,11 +75,11 @@ def _read_config(config: ModelConfig, vocab_size: int) -> PretrainedConfig:
         )
 
 
-def _disable_dropout(architecture: PretrainedConfig) -> None:
-    """Set every dropout rate to zero (arXiv:1909.08593, p. 3)."""
+def _disable_noise(architecture: PretrainedConfig) -> None:
+    """Set every dropout rate (arXiv:1909.08593, p. 3) and the noise of routers to zero."""
     for name, value in architecture.to_dict().items():
-        is_rate = "dropout" in name or name.endswith(("_pdrop", "_drop"))
-        if is_rate and isinstance(value, float):
+        is_noise = "dropout" in name or "jitter" in name or name.endswith(("_pdrop", "_drop"))
+        if is_noise and isinstance(value, float):
             setattr(architecture, name, 0.0)
 
 

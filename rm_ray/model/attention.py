@@ -89,14 +89,10 @@ def packed_attention(
     """
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if packed.cached is not None:
-        key, value = packed.cached.extend(_number_of_layer(module), key, value)
+        number: Any = module.layer_idx
+        key, value = packed.cached.extend(number, key, value)
     output = attend(query, key, value, packed.everywhere, scaling=scaling, window=sliding_window)
     return output[None], None
-
-
-def _number_of_layer(attention: Any) -> int:
-    number: int = attention.layer_idx
-    return number
 
 
 def attend(
@@ -108,7 +104,7 @@ def attend(
     scaling: float,
     window: int | None,
 ) -> Tensor:
-    """Return the attention of N queries over the T keys of their row, or of all its groups' tokens.
+    """Return the attention of N queries over the keys of all T tokens, with those that are cached.
 
     Shapes: ``query`` and the result ``[N, H, D]``, ``key`` and ``value`` ``[T, H', D]``. With a
     ``window``, a query sees that many of its branch's keys, including its own.

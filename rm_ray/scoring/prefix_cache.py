@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,15 +15,19 @@ from rm_ray.model.attention import head_size
 from rm_ray.scoring.prefix_tree import NO_SLOTS, PrefixTree
 
 CACHED_PER_COMPUTED = 8
-"""Cached tokens that count as one computed token of a forward pass: their keys are only read."""
+"""Cached tokens that count as one computed token in the size of a pass. Each response may read its
+own copy of them, so these copies have at most 8 times as many tokens as a pass may compute."""
 
 Counts = TypeVar("Counts", int, np.ndarray)
 
 
-def pass_tokens(distinct: Counts, cached: Counts) -> Counts:
-    """Return what counts for the size of a pass: tokens computed, and a part of those cached."""
-    counted: Counts = distinct - cached + cached // CACHED_PER_COMPUTED
-    return counted
+def cost_in_pass(distinct: Counts, cached: Counts, num_responses: Counts) -> Counts:
+    """Return what a group counts for in the size of a pass, in tokens that are computed.
+
+    Of its distinct tokens, those ``cached`` are only read, by every response.
+    """
+    cost: Counts = distinct - cached + num_responses * (cached // CACHED_PER_COMPUTED)
+    return cost
 
 
 def token_bytes(architecture: PretrainedConfig, dtype: torch.dtype) -> int:
@@ -37,10 +39,9 @@ def token_bytes(architecture: PretrainedConfig, dtype: torch.dtype) -> int:
 
 
 class PrefixCache:
-    """Keys and values of so many tokens, those of the sequences used last."""
+    """Keys and values of so many tokens, those of the most recently used sequences."""
 
     def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
         self._tree = PrefixTree(num_tokens)
         self._pool = KeyValuePool(num_tokens)
 
@@ -48,11 +49,11 @@ class PrefixCache:
         """Return how many tokens of a conversation need not be computed; its last one must."""
         return self._tree.count(ids[:-1])
 
-    @contextmanager
-    def using(self, groups: GroupTokens) -> Iterator[CachedPrefixes]:
-        """Yield what is known of the groups' prefixes, and keep what the pass inside computes.
+    def begin(self, groups: GroupTokens) -> CachedPrefixes:
+        """Begin a pass over groups: find what is known of their prefixes.
 
-        If the pass fails, nothing of it is kept.
+        ``end`` follows, whatever comes of the pass. If not all tokens can be kept, prefixes come
+        before tails.
         """
         tree, lengths = self._tree, groups.lengths
         tree.begin_pass()
@@ -66,35 +67,38 @@ class PrefixCache:
         starts[lengths.starts] += num_cached
         own[lengths.starts] -= num_cached
         computed = ragged_arange(starts, own)
-        kept = tree.allocate(len(computed))
-        room = NO_SLOTS if kept is None else kept
-        cached_slots = np.concatenate([NO_SLOTS, *found])
-        try:
-            yield CachedPrefixes(
-                pool=self._pool,
-                lengths=num_cached,
-                computed=torch.from_numpy(computed),
-                cached=torch.from_numpy(cached),
-                cached_slots=torch.from_numpy(cached_slots),
-                kept_slots=torch.from_numpy(room),
-            )
-        except BaseException:
-            tree.release(room)
-            raise
-        if kept is not None:
-            slots = np.empty(len(groups.tokens), dtype=np.int64)
-            slots[cached], slots[computed] = cached_slots, kept
-            tree.release(np.setdiff1d(kept, self._insert(groups, slots)))
+        in_tail = np.ones(len(groups.tokens), dtype=bool)
+        in_tail[ragged_arange(groups.own_starts[lengths.starts], lengths.prefix)] = False
+        first_kept = np.argsort(in_tail[computed], kind="stable")
+        slots = tree.allocate(len(computed))
+        kept = np.sort(first_kept[: len(slots)])
+        return CachedPrefixes(
+            pool=self._pool,
+            lengths=num_cached,
+            computed=torch.from_numpy(computed),
+            cached=torch.from_numpy(cached),
+            cached_slots=torch.from_numpy(np.concatenate([NO_SLOTS, *found])),
+            kept=torch.from_numpy(kept),
+            kept_slots=torch.from_numpy(slots),
+        )
+
+    def end(self, groups: GroupTokens, prefixes: CachedPrefixes, *, keep: bool) -> None:
+        """End a pass; ``keep`` what it computed for later ones, which must not read what failed."""
+        allocated, used = prefixes.kept_slots.numpy(), NO_SLOTS
+        if keep:
+            slots = np.full(len(groups.tokens), -1, dtype=np.int64)
+            slots[prefixes.cached.numpy()] = prefixes.cached_slots.numpy()
+            slots[prefixes.computed.numpy()[prefixes.kept.numpy()]] = allocated
+            used = self._insert(groups, slots)
+        self._tree.release(np.setdiff1d(allocated, used))
 
     def _insert(self, groups: GroupTokens, slots: np.ndarray) -> np.ndarray:
-        """Keep all conversations, by the slots of the groups' tokens; return those in use."""
-        by_slot = replace(groups, tokens=slots)
-        return np.concatenate(
-            [
-                self._tree.insert(ids, its_slots)
-                for group in range(len(groups))
-                for ids, its_slots in zip(
-                    groups.conversations(group), by_slot.conversations(group), strict=True
-                )
-            ]
-        )
+        """Keep all conversations up to the first token without a slot; return the slots in use."""
+        by_slot, used = replace(groups, tokens=slots), [NO_SLOTS]
+        for group in range(len(groups)):
+            both = zip(groups.conversations(group), by_slot.conversations(group), strict=True)
+            for ids, its_slots in both:
+                has_slot = np.append(its_slots >= 0, False)
+                length = int(has_slot.argmin())
+                used.append(self._tree.insert(ids[:length], its_slots[:length]))
+        return np.concatenate(used)

@@ -1,7 +1,7 @@
 """Which token sequences have their keys and values in which slots: a radix tree.
 
 Sequences that begin alike share nodes, so that a prompt is kept once for all its responses. When
-slots run out, the ends of the sequences that were used longest ago give theirs back.
+slots run out, the ends of the least recently used sequences are evicted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 NO_SLOTS = np.zeros(0, dtype=np.int64)
+
+EVICTED = 1 / 32
+"""Least share of all slots that is evicted at a time, since that looks at every node."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -40,11 +43,7 @@ class PrefixTree:
         self.num_slots = num_slots
         self._free = np.arange(num_slots)
         self._pass = 0
-        self._root = self._new_root()
-
-    @staticmethod
-    def _new_root() -> _Node:
-        return _Node(ids=NO_SLOTS, slots=NO_SLOTS, parent=None, used=0)
+        self._root = _Node(ids=NO_SLOTS, slots=NO_SLOTS, parent=None, used=0)
 
     @property
     def num_free(self) -> int:
@@ -52,7 +51,7 @@ class PrefixTree:
         return len(self._free)
 
     def begin_pass(self) -> None:
-        """Begin a forward pass: what it uses from here on is not given up before the next one."""
+        """Begin a forward pass: what it uses from here on is not evicted before the next one."""
         self._pass += 1
 
     def count(self, ids: np.ndarray) -> int:
@@ -63,13 +62,10 @@ class PrefixTree:
         """Return the slots of a sequence's leading tokens, as many as have some, and use them."""
         return np.concatenate([NO_SLOTS, *(node.slots for node in self._use(ids))])
 
-    def allocate(self, count: int) -> np.ndarray | None:
-        """Return free slots, from what was used longest ago if needed; None if there are too few.
-
-        What this pass uses keeps its slots.
-        """
-        if count > self.num_free and not self._give_up(count - self.num_free):
-            return None
+    def allocate(self, count: int) -> np.ndarray:
+        """Return so many free slots, or as many as there are without those that this pass uses."""
+        if count > self.num_free:
+            self._evict(max(count - self.num_free, int(EVICTED * self.num_slots)))
         taken, self._free = self._free[:count], self._free[count:]
         return taken
 
@@ -84,11 +80,17 @@ class PrefixTree:
         """
         path = self._use(ids)
         node, done = path[-1] if path else self._root, sum(len(node.ids) for node in path)
-        if done == len(ids):
+        new_ids, new_slots = ids[done:].copy(), slots[done:].copy()
+        if not len(new_ids):
             return NO_SLOTS
-        new = _Node(ids=ids[done:].copy(), slots=slots[done:].copy(), parent=node, used=self._pass)
-        node.children[int(ids[done])] = new
-        return new.slots
+        if path and not node.children:  # a sequence that grows stays one node
+            node.ids = np.concatenate([node.ids, new_ids])
+            node.slots = np.concatenate([node.slots, new_slots])
+        else:
+            node.children[int(new_ids[0])] = _Node(
+                ids=new_ids, slots=new_slots, parent=node, used=self._pass
+            )
+        return new_slots
 
     def _walk(self, ids: np.ndarray) -> Iterator[tuple[_Node, int]]:
         """Yield the nodes along a sequence, each with the number of its tokens that are there."""
@@ -128,27 +130,26 @@ class PrefixTree:
         first.children[int(node.ids[0])] = node
         return first
 
-    def _give_up(self, count: int) -> bool:
-        """Free so many slots at least, or none if this pass uses too many of them."""
+    def _evict(self, count: int) -> None:
+        """Free so many slots, or all that this pass does not use if they are fewer."""
         # What a pass uses, it uses from the root on: all below an unused node is unused.
         unused = [node for node in self._nodes() if node.used < self._pass]
-        if sum(len(node.ids) for node in unused) < count:
-            return False
         leaves = [(node.used, i, node) for i, node in enumerate(unused) if not node.children]
         heapq.heapify(leaves)
-        freed, num_freed, order = [], 0, len(unused)
-        while num_freed < count:
+        freed, order = [], len(unused)
+        while count > 0 and leaves:
             _, _, node = heapq.heappop(leaves)
+            if len(node.ids) > count:
+                self._split(node, len(node.ids) - count)  # the node itself is the end then
             parent = node.parent
             assert parent is not None
             del parent.children[int(node.ids[0])]
             freed.append(node.slots)
-            num_freed += len(node.ids)
+            count -= len(node.ids)
             if parent is not self._root and not parent.children and parent.used < self._pass:
                 order += 1
                 heapq.heappush(leaves, (parent.used, order, parent))
-        self.release(np.concatenate(freed))
-        return True
+        self.release(np.concatenate([NO_SLOTS, *freed]))
 
     def _nodes(self) -> Iterator[_Node]:
         waiting = [*self._root.children.values()]

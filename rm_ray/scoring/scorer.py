@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rm_ray.batches.cached_prefixes import CachedPrefixes
 from rm_ray.batches.collate import Collator, unlabelled
 from rm_ray.batches.spread import spread_packed, spread_padded
 from rm_ray.config.scoring import Dtype, ScoringModel
@@ -36,7 +36,12 @@ from rm_ray.model.attention import (
 from rm_ray.model.heads import Float32Linear
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.pretrained import WITHOUT_ADAPTER, PretrainedName, read_adapter_config
-from rm_ray.scoring.prefix_cache import PrefixCache, pass_tokens, token_bytes
+from rm_ray.scoring.prefix_cache import (
+    CACHED_PER_COMPUTED,
+    PrefixCache,
+    cost_in_pass,
+    token_bytes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +58,8 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     collator: Collator
     tokens_per_forward: int
-    """Maximum tokens per forward pass; two conversations with more get a pass of their own."""
+    """Maximum tokens per forward pass, cached ones in part (``cost_in_pass``); two conversations
+    with more get a pass of their own."""
     cache: PrefixCache | None = None
     """What is kept between passes; None if each computes all its tokens."""
 
@@ -108,13 +114,15 @@ class Scorer:
             pad_token_id=tokenizer.pad_token_id,
             device=device,
         )
-        most_kept = cache_bytes // token_bytes(architecture, head.weight.dtype)
+        most_kept = 0 if reason else cache_bytes // token_bytes(architecture, head.weight.dtype)
+        if cache_bytes:
+            logger.info("the cache of prefixes has room for %s tokens", f"{most_kept:,}")
         return cls(
             model=model,
             tokenizer=tokenizer,
             collator=collator,
             tokens_per_forward=tokens_per_forward,
-            cache=PrefixCache(most_kept) if most_kept and not reason else None,
+            cache=PrefixCache(most_kept) if most_kept else None,
         )
 
     def score(self, prompts: Sequence[Sequence[Ids]]) -> list[np.ndarray]:
@@ -137,26 +145,40 @@ class Scorer:
         with torch.inference_mode():
             for members in self._passes(joined):
                 joined = join_groups([groups[i] for i in members])
-                with self.cache.using(joined) if self.cache else nullcontext() as cached:
-                    ready = self.collator.arrange(joined, unlabelled(joined), cached)
-                    scored = self.model(self.collator.to_device(ready)).float().cpu().numpy()
-                by_group = np.split(scored, joined.lengths.starts[1:])
+                by_group = np.split(self._score(joined), joined.lengths.starts[1:])
                 for i, values in zip(members, by_group, strict=True):
                     prompt, part = parts[i]
                     rewards[prompt][part] = values
+        return rewards
+
+    def _score(self, groups: GroupTokens) -> np.ndarray:
+        """Return the rewards of groups, in one pass: ``[R]``."""
+        if self.cache is None:
+            return self._forward(groups, None)
+        prefixes, rewards = self.cache.begin(groups), None
+        try:
+            rewards = self._forward(groups, prefixes)
+        finally:  # keys that are not finite would spoil all that shares them
+            is_sound = rewards is not None and bool(np.isfinite(rewards).all())
+            self.cache.end(groups, prefixes, keep=is_sound)
+        return rewards
+
+    def _forward(self, groups: GroupTokens, prefixes: CachedPrefixes | None) -> np.ndarray:
+        ready = self.collator.arrange(groups, unlabelled(groups), prefixes)
+        rewards: np.ndarray = self.model(self.collator.to_device(ready)).float().cpu().numpy()
         return rewards
 
     def num_cached(self, ids: np.ndarray) -> int:
         """Return how many tokens at the start of a conversation need not be computed."""
         return self.cache.count(ids) if self.cache else 0
 
-    def _pass_tokens(self, groups: GroupTokens) -> np.ndarray:
-        """Return what each packed group counts for in a pass: ``[G]``."""
-        lengths = groups.lengths
+    def _cached(self, groups: GroupTokens) -> np.ndarray:
+        """Return the tokens of each group's prefix that need not be computed: ``[G]``."""
         if self.cache is None:
-            return lengths.distinct
-        cached = [self.num_cached(groups.conversation(group, 0)) for group in range(len(groups))]
-        return pass_tokens(lengths.distinct, np.minimum(cached, lengths.prefix))
+            return np.zeros_like(groups.lengths.prefix)
+        first = [self.num_cached(groups.conversation(group, 0)) for group in range(len(groups))]
+        cached: np.ndarray = np.minimum(first, groups.lengths.prefix)
+        return cached
 
     def _sizes(self, groups: GroupTokens) -> list[int]:
         """Return how many of each prompt's conversations are computed together: all if they fit.
@@ -166,21 +188,24 @@ class Scorer:
         lengths = groups.lengths
         longest, responses = lengths.longest, lengths.num_responses
         if self.collator.layout == "packed":
-            positions, shared = self._pass_tokens(groups), lengths.prefix
+            cached = self._cached(groups)
+            positions = cost_in_pass(lengths.distinct, cached, responses)
+            shared = lengths.prefix - cached
+            each = longest - lengths.prefix + cached // CACHED_PER_COMPUTED
         else:
-            positions, shared = responses * longest, np.zeros_like(longest)
-        most = np.maximum(2, (self.tokens_per_forward - shared) // (longest - shared))
+            positions, shared, each = responses * longest, np.zeros_like(longest), longest
+        most = np.maximum(2, (self.tokens_per_forward - shared) // each)
         sizes: list[int] = np.where(positions > self.tokens_per_forward, most, responses).tolist()
         return sizes
 
     def _passes(self, groups: GroupTokens) -> Iterator[np.ndarray]:
         """Yield the indices of the groups of each forward pass."""
+        lengths = groups.lengths
         limits = {"world_size": 1, "tokens_per_micro_batch": self.tokens_per_forward}
         if self.collator.layout == "packed":
-            tokens = self._pass_tokens(groups)
-            (passes,) = spread_packed(tokens, tokens, **limits)
+            costs = cost_in_pass(lengths.distinct, self._cached(groups), lengths.num_responses)
+            (passes,) = spread_packed(costs, costs, **limits)
         else:
-            lengths = groups.lengths
             (passes,) = spread_padded(lengths.longest, lengths.num_responses, **limits)
         for members, _ in passes:
             yield members

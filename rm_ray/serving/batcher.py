@@ -160,7 +160,8 @@ class Batcher:
     async def _run(self, model: ServedModels, groups: list[list[_Pending]]) -> None:
         """Run one forward pass of each model and hand out its rewards.
 
-        If it fails, each request gets a pass of its own, so that only the one at fault fails.
+        If it fails, or its rewards are not finite, each request gets a pass of its own, so that
+        only the one at fault fails.
         """
         batch = [each for group in groups for each in group]
         num_tokens = sum(len(each.ids) for each in batch)
@@ -168,19 +169,23 @@ class Batcher:
         loop = asyncio.get_running_loop()
         prompts = [[each.ids for each in group] for group in groups]
         cached = [model.num_cached(group[0].ids) for group in groups]
+        rewards, failure = None, None
         try:
             rewards = await loop.run_in_executor(self._thread, model.score, prompts)
         except Exception as error:  # a bug or a broken device must not end the server
             logger.exception("a forward pass failed")
-            requests = list(dict.fromkeys(each.request for each in batch))
-            if len(requests) > 1:
-                for request in requests:
-                    await self._run(model, [[each] for each in batch if each.request is request])
-                return  # those passes have counted the tokens
-            self._num_failures += 1
             failure = refuse(500, f"the model failed: {first_line(error)}")
+        requests = list(dict.fromkeys(each.request for each in batch))
+        is_sound = rewards is not None and bool(np.isfinite(rewards).all())
+        if not is_sound and len(requests) > 1:
+            for request in requests:
+                await self._run(model, [[each] for each in batch if each.request is request])
+            return  # those passes have counted the tokens
+        if failure is not None:
+            self._num_failures += 1
             self._fail(batch, failure)
         else:
+            assert rewards is not None
             self._num_failures = 0
             self._hand_out(batch, rewards)
             self.metrics.add(

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from rm_ray.data.cache.group_tokens import shared_prefix_of_arrays
-from rm_ray.scoring.prefix_cache import CACHED_PER_COMPUTED, pass_tokens
+from rm_ray.scoring.prefix_cache import CACHED_PER_COMPUTED, cost_in_pass
 
 MOST_SEARCHED = 512
 """How many of the oldest pending conversations are searched for shared prefixes."""
@@ -17,15 +17,15 @@ MOST_SEARCHED = 512
 def next_batch(
     pending: Sequence[np.ndarray],
     tokens_per_forward: int,
-    num_cached: Callable[[np.ndarray], int] = lambda _: 0,
+    num_cached: Callable[[np.ndarray], int],
 ) -> list[list[int]]:
     """Choose the conversations of the next forward pass from those pending, oldest first.
 
     Return their indices, grouped by shared prefix. Groups are taken in the order of their oldest
     conversations, each with as many of its conversations as fit, so the oldest one is always in:
     nobody waits for ever. A pass has at most ``tokens_per_forward`` distinct tokens, unless the
-    oldest conversation alone has more; of those that ``num_cached`` says need not be computed at
-    the start of a conversation, a part counts (``pass_tokens``).
+    oldest conversation alone has more. Those at the start of a conversation that need not be
+    computed, by ``num_cached``, count in part (``cost_in_pass``).
     """
     batch: list[list[int]] = []
     used = 0
@@ -33,12 +33,11 @@ def next_batch(
     cached = [num_cached(ids) for ids in searched]
     for group in sorted(share_prefixes(searched, cached)):
         prefix = shared_prefix_of_arrays([pending[i] for i in group])
+        reused = min(cached[group[0]], prefix)
         members: list[int] = []
         for i in group:
-            if members:
-                cost = len(pending[i]) - prefix
-            else:
-                cost = pass_tokens(len(pending[i]), min(cached[i], prefix))
+            own = len(pending[i]) - (prefix - reused if members else 0)
+            cost = cost_in_pass(own, reused, 1)
             if used + cost <= tokens_per_forward or not used:
                 members.append(i)
                 used += cost

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from rm_ray.config.scoring import RewardScale, ScoringModel
 from rm_ray.data.sources.synthetic import generate_pairs
 from rm_ray.data.tokens.tokenizer import tokenizer_differences
-from rm_ray.errors import InputError
+from rm_ray.errors import InputError, first_line
 from rm_ray.evaluation.reports.ensemble import spread_over_models
 from rm_ray.evaluation.reward_statistics import RewardStatistics, find_statistics
 from rm_ray.model.positions import check_positions, count_positions
@@ -53,8 +53,8 @@ class ServedModel:
         ``cache_bytes`` are for keys and values of earlier passes.
 
         Raises:
-            InputError: it is unreadable, no reward model, gives rewards that are not finite, or
-                has no statistics to standardize them.
+            InputError: it is unreadable, no reward model, gives rewards that are not finite, has no
+                statistics to standardize them, or does not fit into memory with its cache.
         """
         with version.files() as place:
             name = model_name(place, version.revision)
@@ -69,12 +69,7 @@ class ServedModel:
                 tokens_per_forward=model.tokens_per_pass(use_gpu=device.type == "cuda"),
                 cache_bytes=cache_bytes,
             )
-        (rewards,) = scorer.score([[[0, 0]]])
-        if not np.isfinite(rewards).all():
-            raise InputError(
-                f"--model '{version.name}' gives rewards that are not finite; its weights are "
-                "broken, or its dtype overflows"
-            )
+        _try(scorer, version.name)
         return cls(
             name=version.name,
             scorer=scorer,
@@ -131,6 +126,26 @@ class ServedModel:
                 "broken, or its dtype overflows"
             )
         return found
+
+
+def _try(scorer: Scorer, name: str) -> None:
+    """Score two tokens, for which the cache takes all its memory.
+
+    Raises:
+        InputError: there is too little memory, or the reward is not finite.
+    """
+    try:
+        (rewards,) = scorer.score([[[0, 0]]])
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--model '{name}' and its cache do not fit into the GPU's memory; lower "
+            f"--prefix_cache_gib: {first_line(error)}"
+        ) from None
+    if not np.isfinite(rewards).all():
+        raise InputError(
+            f"--model '{name}' gives rewards that are not finite; its weights are broken, or its "
+            "dtype overflows"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -91,8 +91,9 @@ def test_layers_below_the_trained_ones_pass_before_those_keep_anything():
     small = replace(tuned, layer_parameters=1_000_000)
     end_of_small = moment(estimate(small, ROW, setting), "end of forward")
     assert end.buffers - end_of_small.buffers == 2 * (4_096 * 14_336 - 2 * 1_000_000)
-    full = moment(estimate(EIGHT_BILLION, ROW, setting), "start of forward")
-    assert full.activations == 0
+    adapted = replace(tuned, tuning=replace(LAST_TWO, num_layers=32))  # no layer is below
+    for architecture in (adapted, EIGHT_BILLION):
+        assert moment(estimate(architecture, ROW, setting), "start of forward").activations == 0
 
 
 def test_a_trimmed_last_layer_has_filled_a_bucket_when_activations_peak():

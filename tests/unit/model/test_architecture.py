@@ -35,6 +35,11 @@ def test_a_gpt_neox_model_has_no_dropout_left(tmp_path, tokenizer):
     assert model.classifier.config.hidden_dropout == 0
 
 
+def test_the_router_of_a_mixture_has_no_noise(tmp_path, tokenizer):
+    config = tiny(tmp_path, model_type="mixtral", router_jitter_noise=0.3, num_local_experts=2)
+    assert load_config(config, tokenizer).router_jitter_noise == 0
+
+
 def test_an_architecture_has_one_label_and_the_tokenizer_s_special_tokens(tmp_path, tokenizer):
     config = tiny(tmp_path, model_type="llama", bos_token_id=500)
     architecture = load_config(config, tokenizer)

@@ -13,7 +13,7 @@ from varlen_operator import register_varlen_on_cpu
 from rm_ray.batches.collate import Collator
 from rm_ray.data.cache.group_tokens import join_groups
 from rm_ray.model.reward_model import RewardModel
-from rm_ray.scoring.prefix_cache import PrefixCache, pass_tokens, token_bytes
+from rm_ray.scoring.prefix_cache import PrefixCache, cost_in_pass, token_bytes
 from rm_ray.scoring.scorer import Scorer
 
 CPU = torch.device("cpu")
@@ -22,11 +22,15 @@ register_varlen_on_cpu()
 
 TAILS = st.lists(st.integers(3, VOCABULARY - 2), min_size=1, max_size=12)
 REQUESTS = st.lists(
-    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), TAILS), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 30), st.lists(TAILS, min_size=1, max_size=3)),
+        min_size=1,
+        max_size=3,
+    ),
     min_size=2,
-    max_size=6,
+    max_size=4,
 )
-"""Calls, each of conversations: the number of a prompt, how much of it, and what follows."""
+"""Calls, each of groups: the number of a prompt, how much of it, and what follows."""
 
 PROMPTS = np.random.default_rng(0).integers(3, VOCABULARY - 1, (3, 30)).tolist()
 
@@ -92,13 +96,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> RewardModel:
     return build_in_float64(tmp_path_factory.mktemp("model"), "llama-grouped", "packed")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(REQUESTS, st.integers(1, 120))
 def test_no_order_of_requests_and_no_size_changes_rewards(model, requests, num_tokens):
     cached = scorer(model, cache=PrefixCache(num_tokens))
     whole = scorer(model, cache=None)
     for request in requests:
-        prompts = [[PROMPTS[prompt][:cut] + tail] for prompt, cut, tail in request]
+        prompts = [
+            [PROMPTS[prompt][:cut] + tail for tail in tails] for prompt, cut, tails in request
+        ]
         for ours, theirs in zip(cached.score(prompts), whole.score(prompts), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
         tree = cached.cache._tree
@@ -114,40 +120,58 @@ def test_the_same_again_computes_its_last_token_alone(model, monkeypatch):
 
 
 def test_a_pass_that_fails_keeps_nothing(model, monkeypatch):
-    cached = scorer(model, cache=PrefixCache(100))
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda groups: forward(groups) and 1 / 0)
-    with pytest.raises((ZeroDivisionError, RuntimeError)):
+    cached, forward = scorer(model, cache=PrefixCache(100)), model.forward
+
+    def fail_at_last(groups):
+        forward(groups)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(model, "forward", fail_at_last)
+    with pytest.raises(ZeroDivisionError):
         cached.score([[PROMPTS[0], [*PROMPTS[0][:20], 5]]])
     assert cached.num_cached(np.array(PROMPTS[0])) == 0
     assert cached.cache._tree.num_free == 100
 
 
-def test_a_pass_beyond_the_room_is_computed_and_not_kept(model):
-    small, whole = scorer(model, cache=PrefixCache(20)), scorer(model, cache=None)
-    prompts = [[PROMPTS[0]], [PROMPTS[1][:15]]]
-    for found in (small.score(prompts), small.score(prompts)):
-        for ours, theirs in zip(found, whole.score(prompts), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+def test_a_pass_without_finite_rewards_keeps_nothing(model, monkeypatch):
+    cached, forward = scorer(model, cache=PrefixCache(100)), model.forward
+    monkeypatch.setattr(model, "forward", lambda groups: forward(groups) * float("inf"))
+    cached.score([[PROMPTS[0]]])
+    assert cached.cache._tree.num_free == 100
+
+
+def test_of_a_pass_beyond_the_room_prompts_are_kept_before_responses(model):
+    small, whole = scorer(model, cache=PrefixCache(36)), scorer(model, cache=None)
+    responses = [[*PROMPTS[0], *(10 * [i])] for i in range(5, 7)]
+    for _ in range(2):
+        (found,), (expected,) = small.score([responses]), whole.score([responses])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        assert small.num_cached(np.array(responses[0])) == 36
+        assert small.num_cached(np.array(responses[1])) == 30
+        assert small.cache._tree.num_free == 0
 
 
 def test_cached_tokens_count_for_a_part_so_that_their_keys_fit(model, monkeypatch):
     cached, computed = scorer(model, cache=PrefixCache(1_000)), widths(model, monkeypatch)
-    rows = [[[*prompt[:29], i]] for prompt in PROMPTS for i in range(5, 9)]
     cached.score([[prompt] for prompt in PROMPTS])
     computed.clear()
-    cached.score(rows)
-    # 29 of 30 tokens are cached and count as 3, so 12 of 13 fit into 50 tokens.
+    cached.score([[[*prompt[:29], i]] for prompt in PROMPTS for i in range(5, 9)])
+    # 29 of 30 tokens are cached and count as 3, so 12 conversations fit into 50 tokens.
     assert computed == [12]
-    assert pass_tokens(30, 29) == 4
+    assert cost_in_pass(30, 29, 1) == 4
+    computed.clear()
+    cached.score([[[*PROMPTS[0][:29], i, i] for i in range(10, 30)]])
+    # Each of the responses reads them: ten of two tokens of their own.
+    assert sorted(computed) == [20, 20]
 
 
 def test_a_group_s_cached_tokens_are_those_of_its_shared_prefix():
     cache = PrefixCache(100)
     groups = join_groups([[[1, 2, 3, 4], [1, 2, 5]], [[7, 8]]])
     for expected in ([0, 0], [2, 1]):
-        with cache.using(groups) as found:
-            assert found.lengths.tolist() == expected
+        found = cache.begin(groups)
+        assert found.lengths.tolist() == expected
+        cache.end(groups, found, keep=True)
     assert [cache.count(np.array(ids)) for ids in ([1, 2, 3, 4], [1, 2, 5, 6], [7])] == [3, 3, 0]
 
 

@@ -22,7 +22,6 @@ def keep(tree: PrefixTree, *texts: str) -> None:
         ids = tokens(text)
         found = tree.take(ids)
         new = tree.allocate(len(ids) - len(found))
-        assert new is not None
         tree.insert(ids, np.concatenate([found, new]))
 
 
@@ -38,26 +37,31 @@ def test_a_prompt_is_kept_once_for_all_its_responses():
     assert asked == [8, 5, 8, 1, 0]
 
 
-def test_what_was_used_longest_ago_gives_way_from_its_end():
+def test_the_least_recently_used_is_evicted_from_its_end():
     tree = PrefixTree(10)
     keep(tree, "abcde", "abfg", "xy")
     assert tree.num_free == 1
     keep(tree, "abcd")  # uses the beginning of the oldest
     keep(tree, "uvw")
-    assert counts(tree, "abcde", "abfg", "xy", "uvw") == [4, 2, 2, 3]
+    assert counts(tree, "abcde", "abfg", "xy", "uvw") == [4, 3, 2, 3]
 
 
-def test_what_a_pass_uses_does_not_give_way_in_it():
+def test_what_a_pass_uses_is_not_evicted_in_it():
     tree = PrefixTree(6)
     keep(tree, "abcd")
     tree.begin_pass()
     held = tree.take(tokens("abx"))
-    assert tree.allocate(5) is None  # two of six slots are in use
-    assert counts(tree, "abcd") == [4]  # nothing has given way for nothing
-    new = tree.allocate(4)
-    assert new is not None
-    assert {*held, *new} == {*range(6)}
+    new = tree.allocate(5)  # two of six slots are in use
+    assert {*held} | {*new} == {*range(6)}
+    assert len(new) == 4
     assert counts(tree, "abcd") == [2]
+
+
+def test_a_sequence_that_grows_by_a_token_stays_one_node():
+    tree = PrefixTree(100)
+    keep(tree, *("abcdefghij"[:length] for length in range(1, 11)))
+    assert [len(node.ids) for node in tree._nodes()] == [10]
+    assert counts(tree, "abcdefghij", "abcx") == [10, 3]
 
 
 def test_a_sequence_kept_already_takes_no_slots():
@@ -65,7 +69,6 @@ def test_a_sequence_kept_already_takes_no_slots():
     keep(tree, "abc")
     tree.begin_pass()
     slots = tree.allocate(3)
-    assert slots is not None
     assert not len(tree.insert(tokens("abc"), slots))
     tree.release(slots)
     assert tree.num_free == 6
@@ -82,14 +85,13 @@ def test_every_slot_holds_one_token_that_follows_the_same_ones(sequences, num_sl
         for i, slot in enumerate(found.tolist()):
             assert held[slot] == tuple(ids[: i + 1])
         new = tree.allocate(len(ids) - len(found))
-        if new is None:
-            assert num_slots < len(ids)
-            continue
+        length = len(found) + len(new)
+        assert length == min(len(ids), num_slots)
         assert not {*new} & {*found}
         for i, slot in enumerate(new.tolist(), start=len(found)):
             held[slot] = tuple(ids[: i + 1])
-        assert (tree.insert(ids, np.concatenate([found, new])) == new).all()
-        assert tree.count(ids) == len(ids)
+        assert (tree.insert(ids[:length], np.concatenate([found, new])) == new).all()
+        assert tree.count(ids) == length
         assert len({*tree._free.tolist()}) == tree.num_free
     kept = sum(len(node.ids) for node in tree._nodes())
     assert kept + tree.num_free == num_slots

@@ -98,12 +98,14 @@ def test_every_request_gets_its_rewards_whatever_is_cached(cached_model, plain, 
         assert rewards[0] == pytest.approx([reward(plain, ids) for ids in asked], abs=1e-5)
 
 
-def test_a_prompt_is_computed_once_for_requests_that_come_one_after_another(cached_model):
+def test_a_prompt_is_computed_once_for_requests_that_come_one_after_another(exported):
+    model = load(exported, cache_bytes=2**20)
+
     async def ask():
         batcher = make_batcher()
         prompt = [*range(60, 90)]
         for i in range(40, 44):
-            await batcher.score(cached_model, arrays([*prompt, i, 7]))
+            await batcher.score(model, arrays([*prompt, i, 7]))
         return batcher.metrics
 
     metrics = asyncio.run(ask())
@@ -227,6 +229,25 @@ def test_of_requests_that_are_computed_together_only_the_one_at_fault_fails(mode
     for i in (0, 2, 3):
         assert found[i] == pytest.approx([reward(plain, asked[i])], abs=1e-5)
     assert not is_broken
+
+
+def test_a_conversation_without_a_finite_reward_spoils_no_other(exported, plain):
+    model = load(exported, cache_bytes=2**20)
+    with torch.no_grad():
+        model.members[0].scorer.model.classifier.get_input_embeddings().weight[99] = float("inf")
+    prompt = [*range(10, 30)]
+    asked = [[*prompt, 40], [*prompt, 99], [*prompt, 41]]
+
+    async def ask():
+        batcher = make_batcher()
+        jobs = (batcher.score(model, arrays(each)) for each in asked)
+        found = await asyncio.gather(*jobs, return_exceptions=True)
+        return [*found, await batcher.score(model, arrays([*prompt, 42]))]
+
+    first, broken, third, later = asyncio.run(ask())
+    assert isinstance(broken, RefusedError)
+    for found, last in ((first, 40), (third, 41), (later, 42)):
+        assert found == pytest.approx([reward(plain, [*prompt, last])], abs=1e-5)
 
 
 def test_a_request_that_is_answered_costs_no_look_at_the_others(model, monkeypatch):

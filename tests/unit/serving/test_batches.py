@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rm_ray.data.cache.group_tokens import shared_prefix_of_arrays
-from rm_ray.scoring.prefix_cache import pass_tokens
 from rm_ray.serving.batches import MOST_SEARCHED, next_batch, share_prefixes
 
 CONVERSATIONS = st.lists(
@@ -18,6 +17,10 @@ CONVERSATIONS = st.lists(
 
 NOTHING = [0] * 8
 """No conversation has cached tokens."""
+
+
+def nothing(_: np.ndarray) -> int:
+    return 0
 
 
 def tokens(*texts: str) -> list[np.ndarray]:
@@ -88,19 +91,17 @@ def test_no_other_division_needs_fewer_tokens_besides_those_that_are_cached(conv
     assert cost(groups) == min(map(cost, runs(order)))
 
 
-def test_a_batch_is_filled_by_what_is_left_to_compute():
-    pending = tokens(*(f"a long prompt?{answer}" for answer in "abcdefgh"), "rain")
-    assert next_batch(pending, 12) == [[0]]
-    cached = {14: 14, 4: 0}
-    assert pass_tokens(15, 14) == 2
-    assert next_batch(pending, 12, lambda ids: cached[len(ids) - 1 if len(ids) > 4 else 4]) == [
-        [0, 1, 2, 3, 4, 5, 6, 7]
-    ]
+def test_a_batch_is_filled_by_what_is_left_to_compute_and_a_part_of_what_is_cached():
+    pending = tokens(*(f"a long, long prompt?{answer}" for answer in "abcdefgh"))
+    assert next_batch(pending, 24, nothing) == [[0, 1, 2, 3]]
+    # Each response has one token of its own, and reads 20 cached ones, which count as two.
+    assert next_batch(pending, 24, lambda ids: 20) == [[*range(8)]]
+    assert next_batch(pending, 23, lambda ids: 20) == [[*range(7)]]
 
 
 @given(CONVERSATIONS, st.integers(1, 30))
 def test_a_batch_has_the_oldest_conversation_and_stays_within_its_tokens(conversations, limit):
-    batch = next_batch(conversations, limit)
+    batch = next_batch(conversations, limit, nothing)
     assert batch[0][0] == 0
     chosen = [i for group in batch for i in group]
     assert len(chosen) == len({*chosen})
@@ -111,7 +112,7 @@ def test_a_batch_has_the_oldest_conversation_and_stays_within_its_tokens(convers
 def test_everything_pending_is_computed_after_as_many_batches_at_most(conversations, limit):
     left = [*range(len(conversations))]
     for _ in range(len(conversations)):
-        batch = next_batch([conversations[i] for i in left], limit)
+        batch = next_batch([conversations[i] for i in left], limit, nothing)
         chosen = {left[i] for group in batch for i in group}
         left = [i for i in left if i not in chosen]
         if not left:
@@ -121,17 +122,19 @@ def test_everything_pending_is_computed_after_as_many_batches_at_most(conversati
 
 def test_what_shares_a_prefix_with_the_oldest_goes_before_what_is_older():
     pending = tokens("snow?yes", "rain", "snow?no")
-    assert next_batch(pending, 10) == [[0, 2]]
+    assert next_batch(pending, 10, nothing) == [[0, 2]]
 
 
 def test_a_conversation_longer_than_a_pass_gets_one_of_its_own():
-    assert next_batch(tokens("a" * 50, "bc"), 10) == [[0]]
+    assert next_batch(tokens("a" * 50, "bc"), 10, nothing) == [[0]]
 
 
 def test_only_the_oldest_conversations_are_searched_for_prefixes():
     pending = tokens(*map(chr, range(32, 32 + 95)))
     pending = [*pending * MOST_SEARCHED][: MOST_SEARCHED + 5]
-    assert max(i for group in next_batch(pending, 10**6) for i in group) == MOST_SEARCHED - 1
+    assert (
+        max(i for group in next_batch(pending, 10**6, nothing) for i in group) == MOST_SEARCHED - 1
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2000])
