@@ -1,4 +1,4 @@
-"""A base model's config -> its architecture with one label and no dropout, and its sizes."""
+"""A base model's config -> its architecture with one label and no noise, and its sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rm_ray.pretrained import base_model
 
 
 def load_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """Return the architecture with one label and no dropout.
+    """Return the architecture with one label, and without dropout and noise of routers.
 
     Raises:
         InputError: as ``read_architecture``.
