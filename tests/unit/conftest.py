@@ -34,6 +34,10 @@ settings.register_profile("thorough", deadline=None, max_examples=1_000)
 settings.load_profile("quick")
 
 
+# A thread of an earlier test may still try an address where nothing is.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
 def pytest_runtest_teardown() -> None:
     """Undo what a command sets for its process and for those that it starts."""
     os.environ.pop("PYTHONSAFEPATH", None)
