@@ -16,7 +16,6 @@ whatever its number of epochs: more epochs have fewer pairs, and learn more of t
 from __future__ import annotations
 
 import argparse
-import functools
 import multiprocessing
 import os
 import sys
@@ -140,13 +139,18 @@ def train(table: TokenTable, epochs: int, seed: int) -> tuple[np.ndarray, np.nda
     return kept.values, rewards[:, 0] - rewards[:, 1]
 
 
+def weighed_losses(seen: Seen) -> np.ndarray:
+    """Return the mean losses over the epochs, ``[N]``."""
+    return mean_losses(seen.kept)
+
+
 def final_losses(seen: Seen) -> np.ndarray:
     """Return the losses of the final model, ``[N]``."""
     return np.logaddexp(0, -seen.margins)
 
 
 FIGURES: dict[str, Callable[[Seen], np.ndarray]] = {
-    "mean loss, late epochs weighing more": lambda seen: mean_losses(seen.kept),
+    "mean loss, late epochs weighing more": weighed_losses,
     "loss in the last epoch": lambda seen: seen.kept.losses[-1],
     "loss of the final model": final_losses,
 }
@@ -206,12 +210,19 @@ def main() -> None:
 
 
 def goals(trained: dict[tuple[str, int], list[Seen]]) -> list[str]:
-    """Return whether each set's worst seed reaches the goal by the mean loss."""
-    by_mean = functools.partial(map, next(iter(FIGURES.values())))
+    """Return whether each set's worst seed reaches the goal by the losses that an audit takes.
+
+    Those are the mean ones, and after a single epoch those of the final model.
+    """
+
+    def worst(seeds: list[Seen], epochs: int) -> float:
+        taken = final_losses if epochs == 1 else weighed_losses
+        return min(found(taken(seen)[None], seen.is_flipped) for seen in seeds)
+
     return [
         goal(
             f"{name}, {epochs} epochs: part of the flipped labels, worst seed",
-            min(found(losses[None], seeds[0].is_flipped) for losses in by_mean(seeds)),
+            worst(seeds, epochs),
             FOUND,
         )
         for (name, epochs), seeds in trained.items()
