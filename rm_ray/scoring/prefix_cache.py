@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,18 +14,16 @@ from rm_ray.model.attention import head_size
 from rm_ray.scoring.prefix_tree import NO_SLOTS, PrefixTree
 
 CACHED_PER_COMPUTED = 8
-"""Cached tokens that count as one computed token in the size of a pass. Each response may read its
-own copy of them, so these copies have at most 8 times as many tokens as a pass may compute."""
-
-Counts = TypeVar("Counts", int, np.ndarray)
+"""Cached tokens that count as one computed token in the size of a pass: a response only reads their
+keys and values, from a copy of its own with some kernels."""
 
 
-def cost_in_pass(distinct: Counts, cached: Counts, num_responses: Counts) -> Counts:
-    """Return what a group counts for in the size of a pass, in tokens that are computed.
+def cost_of_cached(cached: np.ndarray, num_responses: np.ndarray | int) -> np.ndarray:
+    """Return what cached tokens of groups count for in the size of a pass, in computed tokens.
 
-    Of its distinct tokens, those ``cached`` are only read, by every response.
+    Each response of a group counts for its part of them, up to what they would cost if computed.
     """
-    cost: Counts = distinct - cached + num_responses * (cached // CACHED_PER_COMPUTED)
+    cost: np.ndarray = np.minimum(cached, num_responses * (cached // CACHED_PER_COMPUTED))
     return cost
 
 
@@ -52,8 +49,9 @@ class PrefixCache:
     def begin(self, groups: GroupTokens) -> CachedPrefixes:
         """Begin a pass over groups: find what is known of their prefixes.
 
-        ``end`` follows, whatever comes of the pass. If not all tokens can be kept, prefixes come
-        before tails.
+        ``end`` follows, whatever comes of the pass. If not all tokens can be kept, shared prefixes
+        come before tails. What several groups of a pass have alike, they compute and keep apart;
+        afterwards it is kept once.
         """
         tree, lengths = self._tree, groups.lengths
         tree.begin_pass()

@@ -36,12 +36,7 @@ from rm_ray.model.attention import (
 from rm_ray.model.heads import Float32Linear
 from rm_ray.model.reward_model import RewardModel
 from rm_ray.pretrained import WITHOUT_ADAPTER, PretrainedName, read_adapter_config
-from rm_ray.scoring.prefix_cache import (
-    CACHED_PER_COMPUTED,
-    PrefixCache,
-    cost_in_pass,
-    token_bytes,
-)
+from rm_ray.scoring.prefix_cache import PrefixCache, cost_of_cached, token_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +53,8 @@ class Scorer:
     tokenizer: PreTrainedTokenizerBase
     collator: Collator
     tokens_per_forward: int
-    """Maximum tokens per forward pass, cached ones in part (``cost_in_pass``); two conversations
-    with more get a pass of their own."""
+    """Maximum tokens per forward pass, cached ones in part (``cost_of_cached``); two conversations
+    with more get a pass of their own. What passes of one call evict from each other adds to it."""
     cache: PrefixCache | None = None
     """What is kept between passes; None if each computes all its tokens."""
 
@@ -180,6 +175,13 @@ class Scorer:
         cached: np.ndarray = np.minimum(first, groups.lengths.prefix)
         return cached
 
+    def _costs(self, groups: GroupTokens) -> np.ndarray:
+        """Return what each packed group counts for in the size of a pass: ``[G]``."""
+        lengths, cached = groups.lengths, self._cached(groups)
+        reading = cost_of_cached(cached, lengths.num_responses)
+        costs: np.ndarray = lengths.distinct - cached + reading
+        return costs
+
     def _sizes(self, groups: GroupTokens) -> list[int]:
         """Return how many of each prompt's conversations are computed together: all if they fit.
 
@@ -188,10 +190,8 @@ class Scorer:
         lengths = groups.lengths
         longest, responses = lengths.longest, lengths.num_responses
         if self.collator.layout == "packed":
-            cached = self._cached(groups)
-            positions = cost_in_pass(lengths.distinct, cached, responses)
-            shared = lengths.prefix - cached
-            each = longest - lengths.prefix + cached // CACHED_PER_COMPUTED
+            positions = self._costs(groups)  # at most what they cost if nothing is cached
+            shared, each = lengths.prefix, longest - lengths.prefix
         else:
             positions, shared, each = responses * longest, np.zeros_like(longest), longest
         most = np.maximum(2, (self.tokens_per_forward - shared) // each)
@@ -203,7 +203,7 @@ class Scorer:
         lengths = groups.lengths
         limits = {"world_size": 1, "tokens_per_micro_batch": self.tokens_per_forward}
         if self.collator.layout == "packed":
-            costs = cost_in_pass(lengths.distinct, self._cached(groups), lengths.num_responses)
+            costs = self._costs(groups)
             (passes,) = spread_packed(costs, costs, **limits)
         else:
             (passes,) = spread_padded(lengths.longest, lengths.num_responses, **limits)

@@ -22,6 +22,7 @@ from starlette.applications import Starlette
 from rm_ray.config.scoring import ScoringModels
 from rm_ray.config.serving import Server
 from rm_ray.errors import InputError
+from rm_ray.logs import log_to_stdout
 from rm_ray.serving.question import Question, Rewards
 from rm_ray.serving.refusal import Refusal
 from rm_ray.serving.replica import Replica, Report
@@ -50,6 +51,7 @@ class RewardModel:
     """A replica, as Serve runs it."""
 
     def __init__(self, model: ScoringModels, server: Server, *, use_gpu: bool) -> None:
+        log_to_stdout()  # Ray shows it with the replica's name
         name = serve.get_replica_context().replica_id.unique_id
         self._replica = Replica(model, server, name=name, use_gpu=use_gpu)
 

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -160,46 +160,67 @@ class Batcher:
     async def _run(self, model: ServedModels, groups: list[list[_Pending]]) -> None:
         """Run one forward pass of each model and hand out its rewards.
 
-        If it fails, or its rewards are not finite, each request gets a pass of its own, so that
-        only the one at fault fails.
+        If it fails, each request gets a pass of its own, so that only the one at fault fails; and
+        so do those whose rewards are not finite, which others in the pass may have caused.
         """
         batch = [each for group in groups for each in group]
-        num_tokens = sum(len(each.ids) for each in batch)
-        began = time.monotonic()
-        loop = asyncio.get_running_loop()
-        prompts = [[each.ids for each in group] for group in groups]
+        requests = dict.fromkeys(each.request for each in batch)
         cached = [model.num_cached(group[0].ids) for group in groups]
-        rewards, failure = None, None
+        prompts = [[each.ids for each in group] for group in groups]
+        began, loop = time.monotonic(), asyncio.get_running_loop()
         try:
             rewards = await loop.run_in_executor(self._thread, model.score, prompts)
         except Exception as error:  # a bug or a broken device must not end the server
             logger.exception("a forward pass failed")
-            failure = refuse(500, f"the model failed: {first_line(error)}")
-        requests = list(dict.fromkeys(each.request for each in batch))
-        is_sound = rewards is not None and bool(np.isfinite(rewards).all())
-        if not is_sound and len(requests) > 1:
-            for request in requests:
-                await self._run(model, [[each] for each in batch if each.request is request])
-            return  # those passes have counted the tokens
-        if failure is not None:
-            self._num_failures += 1
-            self._fail(batch, failure)
+            again = requests
+            if len(requests) == 1:
+                again = {}
+                self._num_failures += 1
+                self._fail(batch, refuse(500, f"the model failed: {first_line(error)}"))
+                self._count(-sum(len(each.ids) for each in batch))
         else:
-            assert rewards is not None
             self._num_failures = 0
-            self._hand_out(batch, rewards)
-            self.metrics.add(
-                num_conversations=len(batch),
-                num_tokens=num_tokens,
-                prompts=prompts,
-                cached=cached,
-                seconds=time.monotonic() - began,
-            )
+            seconds = time.monotonic() - began
+            is_finite = np.isfinite(rewards).all(axis=0).tolist()
+            broken = [each.request for each, ok in zip(batch, is_finite, strict=True) if not ok]
+            again = dict.fromkeys(broken) if len(requests) > 1 else {}
+            self._hand_out(batch, rewards, but=again)
+            self._finish(groups, cached, seconds, but=again)
+        for request in again:
+            own = ([each for each in group if each.request is request] for group in groups)
+            await self._run(model, [group for group in own if group])
+
+    def _finish(
+        self,
+        groups: list[list[_Pending]],
+        cached: Sequence[int],
+        seconds: float,
+        *,
+        but: Container[_Request],
+    ) -> None:
+        """Count a pass, but not some of its requests, which are computed again."""
+        own = [[each.ids for each in group if each.request not in but] for group in groups]
+        done = [(prompt, count) for prompt, count in zip(own, cached, strict=True) if prompt]
+        if not done:
+            return
+        prompts, cached = zip(*done, strict=True)
+        num_tokens = sum(len(ids) for prompt in prompts for ids in prompt)
+        self.metrics.add(
+            num_conversations=sum(map(len, prompts)),
+            num_tokens=num_tokens,
+            prompts=prompts,
+            cached=cached,
+            seconds=seconds,
+        )
         self._count(-num_tokens)
 
-    def _hand_out(self, batch: list[_Pending], rewards: np.ndarray) -> None:
+    def _hand_out(
+        self, batch: list[_Pending], rewards: np.ndarray, *, but: Container[_Request]
+    ) -> None:
         for each, by_model in zip(batch, rewards.T, strict=True):
             request = each.request
+            if request in but:
+                continue
             if not np.isfinite(by_model).all():
                 message = "the model's reward is not finite; its weights or its dtype overflow"
                 self._fail([each], refuse(500, message))

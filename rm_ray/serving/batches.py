@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from rm_ray.data.cache.group_tokens import shared_prefix_of_arrays
-from rm_ray.scoring.prefix_cache import CACHED_PER_COMPUTED, cost_in_pass
+from rm_ray.scoring.prefix_cache import CACHED_PER_COMPUTED, cost_of_cached
 
 MOST_SEARCHED = 512
 """How many of the oldest pending conversations are searched for shared prefixes."""
@@ -25,7 +25,7 @@ def next_batch(
     conversations, each with as many of its conversations as fit, so the oldest one is always in:
     nobody waits for ever. A pass has at most ``tokens_per_forward`` distinct tokens, unless the
     oldest conversation alone has more. Those at the start of a conversation that need not be
-    computed, by ``num_cached``, count in part (``cost_in_pass``).
+    computed, by ``num_cached``, count in part (``cost_of_cached``).
     """
     batch: list[list[int]] = []
     used = 0
@@ -34,10 +34,12 @@ def next_batch(
     for group in sorted(share_prefixes(searched, cached)):
         prefix = shared_prefix_of_arrays([pending[i] for i in group])
         reused = min(cached[group[0]], prefix)
+        reading = cost_of_cached(np.array(reused), np.arange(len(group) + 1)).tolist()
         members: list[int] = []
         for i in group:
-            own = len(pending[i]) - (prefix - reused if members else 0)
-            cost = cost_in_pass(own, reused, 1)
+            number = len(members)
+            cost = len(pending[i]) - (prefix if members else reused)
+            cost += reading[number + 1] - reading[number]
             if used + cost <= tokens_per_forward or not used:
                 members.append(i)
                 used += cost

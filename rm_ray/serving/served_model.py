@@ -129,7 +129,7 @@ class ServedModel:
 
 
 def _try(scorer: Scorer, name: str) -> None:
-    """Score two tokens, for which the cache takes all its memory.
+    """Score two tokens; on a GPU, the cache takes all its memory for them.
 
     Raises:
         InputError: there is too little memory, or the reward is not finite.
@@ -137,9 +137,9 @@ def _try(scorer: Scorer, name: str) -> None:
     try:
         (rewards,) = scorer.score([[[0, 0]]])
     except torch.OutOfMemoryError as error:
+        advice = "" if scorer.cache is None else "; lower --prefix_cache_gib"
         raise InputError(
-            f"--model '{name}' and its cache do not fit into the GPU's memory; lower "
-            f"--prefix_cache_gib: {first_line(error)}"
+            f"--model '{name}' does not fit into the GPU's memory{advice}: {first_line(error)}"
         ) from None
     if not np.isfinite(rewards).all():
         raise InputError(

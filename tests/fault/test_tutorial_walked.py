@@ -61,7 +61,7 @@ def test_the_model_is_published_and_answers(walk: tuple[Path, str]) -> None:
     repository = json.loads((home / "hub" / "me--first-hour.json").read_text())
     assert "main" in repository["branches"]
     assert len(repository["tags"]) == 1
-    (answer,) = re.findall(r'\{"model": "second@.*\}', printed)
+    (answer,) = re.findall(r'\{"model":"second@.*\}', printed)
     asked = json.loads(answer)
     assert asked["best"] == 1
     assert asked["rewards"][1] > asked["rewards"][0]

@@ -265,7 +265,7 @@ def test_what_a_client_that_is_gone_asked_for_is_not_computed(served: Served) ->
     body = question(PAIRS[1])
     many = {**body, "responses": [f"{body['responses'][0]} {'x ' * i}" for i in range(120)]}
     content = json.dumps(many).encode()
-    before = computed(served)
+    before = total(served, "rm_serve_rewards_total")
     for _ in range(4):
         connection = http.client.HTTPConnection(urlsplit(served.client.url).netloc, timeout=60)
         headers = {"Authorization": f"Bearer {SECRET}"}
@@ -273,17 +273,24 @@ def test_what_a_client_that_is_gone_asked_for_is_not_computed(served: Served) ->
         connection.close()
     wait_until(lambda: served.client.pending() == 0)
     served.check(served.client.ask("/v1/rewards", body), both(PAIRS[1]))
-    assert computed(served) - before < 4 * 120 + 2
+    assert total(served, "rm_serve_rewards_total") - before < 4 * 120 + 2
 
 
-def computed(served: Served) -> float:
-    """Rewards computed so far."""
+def test_the_prompt_of_responses_that_come_one_after_another_is_cached(served: Served) -> None:
+    body, before = question(PAIRS[2]), total(served, "rm_serve_cached_tokens_total")
+    for i in range(3):
+        responses = [f"{'x ' * i}{body['responses'][0]}"]
+        conversation = [*body["messages"], {"role": "assistant", "content": responses[0]}]
+        answer = served.client.ask("/v1/rewards", {**body, "responses": responses})
+        served.check(answer, [conversation])
+    assert total(served, "rm_serve_cached_tokens_total") > before
+
+
+def total(served: Served, name: str) -> float:
+    """Return a metric of all replicas."""
     families = text_string_to_metric_families(served.client.ask("/metrics").body)
     return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == "rm_serve_rewards_total"
+        sample.value for family in families for sample in family.samples if sample.name == name
     )
 
 

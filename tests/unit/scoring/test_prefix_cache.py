@@ -13,7 +13,7 @@ from varlen_operator import register_varlen_on_cpu
 from rm_ray.batches.collate import Collator
 from rm_ray.data.cache.group_tokens import join_groups
 from rm_ray.model.reward_model import RewardModel
-from rm_ray.scoring.prefix_cache import PrefixCache, cost_in_pass, token_bytes
+from rm_ray.scoring.prefix_cache import PrefixCache, cost_of_cached, token_bytes
 from rm_ray.scoring.scorer import Scorer
 
 CPU = torch.device("cpu")
@@ -135,8 +135,9 @@ def test_a_pass_that_fails_keeps_nothing(model, monkeypatch):
 
 def test_a_pass_without_finite_rewards_keeps_nothing(model, monkeypatch):
     cached, forward = scorer(model, cache=PrefixCache(100)), model.forward
-    monkeypatch.setattr(model, "forward", lambda groups: forward(groups) * float("inf"))
-    cached.score([[PROMPTS[0]]])
+    spoil = torch.tensor([1.0, float("inf")])
+    monkeypatch.setattr(model, "forward", lambda groups: forward(groups) * spoil)
+    cached.score([[PROMPTS[0], [*PROMPTS[0][:20], 5]]])
     assert cached.cache._tree.num_free == 100
 
 
@@ -158,11 +159,11 @@ def test_cached_tokens_count_for_a_part_so_that_their_keys_fit(model, monkeypatc
     cached.score([[[*prompt[:29], i]] for prompt in PROMPTS for i in range(5, 9)])
     # 29 of 30 tokens are cached and count as 3, so 12 conversations fit into 50 tokens.
     assert computed == [12]
-    assert cost_in_pass(30, 29, 1) == 4
+    costs = cost_of_cached(np.array([29, 29, 29]), np.array([1, 2, 100]))
+    assert costs.tolist() == [3, 6, 29]  # never more than if they were computed
     computed.clear()
-    cached.score([[[*PROMPTS[0][:29], i, i] for i in range(10, 30)]])
-    # Each of the responses reads them: ten of two tokens of their own.
-    assert sorted(computed) == [20, 20]
+    cached.score([[[*PROMPTS[0][:29], i, i] for i in range(10, 20)]])
+    assert computed == [20]
 
 
 def test_a_group_s_cached_tokens_are_those_of_its_shared_prefix():

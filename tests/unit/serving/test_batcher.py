@@ -236,17 +236,20 @@ def test_a_conversation_without_a_finite_reward_spoils_no_other(exported, plain)
     with torch.no_grad():
         model.members[0].scorer.model.classifier.get_input_embeddings().weight[99] = float("inf")
     prompt = [*range(10, 30)]
-    asked = [[*prompt, 40], [*prompt, 99], [*prompt, 41]]
+    asked = [[*prompt, 99], [*prompt, 40], [*prompt, 41]]  # the first has the prompt in its branch
 
     async def ask():
         batcher = make_batcher()
         jobs = (batcher.score(model, arrays(each)) for each in asked)
         found = await asyncio.gather(*jobs, return_exceptions=True)
-        return [*found, await batcher.score(model, arrays([*prompt, 42]))]
+        later = await batcher.score(model, arrays([*prompt, 42]))
+        batcher.refuse_overload(10_000)  # nothing is counted as pending
+        return [*found, later], batcher.metrics.num_rewards
 
-    first, broken, third, later = asyncio.run(ask())
+    (broken, second, third, later), num_rewards = asyncio.run(ask())
     assert isinstance(broken, RefusedError)
-    for found, last in ((first, 40), (third, 41), (later, 42)):
+    assert num_rewards == 4
+    for found, last in ((second, 40), (third, 41), (later, 42)):
         assert found == pytest.approx([reward(plain, [*prompt, last])], abs=1e-5)
 
 

@@ -94,9 +94,12 @@ def test_no_other_division_needs_fewer_tokens_besides_those_that_are_cached(conv
 def test_a_batch_is_filled_by_what_is_left_to_compute_and_a_part_of_what_is_cached():
     pending = tokens(*(f"a long, long prompt?{answer}" for answer in "abcdefgh"))
     assert next_batch(pending, 24, nothing) == [[0, 1, 2, 3]]
-    # Each response has one token of its own, and reads 20 cached ones, which count as two.
+    # A response has one token of its own, and reads 20 cached ones, which count as two.
     assert next_batch(pending, 24, lambda ids: 20) == [[*range(8)]]
     assert next_batch(pending, 23, lambda ids: 20) == [[*range(7)]]
+    many = [np.append(pending[0][:-1], i) for i in range(50)]
+    assert next_batch(many, 70, lambda ids: 20) == [[*range(50)]]  # as if the prompt was computed
+    assert next_batch(many, 69, lambda ids: 20) == [[*range(49)]]
 
 
 @given(CONVERSATIONS, st.integers(1, 30))
