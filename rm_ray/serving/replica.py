@@ -7,11 +7,13 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import psutil
 import torch
 from prometheus_client.metrics_core import Metric
 
 from rm_ray.config.scoring import RewardScale, ScoringModel, ScoringModels
 from rm_ray.config.serving import Server
+from rm_ray.errors import InputError
 from rm_ray.publish.hub import HubAwayError
 from rm_ray.serving.batcher import Batcher
 from rm_ray.serving.follower import Follower
@@ -108,14 +110,33 @@ def load_models(
     They divide ``cache_bytes``, for keys and values of earlier passes.
 
     Raises:
-        InputError: one cannot be served, or they cannot judge together.
+        InputError: one cannot be served, they cannot judge together, or the cache is larger than
+            the memory.
     """
+    require_memory(cache_bytes, device)
     share = cache_bytes // len(model.model)
     members = [
         ServedModel.load(current_version(each), each, device=device, cache_bytes=share)
         for each in model.each()
     ]
     return ServedModels.of(members)
+
+
+def require_memory(cache_bytes: int, device: torch.device) -> None:
+    """Check that a replica's cache is not larger than all memory there is.
+
+    Raises:
+        InputError: says how much there is.
+    """
+    if device.type == "cuda":
+        place, total = "GPU", torch.cuda.mem_get_info(device)[1]
+    else:
+        place, total = "machine", psutil.virtual_memory().total
+    if cache_bytes > total:
+        raise InputError(
+            f"--prefix_cache_gib {cache_bytes / 2**30:g} is more than the memory of the {place}, "
+            f"{total / 2**30:.1f} GiB; each replica takes so much beside its model"
+        )
 
 
 def current_version(model: ScoringModel) -> ModelVersion:

@@ -155,12 +155,18 @@ def _run(made: serve.Application) -> None:
     try:
         serve.run(made, name=APP, route_prefix="/")
     except RuntimeError as error:
-        raise find_refusal(error) from error
+        raise find_refusal(error, _read_status()) from error
 
 
-def find_refusal(error: RuntimeError) -> InputError | TrainingError:
+def _read_status() -> str:
+    """Return what Serve says of the deployments, which may hold a replica's traceback."""
+    found = serve.status().applications.get(APP)
+    return "\n".join(each.message for each in found.deployments.values()) if found else ""
+
+
+def find_refusal(error: RuntimeError, status: str = "") -> InputError | TrainingError:
     """Return why the application does not start: what a replica refuses, or Serve's own reason."""
-    refused = re.findall(r"rm_ray\.errors\.InputError: (.+)", str(error))
+    refused = re.findall(r"rm_ray\.errors\.InputError: (.+)", f"{error}\n{status}")
     if refused:
         return InputError(refused[-1])
     return TrainingError(f"the server does not start: {error}")

@@ -36,6 +36,13 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("gib", [1e6, 1e12])
+def test_a_cache_larger_than_the_memory_is_refused(exported, threads, gib):
+    model, server = ScoringModels(model=(str(exported),)), Server(prefix_cache_gib=gib)
+    with pytest.raises(InputError, match=r"--prefix_cache_gib 1e\+.* is more than the memory of"):
+        Replica(model, server, name="r1", use_gpu=False)
+
+
 def test_it_answers_and_reports(exported, threads):
     async def ask():
         model = ScoringModels(model=(str(exported),))

@@ -45,6 +45,13 @@ def test_the_refusal_of_a_replica_is_found_in_what_serve_raises():
     assert str(found) == "--model 'a' gives rewards that are not finite; its weights"
 
 
+def test_the_refusal_of_a_replica_is_found_in_the_status_if_serve_does_not_raise_it():
+    status = "The deployment failed: rm_ray.errors.InputError: --prefix_cache_gib 100 is more\nat"
+    found = find_refusal(RuntimeError("Failed to update the deployments ['RewardModel']."), status)
+    assert isinstance(found, InputError)
+    assert str(found) == "--prefix_cache_gib 100 is more"
+
+
 def test_another_failure_to_start_is_no_input_of_the_user():
     found = find_refusal(RuntimeError("no GPU"))
     assert isinstance(found, TrainingError)
