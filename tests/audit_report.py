@@ -32,7 +32,12 @@ REPORT: dict[str, Any] = {
         },
         "first": {"rule": "the first is better", **share(None, 0.0, 1.0, 0.0), "by_source": {}},
     },
-    "writers": {"rule": "the better writer", **share(None, 0.0, 1.0, 0.0), "by_writer": {}},
+    "writers": {
+        "rule": "the better writer",
+        **share(None, 0.0, 1.0, 0.0),
+        "by_writer": {},
+        "pairs_beyond_names": 0,
+    },
     "findings": {
         "duplicates": {
             "rows": 5,
@@ -42,5 +47,8 @@ REPORT: dict[str, Any] = {
             "examples": [FOUND],
         }
     },
+    "data_hash": "of the rows",
+    "rows_with_unfound_near_duplicates": 0,
+    "rows_examined_by_models": None,
     "evaluation_sets": {"bench": {"rows": 30, "shared_by": {"prompt": 2, "13-gram": 1}}},
 }

@@ -24,6 +24,7 @@ from rm_ray.audit.contamination.leaks import KIND as CONTAMINATED
 from rm_ray.audit.contamination.leaks import LeakSpool
 from rm_ray.audit.finding_files import FOLDER, WrittenFindings, file_of, write_findings
 from rm_ray.audit.findings import Finding
+from rm_ray.audit.repeats.matches import MOST_COMPARED
 from rm_ray.audit.repeats.search import KINDS, RepeatSearch
 from rm_ray.audit.row_facts import SCHEMA, read_block
 from rm_ray.audit.suspects import KIND as MISLABELLED
@@ -67,8 +68,14 @@ class Audit:
     readings: tuple[ColumnReading, ...]
     sets: Mapping[str, int]
     """Rows of each evaluation set."""
+    data_hash: str
+    """Of the rows, as in the record of a run on them."""
     leaks: Mapping[str, Mapping[str, int]]
     """Rows of the data by how they share prompts with each evaluation set."""
+    num_open: int
+    """Most rows that may have near duplicates which were not found."""
+    num_examined: int | None = None
+    """Rows whose labels models looked at; None without models."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -81,43 +88,70 @@ class Audit:
                 name: {"rows": rows, "shared_by": dict(self.leaks.get(name, {}))}
                 for name, rows in self.sets.items()
             },
+            "data_hash": self.data_hash,
+            "rows_with_unfound_near_duplicates": self.num_open,
+            "rows_examined_by_models": self.num_examined,
             "readings": [reading.to_json() for reading in self.readings],
             "seconds": round(self.seconds, 1),
         }
 
 
-def audit_data(
+@dataclass(frozen=True, kw_only=True)
+class AuditSources:
+    """What an audit reads."""
+
+    selections: Sequence[Selection]
+    origins: tuple[str, ...]
+    """Of the selections."""
+    rules: ColumnRules
+    sets: EvaluationSets
+    exclusions: Exclusions
+
+
+def open_sources(
     specs: Sequence[str],
     against: Mapping[str, Sequence[str]],
     config: DataConfig,
     folder: Storage,
     *,
     seed: int,
-    similarity: float,
-) -> Audit:
-    """Read all rows on all CPUs of the cluster, and write the findings to a folder.
-
-    Rows are read as training reads them, but are not tokenised, so that too long ones are audited
-    too. ``against`` are the sources of named evaluation sets, which are held in memory.
+) -> AuditSources:
+    """Find the rows to audit, and read the named evaluation sets and the rows to leave out.
 
     Raises:
-        InputError: a source cannot be read, or every row is refused.
+        InputError: a source or a file cannot be read.
     """
-    began = time.monotonic()
+    _refuse_own_files(config.exclude, folder)
     selections = mixture.select(
         [SourceSpec.parse(text) for text in specs], seed, rules=config.rules
     )
     origins = tuple(selection.fragment.origin for selection in selections)
-    sets = EvaluationSets(read_evaluation_prompts(against, config.rules, seed))
-    _refuse_own_files(config.exclude, folder)
-    exclusions = Exclusions.read(config.exclude, origins)
+    return AuditSources(
+        selections=selections,
+        origins=origins,
+        rules=config.rules,
+        sets=EvaluationSets(read_evaluation_prompts(against, config.rules, seed)),
+        exclusions=Exclusions.read(config.exclude, origins),
+    )
+
+
+def audit_data(sources: AuditSources, folder: Storage, *, similarity: float) -> Audit:
+    """Read all rows on all CPUs of the cluster, and write the findings to a folder.
+
+    Rows are read as training reads them, but are not tokenised, so that too long ones are audited
+    too. Evaluation sets are held in memory.
+
+    Raises:
+        InputError: a source is damaged, or every row is refused.
+    """
+    began = time.monotonic()
     if folder.exists(PARTS):
         folder.delete(PARTS)
     for kind in (*KINDS, CONTAMINATED, MISLABELLED):
         folder.delete_file(file_of(kind))
     try:
-        _write_parts(selections, origins, config.rules, sets, exclusions, folder)
-        return _search(folder, origins, config.rules, sets, similarity, began)
+        _write_parts(sources, folder)
+        return _search(sources, folder, similarity, began)
     finally:
         if folder.exists(PARTS):
             folder.delete(PARTS)
@@ -138,15 +172,9 @@ def _refuse_own_files(exclude: Sequence[str], folder: Storage) -> None:
             )
 
 
-def _search(
-    folder: Storage,
-    origins: tuple[str, ...],
-    rules: ColumnRules,
-    sets: EvaluationSets,
-    similarity: float,
-    began: float,
-) -> Audit:
+def _search(sources: AuditSources, folder: Storage, similarity: float, began: float) -> Audit:
     """Count the facts, and search them for repeats, a part in memory at a time."""
+    origins, sets = sources.origins, sources.sets
     tally = Tally()
     num_rows = sum(count for _, count in _list_parts(folder))
     with tempfile.TemporaryDirectory(prefix="rm_ray-audit-") as local:
@@ -155,7 +183,7 @@ def _search(
         folder.write_pieces(QUARANTINE, _scan(folder, origins, tally, repeats, leaks))
         readings = tuple(sum_up(origins[i], c) for i, c in sorted(tally.readings.items()))
         refuse_lost_columns(readings)
-        refuse_missing_columns(rules.columns, readings)
+        refuse_missing_columns(sources.rules.columns, readings)
         if not tally.num_read:
             reasons = ", ".join(f"{n} {reason}" for reason, n in tally.refused.most_common())
             raise InputError(
@@ -167,6 +195,13 @@ def _search(
             logger.info("looking for %s", kind.replace("_", " "))
             found = _describe(kind, repeats.find(kind, similarity), origins)
             written.append(write_findings(folder, kind, found))
+        if repeats.num_open:
+            logger.warning(
+                "%s rows or fewer may have near duplicates that were not found: they resemble none "
+                "of the %d rows that they were compared with, as rows of one template do",
+                f"{repeats.num_open:,}",
+                MOST_COMPARED,
+            )
         if sets.rows:
             written.append(write_findings(folder, CONTAMINATED, leaks.findings()))
     return Audit(
@@ -174,7 +209,9 @@ def _search(
         findings=tuple(written),
         readings=readings,
         sets=sets.rows,
+        data_hash=mixture.mixture_fingerprint(sources.selections),
         leaks=leaks.by_set,
+        num_open=repeats.num_open,
         seconds=time.monotonic() - began,
     )
 
@@ -275,14 +312,7 @@ def _write_part(
     return {"rows": np.array([len(table)])}
 
 
-def _write_parts(
-    selections: Sequence[Selection],
-    origins: Sequence[str],
-    rules: ColumnRules,
-    sets: EvaluationSets,
-    exclusions: Exclusions,
-    folder: Storage,
-) -> None:
+def _write_parts(sources: AuditSources, folder: Storage) -> None:
     """Write the facts of all rows, on all CPUs of the cluster.
 
     Raises:
@@ -290,10 +320,14 @@ def _write_parts(
     """
     parts = folder.folder(PARTS)
     parts.filesystem.create_dir(parts.path, recursive=True)
-    shared = _Shared(ray.put((sets, exclusions)))
-    dataset = mixture.to_ray_dataset(selections).map_batches(
+    dataset = mixture.to_ray_dataset(sources.selections).map_batches(
         _write_part,
-        fn_kwargs={"shared": shared, "origins": origins, "rules": rules, "parts": parts},
+        fn_kwargs={
+            "shared": _Shared(ray.put((sources.sets, sources.exclusions))),
+            "origins": sources.origins,
+            "rules": sources.rules,
+            "parts": parts,
+        },
         batch_size=mixture.ROWS_PER_BLOCK,
     )
     progress = _Progress("read")

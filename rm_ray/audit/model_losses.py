@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from rm_ray.audit.findings import Finding
-from rm_ray.audit.suspects import find_most_suspect, join_losses
+from rm_ray.audit.suspects import Suspects, find_most_suspect, join_losses
+from rm_ray.config.recipe import parse_config
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.config.sections.cluster import ClusterConfig
 from rm_ray.data.cache.exclusions import Exclusions
@@ -66,9 +67,7 @@ def read_losses(
     if run_folder.exists(RUN):
         record = read_record(run_folder)
         kept = RowLosses.read(run_folder)
-        reason = find_obstacle(record["config"], kept)
-        if have_changed(record, rows, selections):
-            reason = "the rows have changed since it was trained on them"
+        reason = find_obstacle(record["config"], kept) or find_change(record)
         if kept is not None and reason is None:
             logger.info("%s: using the losses that the run kept", model.model)
             kept = replace(kept, losses=kept.losses[whole_epochs(kept.losses)])
@@ -78,13 +77,16 @@ def read_losses(
     return score_losses(score(model, rows, output, cluster), selections)
 
 
-def have_changed(record: dict[str, Any], rows: Rows, selections: Sequence[Selection]) -> bool:
-    """Return whether a run's training rows are others now; False if it had other sources."""
-    config = record["config"]
-    is_same = [*rows.data] == [*config["data"]["train"]] and rows.seed == config["run"]["seed"]
-    return is_same and (
-        mixture.mixture_fingerprint(selections) != record["data"]["train"]["data_hash"]
-    )
+def find_change(record: dict[str, Any]) -> str | None:
+    """Return why the numbers of a run's training rows may name other rows now; None if not."""
+    try:
+        config = parse_config(record["config"], "the run's record")
+        specs = [SourceSpec.parse(text) for text in config.data.train]
+        selections = mixture.select(specs, config.run.seed, rules=config.data.rules)
+        is_same = mixture.mixture_fingerprint(selections) == record["data"]["train"]["data_hash"]
+    except InputError as error:
+        return f"the rows that it was trained on cannot be read any more ({error})"
+    return None if is_same else "the rows have changed since it was trained on them"
 
 
 def find_obstacle(config: dict[str, Any], kept: RowLosses | None) -> str | None:
@@ -158,9 +160,8 @@ def score_losses(scored: ScoredRows, selections: Sequence[Selection]) -> RowLoss
     Raises:
         InputError: no row does, or the rows have changed since they were scored.
     """
-    places: list[tuple[int, int]] = []
-    losses: list[float] = []
-    floors: list[float] = []
+    fragments, numbers = array("l"), array("q")
+    losses, floors = array("f"), array("d")
     for fragment, number, row in _number_rows(scored, selections):
         origin = scored.origins[fragment]
         parsed = parse_conversations(row, origin, scored.rules)
@@ -170,21 +171,21 @@ def score_losses(scored: ScoredRows, selections: Sequence[Selection]) -> RowLoss
             continue
         if group is None or not len(group.better):
             continue
-        places.append((fragment, number))
+        fragments.append(fragment)
+        numbers.append(number)
         losses.append(float(group.weights @ bradley_terry_losses(group.pairs)))
         floors.append(float(group.weights @ binary_entropy(group.probabilities)))
-    if not places:
+    if not losses:
         raise InputError(
             f"no row of {', '.join(scored.origins)} tells which response is better, so no label "
             "can be wrong"
         )
-    fragment_of, row_of = np.array(places, dtype=np.int64).T
     return RowLosses(
         origins=scored.origins,
-        fragment=fragment_of,
-        row=row_of,
-        floor=np.array(floors),
-        losses=np.array([losses], dtype=np.float32),
+        fragment=np.asarray(fragments),
+        row=np.asarray(numbers),
+        floor=np.asarray(floors),
+        losses=np.asarray(losses)[None],
     )
 
 
@@ -224,7 +225,7 @@ def find_suspects(
     share: float,
     exclude: Sequence[str] = (),
     output: str | None = None,
-) -> list[Finding]:
+) -> Suspects:
     """Return the share of the rows whose labels are most probably wrong, the worst first.
 
     Each model is a run's folder, an export or a model on the Hub. A model that has to score the

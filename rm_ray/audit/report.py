@@ -26,6 +26,7 @@ def summarize(report: Report) -> str:
     for kind, found in report["findings"].items():
         meaning = _MEANINGS.get(kind, "")
         lines.append(f"{found['rows']:9,} {_name(kind):16} {found['share']:7.2%}  {meaning}")
+    lines += [f"  {line}" for line in _limits(report)]
     for name, each in report["evaluation_sets"].items():
         shared = ", ".join(f"{how} {n:,}" for how, n in each["shared_by"].items()) or "nothing"
         lines.append(f"shared with {name} ({each['rows']:,} rows), in rows by what: {shared}")
@@ -73,6 +74,8 @@ def _page(report: Report) -> Iterator[str]:
         yield from ("", "### By what wrote the response")
         rows = [(name, *_share(each)) for name, each in writers.items()]
         yield from _table(("writer", "share won", "95% interval", "pairs"), rows)
+        if beyond := report["writers"]["pairs_beyond_names"]:
+            yield from ("", f"{beyond:,} pairs are of more pairs of writers than are counted.")
     yield from ("", "## What the data is")
     yield from _table(("source", "rows"), report["by_source"].items())
     yield from _table(("language", "rows"), report["languages"].items())
@@ -86,6 +89,14 @@ def _page(report: Report) -> Iterator[str]:
     )
 
 
+def _limits(report: Report) -> Iterator[str]:
+    """Yield what the findings may lack."""
+    if (examined := report["rows_examined_by_models"]) is not None:
+        yield f"mislabelled: of the {examined:,} rows that every model has a loss of"
+    if left := report["rows_with_unfound_near_duplicates"]:
+        yield f"near duplicates: {left:,} rows or fewer may have some that were not found"
+
+
 def _findings(report: Report) -> Iterator[str]:
     yield from ("", "## Findings")
     yield from _table(
@@ -96,6 +107,8 @@ def _findings(report: Report) -> Iterator[str]:
             for kind, each in report["findings"].items()
         ),
     )  # fmt: skip
+    for line in _limits(report):
+        yield from ("", f"{line.capitalize()}.")
     for kind, each in report["findings"].items():
         if each["examples"]:
             yield from ("", f"First {_name(kind)}:", "")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from rm_ray.audit.baselines import RULES, credit_rules, find_writers
-from rm_ray.audit.contamination.evaluation_sets import EvaluationSets
+from rm_ray.audit.contamination.evaluation_sets import EvaluationSets, Turn
 from rm_ray.audit.text.language import identify_language
 from rm_ray.audit.text.messages import leave_out_instructions, read_text
 from rm_ray.audit.text.minhash import band, shingle, sign, sketch
@@ -22,8 +22,9 @@ from rm_ray.data.cache.exclusions import Exclusions
 from rm_ray.data.cache.overlap import hash_group
 from rm_ray.data.preferences.group_reading import parse_row
 from rm_ray.data.rows.groups import Group
-from rm_ray.data.rows.refusals import Reason, RefusedError
+from rm_ray.data.rows.refusals import Reason, RefusedError, encodable
 from rm_ray.data.rows.row_readings import RowReading
+from rm_ray.data.rows.turns import INSTRUCTIONS
 
 SCHEMA = pa.schema(
     {
@@ -68,18 +69,18 @@ def read_block(
     columns = (batch["fragment"].tolist(), batch["json"].tolist(), excluded)
     for number, (fragment, text, why) in enumerate(zip(*columns, strict=True)):
         if why is not None:
-            rows.append({"reason": str(Reason.EXCLUDED), "detail": why, "raw": text})
+            excluded_by = {"reason": str(Reason.EXCLUDED), "detail": encodable(why)}
+            rows.append({**excluded_by, "raw": text})
             continue
         group, reading = parse_row(text, origins[fragment], rules)
         if isinstance(group, RefusedError):
             rows.append({"reason": str(group.reason), "detail": group.detail, "raw": text})
             continue
         assert reading is not None
-        prompt = hash_words([w for m in group.prompt for w in split_words(read_text(m))])
-        responses = [hash_words(split_words(read_text(m))) for m in group.responses]
-        row = json.loads(text)
-        rows.append(_describe(group, row, reading, prompt, responses, sets))
-        shingles += [np.concatenate([shingle(words) for words in responses]), shingle(prompt)]
+        words = _Words.of(group)
+        rows.append(_describe(group, json.loads(text), reading, words, sets))
+        shingles += [np.concatenate([shingle(each) for each in words.responses])]
+        shingles += [shingle(_join([turn.words for turn in words.turns]))]
         read.append(number)
     _add_signatures(rows, read, shingles)
     found = {name: [row.get(name) for row in rows] for name in SCHEMA.names[2:]}
@@ -91,28 +92,61 @@ def _add_signatures(
 ) -> None:
     """Add bands and sketches to the rows that were read, each with two sets of shingles."""
     signatures = sign([np.unique(one) for one in shingles])
-    bands, sketches = band(signatures[::2]), sketch(signatures)
+    responses, prompts = signatures[::2], signatures[1::2]
+    has_words = np.array([len(one) > 0 for one in shingles], dtype=bool).reshape(-1, 2)
+    # Of rows without words in one of both, the other one counts twice.
+    bands = band(
+        np.where(has_words[:, 1:], prompts, responses),
+        np.where(has_words[:, :1], responses, prompts),
+    )
+    sketches = sketch(signatures)
     for i, number in enumerate(read):
-        has_words = len(shingles[2 * i]) > 0
         rows[number] |= {
-            "bands": bands[i].tolist() if has_words else [],
+            "bands": bands[i].tolist() if has_words[i].any() else [],
             "responses_sketch": sketches[2 * i].tolist(),
             "prompt_sketch": sketches[2 * i + 1].tolist(),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Words:
+    """The hashed words of a group."""
+
+    prompt: Sequence[np.ndarray]
+    """Of all turns of the prompt."""
+    turns: Sequence[Turn]
+    """Those that are no instructions."""
+    responses: Sequence[np.ndarray]
+
+    @classmethod
+    def of(cls, group: Group) -> _Words:
+        prompt, responses = (
+            [hash_words(split_words(read_text(message))) for message in messages]
+            for messages in (group.prompt, group.responses)
+        )
+        turns = [
+            Turn(role=message["role"], words=words)
+            for message, words in zip(group.prompt, prompt, strict=True)
+            if message["role"] not in INSTRUCTIONS
+        ]
+        return cls(prompt=prompt, turns=turns, responses=responses)
+
+
+def _join(words: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=np.uint64), *words])
 
 
 def _describe(
     group: Group,
     row: Mapping[str, Any],
     reading: RowReading,
-    prompt: np.ndarray,
-    responses: Sequence[np.ndarray],
+    words: _Words,
     sets: EvaluationSets,
 ) -> dict[str, Any]:
     hashes = hash_group(group)
     credits = credit_rules(group, row, reading)
-    leaks = sets.find(hashes["prompt_hash"], np.concatenate([prompt, *responses]))
-    sizes = [len(words) for words in responses]
+    leaks = sets.find(hashes["prompt_hash"], words.turns, _join([*words.prompt, *words.responses]))
+    sizes = [len(each) for each in words.responses]
     asked = leave_out_instructions(group.prompt)
     said = [read_text(message) for message in (*asked, *group.responses[:1])]
     return {
@@ -120,18 +154,21 @@ def _describe(
         "reason": "",
         "reading": reading.to_json(),
         **_keys(group, hashes["response_hashes"]),
-        "prompt_words": len(prompt),
+        "prompt_words": sum(map(len, words.prompt)),
         **_lengths(group, sizes),
         "language": identify_language("\n".join(said)),
         **{f"{name}_won": credit.won for name, credit in credits.items()},
         **{f"{name}_of": credit.of for name, credit in credits.items()},
-        "writers": list(find_writers(row) or ()),
+        "writers": [*map(encodable, find_writers(row) or ())],
         "leaks": [json.dumps(asdict(leak)) for leak in leaks],
     }
 
 
 def _keys(group: Group, hashes: Sequence[bytes]) -> dict[str, Any]:
-    """Return what identifies a row's responses, its labels, and each of its comparisons."""
+    """Return what identifies a row's responses, its labels, and each of its comparisons.
+
+    Labels are all that training sees: margins, probabilities, weights and ratings too.
+    """
     compared, signs, labels = [], [], []
     for each in group.comparisons:
         better, worse = hashes[each.better], hashes[each.worse]
@@ -139,10 +176,10 @@ def _keys(group: Group, hashes: Sequence[bytes]) -> dict[str, Any]:
         sign = 0 if each.is_tie else 1 if better == low else -1
         compared.append(hash_bytes(low + high))
         signs.append(sign)
-        labels.append(low + high + bytes([sign + 1]))
-    if not labels:  # rated, and compared with nothing
-        scores = group.scores or ()
-        labels = [h + repr(s).encode() for h, s in zip(hashes, scores, strict=False)]
+        strength = np.array([sign, each.probability, each.margin, each.weight]) + 0.0  # no -0
+        labels.append(low + high + strength.tobytes())
+    scores = group.scores or ()
+    labels += [h + np.float64(s + 0.0).tobytes() for h, s in zip(hashes, scores, strict=False)]
     return {
         "content": hash_bytes(b"".join(sorted(hashes))),
         "labelled": hash_bytes(b"\0".join(sorted(labels))),

@@ -12,10 +12,13 @@ import pyarrow as pa
 from rm_ray.audit.baselines import RULES
 from rm_ray.evaluation.intervals import wilson_interval
 
-MOST_NAMES = 1_000
-"""Sources, languages and pairs of writers that are counted by name; any more are ``OTHERS``."""
+MOST_NAMES, MOST_WRITER_PAIRS = 1_000, 100_000
+"""Sources and pairs of writers that are counted by name; any more are ``OTHERS``."""
 
 OTHERS = "(others)"
+
+WriterPairs = Counter[tuple[str, str]]
+"""Pairs by what wrote the better and the worse response."""
 
 LENGTHS = ("prompt", "better", "worse")
 
@@ -31,7 +34,7 @@ class Tally:
         self.readings: dict[int, Counter[str]] = {}
         self._by_source: Counter[str] = Counter()
         self._languages: Counter[str] = Counter()
-        self._writers: Counter[tuple[str, str]] = Counter()
+        self._writers: tuple[WriterPairs, WriterPairs] = (Counter(), Counter())
         self._rules: dict[tuple[str, str], np.ndarray] = {}
         self._lengths = {name: np.zeros(_NUM_BINS, dtype=np.int64) for name in LENGTHS}
         self._words = dict.fromkeys(LENGTHS, 0.0)
@@ -52,12 +55,14 @@ class Tally:
             self.readings.setdefault(fragment, Counter())[reading] += 1
         sources = []
         for source in table["source"].to_pylist():
-            sources.append(_name(self._by_source, source))
+            sources.append(_name(self._by_source, source, MOST_NAMES, OTHERS))
             self._by_source[sources[-1]] += 1
         self._languages.update(table["language"].to_pylist())
-        for writers in table["writers"].to_pylist():
+        halves = table["content"].to_pylist()  # so that repeated rows are in the same half
+        for writers, content in zip(table["writers"].to_pylist(), halves, strict=True):
             if writers:
-                self._writers[_name(self._writers, (writers[0], writers[1]))] += 1
+                counts, pair = self._writers[content % 2], (writers[0], writers[1])
+                counts[_name(counts, pair, MOST_WRITER_PAIRS, (OTHERS, OTHERS))] += 1
         for name in RULES:
             both = [table[f"{name}_{part}"].to_numpy() for part in ("won", "of")]
             for source, *credit in zip(sources, *both, strict=True):
@@ -79,7 +84,7 @@ class Tally:
             "languages": dict(self._languages.most_common()),
             "lengths": {name: self._describe_length(name) for name in LENGTHS},
             "rules": {name: self._describe_rule(name) for name in RULES},
-            "writers": describe_writers(self._writers),
+            "writers": describe_writers(*self._writers),
         }
 
     def _describe_rule(self, name: str) -> dict[str, Any]:
@@ -118,34 +123,44 @@ def describe_share(won: float, of: float) -> dict[str, Any]:
     return {"share": share, "share_low": low, "share_high": high, "pairs": of}
 
 
-def describe_writers(pairs: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+def describe_writers(one: WriterPairs, other: WriterPairs) -> dict[str, Any]:
     """Return how often each writer wins against others, and what that alone predicts.
 
-    The rule that the writer with the higher share is better is judged on the pairs that it is made
-    from, so that with many writers and few pairs it looks too good.
+    The rule that the writer with the higher share is better is made from one half of the rows and
+    judged on the other one, both ways: among writers that win at random it is right half of the
+    time, however few pairs each has.
     """
-    won: Counter[str] = Counter()
-    of: Counter[str] = Counter()
-    apart = {both: count for both, count in pairs.items() if both[0] != both[1]}
-    for (better, worse), count in apart.items():
-        won[better] += count
-        of[better] += count
-        of[worse] += count
-    shares = {name: won[name] / of[name] for name in of}
-    decided = {both: n for both, n in apart.items() if shares[both[0]] != shares[both[1]]}
-    right = sum(n for both, n in decided.items() if shares[both[0]] > shares[both[1]])
+    right = of = 0
+    for made_from, judged_on in ((one, other), (other, one)):
+        shares = {name: won / of for name, (won, of) in _count_wins(made_from).items()}
+        for (better, worse), count in judged_on.items():
+            lead = shares.get(better, 0.5) - shares.get(worse, 0.5)
+            right += count if lead > 0 else 0
+            of += count if lead else 0
+    wins = sorted(_count_wins(one + other).items(), key=lambda each: -each[1][1])
     return {
         "rule": "the response of the writer that wins more often is better",
-        **describe_share(right, sum(decided.values())),
-        "by_writer": {name: describe_share(won[name], of[name]) for name, _ in of.most_common(20)},
+        **describe_share(right, of),
+        "by_writer": {name: describe_share(*both) for name, both in wins[:20]},
+        "pairs_beyond_names": (one + other)[OTHERS, OTHERS],
     }
 
 
-def _name(known: Mapping[Any, int], name: Any) -> Any:
+def _count_wins(pairs: WriterPairs) -> dict[str, tuple[int, int]]:
+    """Return in how many pairs of two writers each is better, and in how many it is."""
+    won: Counter[str] = Counter()
+    of: Counter[str] = Counter()
+    for (better, worse), count in pairs.items():
+        if better != worse:
+            won[better] += count
+            of[better] += count
+            of[worse] += count
+    return {name: (won[name], of[name]) for name in of}
+
+
+def _name(known: Mapping[Any, int], name: Any, most: int, others: Any) -> Any:
     """Return a name, or that of others if there are too many."""
-    if name in known or len(known) < MOST_NAMES:
-        return name
-    return OTHERS if isinstance(name, str) else (OTHERS, OTHERS)
+    return name if name in known or len(known) < most else others
 
 
 def _bin(words: np.ndarray) -> np.ndarray:

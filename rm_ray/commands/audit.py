@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import shlex
@@ -21,17 +20,14 @@ from rm_ray.config.train_config import TrainConfig
 
 if TYPE_CHECKING:  # keep --help fast: these import pyarrow
     from rm_ray.audit.audit import Audit
-    from rm_ray.audit.findings import Finding
+    from rm_ray.audit.suspects import Suspects
     from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "python jobs/audit.py"
 
-AUDITS = "~/rm_ray/audits"
-"""Parent of the default output folders."""
-
-REPORT, PAGE, PLOTS = "report.json", "report.md", "plots"
+PAGE, PLOTS = "report.md", "plots"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +92,9 @@ class AuditCommand:
     @property
     def place(self) -> str:
         """The output folder, or its URI."""
-        return self.output or f"{AUDITS}/{_key(self.sources)}"
+        from rm_ray.audit.run_summary import default_folder
+
+        return self.output or default_folder(self.sources)
 
     @property
     def sets(self) -> dict[str, tuple[str, ...]]:
@@ -125,6 +123,7 @@ def audit_sources(command: AuditCommand) -> None:
     """Audit the sources on a Ray cluster, write the report, and log the summary."""
     from rm_ray.audit.finding_files import file_of
     from rm_ray.audit.report import summarize, write_page
+    from rm_ray.audit.run_summary import REPORT, write_to_run
     from rm_ray.cluster.ray_cluster import ray_cluster
     from rm_ray.config.sections.cluster import ClusterConfig
     from rm_ray.data.rows.column_readings import describe_all
@@ -134,24 +133,20 @@ def audit_sources(command: AuditCommand) -> None:
     folder = Storage.open(command.place)
     folder.check_writable("output")
     with ray_cluster(ClusterConfig(), imports=("rm_ray.audit.audit",)):
-        from rm_ray.audit.audit import audit_data
+        from rm_ray.audit.audit import audit_data, open_sources
 
+        opened = open_sources(sources, command.sets, config.data, folder, seed=config.run.seed)
         suspects = _find_suspects(command) if command.model else None
-        audit = audit_data(
-            sources,
-            command.sets,
-            config.data,
-            folder,
-            seed=config.run.seed,
-            similarity=command.similarity,
-        )
+        audit = audit_data(opened, folder, similarity=command.similarity)
         if suspects is not None:
-            audit = _add_mislabelled(command, audit, suspects, folder)
+            audit = _add_mislabelled(audit, suspects, folder)
     for line in describe_all(audit.readings):
         logger.info("%s", line)
     report = {"sources": list(sources), "similarity": command.similarity, **audit.to_json()}
     title = f"Audit of {', '.join(sources)}"
     folder.write_json(REPORT, report)
+    for model in command.model:
+        write_to_run(model, report)
     folder.write_text(PAGE, write_page(report, title))
     _plot(report, title, folder)
     logger.info("\n%s\n", summarize(report))
@@ -161,9 +156,10 @@ def audit_sources(command: AuditCommand) -> None:
     logger.info("report  %s", folder.join(PAGE))
 
 
-def _find_suspects(command: AuditCommand) -> list[Finding]:
+def _find_suspects(command: AuditCommand) -> Suspects:
     """Return the rows that the models call mislabelled, but for those that are excluded."""
     from rm_ray.audit.model_losses import find_suspects
+    from rm_ray.audit.run_summary import short_key
     from rm_ray.config.scoring import Rows, ScoringModel
     from rm_ray.storage import below
 
@@ -183,27 +179,25 @@ def _find_suspects(command: AuditCommand) -> list[Finding]:
         command.config.cluster,
         share=command.suspect_share,
         exclude=data.exclude,
-        output=below(command.place, f"scores-{_key((*command.model, *command.sources))}"),
+        output=below(command.place, f"scores-{short_key((*command.model, *command.sources))}"),
     )
 
 
-def _add_mislabelled(
-    command: AuditCommand, audit: Audit, suspects: Sequence[Finding], folder: Storage
-) -> Audit:
-    """Write the suspects, and tell the runs among the models."""
+def _add_mislabelled(audit: Audit, suspects: Suspects, folder: Storage) -> Audit:
+    """Write the suspects, and say of how many rows they are."""
     from rm_ray.audit.finding_files import write_findings
-    from rm_ray.audit.run_summary import write_to_run
     from rm_ray.audit.suspects import KIND
 
-    found = replace(audit, findings=(*audit.findings, write_findings(folder, KIND, suspects)))
-    counts = {each.kind: each.count for each in found.findings}
-    for model in command.model:
-        write_to_run(model, command.sources, counts, num_rows=found.tally.num_read)
-    return found
-
-
-def _key(names: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
+    written = write_findings(folder, KIND, suspects.findings)
+    if (left := audit.tally.num_read - suspects.num_examined) > 0:
+        logger.warning(
+            "mislabelled rows are looked for among the %s that every model in --model has a loss "
+            "of; %s rows have none, because a run was not trained on them, or they are too long or "
+            "compare nothing",
+            f"{suspects.num_examined:,}",
+            f"{left:,}",
+        )
+    return replace(audit, findings=(*audit.findings, written), num_examined=suspects.num_examined)
 
 
 def _plot(report: dict[str, Any], title: str, folder: Storage) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rm_ray.audit.run_summary import keep_audit
 from rm_ray.model.build import build_without_weights
 from rm_ray.model.export import export_skeleton
 from rm_ray.preflight.resolved_run import ResolvedRun, describe_data
@@ -41,6 +42,7 @@ def begin_record(resolved: ResolvedRun) -> dict[str, Any]:
         head=resolved.head,
     )
     refuse_other_data(record, identity, name=resolved.config.run.name)
+    keep_audit(run_folder, record)
     return record if resolved.config.trains_all else _check_base(record, resolved)
 
 

@@ -37,7 +37,7 @@ from plain_engine import PlainEngine  # noqa: E402
 from planted import LEARNING_RATE, plan_of, put_right, score, tabulate, tokenizer  # noqa: E402
 from tables import ready_step  # noqa: E402
 
-from rm_ray.audit.suspects import mean_losses, suspicion  # noqa: E402
+from rm_ray.audit.suspects import JointLosses, find_most_suspect, mean_losses  # noqa: E402
 from rm_ray.checkpoint.pair_losses import PairLosses  # noqa: E402
 from rm_ray.config.sections.model import ModelConfig  # noqa: E402
 from rm_ray.config.sections.optimizer import OptimizerConfig  # noqa: E402
@@ -158,9 +158,10 @@ FIGURES: dict[str, Callable[[Seen], np.ndarray]] = {
 
 
 def found(losses: np.ndarray, is_flipped: np.ndarray, share: float = SHARE) -> float:
-    """Return the part of the flipped pairs among the most suspect, by losses ``[M, N]``."""
-    most = round(share * len(is_flipped))
-    suspects = np.argsort(-suspicion(losses), kind="stable")[:most]
+    """Return the part of the flipped pairs that an audit would name, by losses ``[M, N]``."""
+    rows = np.arange(len(is_flipped))
+    joint = JointLosses(origins=("rows",), fragment=0 * rows, row=rows, losses=losses)
+    suspects = [each.row for each in find_most_suspect(joint, share).findings]
     return float(is_flipped[suspects].sum() / is_flipped.sum())
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rm_ray.audit.text.words import hash_ngrams, hash_words, split_words
+from rm_ray.audit.text.words import hash_ngrams, hash_text, hash_words, split_words
 
 LONG, SHORT = 13, 8
 """Words of the n-grams: 13 as in arXiv:2005.14165, appendix C; 8 as in arXiv:2411.15124."""
@@ -16,6 +16,9 @@ LONG, SHORT = 13, 8
 LEAST_COVERED = 0.5
 """Share of the words of an evaluation prompt that shared 8-grams cover in a leak (arXiv:2411.15124
 has more than a half of them)."""
+
+LEAST_WORDS = 5
+"""Words of a turn in a longer conversation that make it a prompt, and no phrase such as 'go on'."""
 
 MOST_PROMPTS = 10
 """An n-gram of more evaluation prompts is a phrase of the set's makers, and identifies none
@@ -92,6 +95,25 @@ def _common(hashes: np.ndarray, prompts: np.ndarray) -> np.ndarray:
     return common
 
 
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A turn of a prompt that is no instruction."""
+
+    role: str
+    words: np.ndarray
+    """``[W]`` hashes."""
+
+
+def _texts(turns: Sequence[Turn]) -> Iterator[int]:
+    """Yield the hashes of what may be the prompt of an evaluation set."""
+    if len(asked := np.concatenate([np.empty(0, np.uint64), *(turn.words for turn in turns)])):
+        yield hash_text(asked)
+    if len(turns) > 1:
+        for turn in turns:
+            if turn.role == "user" and len(turn.words) >= LEAST_WORDS:
+                yield hash_text(turn.words)
+
+
 class EvaluationSets:
     """The prompts of named evaluation sets, to look up leaks of; it is in memory as a whole."""
 
@@ -106,14 +128,26 @@ class EvaluationSets:
         for number, each in enumerate(self._prompts):
             self._by_key.setdefault(each.key, []).append(number)
         words = [hash_words(split_words(each.text)) for each in self._prompts]
+        self._by_words: dict[int, list[int]] = {}
+        for number, one in enumerate(words):
+            if len(one):
+                self._by_words.setdefault(hash_text(one), []).append(number)
         self._lengths = np.array([len(one) for one in words], dtype=np.int64)
         self._long, self._short = _Ngrams.of(words, LONG), _Ngrams.of(words, SHORT)
 
-    def find(self, key: bytes, words: np.ndarray) -> list[Leak]:
-        """Return the worst leak of each set in a row with this ``prompt_hash`` and these words."""
+    def find(self, key: bytes, turns: Sequence[Turn], words: np.ndarray) -> list[Leak]:
+        """Return the worst leak of each set in a row.
+
+        The row has this ``prompt_hash``, its prompt has these turns, and in all it has these
+        hashed words. Its prompt is that of an evaluation set if they are equal, or if their words
+        are; instructions do not count, and any turn of the user may be the prompt.
+        """
         if not self._prompts:
             return []
-        found = [self._leak(number, "prompt", 1.0) for number in self._by_key.get(key, ())]
+        same = {*self._by_key.get(key, ())}
+        for text in _texts(turns):
+            same.update(self._by_words.get(text, ()))
+        found = [self._leak(number, "prompt", 1.0) for number in sorted(same)]
         numbers, positions = self._short.find(words)
         if len(numbers):  # a shared 13-gram has 8-grams, unless those are common
             covered = {n: self._cover(n, positions[numbers == n]) for n in set(numbers.tolist())}

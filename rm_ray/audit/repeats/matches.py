@@ -24,6 +24,9 @@ SKETCHED = np.dtype(
 MOST_COMPARED = 64
 """Rows of one band that the others are compared with."""
 
+AT_ONCE = 1 << 18
+"""Rows whose sketches are in memory together."""
+
 _NONE = np.iinfo(np.int64).max
 
 
@@ -57,8 +60,11 @@ def find_contradictions(records: np.ndarray) -> np.ndarray:
 
 def find_near_duplicates(
     records: np.ndarray, sketches: np.ndarray, similarity: float
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Return each row that resembles an earlier one with the same key in prompt and responses.
+
+    Returns also the records that were compared with ``MOST_COMPARED`` rows of their key and that
+    resemble none of them; they may resemble another one.
 
     ``extra`` is the number of the row's sketch in ``sketches``. Rows with the same prompt and
     responses are left to the other searches. In each round, all rows of a key are compared with
@@ -70,16 +76,28 @@ def find_near_duplicates(
         if not len(records):
             break
         head = records[first][np.cumsum(_is_first(records, first)) - 1]
-        one, other = sketches[records["extra"]], sketches[head["extra"]]
-        is_same = one["content"] == other["content"]
-        scores = np.minimum(
-            estimate_similarity(one["responses"], other["responses"]),
-            estimate_similarity(one["prompt"], other["prompt"]),
-        )
+        scores, is_same = _compare(sketches, records["extra"], head["extra"])
         is_near = (scores >= similarity) & ~is_same
         found.append(_matches(records["place"][is_near], head["place"][is_near], scores[is_near]))
         records = records[~is_near & ~is_same]
-    return np.concatenate(found)
+    return np.concatenate(found), _runs(records)[0]
+
+
+def _compare(
+    sketches: np.ndarray, ones: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how similar N rows are to N others, and which have the same prompt and responses."""
+    scores = np.empty(len(ones), dtype=np.float32)
+    is_same = np.empty(len(ones), dtype=bool)
+    for first in range(0, len(ones), AT_ONCE):
+        part = slice(first, first + AT_ONCE)
+        one, other = sketches[ones[part]], sketches[others[part]]
+        is_same[part] = one["content"] == other["content"]
+        scores[part] = np.minimum(
+            estimate_similarity(one["responses"], other["responses"]),
+            estimate_similarity(one["prompt"], other["prompt"]),
+        )
+    return scores, is_same
 
 
 def keep_best(matches: np.ndarray) -> np.ndarray:

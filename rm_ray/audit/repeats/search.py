@@ -39,6 +39,12 @@ class RepeatSearch:
         self._sketches = (folder / "sketches.bin").open("wb")
         self._num_sketches = 0
         self._first_places: list[int] = []
+        self._is_open = np.zeros(0, dtype=bool)
+
+    @property
+    def num_open(self) -> int:
+        """Most rows that may resemble an earlier one which they were not compared with."""
+        return int(self._is_open.sum())
 
     def add(self, table: pa.Table) -> None:
         """Add accepted rows, which have the schema of ``row_facts``."""
@@ -76,14 +82,21 @@ class RepeatSearch:
         searches: dict[str, Callable[[np.ndarray], np.ndarray]] = {
             "duplicates": find_duplicates,
             "contradictions": find_contradictions,
-            "near_duplicates": lambda records: find_near_duplicates(
-                records, self._map_sketches(), similarity
-            ),
+            "near_duplicates": lambda records: self._find_near_duplicates(records, similarity),
         }
         ordered = OrderedMatches(self._folder / f"{kind}-found", self._first_places, self._num_rows)
         for records in self._keyed[kind]:
             ordered.add(searches[kind](records))
         yield from ordered
+
+    def _find_near_duplicates(self, records: np.ndarray, similarity: float) -> np.ndarray:
+        """Return near duplicates, and note the rows that are left open."""
+        found, left = find_near_duplicates(records, self._map_sketches(), similarity)
+        if len(left):
+            if not len(self._is_open):
+                self._is_open = np.zeros(self._num_sketches, dtype=bool)
+            self._is_open[left["extra"]] = True
+        return found
 
     def _map_sketches(self) -> np.ndarray:
         self._sketches.close()

@@ -18,8 +18,8 @@ SHINGLE = 5
 """Words of a shingle, as in arXiv:2107.06499, section 4.2."""
 
 PERMUTATIONS, BANDS = 128, 16
-"""With 8 values a band, rows of similarity 0.8 share a band with probability 0.95, rows of 0.9 with
-1.00, and rows of 0.5 with 0.06."""
+"""A band has 4 values of the prompt and 4 of the responses. Rows of which both have similarity 0.8
+share a band with probability 0.95, of 0.9 with 1.00, and of 0.5 with 0.06."""
 
 SKETCH_WORDS = 4
 """uint64 values of a sketch: the two low bits of each hash."""
@@ -49,9 +49,15 @@ def sign(sets: Sequence[np.ndarray]) -> np.ndarray:
     return mix(found)
 
 
-def band(signatures: np.ndarray) -> np.ndarray:
-    """Return a key for each band of N signatures: ``[N, BANDS]`` uint64."""
-    rows = signatures.reshape(-1, BANDS, PERMUTATIONS // BANDS)
+def band(prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
+    """Return a key for each band of N signatures of prompts and of responses.
+
+    A key is of both, so that rows which only have short answers or a document in common are not
+    compared. Shape: ``[N, BANDS]`` uint64.
+    """
+    rows = responses.reshape(-1, BANDS, PERMUTATIONS // BANDS).copy()
+    half = rows.shape[2] // 2
+    rows[:, :, :half] = prompts.reshape(rows.shape)[:, :, :half]
     keys = np.broadcast_to(np.arange(BANDS, dtype=np.uint64), rows.shape[:2])
     for i in range(rows.shape[2]):
         keys = mix(keys ^ rows[:, :, i])

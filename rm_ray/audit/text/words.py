@@ -43,6 +43,11 @@ def hash_bytes(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
+def hash_text(hashes: np.ndarray) -> int:
+    """Return a 64-bit hash of all of W hashed words, in order."""
+    return hash_bytes(hashes.tobytes())
+
+
 def hash_ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
     """Return the hashes of the n-grams of W hashed words: ``[max(W - n + 1, 0)]`` uint64."""
     count = max(len(hashes) - n + 1, 0)

@@ -16,7 +16,9 @@ def test_the_report_counts_findings_of_any_kind_and_leaks_of_every_set(tmp_path:
         findings=(write_findings(Storage.open(str(tmp_path)), "suspects", [finding]),),
         readings=(),
         sets={"bench": 30, "clean": 5},
+        data_hash="abc",
         leaks={"bench": {"prompt": 2}},
+        num_open=3,
         seconds=1.26,
     )
     report = audit.to_json()
@@ -25,4 +27,5 @@ def test_the_report_counts_findings_of_any_kind_and_leaks_of_every_set(tmp_path:
         "bench": {"rows": 30, "shared_by": {"prompt": 2}},
         "clean": {"rows": 5, "shared_by": {}},
     }
+    assert report["rows_with_unfound_near_duplicates"] == 3
     assert report["seconds"] == 1.3

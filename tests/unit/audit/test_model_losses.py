@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_run import make_run
+from made_run import MadeRun, make_run
 
 from rm_ray.audit.model_losses import (
+    find_change,
     find_obstacle,
     find_suspects,
-    have_changed,
     read_losses,
     score_losses,
     whole_epochs,
 )
 from rm_ray.config.column_rules import NO_RULES
+from rm_ray.config.recipe import parse_config
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.config.sections.cluster import ClusterConfig
 from rm_ray.data.sources.mixture import mixture_fingerprint, select
@@ -67,11 +68,23 @@ def suspects(models: list[str], data: str, share: float) -> list[tuple[str, int,
     found = find_suspects(
         [ScoringModel(model=name) for name in models], Rows(data=(data,)), CLUSTER, share=share
     )
-    return [(one.source, one.row, round(one.score, 4)) for one in found]
+    return [(one.source, one.row, round(one.score, 4)) for one in found.findings]
+
+
+def make_run_on(folder: Path, *sources: Path) -> MadeRun:
+    """Make a run whose record says that it was trained on these sources."""
+    made = make_run(folder)
+    record = made.run.read_json(RUN)
+    record["config"]["data"] |= {"train": [*map(str, sources)], "eval": [*map(str, sources)]}
+    selections = select([SourceSpec.parse(str(each)) for each in sources], 0)
+    record["config"]["run"]["seed"] = 0
+    record["data"]["train"]["data_hash"] = mixture_fingerprint(selections)
+    made.run.write_json(RUN, record)
+    return made
 
 
 def test_a_run_that_kept_losses_needs_no_scores(tmp_path: Path, pairs: Path):
-    made = make_run(tmp_path)
+    made = make_run_on(tmp_path, pairs)
     kept(pairs, [[0.5, 3.0, 0.1, 4.0], [0.5, 1.0, 0.1, 1.0]]).write(made.run)
     origin = str(pairs)
     assert suspects([made.folder], origin, 1.0) == [(origin, 4, 2.0), (origin, 2, 1.6667)]
@@ -79,14 +92,14 @@ def test_a_run_that_kept_losses_needs_no_scores(tmp_path: Path, pairs: Path):
 
 
 def test_an_epoch_that_half_of_the_rows_went_through_says_nothing(tmp_path: Path, pairs: Path):
-    made = make_run(tmp_path)
+    made = make_run_on(tmp_path, pairs)
     whole = [[0.5, 3.0, 0.1, 4.0], [0.5, 1.0, 0.1, 1.0]]
     kept(pairs, [*whole, [9.0, 9.0, np.nan, np.nan]]).write(made.run)
     assert [row for _, row, _ in suspects([made.folder], str(pairs), 1.0)] == [4, 2]
 
 
 def test_only_rows_of_the_data_are_suspect(tmp_path: Path, pairs: Path):
-    made = make_run(tmp_path)
+    made = make_run_on(tmp_path, pairs)
     kept(pairs, [[2.0] * 8] * 2).write(made.run)
     (selection,) = select([SourceSpec.parse(f"{pairs}=4")], seed=0)
     assert selection.rows is not None
@@ -95,7 +108,7 @@ def test_only_rows_of_the_data_are_suspect(tmp_path: Path, pairs: Path):
 
 
 def test_a_run_on_other_rows_is_refused(tmp_path: Path, pairs: Path):
-    made = make_run(tmp_path)
+    made = make_run_on(tmp_path, pairs)
     kept(tmp_path / "moved.jsonl", [[2.0] * 8] * 2).write(made.run)
     with pytest.raises(
         InputError, match=r"trained on none of these rows: .*moved.jsonl.* name its"
@@ -106,7 +119,7 @@ def test_a_run_on_other_rows_is_refused(tmp_path: Path, pairs: Path):
 def test_runs_without_a_common_row_are_refused(tmp_path: Path, pairs: Path):
     folders = []
     for number, losses in enumerate(([2.0, np.nan], [np.nan, 2.0])):
-        made = make_run(tmp_path / str(number))
+        made = make_run_on(tmp_path / str(number), pairs)
         kept(pairs, [losses] * 2).write(made.run)
         folders.append(made.folder)
     with pytest.raises(InputError, match=r"have no rows of .*pairs.jsonl in common"):
@@ -147,23 +160,28 @@ def test_only_epochs_that_nearly_all_rows_went_through_count():
 
 
 def test_losses_of_rows_that_have_changed_since_are_not_used(tmp_path: Path, pairs: Path):
-    selections = select([SourceSpec.parse(str(pairs))], 7)
+    other = pair_rows(tmp_path / "other.jsonl", 3)
+    sources = [str(other), f"{pairs}=4"]
+    selections = select([SourceSpec.parse(each) for each in sources], 7)
+    config = parse_config({"data": {"train": sources, "eval": sources}, "run": {"seed": 7}})
     record = {
-        "config": {"data": {"train": [str(pairs)]}, "run": {"seed": 7}},
+        "config": config.to_json(),
         "data": {"train": {"data_hash": mixture_fingerprint(selections)}},
     }
-    rows = Rows(data=(str(pairs),), seed=7)
-    assert not have_changed(record, rows, selections)
-    pair_rows(pairs, 8)
-    assert have_changed(record, rows, selections)
-    assert not have_changed(record, replace(rows, data=("elsewhere.jsonl",)), selections)
+    assert find_change(record) is None
+    pair_rows(pairs, 8)  # whatever the rows that are asked about are called
+    assert "have changed" in str(find_change(record))
+    other.unlink()
+    assert "cannot be read any more" in str(find_change(record))
+    record["config"]["data"]["of_another_version"] = 1
+    assert "cannot be read any more" in str(find_change(record))
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_a_run_that_kept_too_little_has_its_export_score_the_rows(
     tmp_path: Path, pairs: Path, caplog, epochs: int
 ):
-    made = make_run(tmp_path)
+    made = make_run_on(tmp_path, pairs)
     if epochs:
         kept(pairs, [[2.0] * 8]).write(made.run)
     with caplog.at_level(logging.INFO), pytest.raises(InputError, match="made/export"):
@@ -177,13 +195,10 @@ def test_a_run_that_kept_too_little_has_its_export_score_the_rows(
 def test_rows_that_have_changed_since_are_scored_by_the_export(
     tmp_path: Path, pairs: Path, caplog: pytest.LogCaptureFixture
 ):
-    made = make_run(tmp_path)
+    made = make_run_on(tmp_path, pairs)
     kept(pairs, [[2.0] * 8] * 2).write(made.run)
-    record = made.run.read_json(RUN)
-    record["config"]["data"]["train"] = [str(pairs)]
-    record["data"] = {"train": {"data_hash": "of other rows"}}
-    made.run.write_json(RUN, record)
-    rows = Rows(data=(str(pairs),), seed=record["config"]["run"]["seed"])
+    pair_rows(pairs, 8)
+    rows = Rows(data=(str(pairs),))
     with caplog.at_level(logging.INFO), pytest.raises(InputError, match="made/export"):
         read_losses(ScoringModel(model=made.folder), rows, str(tmp_path / "o"), CLUSTER)
     assert "its export scores the rows, because the rows have changed" in caplog.text

@@ -32,5 +32,15 @@ def test_the_page_has_a_table_of_each_part_and_the_first_findings():
     assert "None" not in page
 
 
+def test_what_the_findings_may_lack_is_said():
+    lacking = {
+        **REPORT, "rows_examined_by_models": 60, "rows_with_unfound_near_duplicates": 1200,
+    }  # fmt: skip
+    for text in (summarize(lacking), write_page(lacking, "Audit")):
+        assert "islabelled: of the 60 rows that every model has a loss of" in text
+        assert "ear duplicates: 1,200 rows or fewer may have some that were not found" in text
+    assert "that were not found" not in summarize(REPORT) + write_page(REPORT, "Audit")
+
+
 def test_figures_are_aligned_to_the_right():
     assert align([("a", "1"), ("bb", "100")]) == ["a     1", "bb  100"]

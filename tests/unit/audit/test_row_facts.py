@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 
 from rm_ray.audit.contamination.evaluation_sets import EvaluationPrompt, EvaluationSets
 from rm_ray.audit.row_facts import SCHEMA, read_block
@@ -76,6 +77,54 @@ def test_rows_without_words_have_no_bands():
     marks = {"prompt": "?", "chosen": "!", "rejected": "..."}
     (found,) = facts(marks)
     assert found["bands"] == []
+
+
+@pytest.mark.parametrize("without", ["prompt", "response"])
+def test_rows_without_words_on_one_side_have_bands_of_the_other(without: str):
+    pairs = {
+        "prompt": [{**PAIR, "prompt": mark} for mark in "?!"],
+        "response": [{**PAIR, "chosen": mark, "rejected": "-"} for mark in "?!"],
+    }
+    one, same = facts(*pairs[without])
+    other = facts({**PAIR, "prompt": "Why?"}, {**PAIR, "chosen": "Light."})
+    assert one["bands"] == same["bands"] != []
+    assert not any({*one["bands"]} & {*each["bands"]} for each in other)
+
+
+def test_instructions_are_no_part_of_what_prompts_are_compared_by():
+    def under(system: str) -> dict[str, Any]:
+        turns = [{"role": "system", "content": system}, {"role": "user", "content": "Why is it?"}]
+        return {**PAIR, "prompt": turns}
+
+    one, other = facts(under("Be brief."), under("You are a pirate."))
+    assert (one["bands"], one["prompt_sketch"]) == (other["bands"], other["prompt_sketch"])
+    assert one["labelled"] != other["labelled"]
+    assert (one["prompt_words"], other["prompt_words"]) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"margin": 3.0}, {"margin": 0.5}),
+        ({"margin": 3.0}, {}),
+        ({"scores": [5, 1]}, {"scores": [2, 1]}),
+    ],
+)
+def test_rows_with_other_strengths_do_not_repeat_each_other(one, other):
+    pair = PAIR if "margin" in one else {"prompt": "Why?", "responses": ["So.", "No."]}
+    first, again, second = facts({**pair, **one}, {**pair, **one}, {**pair, **other})
+    assert first["labelled"] == again["labelled"] != second["labelled"]
+    assert first["compared"] == second["compared"]
+
+
+def test_half_a_surrogate_pair_in_what_is_only_reported_becomes_a_question_mark():
+    row = {**PAIR, "chosen_model": "x\ud83d", "rejected_model": "y"}
+    excluded = Exclusions(
+        places=np.array([1]), why=np.array([0]), reasons=("\ud83d",), origins=("a.jsonl",)
+    )
+    found, left_out = facts(row, PAIR, exclusions=excluded)
+    assert found["writers"] == ["x?", "y"]
+    assert left_out["detail"] == "?"
 
 
 def test_a_shared_prompt_is_a_leak():

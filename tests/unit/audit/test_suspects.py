@@ -88,6 +88,8 @@ def joint_of(losses: list[list[float]]) -> JointLosses:
 
 def test_the_most_suspect_share_comes_with_the_worst_first():
     found = find_most_suspect(joint_of([[0.1, 3.0, 0.2, 1.0]]), 0.5)
+    assert found.num_examined == 4
+    found = [*found.findings]
     assert [(one.source, one.row, one.score) for one in found] == [
         ("a.jsonl", 1, 3.0), ("a.jsonl", 3, 1.0),
     ]  # fmt: skip
@@ -97,11 +99,11 @@ def test_the_most_suspect_share_comes_with_the_worst_first():
 
 def test_a_label_that_models_agree_with_is_not_suspect_whatever_the_share():
     found = find_most_suspect(joint_of([[0.1, 0.6, CHANCE, 0.7]]), 1.0)
-    assert [one.row for one in found] == [3]
+    assert [one.row for one in found.findings] == [3]
 
 
 def test_several_models_say_how_many_disagree():
-    (found,) = find_most_suspect(joint_of([[0.1, 2.0], [0.1, 1.0], [0.2, 0.6]]), 0.5)
+    (found,) = find_most_suspect(joint_of([[0.1, 2.0], [0.1, 1.0], [0.2, 0.6]]), 0.5).findings
     assert found.row == 1
     assert found.detail.endswith("2 of 3 models disagree with the label")
 
@@ -131,5 +133,5 @@ def test_two_seeds_together_find_no_fewer(seeds):
     alone = [mislabelled.found(losses[None], seeds[0].is_flipped) for losses in joint.losses]
     assert mislabelled.found(joint.losses, seeds[0].is_flipped) >= min(alone)
     flagged = find_most_suspect(joint, mislabelled.SHARE)
-    right = [bool(seeds[0].is_flipped[one.row]) for one in flagged]
+    right = [bool(seeds[0].is_flipped[one.row]) for one in flagged.findings]
     assert sum(right) / 20 >= mislabelled.FOUND

@@ -1,5 +1,7 @@
 """Counts over all rows."""
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,7 +15,7 @@ ROW = {
     "fragment": 0, "row": 0, "source": "a", "reason": "", "reading": "{}", "prompt_words": 10,
     "better_words": 20.0, "worse_words": 5.0, "language": "en", "longer_won": 1.0,
     "longer_of": 1.0, "first_won": 0.0, "first_of": 0.0, "answers_won": 0.0, "answers_of": 0.0,
-    "writers": [], "leaks": [],
+    "writers": [], "leaks": [], "content": 0,
 }  # fmt: skip
 
 
@@ -68,8 +70,36 @@ def test_names_beyond_the_limit_are_counted_together(monkeypatch):
 
 
 def test_the_writer_that_wins_more_often_predicts_the_rest():
-    pairs = {("gpt", "llama"): 8, ("llama", "gpt"): 2, ("gpt", "gpt"): 5}
-    found = describe_writers(pairs)
-    assert (found["share"], found["pairs"]) == (0.8, 10)
+    pairs = Counter({("gpt", "llama"): 8, ("llama", "gpt"): 2, ("gpt", "gpt"): 5})
+    found = describe_writers(pairs, pairs)
+    assert (found["share"], found["pairs"]) == (0.8, 20)
     assert found["by_writer"]["llama"]["share"] == 0.2
-    assert describe_writers({})["share"] is None
+    assert describe_writers(Counter(), Counter())["share"] is None
+
+
+def test_writers_that_win_at_random_or_are_seen_once_predict_nothing():
+    rng = np.random.default_rng(0)
+    names = [f"writer{i}" for i in range(400)]
+    shares = []
+    for _ in range(20):
+        halves = [
+            Counter((names[a], names[b]) for a, b in rng.integers(0, 400, (500, 2)))
+            for _ in range(2)
+        ]
+        shares.append(describe_writers(*halves)["share"])
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
+    once = [
+        Counter((f"{half} better {i}", f"{half} worse {i}") for i in range(500))
+        for half in range(2)
+    ]
+    assert describe_writers(*once)["pairs"] == 0
+
+
+def test_writers_of_equal_rows_are_in_one_half_and_those_beyond_the_limit_are_told(monkeypatch):
+    monkeypatch.setattr(tally, "MOST_WRITER_PAIRS", 1)
+    counts = Tally()
+    counts.add(table(*[{"writers": ["a", "b"], "content": 2}] * 3, {"writers": ["c", "d"]}))
+    found = counts.to_json()["writers"]
+    assert (found["pairs"], found["pairs_beyond_names"]) == (0, 1)
+    counts.add(table({"writers": ["a", "b"], "content": 1}))
+    assert counts.to_json()["writers"]["pairs"] == 4

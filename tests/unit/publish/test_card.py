@@ -4,10 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from audit_report import REPORT
 from huggingface_hub import ModelCard
 from made_run import make_run
 from scored import ranked, scored
 
+from rm_ray.audit.run_summary import summarize_audit
 from rm_ray.config.sections.objective import ObjectiveConfig
 from rm_ray.evaluation.reports.group_report import group_report
 from rm_ray.evaluation.scored_groups import ScoredGroups
@@ -229,8 +231,24 @@ def test_the_card_names_the_sources_of_named_sets(facts, tmp_path):
 
 
 def test_the_card_has_what_an_audit_of_the_training_rows_found(facts, tmp_path):
-    audit = {"rows": 26, "findings": {"duplicates": 0, "mislabelled": 3}}
+    audit = summarize_audit(REPORT)
     text = write(facts, tmp_path / "audited", audit=audit).text
-    assert "An audit of 26 rows of the training sources found these" in text
-    assert "| duplicates | 0 |\n| mislabelled | 3 |\n\n## Training" in text
+    assert "An audit of 98 rows of the training sources, before any were excluded" in text
+    assert "| duplicates | 5 |\n\nThe prompts of bench (30 rows) were looked for.\n" in text
+    assert "Languages: en 89.8%, de 10.2%.\n" in text
+    assert "| the longer response is better | 0.600 | 0.500 to 0.700 | 90 |\n\n## Train" in text
+    assert "mislabelled" not in text
     assert "audit" not in write(facts, tmp_path / "card").text
+
+
+def test_a_card_says_that_no_evaluation_set_was_looked_for(facts, tmp_path):
+    audit = summarize_audit({**REPORT, "evaluation_sets": {}})
+    text = write(facts, tmp_path / "card", audit=audit).text
+    assert "| duplicates | 5 |\n\nPrompts of evaluation sets were not looked for.\n" in text
+
+
+def test_a_card_takes_a_summary_that_has_only_counts(facts, tmp_path):
+    older = {"rows": 26, "findings": {"duplicates": 0, "mislabelled": 3}}
+    text = write(facts, tmp_path / "older", audit=older).text
+    assert "| duplicates | 0 |\n| mislabelled | 3 |\n\n## Training" in text
+    assert "at most a share that the auditor chose:" in text

@@ -9,8 +9,9 @@ from rm_ray.audit.contamination.evaluation_sets import (
     EvaluationPrompt,
     EvaluationSets,
     Leak,
+    Turn,
 )
-from rm_ray.audit.text.words import hash_words
+from rm_ray.audit.text.words import hash_words, split_words
 
 WORDS = [f"w{i}" for i in range(30)]
 ASKED = EvaluationPrompt(name="bench", row=4, key=b"asked", text=" ".join(WORDS))
@@ -18,7 +19,7 @@ SETS = EvaluationSets([ASKED])
 
 
 def find(words: list[str], key: bytes = b"other", sets: EvaluationSets = SETS) -> list[Leak]:
-    return sets.find(key, hash_words(words))
+    return sets.find(key, [], hash_words(words))
 
 
 def leak(how: str, covered: float, **about: Any) -> Leak:
@@ -65,6 +66,38 @@ def test_phrases_of_many_prompts_are_no_leak():
     ]
     assert find(WORDS, sets=EvaluationSets(prompts)) == []
     assert len(find(WORDS, sets=EvaluationSets(prompts[1:]))) == 1
+
+
+SHORT = EvaluationPrompt(name="bench", row=2, key=b"short", text="How can I kill a Python process?")
+
+
+@pytest.mark.parametrize(
+    ("turns", "is_leak"),
+    [
+        (["user: how can i kill a python process"], True),
+        (["user: How can I kill", "user: a Python process?"], True),  # in all the same words
+        (["user: Hello!", "assistant: Yes?", "user: How can I kill a Python process"], True),
+        (["user: How can I kill a Python process?", "assistant: So.", "user: Thanks"], True),
+        (["user: Hello!", "assistant: How can I kill a Python process?", "user: So."], False),
+        (["user: How can I kill a Python"], False),
+        ([], False),
+    ],
+)
+def test_a_short_prompt_is_found_by_its_words_in_any_turn_of_the_user(turns, is_leak):
+    split = [each.split(": ", 1) for each in turns]
+    asked = [Turn(role=role, words=hash_words(split_words(text))) for role, text in split]
+    found = EvaluationSets([SHORT]).find(b"other", asked, hash_words([]))
+    assert found == ([leak("prompt", 1.0, row=2)] if is_leak else [])
+
+
+def test_a_phrase_of_a_longer_conversation_is_no_prompt():
+    phrase = EvaluationPrompt(name="bench", row=1, key=b"go", text="Please go on!")
+    none = EvaluationPrompt(name="bench", row=2, key=b"?", text="?")
+    on, other = (Turn(role="user", words=hash_words(each)) for each in (["please", "go", "on"], []))
+    sets = EvaluationSets([phrase, none])
+    assert len(sets.find(b"other", [on], hash_words([]))) == 1
+    assert sets.find(b"other", [on, on], hash_words([])) == []
+    assert sets.find(b"other", [other], hash_words([])) == []
 
 
 def test_no_sets_find_nothing():

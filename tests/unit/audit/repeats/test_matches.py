@@ -6,8 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rm_ray.audit.repeats import matches
 from rm_ray.audit.repeats.matches import (
     KEYED,
+    MATCH,
     SKETCHED,
     find_contradictions,
     find_duplicates,
@@ -67,20 +69,29 @@ def sketches(*rows: tuple[int, int, int]) -> np.ndarray:
 def test_near_duplicates_resemble_an_earlier_row_in_both_prompt_and_responses():
     found = sketches((1, 0, 0), (2, 0, 0), (3, 1, 0), (4, 0, 1), (5, 1, 0), (1, 0, 0))
     records = keyed([(7, i) for i in range(6)])
-    matches = find_near_duplicates(records, found, 0.8)
+    near, left = find_near_duplicates(records, found, 0.8)
     # Row 5 has the content of row 0, and so it is a duplicate; row 3 has another prompt.
-    assert listed(matches) == [(11, 10), (14, 12)]
-    assert matches["score"].tolist() == [1.0, 1.0]
+    assert listed(near) == [(11, 10), (14, 12)]
+    assert near["score"].tolist() == [1.0, 1.0]
+    assert len(left) == 0
 
 
 def test_rows_without_a_common_key_are_not_compared():
     found = sketches((1, 0, 0), (2, 0, 0))
-    assert len(find_near_duplicates(keyed([(7, 0), (8, 1)]), found, 0.8)) == 0
+    near, left = find_near_duplicates(keyed([(7, 0), (8, 1)]), found, 0.8)
+    assert len(near) == len(left) == 0
+
+
+def test_records_beyond_the_most_compared_are_given_back(monkeypatch):
+    monkeypatch.setattr(matches, "MOST_COMPARED", 1)
+    monkeypatch.setattr(matches, "AT_ONCE", 2)
+    found = sketches((1, 0, 0), (2, 1, 0), (3, 2, 0), (4, 0, 0), (5, 1, 0))
+    near, left = find_near_duplicates(keyed([(7, i) for i in range(5)]), found, 0.8)
+    assert listed(near) == [(13, 10)]
+    assert left["place"].tolist() == [11, 12, 14]
 
 
 def test_the_best_match_of_each_row_is_kept_in_order():
-    from rm_ray.audit.repeats.matches import MATCH
-
-    matches = np.array([(5, 1, 0.8), (3, 2, 0.9), (5, 4, 0.9), (5, 2, 0.9)], dtype=MATCH)
-    assert listed(keep_best(matches)) == [(3, 2), (5, 2)]
-    assert len(keep_best(matches[:0])) == 0
+    found = np.array([(5, 1, 0.8), (3, 2, 0.9), (5, 4, 0.9), (5, 2, 0.9)], dtype=MATCH)
+    assert listed(keep_best(found)) == [(3, 2), (5, 2)]
+    assert len(keep_best(found[:0])) == 0
