@@ -67,7 +67,7 @@ class Server:
             value = getattr(self, name)
             require(0 < value < math.inf, name, value, "positive and finite")
         cache = self.prefix_cache_gib
-        require(0 <= cache < math.inf, "prefix_cache_gib", cache, "0 or more, and finite")
+        require(0 <= cache <= 2**20, "prefix_cache_gib", cache, f"from 0 to {2**20}")
         require(self.max_body_bytes > 0, "max_body_mib", self.max_body_mib, "at least one byte")
         require(0 <= self.drain_s < math.inf, "drain_s", self.drain_s, "0 or more, and finite")
 

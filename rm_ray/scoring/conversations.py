@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -166,4 +167,7 @@ def _build(
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    """Return a subset or an id, which may be a number, as text."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, sort_keys=True)

@@ -66,7 +66,8 @@ class PrefixCache:
         own[lengths.starts] -= num_cached
         computed = ragged_arange(starts, own)
         in_tail = np.ones(len(groups.tokens), dtype=bool)
-        in_tail[ragged_arange(groups.own_starts[lengths.starts], lengths.prefix)] = False
+        shared = np.where(lengths.num_responses > 1, lengths.prefix, 0)
+        in_tail[ragged_arange(groups.own_starts[lengths.starts], shared)] = False
         first_kept = np.argsort(in_tail[computed], kind="stable")
         slots = tree.allocate(len(computed))
         kept = np.sort(first_kept[: len(slots)])

@@ -71,7 +71,8 @@ class PrefixTree:
 
     def release(self, slots: np.ndarray) -> None:
         """Give back slots that were allocated and not inserted."""
-        self._free = np.concatenate([self._free, slots])
+        if len(slots):
+            self._free = np.concatenate([self._free, slots])
 
     def insert(self, ids: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """Keep a sequence whose tokens are in these slots; both are ``[tokens]``.
@@ -126,7 +127,9 @@ class PrefixTree:
             used=node.used,
         )
         parent.children[int(node.ids[0])] = first
-        node.ids, node.slots, node.parent = node.ids[length:], node.slots[length:], first
+        # Copies: a view would keep all that the node had before.
+        node.ids, node.slots = node.ids[length:].copy(), node.slots[length:].copy()
+        node.parent = first
         first.children[int(node.ids[0])] = node
         return first
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rm_ray.data.cache.group_tokens import shared_prefix_of_arrays
 from rm_ray.errors import first_line
 from rm_ray.serving.batches import next_batch
 from rm_ray.serving.metrics import BatchMetrics
@@ -42,6 +43,11 @@ class _Pending:
     request: _Request
     position: int
     ids: np.ndarray
+
+
+def _halves(requests: list[_Request]) -> list[set[_Request]]:
+    middle = len(requests) // 2
+    return [{*half} for half in (requests[:middle], requests[middle:]) if half]
 
 
 @dataclass(kw_only=True)
@@ -156,17 +162,22 @@ class Batcher:
             taken = {id(each) for group in groups for each in group}
             self._pending = deque(each for each in self._pending if id(each) not in taken)
             await self._run(model, groups)
+            await asyncio.sleep(0)  # let requests that failed drop the rest of their conversations
 
     async def _run(self, model: ServedModels, groups: list[list[_Pending]]) -> None:
         """Run one forward pass of each model and hand out its rewards.
 
-        If it fails, each request gets a pass of its own, so that only the one at fault fails; and
-        so do those whose rewards are not finite, which others in the pass may have caused.
+        If it fails, its requests are computed again in two halves, until only the one at fault
+        fails; and so are those whose rewards are not finite, which others may have caused.
         """
         batch = [each for group in groups for each in group]
+        if not batch:
+            return
         requests = dict.fromkeys(each.request for each in batch)
-        cached = [model.num_cached(group[0].ids) for group in groups]
         prompts = [[each.ids for each in group] for group in groups]
+        cached = [
+            min(model.num_cached(prompt[0]), shared_prefix_of_arrays(prompt)) for prompt in prompts
+        ]
         began, loop = time.monotonic(), asyncio.get_running_loop()
         try:
             rewards = await loop.run_in_executor(self._thread, model.score, prompts)
@@ -186,9 +197,16 @@ class Batcher:
             again = dict.fromkeys(broken) if len(requests) > 1 else {}
             self._hand_out(batch, rewards, but=again)
             self._finish(groups, cached, seconds, but=again)
-        for request in again:
-            own = ([each for each in group if each.request is request] for group in groups)
-            await self._run(model, [group for group in own if group])
+        for half in _halves([*again]):
+            own = ([each for each in group if each.request in half] for group in groups)
+            await self._run(model, self._without_answered([group for group in own if group]))
+
+    def _without_answered(self, groups: list[list[_Pending]]) -> list[list[_Pending]]:
+        """Leave out requests that have failed or been given up since they were taken."""
+        gone = [each for group in groups for each in group if each.request.done.done()]
+        self._count(-sum(len(each.ids) for each in gone))
+        left = ([each for each in group if not each.request.done.done()] for group in groups)
+        return [group for group in left if group]
 
     def _finish(
         self,

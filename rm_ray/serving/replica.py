@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -131,12 +133,20 @@ def require_memory(cache_bytes: int, device: torch.device) -> None:
     if device.type == "cuda":
         place, total = "GPU", torch.cuda.mem_get_info(device)[1]
     else:
-        place, total = "machine", psutil.virtual_memory().total
+        place, total = "machine", min(psutil.virtual_memory().total, container_limit())
     if cache_bytes > total:
         raise InputError(
             f"--prefix_cache_gib {cache_bytes / 2**30:g} is more than the memory of the {place}, "
             f"{total / 2**30:.1f} GiB; each replica takes so much beside its model"
         )
+
+
+def container_limit(file: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
+    """Return the bytes that a container may use; infinite outside of one."""
+    try:
+        return float(file.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return math.inf
 
 
 def current_version(model: ScoringModel) -> ModelVersion:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,15 +62,16 @@ class ServedModel:
             architecture = load_architecture(name)
             statistics = find_statistics(name, model.rewards, shown=model.model)
             max_length = find_max_length(architecture, model)
-            scorer = Scorer.load(
-                place,
-                revision=version.revision,
-                dtype=model.dtype,
-                device=device,
-                tokens_per_forward=model.tokens_per_pass(use_gpu=device.type == "cuda"),
-                cache_bytes=cache_bytes,
-            )
-        _try(scorer, version.name)
+            with _fitting(version.name, cache_bytes):
+                scorer = Scorer.load(
+                    place,
+                    revision=version.revision,
+                    dtype=model.dtype,
+                    device=device,
+                    tokens_per_forward=model.tokens_per_pass(use_gpu=device.type == "cuda"),
+                    cache_bytes=cache_bytes,
+                )
+                _try(scorer, version.name)
         return cls(
             name=version.name,
             scorer=scorer,
@@ -128,19 +130,30 @@ class ServedModel:
         return found
 
 
+@contextmanager
+def _fitting(name: str, cache_bytes: int) -> Iterator[None]:
+    """Turn too little memory of a GPU into what to do.
+
+    Raises:
+        InputError: there is too little.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = "; lower --prefix_cache_gib, or take" if cache_bytes else "; take"
+        raise InputError(
+            f"--model '{name}' does not fit into the GPU's memory{advice} a smaller dtype or a "
+            f"larger GPU: {first_line(error)}"
+        ) from None
+
+
 def _try(scorer: Scorer, name: str) -> None:
     """Score two tokens; on a GPU, the cache takes all its memory for them.
 
     Raises:
-        InputError: there is too little memory, or the reward is not finite.
+        InputError: the reward is not finite.
     """
-    try:
-        (rewards,) = scorer.score([[[0, 0]]])
-    except torch.OutOfMemoryError as error:
-        advice = "" if scorer.cache is None else "; lower --prefix_cache_gib"
-        raise InputError(
-            f"--model '{name}' does not fit into the GPU's memory{advice}: {first_line(error)}"
-        ) from None
+    (rewards,) = scorer.score([[[0, 0]]])
     if not np.isfinite(rewards).all():
         raise InputError(
             f"--model '{name}' gives rewards that are not finite; its weights are broken, or its "

@@ -165,11 +165,13 @@ def _read_status() -> str:
 
 
 def find_refusal(error: RuntimeError, status: str = "") -> InputError | TrainingError:
-    """Return why the application does not start: what a replica refuses, or Serve's own reason."""
+    """Return why the application does not start: what a replica refuses, or how it fails."""
     refused = re.findall(r"rm_ray\.errors\.InputError: (.+)", f"{error}\n{status}")
     if refused:
         return InputError(refused[-1])
-    return TrainingError(f"the server does not start: {error}")
+    said = [line.strip() for line in status.splitlines() if line.strip()]
+    replica = f" The replica says: {said[-1]}" if said else ""
+    return TrainingError(f"the server does not start: {error}{replica}")
 
 
 def require_free_port(server: Server) -> None:

@@ -102,8 +102,18 @@ BENCHMARKS = {
     ),
     "token-cache-memory": Benchmark(
         title="Memory of the token cache build",
-        command=("token_cache_memory.py",),
+        command=("streaming_memory.py",),
         quick=(*ONE_RUN, "--rows", "500"),
+    ),
+    "audit-memory": Benchmark(
+        title="Memory of an audit",
+        command=("streaming_memory.py", "--work", "audit", "--runs", "1"),
+        quick=("--rows", "500"),
+    ),
+    "mislabelled": Benchmark(
+        title="Flipped labels among the most suspect",
+        command=("mislabelled.py",),
+        quick=("--seeds", "1", "--visits", "600", "--epochs", "3", "--sets", "builtin"),
     ),
     "long": Benchmark(
         title="Long conversations: attention over a pair, the plan of many",
@@ -125,6 +135,11 @@ BENCHMARKS = {
         title="Adapters and parts of a model beside all of it",
         command=("adapters.py",),
         quick=(*ONE_RUN, "--steps", "4", "--pairs-per-step", "8"),
+    ),
+    "serving": Benchmark(
+        title="The reward server beside plain ones",
+        command=("serving.py",),
+        quick=(*ONE_RUN, *SMALL, "--rewards", "32", "--clients", "4"),
     ),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from typing import Any
 from machine import ROOT, describe_machine
 from ray_overhead import train_with_ray, wait_share
 from report import Spread, goal, markdown_table, print_report
-from token_cache_memory import write_rows
+from streaming_memory import write_rows
 
 sys.path.insert(0, str(ROOT))
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 from outcomes import result
-from pages import TUTORIAL, read_blocks
+from pages import ROOT, TUTORIAL, read_blocks
 from walks import MARKS, walking
 
 pytestmark = MARKS
+
+NOISE = 0.02
+"""Between an accuracy on the page and on another machine."""
 
 MOST = 0.6
 """Least share of the wrong labels that are suspected, and of the suspected ones that are wrong."""
@@ -54,6 +57,28 @@ def test_the_labels_that_it_suspects_are_wrong(walk: tuple[Path, str]) -> None:
         each["reason"]: each["rows"] for each in result(home / "rm_ray" / "second")["refused"]
     }
     assert excluded == {"excluded": len(suspects)}
+
+
+def test_what_it_prints_is_what_the_page_shows(walk: tuple[Path, str]) -> None:
+    home, printed = walk
+    audited, _ = read_blocks(TUTORIAL, "")
+    for line in audited.script.splitlines():
+        assert line.strip() in printed
+    page = (ROOT / TUTORIAL).read_text()
+    rises = re.search(r"accuracy rises from (0\.\d+) to (0\.\d+)", page)
+    assert rises is not None
+    for name, shown in zip(("first", "second"), rises.groups(), strict=True):
+        measured = result(home / "rm_ray" / name)["metrics"]["eval/rm/accuracy"]
+        assert measured == pytest.approx(float(shown), abs=NOISE)
+
+
+def test_the_card_sums_up_the_audit_that_the_excluded_rows_are_from(walk: tuple[Path, str]) -> None:
+    home, _ = walk
+    report = json.loads((home / "rm_ray" / "audit" / "report.json").read_text())
+    for name in ("first", "second"):
+        summary = json.loads((home / "rm_ray" / name / "audit.json").read_text())
+        assert summary["rows"] == report["rows_read"] == 6_000
+        assert summary["findings"]["mislabelled"] == 1_200
 
 
 def test_the_model_is_published_and_answers(walk: tuple[Path, str]) -> None:

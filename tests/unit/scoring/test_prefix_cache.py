@@ -152,6 +152,13 @@ def test_of_a_pass_beyond_the_room_prompts_are_kept_before_responses(model):
         assert small.cache._tree.num_free == 0
 
 
+def test_a_lone_conversation_is_no_shared_prefix(model):
+    small = scorer(model, cache=PrefixCache(24))
+    lone, pair = PROMPTS[1][:20], [[*PROMPTS[0][:20], i] for i in (5, 6)]
+    small.score([[lone], pair])
+    assert small.num_cached(np.array(pair[0])) == 20
+
+
 def test_cached_tokens_count_for_a_part_so_that_their_keys_fit(model, monkeypatch):
     cached, computed = scorer(model, cache=PrefixCache(1_000)), widths(model, monkeypatch)
     cached.score([[prompt] for prompt in PROMPTS])

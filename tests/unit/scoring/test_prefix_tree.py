@@ -64,6 +64,19 @@ def test_a_sequence_that_grows_by_a_token_stays_one_node():
     assert counts(tree, "abcdefghij", "abcx") == [10, 3]
 
 
+def test_the_shorter_of_a_kept_sequence_keep_no_memory_of_the_longer():
+    tree = PrefixTree(1_000)
+    whole = np.arange(400, dtype=np.int32)
+    for length in range(400, 0, -1):
+        tree.begin_pass()
+        found = tree.take(whole[:length])
+        tree.insert(whole[:length], np.concatenate([found, tree.allocate(length - len(found))]))
+    arrays = [array for node in tree._nodes() for array in (node.ids, node.slots)]
+    assert sum(array.nbytes if array.base is None else array.base.nbytes for array in arrays) == (
+        400 * (4 + 8)
+    )
+
+
 def test_a_sequence_kept_already_takes_no_slots():
     tree = PrefixTree(9)
     keep(tree, "abc")

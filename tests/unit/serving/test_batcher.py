@@ -231,12 +231,13 @@ def test_of_requests_that_are_computed_together_only_the_one_at_fault_fails(mode
     assert not is_broken
 
 
-def test_a_conversation_without_a_finite_reward_spoils_no_other(exported, plain):
+@pytest.mark.parametrize("order", [(99, 40, 41), (40, 99, 41), (40, 41, 99)])
+def test_a_conversation_without_a_finite_reward_spoils_no_other(exported, plain, order):
     model = load(exported, cache_bytes=2**20)
     with torch.no_grad():
         model.members[0].scorer.model.classifier.get_input_embeddings().weight[99] = float("inf")
     prompt = [*range(10, 30)]
-    asked = [[*prompt, 99], [*prompt, 40], [*prompt, 41]]  # the first has the prompt in its branch
+    asked = [[*prompt, last] for last in order]  # the first has the prompt in its branch
 
     async def ask():
         batcher = make_batcher()
@@ -246,11 +247,77 @@ def test_a_conversation_without_a_finite_reward_spoils_no_other(exported, plain)
         batcher.refuse_overload(10_000)  # nothing is counted as pending
         return [*found, later], batcher.metrics.num_rewards
 
-    (broken, second, third, later), num_rewards = asyncio.run(ask())
-    assert isinstance(broken, RefusedError)
+    found, num_rewards = asyncio.run(ask())
     assert num_rewards == 4
-    for found, last in ((second, 40), (third, 41), (later, 42)):
-        assert found == pytest.approx([reward(plain, [*prompt, last])], abs=1e-5)
+    for each, last in zip(found, (*order, 42), strict=True):
+        if last == 99:
+            assert isinstance(each, RefusedError)
+        else:
+            assert each == pytest.approx([reward(plain, [*prompt, last])], abs=1e-5)
+
+
+class Faulty:
+    """A model whose passes are recorded, and that fails for, or spoils, some conversations."""
+
+    def __init__(self, *, fails: int = -1, spoils: int = -1) -> None:
+        self.members = [self]
+        self.fails, self.spoils = fails, spoils
+        self.passes: list[list[int]] = []
+
+    def num_cached(self, ids: np.ndarray) -> int:
+        return 0
+
+    def score(self, prompts: list[list[np.ndarray]]) -> np.ndarray:
+        lasts = [int(ids[-1]) for prompt in prompts for ids in prompt]
+        self.passes.append(lasts)
+        if self.fails in lasts:
+            raise RuntimeError("the device broke")
+        rewards = np.array([lasts], dtype=np.float32)
+        rewards[:, np.array(lasts) == self.spoils] = np.nan
+        return rewards
+
+
+def ask_each(model: Faulty, lasts: list[int]) -> tuple[list[object], Batcher]:
+    async def ask():
+        batcher = make_batcher(tokens_per_forward=200)
+        jobs = (batcher.score(model, arrays([1, 2, last])) for last in lasts)
+        found = await asyncio.gather(*jobs, return_exceptions=True)
+        batcher.refuse_overload(10_000)  # nothing is counted as pending
+        return found, batcher
+
+    return asyncio.run(ask())
+
+
+def test_the_request_at_fault_is_found_by_halves():
+    model = Faulty(fails=77)
+    found, batcher = ask_each(model, [*range(50, 114)])
+    assert [i for i, each in enumerate(found) if isinstance(each, RefusedError)] == [27]
+    assert len(model.passes) == 1 + 2 * 6
+    assert batcher.metrics.num_rewards == 63
+
+
+def test_what_is_finite_beside_a_reward_that_is_not_is_handed_out_at_once():
+    model = Faulty(spoils=77)
+    found, batcher = ask_each(model, [*range(50, 114)])
+    assert [i for i, each in enumerate(found) if isinstance(each, RefusedError)] == [27]
+    assert [len(each) for each in model.passes] == [64, 1]
+    assert batcher.metrics.num_rewards == 64
+
+
+def test_a_request_that_failed_costs_no_further_pass_and_leaves_the_batcher_sound():
+    model = Faulty(fails=77)
+
+    async def ask():
+        batcher = make_batcher(tokens_per_forward=3)
+        request = batcher.score(model, arrays(*([1, 2, 77] for _ in range(5))))
+        (found,) = await asyncio.gather(request, return_exceptions=True)
+        batcher.refuse_overload(10_000)  # nothing is counted as pending
+        return found, batcher.is_broken
+
+    found, is_broken = asyncio.run(ask())
+    assert isinstance(found, RefusedError)
+    assert len(model.passes) == 1
+    assert not is_broken
 
 
 def test_a_request_that_is_answered_costs_no_look_at_the_others(model, monkeypatch):

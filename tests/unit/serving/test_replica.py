@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rm_ray.scoring.conversations import parse_conversations
 from rm_ray.scoring.ensemble import JointRow, join_row
 from rm_ray.serving.question import Question, Rewards
 from rm_ray.serving.refusal import Refusal
-from rm_ray.serving.replica import Replica
+from rm_ray.serving.replica import Replica, container_limit
 from rm_ray.serving.served_model import NUM_ANCHORS
 from rm_ray.serving.web import Web
 
@@ -36,11 +37,19 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("gib", [1e6, 1e12])
+@pytest.mark.parametrize("gib", [1e5, 1e6])
 def test_a_cache_larger_than_the_memory_is_refused(exported, threads, gib):
     model, server = ScoringModels(model=(str(exported),)), Server(prefix_cache_gib=gib)
-    with pytest.raises(InputError, match=r"--prefix_cache_gib 1e\+.* is more than the memory of"):
+    with pytest.raises(InputError, match=r"--prefix_cache_gib 1.* is more than the memory of"):
         Replica(model, server, name="r1", use_gpu=False)
+
+
+def test_a_container_has_the_memory_that_it_is_allowed(tmp_path):
+    limit = tmp_path / "memory.max"
+    assert container_limit(limit) == math.inf
+    for text, expected in (("max\n", math.inf), ("1073741824\n", 2**30)):
+        limit.write_text(text)
+        assert container_limit(limit) == expected
 
 
 def test_it_answers_and_reports(exported, threads):

@@ -70,16 +70,17 @@ def test_weights_that_give_no_finite_reward_are_refused(exported, tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("where", ["scoring.scorer.Scorer.score", "scoring.scorer.RewardModel.to"])
 @pytest.mark.parametrize(
-    ("cache_bytes", "advice"), [(0, "memory: CUDA"), (2**20, "memory; lower --prefix_cache_gib: C")]
+    ("cache_bytes", "advice"), [(0, "memory; take a"), (2**20, "memory; lower --prefix_cache_gib")]
 )
 def test_a_gpu_that_is_too_small_is_said_with_what_to_do(
-    exported, monkeypatch, cache_bytes, advice
+    exported, monkeypatch, cache_bytes, advice, where
 ):
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
 
-    monkeypatch.setattr("rm_ray.scoring.scorer.Scorer.score", fail)
+    monkeypatch.setattr(f"rm_ray.{where}", fail)
     options = ScoringModel(model=str(exported))
     with pytest.raises(InputError, match=f"does not fit into the GPU's {advice}"):
         ServedModel.load(current_version(options), options, device=CPU, cache_bytes=cache_bytes)

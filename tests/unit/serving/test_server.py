@@ -1,5 +1,6 @@
 import shutil
 import socket
+from types import SimpleNamespace
 
 import pytest
 from made_run import make_run
@@ -9,6 +10,7 @@ from servers import free_ports
 from rm_ray.config.scoring import ScoringModels
 from rm_ray.config.serving import Server
 from rm_ray.errors import InputError, TrainingError
+from rm_ray.serving import server
 from rm_ray.serving.server import (
     RunningServer,
     check_models,
@@ -53,9 +55,28 @@ def test_the_refusal_of_a_replica_is_found_in_the_status_if_serve_does_not_raise
 
 
 def test_another_failure_to_start_is_no_input_of_the_user():
-    found = find_refusal(RuntimeError("no GPU"))
+    found = find_refusal(RuntimeError("no GPU"), "Traceback:\n  line\nMemoryError: no room\n\n")
     assert isinstance(found, TrainingError)
-    assert "no GPU" in str(found)
+    assert str(found).endswith("no GPU The replica says: MemoryError: no room")
+    assert str(find_refusal(RuntimeError("no GPU"))).endswith("no GPU")
+
+
+def test_what_serve_says_of_a_replica_reaches_the_user(monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to update the deployments ['RewardModel'].")
+
+    refusal = "rm_ray.errors.InputError: --prefix_cache_gib 100 is more"
+    status = SimpleNamespace(
+        applications={
+            server.APP: SimpleNamespace(
+                deployments={"RewardModel": SimpleNamespace(message=f"It failed:\n{refusal}\n")}
+            )
+        }
+    )
+    monkeypatch.setattr(serve, "run", fail)
+    monkeypatch.setattr(serve, "status", lambda: status)
+    with pytest.raises(InputError, match=r"^--prefix_cache_gib 100 is more$"):
+        server._run(None)
 
 
 def test_models_that_judge_together_are_checked_before_ray_starts(exported, tmp_path):

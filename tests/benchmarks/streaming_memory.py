@@ -1,9 +1,10 @@
-"""Peak memory of the token cache build on N and on 10 N rows: it should not grow with them.
+"""Peak memory of what streams rows, on N and on 10 N of them: it should not grow with them.
 
-Each build runs in a process and a local Ray of its own, in turn. Memory is the unique set size of
-the driver and all Ray processes together, beside the object store, whose size is fixed.
+That is the build of the token cache, or an audit. Each runs in a process and a local Ray of its
+own, in turn. Memory is the unique set size of the driver and all Ray processes together, beside the
+object store, whose size is fixed.
 
-    python tests/benchmarks/token_cache_memory.py [--rows 20000] [--runs 3]
+    python tests/benchmarks/streaming_memory.py [--work audit] [--rows 20000] [--runs 3]
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -28,12 +30,13 @@ OBJECT_STORE_BYTES = 256 * 2**20
 def main() -> None:
     """Run the builds in turn and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", choices=[*WORKS], default="cache")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        print(json.dumps(build(options.one)))
+        print(json.dumps(measure(WORKS[options.work], options.one)))
         return
     counts = (options.rows, 10 * options.rows)
     measured: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
@@ -41,10 +44,11 @@ def main() -> None:
         files = {count: write_rows(Path(folder) / f"{count}.jsonl", count) for count in counts}
         for _ in range(options.runs):
             for count in counts:
-                command = [sys.executable, __file__, "--one", str(files[count])]
+                command = [sys.executable, __file__, "--work", options.work]
+                command += ["--one", str(files[count])]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 measured[count].append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"{describe_machine()}; medians of {options.runs} runs\n")
+    print(f"{describe_machine()}; {options.work}, medians of {options.runs} runs\n")
     print(
         "| rows | file MB | peak MB, driver | peak MB, all processes | object store MB | rows/s |"
     )
@@ -67,16 +71,41 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
-def build(source: Path) -> dict[str, float]:
-    """Build one cache and return what it took."""
-    import ray
-
-    from rm_ray.cluster.ray_cluster import ray_cluster
-    from rm_ray.config.sections.cluster import ClusterConfig
+def build_cache(source: Path, folder: Path) -> int:
+    """Build one token cache; return the rows."""
     from rm_ray.config.sections.data import DataConfig
     from rm_ray.data.cache.cache_build import build_token_cache
     from rm_ray.data.tokens.tokenizer import load_tokenizer
     from rm_ray.storage import Storage
+
+    cache = build_token_cache(
+        [str(source)], DataConfig(), load_tokenizer("builtin"), seed=0,
+        storage=Storage.open(str(folder)),
+    )  # fmt: skip
+    return cache.num_groups + cache.num_refused
+
+
+def audit(source: Path, folder: Path) -> int:
+    """Audit the rows against an evaluation set; return how many there are."""
+    from rm_ray.audit.audit import audit_data, open_sources
+    from rm_ray.config.sections.data import DataConfig
+    from rm_ray.storage import Storage
+
+    output = Storage.open(str(folder))
+    against = {"bench": ["builtin:test"]}
+    opened = open_sources([str(source)], against, DataConfig(), output, seed=0)
+    return audit_data(opened, output, similarity=0.8).tally.rows
+
+
+WORKS: dict[str, Callable[[Path, Path], int]] = {"cache": build_cache, "audit": audit}
+
+
+def measure(work: Callable[[Path, Path], int], source: Path) -> dict[str, float]:
+    """Do the work and return what it took."""
+    import ray
+
+    from rm_ray.cluster.ray_cluster import ray_cluster
+    from rm_ray.config.sections.cluster import ClusterConfig
 
     ray.init(
         address="local",
@@ -91,15 +120,11 @@ def build(source: Path) -> dict[str, float]:
     with ray_cluster(ClusterConfig()), tempfile.TemporaryDirectory() as folder:
         watcher.start()
         started = time.monotonic()
-        cache = build_token_cache(
-            [str(source)], DataConfig(), load_tokenizer("builtin"), seed=0,
-            storage=Storage.open(folder),
-        )  # fmt: skip
+        rows = work(source, Path(folder))
         seconds = time.monotonic() - started
         done.set()
         watcher.join()
     ray.shutdown()
-    rows = cache.num_groups + cache.num_refused
     return {"file_mb": source.stat().st_size / 1e6, "rows_per_second": rows / seconds, **peak}
 
 
