@@ -104,6 +104,8 @@ class AuditSources:
     origins: tuple[str, ...]
     """Of the selections."""
     rules: ColumnRules
+    data_hash: str
+    """Of the rows, as in the record of a run on them."""
     sets: EvaluationSets
     exclusions: Exclusions
 
@@ -130,6 +132,7 @@ def open_sources(
         selections=selections,
         origins=origins,
         rules=config.rules,
+        data_hash=mixture.mixture_fingerprint(selections),
         sets=EvaluationSets(read_evaluation_prompts(against, config.rules, seed)),
         exclusions=Exclusions.read(config.exclude, origins),
     )
@@ -209,7 +212,7 @@ def _search(sources: AuditSources, folder: Storage, similarity: float, began: fl
         findings=tuple(written),
         readings=readings,
         sets=sets.rows,
-        data_hash=mixture.mixture_fingerprint(sources.selections),
+        data_hash=sources.data_hash,
         leaks=leaks.by_set,
         num_open=repeats.num_open,
         seconds=time.monotonic() - began,

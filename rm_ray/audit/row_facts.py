@@ -14,7 +14,7 @@ import pyarrow as pa
 from rm_ray.audit.baselines import RULES, credit_rules, find_writers
 from rm_ray.audit.contamination.evaluation_sets import EvaluationSets, Turn
 from rm_ray.audit.text.language import identify_language
-from rm_ray.audit.text.messages import leave_out_instructions, read_text
+from rm_ray.audit.text.messages import leave_out_instructions, read_all, read_text
 from rm_ray.audit.text.minhash import band, shingle, sign, sketch
 from rm_ray.audit.text.words import hash_bytes, hash_words, split_words
 from rm_ray.config.column_rules import ColumnRules
@@ -80,7 +80,7 @@ def read_block(
         words = _Words.of(group)
         rows.append(_describe(group, json.loads(text), reading, words, sets))
         shingles += [np.concatenate([shingle(each) for each in words.responses])]
-        shingles += [shingle(_join([turn.words for turn in words.turns]))]
+        shingles += [shingle(_join(words.asked))]
         read.append(number)
     _add_signatures(rows, read, shingles)
     found = {name: [row.get(name) for row in rows] for name in SCHEMA.names[2:]}
@@ -94,15 +94,12 @@ def _add_signatures(
     signatures = sign([np.unique(one) for one in shingles])
     responses, prompts = signatures[::2], signatures[1::2]
     has_words = np.array([len(one) > 0 for one in shingles], dtype=bool).reshape(-1, 2)
-    # Of rows without words in one of both, the other one counts twice.
-    bands = band(
-        np.where(has_words[:, 1:], prompts, responses),
-        np.where(has_words[:, :1], responses, prompts),
-    )
+    # Without words in the prompt, the responses count twice.
+    bands = band(np.where(has_words[:, 1:], prompts, responses), responses)
     sketches = sketch(signatures)
     for i, number in enumerate(read):
         rows[number] |= {
-            "bands": bands[i].tolist() if has_words[i].any() else [],
+            "bands": bands[i].tolist() if has_words[i, 0] else [],
             "responses_sketch": sketches[2 * i].tolist(),
             "prompt_sketch": sketches[2 * i + 1].tolist(),
         }
@@ -114,22 +111,19 @@ class _Words:
 
     prompt: Sequence[np.ndarray]
     """Of all turns of the prompt."""
-    turns: Sequence[Turn]
-    """Those that are no instructions."""
+    asked: Sequence[np.ndarray]
+    """Of those that are no instructions."""
     responses: Sequence[np.ndarray]
 
     @classmethod
     def of(cls, group: Group) -> _Words:
         prompt, responses = (
-            [hash_words(split_words(read_text(message))) for message in messages]
+            [hash_words(split_words(read_all(message))) for message in messages]
             for messages in (group.prompt, group.responses)
         )
-        turns = [
-            Turn(role=message["role"], words=words)
-            for message, words in zip(group.prompt, prompt, strict=True)
-            if message["role"] not in INSTRUCTIONS
-        ]
-        return cls(prompt=prompt, turns=turns, responses=responses)
+        both = zip(group.prompt, prompt, strict=True)
+        asked = [words for message, words in both if message["role"] not in INSTRUCTIONS]
+        return cls(prompt=prompt, asked=asked, responses=responses)
 
 
 def _join(words: Sequence[np.ndarray]) -> np.ndarray:
@@ -145,9 +139,10 @@ def _describe(
 ) -> dict[str, Any]:
     hashes = hash_group(group)
     credits = credit_rules(group, row, reading)
-    leaks = sets.find(hashes["prompt_hash"], words.turns, _join([*words.prompt, *words.responses]))
-    sizes = [len(each) for each in words.responses]
     asked = leave_out_instructions(group.prompt)
+    turns = [Turn(role=message["role"], text=read_text(message)) for message in asked]
+    leaks = sets.find(hashes["prompt_hash"], turns, _join([*words.prompt, *words.responses]))
+    sizes = [len(each) for each in words.responses]
     said = [read_text(message) for message in (*asked, *group.responses[:1])]
     return {
         "source": group.source,

@@ -41,6 +41,7 @@ def summarize_audit(report: Report) -> dict[str, Any]:
     languages = [*report["languages"].items()][:MOST_LANGUAGES]
     return {
         "rows": report["rows_read"],
+        "excluded": report["rows_refused"].get("excluded", 0),
         "findings": {kind: found["rows"] for kind, found in report["findings"].items()},
         "evaluation_sets": {name: each["rows"] for name, each in report["evaluation_sets"].items()},
         "rules": [{part: rule[part] for part in parts} for rule in rules if rule["pairs"]],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -11,6 +12,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
+from rm_ray.cluster.cores import Cores, own_cores
 from rm_ray.cluster.failures import explain
 from rm_ray.cluster.ray_cluster import count_fitting
 from rm_ray.config.sections.cluster import ClusterConfig
@@ -66,8 +68,9 @@ def fit(
         stop_request = StopRequest(beside.channel)
         watch = _watch(resolved, asked, attempt_handle, stop_request, beside)
         with evaluator(resolved, job, beside) as evaluating:
-            with attempt_handle.stoppable(stop_request), watch:
-                outcome = run_workers(build_trainer(resolved, job), watch, resolved.run_folder)
+            with attempt_handle.stoppable(stop_request), watch, cores_of(resolved) as cores:
+                trainer = build_trainer(resolved, replace(job, cores=cores))
+                outcome = run_workers(trainer, watch, resolved.run_folder)
             attempt_handle.tell({})  # no more heartbeats
             if "history" in outcome:  # the last step is trained
                 outcome = add_late_evaluations(outcome, job, evaluating, beside.channel)
@@ -75,6 +78,14 @@ def fit(
         beside.sender.end("KILLED")
         raise StoppedError(**outcome["stopped"])
     return TrainingOutcome(outcome=outcome, sender=beside.sender)
+
+
+def cores_of(resolved: ResolvedRun) -> AbstractContextManager[Cores | None]:
+    """Return the workers' own cores while they train, on a small machine without GPUs."""
+    cluster = resolved.config.cluster
+    if cluster.use_gpu:
+        return nullcontext()
+    return own_cores(cluster.num_workers, cluster.cpus_per_worker)
 
 
 def add_late_evaluations(

@@ -19,7 +19,7 @@ ADAPTER = "adapter"
 """The export for peft, if ``lora.export`` asks for one."""
 
 AUDIT = "audit.json"
-"""Counts of the last audit of the run's training rows, if it named the run as a model."""
+"""What an audit of the training rows found: one that named the run as a model, or one before it."""
 
 HISTORY = "history.jsonl"
 """Every metric so far: in each checkpoint, and in the folder of a finished run."""

@@ -182,9 +182,11 @@ class Batcher:
         try:
             rewards = await loop.run_in_executor(self._thread, model.score, prompts)
         except Exception as error:  # a bug or a broken device must not end the server
-            logger.exception("a forward pass failed")
             again = requests
-            if len(requests) == 1:
+            if len(requests) > 1:
+                logger.warning("a pass of %d requests failed: %s", len(requests), first_line(error))
+            else:
+                logger.exception("a forward pass failed")
                 again = {}
                 self._num_failures += 1
                 self._fail(batch, refuse(500, f"the model failed: {first_line(error)}"))

@@ -142,7 +142,7 @@ def require_memory(cache_bytes: int, device: torch.device) -> None:
 
 
 def container_limit(file: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
-    """Return the bytes that a container may use; infinite outside of one."""
+    """Return the bytes that a container may use, infinite outside of one (cgroup v2)."""
     try:
         return float(file.read_text())
     except (OSError, ValueError):  # no such file, or "max"

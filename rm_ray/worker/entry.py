@@ -49,6 +49,8 @@ def train_loop_per_worker(settings: dict[str, Any]) -> dict[str, Any]:
         # Imports for seconds, while the first steps load.
         from rm_ray.worker.loop import train_worker
 
+        if job.cores is not None:
+            job.cores.use(rank)
         with refusing_operations():
             return train_worker(job, found, steps, heartbeat, channel, context)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from rm_ray.batches.plan import Steps
+from rm_ray.cluster.cores import Cores
 from rm_ray.config.sections.batch import Layout
 from rm_ray.config.train_config import ResolvedConfig
 from rm_ray.runs.startup import Startup
@@ -38,6 +39,8 @@ class TrainJob:
     """Identifies pairs, seed and batch sizes; a checkpoint's must be equal."""
     layout: Layout
     startup: Startup
+    cores: Cores | None = None
+    """Of each worker, if they have some of their own."""
     channel: Any
     """The handle of the ``Channel`` actor."""
     run_key: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rm_ray.audit.text.words import hash_ngrams, hash_text, hash_words, split_words
+from rm_ray.audit.text.words import hash_ngrams, hash_words, plain_text, split_words
 
 LONG, SHORT = 13, 8
 """Words of the n-grams: 13 as in arXiv:2005.14165, appendix C; 8 as in arXiv:2411.15124."""
@@ -100,18 +100,17 @@ class Turn:
     """A turn of a prompt that is no instruction."""
 
     role: str
-    words: np.ndarray
-    """``[W]`` hashes."""
+    text: str
 
 
-def _texts(turns: Sequence[Turn]) -> Iterator[int]:
-    """Yield the hashes of what may be the prompt of an evaluation set."""
-    if len(asked := np.concatenate([np.empty(0, np.uint64), *(turn.words for turn in turns)])):
-        yield hash_text(asked)
+def _texts(turns: Sequence[Turn]) -> Iterator[str]:
+    """Yield the plain texts of what may be the prompt of an evaluation set."""
+    yield plain_text("\n".join(turn.text for turn in turns))
     if len(turns) > 1:
         for turn in turns:
-            if turn.role == "user" and len(turn.words) >= LEAST_WORDS:
-                yield hash_text(turn.words)
+            text = plain_text(turn.text) if turn.role == "user" else ""
+            if len(text.split()) >= LEAST_WORDS:
+                yield text
 
 
 class EvaluationSets:
@@ -128,10 +127,10 @@ class EvaluationSets:
         for number, each in enumerate(self._prompts):
             self._by_key.setdefault(each.key, []).append(number)
         words = [hash_words(split_words(each.text)) for each in self._prompts]
-        self._by_words: dict[int, list[int]] = {}
-        for number, one in enumerate(words):
-            if len(one):
-                self._by_words.setdefault(hash_text(one), []).append(number)
+        self._by_text: dict[str, list[int]] = {}
+        for number, each in enumerate(self._prompts):
+            if asked := plain_text(each.text):
+                self._by_text.setdefault(asked, []).append(number)
         self._lengths = np.array([len(one) for one in words], dtype=np.int64)
         self._long, self._short = _Ngrams.of(words, LONG), _Ngrams.of(words, SHORT)
 
@@ -139,14 +138,14 @@ class EvaluationSets:
         """Return the worst leak of each set in a row.
 
         The row has this ``prompt_hash``, its prompt has these turns, and in all it has these
-        hashed words. Its prompt is that of an evaluation set if they are equal, or if their words
-        are; instructions do not count, and any turn of the user may be the prompt.
+        hashed words. Its prompt is that of an evaluation set if they are equal, or if their plain
+        texts are; instructions do not count, and any turn of the user may be the prompt.
         """
         if not self._prompts:
             return []
         same = {*self._by_key.get(key, ())}
         for text in _texts(turns):
-            same.update(self._by_words.get(text, ()))
+            same.update(self._by_text.get(text, ()))
         found = [self._leak(number, "prompt", 1.0) for number in sorted(same)]
         numbers, positions = self._short.find(words)
         if len(numbers):  # a shared 13-gram has 8-grams, unless those are common

@@ -13,6 +13,12 @@ def read_text(message: Message) -> str:
     return content if isinstance(content, str) else " ".join(texts_of(content))
 
 
+def read_all(message: Message) -> str:
+    """Return the text of a message with that of its tool calls, without its role."""
+    calls = message.get("tool_calls")
+    return " ".join([read_text(message), *texts_of(calls)]) if calls else read_text(message)
+
+
 def leave_out_instructions(prompt: Sequence[Message]) -> list[Message]:
     """Return the turns of a prompt without system and developer ones."""
     return [message for message in prompt if message["role"] not in INSTRUCTIONS]

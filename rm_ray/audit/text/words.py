@@ -15,6 +15,8 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 
+_WITHOUT_MARKS = str.maketrans(dict.fromkeys(".,!?;:\"'`\u2026\u2018\u2019\u201c\u201d", " "))
+
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -43,9 +45,13 @@ def hash_bytes(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def hash_text(hashes: np.ndarray) -> int:
-    """Return a 64-bit hash of all of W hashed words, in order."""
-    return hash_bytes(hashes.tobytes())
+def plain_text(text: str) -> str:
+    """Return a text after NFKC and casefolding, without marks of sentences and extra whitespace.
+
+    Symbols stay, since ``12 + 7`` asks something else than ``12 - 7``.
+    """
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(folded.translate(_WITHOUT_MARKS).split())
 
 
 def hash_ngrams(hashes: np.ndarray, n: int) -> np.ndarray:

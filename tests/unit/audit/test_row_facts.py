@@ -79,16 +79,29 @@ def test_rows_without_words_have_no_bands():
     assert found["bands"] == []
 
 
-@pytest.mark.parametrize("without", ["prompt", "response"])
-def test_rows_without_words_on_one_side_have_bands_of_the_other(without: str):
-    pairs = {
-        "prompt": [{**PAIR, "prompt": mark} for mark in "?!"],
-        "response": [{**PAIR, "chosen": mark, "rejected": "-"} for mark in "?!"],
-    }
-    one, same = facts(*pairs[without])
-    other = facts({**PAIR, "prompt": "Why?"}, {**PAIR, "chosen": "Light."})
+def test_rows_without_words_in_the_prompt_have_bands_of_the_responses():
+    one, same = facts(*({**PAIR, "prompt": mark} for mark in "?!"))
+    other = facts({**PAIR, "prompt": "Why?"}, {**PAIR, "prompt": "?", "chosen": "Light."})
     assert one["bands"] == same["bands"] != []
     assert not any({*one["bands"]} & {*each["bands"]} for each in other)
+
+
+def test_rows_without_words_in_the_responses_resemble_none():
+    assert [row["bands"] for row in facts({**PAIR, "chosen": "+", "rejected": "-"})] == [[]]
+
+
+def test_tool_calls_are_part_of_what_responses_are_compared_by():
+    def calling(city: str) -> dict[str, Any]:
+        function = {"name": "weather", "arguments": {"city": city}}
+        call = {"type": "function", "function": function}
+        asked = {"role": "user", "content": "Is it warm?"}
+        chosen = {"role": "assistant", "content": "", "tool_calls": [call]}
+        rejected = {"role": "assistant", "content": "Yes."}
+        return {"chosen": [asked, chosen], "rejected": [asked, rejected]}
+
+    one, other = facts(calling("Rome"), calling("Oslo"))
+    assert one["bands"] != other["bands"] != []
+    assert one["responses_sketch"] != other["responses_sketch"]
 
 
 def test_instructions_are_no_part_of_what_prompts_are_compared_by():

@@ -25,6 +25,7 @@ def test_the_summary_has_what_was_looked_for_and_found():
     found = summarize_audit(REPORT)
     assert (found["rows"], found["findings"]) == (98, {"duplicates": 5})
     assert found["evaluation_sets"] == {"bench": 30}
+    assert found["excluded"] == 0
     assert [(rule["rule"], rule["share"]) for rule in found["rules"]] == [
         ("the longer response is better", 0.6)
     ]

@@ -247,6 +247,12 @@ def test_a_card_says_that_no_evaluation_set_was_looked_for(facts, tmp_path):
     assert "| duplicates | 5 |\n\nPrompts of evaluation sets were not looked for.\n" in text
 
 
+def test_a_card_says_that_the_audit_was_of_what_exclusions_left(facts, tmp_path):
+    audit = summarize_audit({**REPORT, "rows_refused": {"excluded": 7}})
+    text = write(facts, tmp_path / "card", audit=audit).text
+    assert "98 rows of the training sources, without some that were excluded before, fou" in text
+
+
 def test_a_card_takes_a_summary_that_has_only_counts(facts, tmp_path):
     older = {"rows": 26, "findings": {"duplicates": 0, "mislabelled": 3}}
     text = write(facts, tmp_path / "older", audit=older).text

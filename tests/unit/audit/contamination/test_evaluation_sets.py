@@ -11,7 +11,7 @@ from rm_ray.audit.contamination.evaluation_sets import (
     Leak,
     Turn,
 )
-from rm_ray.audit.text.words import hash_words, split_words
+from rm_ray.audit.text.words import hash_words
 
 WORDS = [f"w{i}" for i in range(30)]
 ASKED = EvaluationPrompt(name="bench", row=4, key=b"asked", text=" ".join(WORDS))
@@ -80,12 +80,13 @@ SHORT = EvaluationPrompt(name="bench", row=2, key=b"short", text="How can I kill
         (["user: How can I kill a Python process?", "assistant: So.", "user: Thanks"], True),
         (["user: Hello!", "assistant: How can I kill a Python process?", "user: So."], False),
         (["user: How can I kill a Python"], False),
+        (["user: How can I kill a Python-process?"], False),
         ([], False),
     ],
 )
 def test_a_short_prompt_is_found_by_its_words_in_any_turn_of_the_user(turns, is_leak):
     split = [each.split(": ", 1) for each in turns]
-    asked = [Turn(role=role, words=hash_words(split_words(text))) for role, text in split]
+    asked = [Turn(role=role, text=text) for role, text in split]
     found = EvaluationSets([SHORT]).find(b"other", asked, hash_words([]))
     assert found == ([leak("prompt", 1.0, row=2)] if is_leak else [])
 
@@ -93,11 +94,22 @@ def test_a_short_prompt_is_found_by_its_words_in_any_turn_of_the_user(turns, is_
 def test_a_phrase_of_a_longer_conversation_is_no_prompt():
     phrase = EvaluationPrompt(name="bench", row=1, key=b"go", text="Please go on!")
     none = EvaluationPrompt(name="bench", row=2, key=b"?", text="?")
-    on, other = (Turn(role="user", words=hash_words(each)) for each in (["please", "go", "on"], []))
+    on, other = (Turn(role="user", text=text) for text in ("Please go on", "!"))
     sets = EvaluationSets([phrase, none])
     assert len(sets.find(b"other", [on], hash_words([]))) == 1
     assert sets.find(b"other", [on, on], hash_words([])) == []
     assert sets.find(b"other", [other], hash_words([])) == []
+
+
+def test_symbols_make_another_prompt():
+    sums = [
+        EvaluationPrompt(name="bench", row=i, key=b"%d" % i, text=f"What is 12 {sign} 7?")
+        for i, sign in enumerate("+-")
+    ]
+    found = EvaluationSets(sums).find(
+        b"other", [Turn(role="user", text="What is 12 - 7")], hash_words([])
+    )
+    assert found == [leak("prompt", 1.0, row=1)]
 
 
 def test_no_sets_find_nothing():

@@ -1,0 +1,155 @@
+"""Cores of workers, with processes that are called and descend as Ray's do."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rm_ray.cluster import cores
+from rm_ray.cluster.cores import own_cores, take
+
+ROOT = Path(__file__).resolve().parents[3]
+HERE = psutil.Process()
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="a worker has a core of its own where there are two",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no run on this machine take the cores of these tests."""
+    monkeypatch.setattr(cores, "_NAME", "\0rm_ray-test-" + uuid.uuid4().hex + "-{}")
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Two cores, of which this process may use no others, as on a machine of two."""
+    before = os.sched_getaffinity(0)
+    found = sorted(before)[:2]
+    os.sched_setaffinity(0, found)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 2)
+    yield found
+    os.sched_setaffinity(0, before)
+
+
+WORKER = """
+import json, os, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+from rm_ray.cluster.cores import Cores
+
+helper = threading.Thread(target=sys.stdin.read)
+helper.start()
+first, second = json.loads(sys.argv[2])
+Cores(workers=((second,),), rest=(first,)).use(0)
+later = threading.Thread(target=sys.stdin.read)
+later.start()
+parent = os.getppid()
+threads = [0, helper.native_id, later.native_id, parent, json.loads(sys.argv[3])]
+print(json.dumps([sorted(os.sched_getaffinity(one)) for one in threads]), flush=True)
+"""
+
+RAYLET = """
+import subprocess, sys
+if len(sys.argv) > 1:
+    subprocess.run(sys.argv[1:], check=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def called_raylet(tmp_path: Path) -> Path:
+    """A Python that the system lists by this name."""
+    link = tmp_path / "raylet"
+    link.symlink_to(sys.executable)
+    return link
+
+
+@pytest.fixture
+def raylet(called_raylet: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child of this name, which waits."""
+    command = [called_raylet, "-c", RAYLET]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def test_a_worker_has_the_last_core_until_the_end_and_no_other_run_has_any(raylet, two):
+    with own_cores(1, 1) as found:
+        assert found is not None
+        assert (found.workers, found.rest) == (((two[1],),), (two[0],))
+        with own_cores(1, 1) as other:
+            assert other is None
+        os.sched_setaffinity(raylet.pid, found.rest)
+    assert os.sched_getaffinity(raylet.pid) == {*two}
+    with own_cores(1, 1) as again:
+        assert again == found
+
+
+def test_each_worker_has_as_many_as_it_asks_for(raylet, two, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(10, 17)})
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 7)
+    with own_cores(2, 2) as found:
+        assert found is not None
+        assert (found.workers, found.rest) == (((13, 14), (15, 16)), (10, 11, 12))
+
+
+@pytest.mark.parametrize(("num_workers", "allowed", "physical"), [(2, 2, 2), (3, 8, 8), (1, 2, 1)])
+def test_workers_that_leave_no_core_or_many_or_halves_have_none(
+    raylet, two, monkeypatch, num_workers, allowed, physical
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(allowed)})
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
+    with own_cores(num_workers, 1) as found:
+        assert found is None
+
+
+def test_a_ray_that_others_use_too_is_left_alone(two):
+    with own_cores(1, 1) as found:
+        assert found is None
+
+
+def test_all_threads_but_the_worker_s_own_keep_to_the_rest(called_raylet, two):
+    first, second = two
+    arguments = [str(ROOT), json.dumps(two), json.dumps(os.getpid())]
+    command = [called_raylet, "-c", RAYLET, sys.executable, "-c", WORKER, *arguments]
+    every = {thread.id: os.sched_getaffinity(thread.id) for thread in HERE.threads()}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        for thread, before in every.items():
+            os.sched_setaffinity(thread, before)
+        process.communicate(b"", timeout=60)
+    own, helper, later, raylet, driver = json.loads(line)
+    assert own == helper == later == [second]
+    assert raylet == driver == [first]
+
+
+def test_cores_are_free_again_when_their_process_ends():
+    held = [sys.executable, "-c", HOLD, cores._NAME.format(3)[1:]]
+    with subprocess.Popen(held, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with ExitStack() as stack:
+            assert not take([1, 2, 3], stack)
+        holder.kill()
+    with ExitStack() as stack:
+        assert take([1, 2, 3], stack)
+
+
+HOLD = """
+import socket, sys, time
+held = socket.socket(socket.AF_UNIX)
+held.bind("\\0" + sys.argv[1])
+print("held", flush=True)
+time.sleep(600)
+"""
