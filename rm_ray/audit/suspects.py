@@ -48,6 +48,8 @@ class JointLosses:
     row: np.ndarray
     losses: np.ndarray
     """``[M, N]``: means over the epochs that each model was trained for, as ``mean_losses``."""
+    highest: np.ndarray
+    """``[M, N]``: those of the epoch in which each loss was highest."""
 
     def only(self, which: np.ndarray) -> JointLosses:
         """Return some of the rows; ``which`` is ``[N]`` bool."""
@@ -56,6 +58,7 @@ class JointLosses:
             fragment=self.fragment[which],
             row=self.row[which],
             losses=self.losses[:, which],
+            highest=self.highest[:, which],
         )
 
 
@@ -73,24 +76,36 @@ def mean_losses(found: RowLosses) -> np.ndarray:
     return excess
 
 
+def highest_losses(found: RowLosses) -> np.ndarray:
+    """Return each row's highest loss of an epoch above its floor, ``[N]``; NaN if it has none."""
+    highest = np.where(np.isnan(found.losses), -np.inf, found.losses).max(axis=0)
+    excess: np.ndarray = np.where(np.isinf(highest), np.nan, highest - found.floor)
+    return excess
+
+
 def join_losses(models: Sequence[RowLosses]) -> JointLosses:
     """Return the losses of the rows that every model knows, ordered by origin and row."""
     origins = tuple(dict.fromkeys(origin for found in models for origin in found.origins))
     keys, values = [], []
     for found in models:
         numbers = np.array([origins.index(origin) for origin in found.origins], dtype=np.int64)
-        mean = mean_losses(found)
-        known = np.flatnonzero(~np.isnan(mean))
+        both = np.stack([mean_losses(found), highest_losses(found)])
+        known = np.flatnonzero(~np.isnan(both[0]))
         places = place_rows(numbers[found.fragment[known]], found.row[known])
         places, first = np.unique(places, return_index=True)  # a row may be there twice
         keys.append(places)
-        values.append(mean[known][first])
+        values.append(both[:, known][:, first])
     common = functools.reduce(np.intersect1d, keys)
-    losses = [
-        value[np.searchsorted(places, common)] for places, value in zip(keys, values, strict=True)
-    ]
+    joint = np.stack(
+        [
+            both[:, np.searchsorted(places, common)]
+            for places, both in zip(keys, values, strict=True)
+        ]
+    )
     fragment, row = find_places(common)
-    return JointLosses(origins=origins, fragment=fragment, row=row, losses=np.stack(losses))
+    return JointLosses(
+        origins=origins, fragment=fragment, row=row, losses=joint[:, 0], highest=joint[:, 1]
+    )
 
 
 def suspicion(losses: np.ndarray) -> np.ndarray:
@@ -102,29 +117,31 @@ def suspicion(losses: np.ndarray) -> np.ndarray:
 def find_most_suspect(joint: JointLosses, share: float) -> Suspects:
     """Return the most suspect share of the rows, the worst first.
 
-    Rows whose label the models agree with on average are not suspect, however many are asked for.
+    Rows whose label the models agree with in each epoch are not suspect, however many are asked
+    for. That they agree on average is not enough: by the end a model knows wrong labels by heart.
     """
     scores = suspicion(joint.losses)
     most = math.ceil(share * len(scores))
     order = np.argsort(-scores, kind="stable")[:most]
+    order = order[joint.highest.mean(axis=0)[order] > CHANCE]
     return Suspects(findings=_findings(joint, scores, order), num_examined=len(scores))
 
 
 def _findings(joint: JointLosses, scores: np.ndarray, order: np.ndarray) -> Iterator[Finding]:
-    for place in order[scores[order] > CHANCE]:
+    for place in order.tolist():
         yield Finding(
             source=joint.origins[joint.fragment[place]],
             row=int(joint.row[place]),
             kind=KIND,
             score=float(scores[place]),
-            detail=_describe(joint.losses[:, place]),
+            detail=_describe(joint.losses[:, place], joint.highest[:, place]),
         )
 
 
-def _describe(losses: np.ndarray) -> str:
-    """Return what a person needs to know of a row's losses under the models, ``[M]``."""
-    mean = f"mean loss {losses.mean():.2f} (chance: {CHANCE:.2f})"
+def _describe(losses: np.ndarray, highest: np.ndarray) -> str:
+    """Return what a person needs to know of a row's losses under the models, both ``[M]``."""
+    mean = f"mean loss {losses.mean():.2f}, highest {highest.mean():.2f} (chance: {CHANCE:.2f})"
     if len(losses) == 1:
         return mean
     against = int((losses > CHANCE).sum())
-    return f"{mean}; {against} of {len(losses)} models disagree with the label"
+    return f"{mean}; on average {against} of {len(losses)} models disagree with the label"

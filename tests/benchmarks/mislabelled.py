@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from plain_engine import PlainEngine  # noqa: E402
 from planted import LEARNING_RATE, plan_of, put_right, score, tabulate, tokenizer  # noqa: E402
 from tables import ready_step  # noqa: E402
 
-from rm_ray.audit.suspects import JointLosses, find_most_suspect, mean_losses  # noqa: E402
+from rm_ray.audit.suspects import find_most_suspect, join_losses  # noqa: E402
 from rm_ray.checkpoint.pair_losses import PairLosses  # noqa: E402
 from rm_ray.config.sections.model import ModelConfig  # noqa: E402
 from rm_ray.config.sections.optimizer import OptimizerConfig  # noqa: E402
@@ -139,38 +139,37 @@ def train(table: TokenTable, epochs: int, seed: int) -> tuple[np.ndarray, np.nda
     return kept.values, rewards[:, 0] - rewards[:, 1]
 
 
-def weighed_losses(seen: Seen) -> np.ndarray:
-    """Return the mean losses over the epochs, ``[N]``."""
-    return mean_losses(seen.kept)
+def kept_losses(seen: Seen) -> RowLosses:
+    """Return the losses of all epochs, of which an audit takes a mean."""
+    return seen.kept
 
 
-def final_losses(seen: Seen) -> np.ndarray:
-    """Return the losses of the final model, ``[N]``."""
-    return np.logaddexp(0, -seen.margins)
+def final_losses(seen: Seen) -> RowLosses:
+    """Return the losses of the final model."""
+    return replace(seen.kept, losses=np.logaddexp(0, -seen.margins)[None])
 
 
-FIGURES: dict[str, Callable[[Seen], np.ndarray]] = {
-    "mean loss, late epochs weighing more": weighed_losses,
-    "loss in the last epoch": lambda seen: seen.kept.losses[-1],
+FIGURES: dict[str, Callable[[Seen], RowLosses]] = {
+    "mean loss, late epochs weighing more": kept_losses,
+    "loss in the last epoch": lambda seen: replace(seen.kept, losses=seen.kept.losses[-1:]),
     "loss of the final model": final_losses,
 }
 """By what pairs are suspected."""
 
 
-def found(losses: np.ndarray, is_flipped: np.ndarray, share: float = SHARE) -> float:
-    """Return the part of the flipped pairs that an audit would name, by losses ``[M, N]``."""
-    rows = np.arange(len(is_flipped))
-    joint = JointLosses(origins=("rows",), fragment=0 * rows, row=rows, losses=losses)
-    suspects = [each.row for each in find_most_suspect(joint, share).findings]
+def found(models: Sequence[RowLosses], is_flipped: np.ndarray, share: float = SHARE) -> float:
+    """Return the part of the flipped pairs that an audit would name."""
+    named = find_most_suspect(join_losses(models), share)
+    suspects = [each.row for each in named.findings]
     return float(is_flipped[suspects].sum() / is_flipped.sum())
 
 
 def row(name: str, epochs: int, figure: str, seeds: Sequence[Seen]) -> list[str]:
     """Return the cells of a figure on a set: one seed at a time, and all together."""
     losses, is_flipped = [FIGURES[figure](seen) for seen in seeds], seeds[0].is_flipped
-    alone = Spread.of(found(each[None], is_flipped) for each in losses)
-    together = found(np.stack(losses), is_flipped)
-    half = Spread.of(found(each[None], is_flipped, FLIPPED) for each in losses)
+    alone = Spread.of(found([each], is_flipped) for each in losses)
+    together = found(losses, is_flipped)
+    half = Spread.of(found([each], is_flipped, FLIPPED) for each in losses)
     cells = [name, f"{len(is_flipped):,} x {epochs}", figure, alone.cell(".3f"), half.cell(".3f")]
     return [*cells, f"{together:.3f}"]
 
@@ -217,8 +216,8 @@ def goals(trained: dict[tuple[str, int], list[Seen]]) -> list[str]:
     """
 
     def worst(seeds: list[Seen], epochs: int) -> float:
-        taken = final_losses if epochs == 1 else weighed_losses
-        return min(found(taken(seen)[None], seen.is_flipped) for seen in seeds)
+        taken = final_losses if epochs == 1 else kept_losses
+        return min(found([taken(seen)], seen.is_flipped) for seen in seeds)
 
     return [
         goal(

@@ -11,6 +11,7 @@ from rm_ray.audit.suspects import (
     CHANCE,
     JointLosses,
     find_most_suspect,
+    highest_losses,
     join_losses,
     mean_losses,
     suspicion,
@@ -76,13 +77,14 @@ def test_each_model_s_losses_stay_with_their_rows(data: st.DataObject):
         assert values.tolist() == expected
 
 
-def joint_of(losses: list[list[float]]) -> JointLosses:
+def joint_of(losses: list[list[float]], highest: list[list[float]] | None = None) -> JointLosses:
     count = len(losses[0])
     return JointLosses(
         origins=("a.jsonl",),
         fragment=np.zeros(count, dtype=np.int64),
         row=np.arange(count),
         losses=np.array(losses),
+        highest=np.array(losses if highest is None else highest),
     )
 
 
@@ -94,12 +96,26 @@ def test_the_most_suspect_share_comes_with_the_worst_first():
         ("a.jsonl", 1, 3.0), ("a.jsonl", 3, 1.0),
     ]  # fmt: skip
     assert {one.kind for one in found} == {"mislabelled"}
-    assert found[0].detail == "mean loss 3.00 (chance: 0.69)"
+    assert found[0].detail == "mean loss 3.00, highest 3.00 (chance: 0.69)"
 
 
 def test_a_label_that_models_agree_with_is_not_suspect_whatever_the_share():
     found = find_most_suspect(joint_of([[0.1, 0.6, CHANCE, 0.7]]), 1.0)
     assert [one.row for one in found.findings] == [3]
+
+
+def test_a_label_that_a_model_learnt_by_heart_is_suspect_by_the_epochs_before():
+    found = find_most_suspect(joint_of([[0.1, 0.5, 0.6]], highest=[[0.3, 0.9, 0.6]]), 1.0)
+    assert [one.row for one in found.findings] == [1]
+
+
+def test_the_highest_loss_of_a_row_is_above_its_floor_and_of_the_epochs_that_it_was_in():
+    nan = math.nan
+    rows = losses_of([("a", i) for i in range(3)], [[1, nan, nan], [3, 2, nan]], floor=[0, 0.5, 0])
+    np.testing.assert_allclose(highest_losses(rows), [3, 1.5, nan])
+    joint = join_losses([rows])
+    np.testing.assert_allclose(joint.highest, [[3, 1.5]])
+    np.testing.assert_allclose(joint.only(np.array([False, True])).highest, [[1.5]])
 
 
 def test_several_models_say_how_many_disagree():
@@ -123,15 +139,15 @@ def seeds() -> list[mislabelled.Seen]:
 
 def test_most_flipped_labels_are_among_the_most_suspect_by_one_run_s_losses(seeds):
     for seen in seeds:
-        (losses,) = join_losses([seen.kept]).losses[None]
-        assert mislabelled.found(losses, seen.is_flipped) >= mislabelled.FOUND
+        assert mislabelled.found([seen.kept], seen.is_flipped) >= mislabelled.FOUND
 
 
 def test_two_seeds_together_find_no_fewer(seeds):
     joint = join_losses([seen.kept for seen in seeds])
     assert places(joint) == [("rows", row) for row in range(200)]
-    alone = [mislabelled.found(losses[None], seeds[0].is_flipped) for losses in joint.losses]
-    assert mislabelled.found(joint.losses, seeds[0].is_flipped) >= min(alone)
+    alone = [mislabelled.found([seen.kept], seeds[0].is_flipped) for seen in seeds]
+    together = mislabelled.found([seen.kept for seen in seeds], seeds[0].is_flipped)
+    assert together >= min(alone)
     flagged = find_most_suspect(joint, mislabelled.SHARE)
     right = [bool(seeds[0].is_flipped[one.row]) for one in flagged.findings]
     assert sum(right) / 20 >= mislabelled.FOUND
