@@ -30,6 +30,10 @@ TRIES_OF_A_TABLE = 8
 Table = tuple[str, list[dict[str, Any]]]
 
 
+class _GivenUpError(Exception):
+    """Nobody waits any more for what MLflow has not accepted."""
+
+
 def mlflow_opener(target: MlflowTarget, description: RunDescription) -> Callable[[], MlflowRun]:
     """Return a function that opens the run in MLflow, or finds it."""
 
@@ -66,11 +70,12 @@ class MetricSender:
         self._open_run = open_run
         self._queue: queue.Queue[Record | Table | None] = queue.Queue()
         self._unsent = 0
+        self._given_up = threading.Event()
         self.mlflow_run: MlflowRun | None = None
         """The MLflow run; None until MLflow has answered."""
         self.refusal: InputError | None = None
         """Why MLflow rejects the run for good; None if it does not."""
-        self._thread = threading.Thread(target=self._work, name="mlflow-sender", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
         self._thread.start()
 
     @property
@@ -87,9 +92,13 @@ class MetricSender:
         self._put((name, rows))
 
     def close(self, patience_s: float = 30.0) -> int:
-        """Send the rest for up to ``patience_s`` seconds; return the number of unsent items."""
+        """Send the rest for up to ``patience_s`` seconds; return the number of unsent items.
+
+        The thread makes no further call after that.
+        """
         self._queue.put(None)
         self._thread.join(patience_s)
+        self._given_up.set()
         return self._unsent
 
     def end(self, status: Literal["FAILED", "KILLED"]) -> None:
@@ -102,6 +111,10 @@ class MetricSender:
     def _put(self, item: Record | Table) -> None:
         self._unsent += 1
         self._queue.put(item)
+
+    def _run(self) -> None:
+        with suppress(_GivenUpError):
+            self._work()
 
     def _work(self) -> None:
         is_open, logged = True, dict[RecordKind, set[int]]()
@@ -158,16 +171,19 @@ class MetricSender:
 
         Raises:
             MlflowAwayError: MLflow has not answered after ``tries`` calls.
+            _GivenUpError: the sender is closed.
         """
         delay = 1.0
         while True:
+            if self._given_up.is_set():
+                raise _GivenUpError
             try:
                 return call()
             except MlflowAwayError as error:
                 tries = None if tries is None else tries - 1
                 if tries == 0:
                     raise
-                if delay == 1.0:
+                if delay == 1.0 and not self._given_up.is_set():
                     logger.warning("%s; training continues, retrying", error)
-                time.sleep(delay)
+                self._given_up.wait(delay)
                 delay = min(2 * delay, 30.0)

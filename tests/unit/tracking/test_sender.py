@@ -1,3 +1,4 @@
+import threading
 import time
 
 import mlflow
@@ -91,6 +92,25 @@ def test_opening_the_run_is_retried_until_the_server_answers(target):
 def test_close_gives_up_on_an_unreachable_server():
     away = MlflowTarget(tracking_uri="http://127.0.0.1:9", experiment="tests")
     assert send(away, make_records(1, 2)).close(patience_s=1.0) == 2
+
+
+@pytest.mark.parametrize("calls_before", [0, 1])
+def test_a_sender_that_gave_up_makes_no_further_call(caplog, calls_before):
+    called = threading.Semaphore(0)
+
+    def away() -> MlflowRun:
+        called.release()
+        raise MlflowAwayError("away")
+
+    sender = MetricSender(away)
+    sender.send(make_records(1, 1)[0])
+    for _ in range(calls_before):
+        assert called.acquire(timeout=PATIENCE_S)
+    assert sender.close(patience_s=0) == 1
+    sender._thread.join(PATIENCE_S)
+    assert not sender._thread.is_alive()
+    assert not called.acquire(blocking=False)
+    assert caplog.text.count("retrying") <= calls_before
 
 
 def test_nothing_is_opened_if_nothing_is_sent():
