@@ -48,8 +48,8 @@ class JointLosses:
     row: np.ndarray
     losses: np.ndarray
     """``[M, N]``: means over the epochs that each model was trained for, as ``mean_losses``."""
-    highest: np.ndarray
-    """``[M, N]``: those of the epoch in which each loss was highest."""
+    late: np.ndarray
+    """``[M, N]``: the highest of the later half of those epochs, as ``late_losses``."""
 
     def only(self, which: np.ndarray) -> JointLosses:
         """Return some of the rows; ``which`` is ``[N]`` bool."""
@@ -58,7 +58,7 @@ class JointLosses:
             fragment=self.fragment[which],
             row=self.row[which],
             losses=self.losses[:, which],
-            highest=self.highest[:, which],
+            late=self.late[:, which],
         )
 
 
@@ -76,10 +76,16 @@ def mean_losses(found: RowLosses) -> np.ndarray:
     return excess
 
 
-def highest_losses(found: RowLosses) -> np.ndarray:
-    """Return each row's highest loss of an epoch above its floor, ``[N]``; NaN if it has none."""
-    highest = np.where(np.isnan(found.losses), -np.inf, found.losses).max(axis=0)
-    excess: np.ndarray = np.where(np.isinf(highest), np.nan, highest - found.floor)
+def late_losses(found: RowLosses) -> np.ndarray:
+    """Return the highest loss above its floor in the later half of each row's epochs, ``[N]``.
+
+    Of an odd number, the middle one is of that half. NaN if a row has none.
+    """
+    known = ~np.isnan(found.losses)
+    from_last = known[::-1].cumsum(axis=0)[::-1]  # 1 for the last epoch that the row was in
+    is_late = known & (2 * from_last <= known.sum(axis=0) + 1)
+    highest = np.where(is_late, found.losses, -np.inf).max(axis=0)
+    excess: np.ndarray = np.where(known.any(axis=0), highest - found.floor, np.nan)
     return excess
 
 
@@ -89,7 +95,7 @@ def join_losses(models: Sequence[RowLosses]) -> JointLosses:
     keys, values = [], []
     for found in models:
         numbers = np.array([origins.index(origin) for origin in found.origins], dtype=np.int64)
-        both = np.stack([mean_losses(found), highest_losses(found)])
+        both = np.stack([mean_losses(found), late_losses(found)])
         known = np.flatnonzero(~np.isnan(both[0]))
         places = place_rows(numbers[found.fragment[known]], found.row[known])
         places, first = np.unique(places, return_index=True)  # a row may be there twice
@@ -104,7 +110,7 @@ def join_losses(models: Sequence[RowLosses]) -> JointLosses:
     )
     fragment, row = find_places(common)
     return JointLosses(
-        origins=origins, fragment=fragment, row=row, losses=joint[:, 0], highest=joint[:, 1]
+        origins=origins, fragment=fragment, row=row, losses=joint[:, 0], late=joint[:, 1]
     )
 
 
@@ -117,13 +123,14 @@ def suspicion(losses: np.ndarray) -> np.ndarray:
 def find_most_suspect(joint: JointLosses, share: float) -> Suspects:
     """Return the most suspect share of the rows, the worst first.
 
-    Rows whose label the models agree with in each epoch are not suspect, however many are asked
-    for. That they agree on average is not enough: by the end a model knows wrong labels by heart.
+    Rows whose label the models agree with all through the later half of their epochs are not
+    suspect, however many are asked for. Agreement on average is not enough, since by the end a
+    model knows wrong labels by heart; and in its first epochs it disagrees with many right ones.
     """
     scores = suspicion(joint.losses)
     most = math.ceil(share * len(scores))
     order = np.argsort(-scores, kind="stable")[:most]
-    order = order[joint.highest.mean(axis=0)[order] > CHANCE]
+    order = order[joint.late.mean(axis=0)[order] > CHANCE]
     return Suspects(findings=_findings(joint, scores, order), num_examined=len(scores))
 
 
@@ -134,13 +141,13 @@ def _findings(joint: JointLosses, scores: np.ndarray, order: np.ndarray) -> Iter
             row=int(joint.row[place]),
             kind=KIND,
             score=float(scores[place]),
-            detail=_describe(joint.losses[:, place], joint.highest[:, place]),
+            detail=_describe(joint.losses[:, place], joint.late[:, place]),
         )
 
 
-def _describe(losses: np.ndarray, highest: np.ndarray) -> str:
+def _describe(losses: np.ndarray, late: np.ndarray) -> str:
     """Return what a person needs to know of a row's losses under the models, both ``[M]``."""
-    mean = f"mean loss {losses.mean():.2f}, highest {highest.mean():.2f} (chance: {CHANCE:.2f})"
+    mean = f"mean loss {losses.mean():.2f}, late {late.mean():.2f} (chance: {CHANCE:.2f})"
     if len(losses) == 1:
         return mean
     against = int((losses > CHANCE).sum())

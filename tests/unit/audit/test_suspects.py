@@ -11,8 +11,8 @@ from rm_ray.audit.suspects import (
     CHANCE,
     JointLosses,
     find_most_suspect,
-    highest_losses,
     join_losses,
+    late_losses,
     mean_losses,
     suspicion,
 )
@@ -77,14 +77,14 @@ def test_each_model_s_losses_stay_with_their_rows(data: st.DataObject):
         assert values.tolist() == expected
 
 
-def joint_of(losses: list[list[float]], highest: list[list[float]] | None = None) -> JointLosses:
+def joint_of(losses: list[list[float]], late: list[list[float]] | None = None) -> JointLosses:
     count = len(losses[0])
     return JointLosses(
         origins=("a.jsonl",),
         fragment=np.zeros(count, dtype=np.int64),
         row=np.arange(count),
         losses=np.array(losses),
-        highest=np.array(losses if highest is None else highest),
+        late=np.array(losses if late is None else late),
     )
 
 
@@ -96,7 +96,7 @@ def test_the_most_suspect_share_comes_with_the_worst_first():
         ("a.jsonl", 1, 3.0), ("a.jsonl", 3, 1.0),
     ]  # fmt: skip
     assert {one.kind for one in found} == {"mislabelled"}
-    assert found[0].detail == "mean loss 3.00, highest 3.00 (chance: 0.69)"
+    assert found[0].detail == "mean loss 3.00, late 3.00 (chance: 0.69)"
 
 
 def test_a_label_that_models_agree_with_is_not_suspect_whatever_the_share():
@@ -105,17 +105,38 @@ def test_a_label_that_models_agree_with_is_not_suspect_whatever_the_share():
 
 
 def test_a_label_that_a_model_learnt_by_heart_is_suspect_by_the_epochs_before():
-    found = find_most_suspect(joint_of([[0.1, 0.5, 0.6]], highest=[[0.3, 0.9, 0.6]]), 1.0)
+    found = find_most_suspect(joint_of([[0.1, 0.5, 0.6]], late=[[0.3, 0.9, 0.6]]), 1.0)
     assert [one.row for one in found.findings] == [1]
 
 
-def test_the_highest_loss_of_a_row_is_above_its_floor_and_of_the_epochs_that_it_was_in():
-    nan = math.nan
-    rows = losses_of([("a", i) for i in range(3)], [[1, nan, nan], [3, 2, nan]], floor=[0, 0.5, 0])
-    np.testing.assert_allclose(highest_losses(rows), [3, 1.5, nan])
+def test_one_of_two_models_is_not_enough_unless_it_is_sure():
+    late = [[0.1, 1.0, 3.0], [0.1, 0.1, 0.1]]
+    found = find_most_suspect(joint_of([[0.1, 0.2, 0.3]] * 2, late=late), 1.0)
+    assert [one.row for one in found.findings] == [2]
+
+
+@pytest.mark.parametrize(
+    ("losses", "floor", "late"),
+    [
+        ([2.0], 0.5, 1.5),
+        ([9.0, 2.0], 0.0, 2.0),
+        ([9.0, 2.0, 1.0], 0.0, 2.0),
+        ([9.0, 8.0, 2.0, 1.0], 0.0, 2.0),
+        ([9.0, 3.0, math.nan, 1.0], 0.0, 3.0),  # three epochs, of which two are the later ones
+        ([9.0, 3.0, math.nan, math.nan], 0.0, 3.0),
+        ([math.nan, 9.0], 1.0, 8.0),
+        ([math.inf, math.inf], 0.0, math.inf),
+        ([math.nan, math.nan], 0.0, math.nan),
+    ],
+)
+def test_the_late_loss_is_the_highest_of_the_later_half_of_the_epochs_a_row_was_in(
+    losses: list[float], floor: float, late: float
+):
+    rows = losses_of([("a", 0), ("a", 1)], [[loss, 0.25] for loss in losses], floor=[floor, 0])
+    np.testing.assert_allclose(late_losses(rows), [late, 0.25])
     joint = join_losses([rows])
-    np.testing.assert_allclose(joint.highest, [[3, 1.5]])
-    np.testing.assert_allclose(joint.only(np.array([False, True])).highest, [[1.5]])
+    only = joint.only(joint.row == 1)
+    assert (only.row.tolist(), only.late.tolist()) == ([1], [[0.25]])
 
 
 def test_several_models_say_how_many_disagree():
@@ -140,6 +161,8 @@ def seeds() -> list[mislabelled.Seen]:
 def test_most_flipped_labels_are_among_the_most_suspect_by_one_run_s_losses(seeds):
     for seen in seeds:
         assert mislabelled.found([seen.kept], seen.is_flipped) >= mislabelled.FOUND
+        named = mislabelled.suspects([seen.kept])
+        assert seen.is_flipped[named].sum() >= mislabelled.FOUND * 20
 
 
 def test_two_seeds_together_find_no_fewer(seeds):
