@@ -108,9 +108,8 @@ def _texts(turns: Sequence[Turn]) -> Iterator[str]:
     yield plain_text("\n".join(turn.text for turn in turns))
     if len(turns) > 1:
         for turn in turns:
-            text = plain_text(turn.text) if turn.role == "user" else ""
-            if len(text.split()) >= LEAST_WORDS:
-                yield text
+            if turn.role == "user" and len(split_words(turn.text)) >= LEAST_WORDS:
+                yield plain_text(turn.text)
 
 
 class EvaluationSets:

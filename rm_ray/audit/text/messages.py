@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from rm_ray.data.rows.turns import INSTRUCTIONS, Message, texts_of
 
@@ -15,8 +17,14 @@ def read_text(message: Message) -> str:
 
 def read_all(message: Message) -> str:
     """Return the text of a message with that of its tool calls, without its role."""
-    calls = message.get("tool_calls")
-    return " ".join([read_text(message), *texts_of(calls)]) if calls else read_text(message)
+    return " ".join([read_text(message), *map(_read_call, message.get("tool_calls") or ())])
+
+
+def _read_call(call: Any) -> str:
+    """Return what a tool call asks for, with its numbers and without its id."""
+    if isinstance(call, dict):
+        call = call.get("function") or {k: v for k, v in call.items() if k not in ("id", "type")}
+    return json.dumps(call, sort_keys=True, ensure_ascii=False)
 
 
 def leave_out_instructions(prompt: Sequence[Message]) -> list[Message]:

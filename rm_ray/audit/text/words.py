@@ -15,7 +15,22 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 
-_WITHOUT_MARKS = str.maketrans(dict.fromkeys(".,!?;:\"'`\u2026\u2018\u2019\u201c\u201d", " "))
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])(.{1,200}?)(?<=[^\s*])\1(?![\w*])")
+"""Markdown's, around words."""
+
+_TOKEN = re.compile(
+    r"""
+    (?:(?<![\w.])\.(?=\d))? \w+ (?:(?<=\d)[.,:]\d\w*)*  # a word, or a number with its points
+    (?:(?<=\d)!(?=\s*[-+*/^=)]))?                       # a factorial
+    | [^\w\s]
+    """,
+    re.VERBOSE,
+)
+
+_MARKS = frozenset(
+    ".,!?;:\"'`\u00a1\u00ab\u00bb\u00bf\u2018\u2019\u201c\u201d\u3001\u3002\u300c\u300d"
+)
+"""What ends or quotes sentences, after NFKC."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -46,12 +61,14 @@ def hash_bytes(content: bytes) -> int:
 
 
 def plain_text(text: str) -> str:
-    """Return a text after NFKC and casefolding, without marks of sentences and extra whitespace.
+    """Return a text's words, numbers and symbols after NFKC and casefolding, a space between them.
 
-    Symbols stay, since ``12 + 7`` asks something else than ``12 - 7``.
+    Marks of sentences and emphasis are left out. Symbols stay, since ``12 + 7`` asks something else
+    than ``12 - 7``, and so do marks within numbers.
     """
     folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(_WITHOUT_MARKS).split())
+    tokens = _TOKEN.findall(_EMPHASIS.sub(r"\2", folded))
+    return " ".join(token for token in tokens if token not in _MARKS)
 
 
 def hash_ngrams(hashes: np.ndarray, n: int) -> np.ndarray:

@@ -101,6 +101,18 @@ def test_a_phrase_of_a_longer_conversation_is_no_prompt():
     assert sets.find(b"other", [other], hash_words([])) == []
 
 
+def test_marks_and_turns_of_other_scripts_are_known():
+    asked = [
+        ("¿Por qué es azul el cielo?", "por qué es azul el cielo"),
+        ("天空为什么是蓝色的。", "天空为什么是蓝色的?"),
+    ]
+    for whole, without in asked:
+        prompt = EvaluationPrompt(name="bench", row=2, key=b"k", text=whole)
+        turns = [Turn(role="user", text="Hola"), Turn(role="user", text=without)]
+        found = EvaluationSets([prompt]).find(b"other", turns, hash_words([]))
+        assert found == [leak("prompt", 1.0, row=2)]
+
+
 def test_symbols_make_another_prompt():
     sums = [
         EvaluationPrompt(name="bench", row=i, key=b"%d" % i, text=f"What is 12 {sign} 7?")

@@ -1,6 +1,8 @@
 """The text of messages."""
 
-from rm_ray.audit.text.messages import leave_out_instructions, read_text
+from typing import Any
+
+from rm_ray.audit.text.messages import leave_out_instructions, read_all, read_text
 
 PROMPT = [
     {"role": "system", "content": "Be brief."},
@@ -19,3 +21,19 @@ def test_content_of_parts_is_read_and_a_call_has_no_text():
     assert read_text(PROMPT[2]) == "Why?"
     assert "one" in read_text({"role": "user", "content": parts})
     assert read_text({"role": "assistant", "tool_calls": [{}]}) == ""
+
+
+def test_of_a_tool_call_its_name_and_arguments_count_in_any_order():
+    def said(**call: Any) -> str:
+        return read_all({"role": "assistant", "content": "Wait.", "tool_calls": [call]})
+
+    function = {"name": "add", "arguments": {"a": 1, "b": True}}
+    one = said(id="1", type="function", function=function)
+    assert one.startswith("Wait. ")
+    swapped = {"arguments": {"b": True, "a": 1}, "name": "add"}
+    assert said(function=swapped, id="2") == one
+    for other in ({"a": 2, "b": True}, {"a": 1, "b": False}, {"a": 1}, None):
+        assert said(id="1", type="function", function={**function, "arguments": other}) != one
+    assert said(id="1", name="add", arguments={"a": 1}) != said(name="add", arguments={"a": 2})
+    assert said(name="add", id="1") == said(name="add", id="2")
+    assert read_all({"role": "assistant", "content": "", "tool_calls": ["add"]}) == ' "add"'

@@ -1,10 +1,11 @@
 """Words, and hashes of words and n-grams."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rm_ray.audit.text.words import hash_ngrams, hash_words, split_words
+from rm_ray.audit.text.words import hash_ngrams, hash_words, plain_text, split_words
 
 
 def test_words_are_folded_and_lose_their_punctuation():
@@ -17,6 +18,49 @@ def test_words_are_folded_and_lose_their_punctuation():
 def test_letters_of_scripts_without_spaces_are_words():
     assert split_words("日本 is 日本") == ["日", "本", "is", "日", "本"]
     assert split_words("Привет, мир") == ["привет", "мир"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 12+7?", "what  is 12 + 7"),
+        ("Is **Python** the best?", "Is Python the best"),
+        ("Don't “panic”!", "don\u2019t panic"),
+        ("It costs 3.500.", "It costs 3.500"),
+        ("In 2020! And then", "In 2020, and then"),
+        ("¿Por qué…?", "por qué"),
+        ("天空为什么是蓝色的。", "天空为什么是蓝色的?"),
+        ("1. Why? 2. How?", "1 Why 2 How"),
+    ],
+)
+def test_marks_of_sentences_and_spaces_around_symbols_do_not_count(one: str, other: str):
+    assert plain_text(one) == plain_text(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 12 + 7?", "What is 12 - 7?"),
+        ("5! - 3", "5 - 3"),
+        ("(5!)", "(5)"),
+        ("3,500", "3.500"),
+        ("0.5", "0:5"),
+        (".5", "5"),
+        ("version 3.5", "version 3 5"),
+        ("python3.11", "python3 11"),
+        ("C#", "C"),
+        ("2 * (3 + 4)", "2 * 3 + 4"),
+        ("2 * 3 * 4", "2 3 4"),
+        ("a*b*c", "abc"),
+        ("snake_case", "snake case"),
+    ],
+)
+def test_symbols_and_marks_within_numbers_count(one: str, other: str):
+    assert plain_text(one) != plain_text(other)
+
+
+def test_a_long_line_of_marks_takes_no_longer_than_one_of_words():
+    assert plain_text("*a " * 100_000).count("*") == 100_000
 
 
 def test_hashes_are_the_same_in_every_process():
