@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rm_ray.audit.text.words import hash_ngrams, hash_words, plain_text, split_words
+from rm_ray.audit.text.words import hash_bytes, hash_ngrams, hash_words, plain_text, split_words
 
 LONG, SHORT = 13, 8
 """Words of the n-grams: 13 as in arXiv:2005.14165, appendix C; 8 as in arXiv:2411.15124."""
@@ -103,13 +103,18 @@ class Turn:
     text: str
 
 
-def _texts(turns: Sequence[Turn]) -> Iterator[str]:
-    """Yield the plain texts of what may be the prompt of an evaluation set."""
-    yield plain_text("\n".join(turn.text for turn in turns))
+def _asked(turns: Sequence[Turn]) -> Iterator[tuple[str, list[str]]]:
+    """Yield what may be the prompt of an evaluation set, and its words."""
+    whole = "\n".join(turn.text for turn in turns)
+    yield whole, split_words(whole)
     if len(turns) > 1:
         for turn in turns:
-            if turn.role == "user" and len(split_words(turn.text)) >= LEAST_WORDS:
-                yield plain_text(turn.text)
+            if turn.role == "user" and len(words := split_words(turn.text)) >= LEAST_WORDS:
+                yield turn.text, words
+
+
+def _hash_all(words: Sequence[str]) -> int:
+    return hash_bytes(" ".join(words).encode("utf-8", "surrogatepass"))
 
 
 class EvaluationSets:
@@ -125,7 +130,10 @@ class EvaluationSets:
         self._by_key: dict[bytes, list[int]] = {}
         for number, each in enumerate(self._prompts):
             self._by_key.setdefault(each.key, []).append(number)
-        words = [hash_words(split_words(each.text)) for each in self._prompts]
+        each_words = [split_words(each.text) for each in self._prompts]
+        words = [*map(hash_words, each_words)]
+        self._worded = {*map(_hash_all, each_words)}
+        """Of their plain texts' words, since most texts have others."""
         self._by_text: dict[str, list[int]] = {}
         for number, each in enumerate(self._prompts):
             if asked := plain_text(each.text):
@@ -143,8 +151,9 @@ class EvaluationSets:
         if not self._prompts:
             return []
         same = {*self._by_key.get(key, ())}
-        for text in _texts(turns):
-            same.update(self._by_text.get(text, ()))
+        for text, its_words in _asked(turns):
+            if _hash_all(its_words) in self._worded:
+                same.update(self._by_text.get(plain_text(text), ()))
         found = [self._leak(number, "prompt", 1.0) for number in sorted(same)]
         numbers, positions = self._short.find(words)
         if len(numbers):  # a shared 13-gram has 8-grams, unless those are common

@@ -59,6 +59,11 @@ def test_symbols_and_marks_within_numbers_count(one: str, other: str):
     assert plain_text(one) != plain_text(other)
 
 
+@given(st.text(st.sampled_from("ab1_ \n.,:!*'-+(#\u00e9\u65e5\u3002\ufb01"), max_size=30))
+def test_plain_texts_have_the_words_of_the_texts(text: str):
+    assert split_words(plain_text(text)) == split_words(text)
+
+
 def test_a_long_line_of_marks_takes_no_longer_than_one_of_words():
     assert plain_text("*a " * 100_000).count("*") == 100_000
 
