@@ -1,7 +1,7 @@
-"""A small machine's cores: each worker of a local Ray trains on its own, and all else has the rest.
+"""A small machine's cores: the worker of a local Ray trains on its own, and all else has the rest.
 
-Ray's processes wake up a thousand times a second together. Where few cores are spare, the system
-puts some of them on one that trains, which waits meanwhile for as long as the other one is idle.
+Each of Ray's processes wakes up a hundred times a second. Where few cores are spare, the system
+puts some of them on one that trains, which waits meanwhile for as long as another one is idle.
 """
 
 from __future__ import annotations
@@ -13,92 +13,112 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 _NAME = "\0rm_ray-core-{}"
 """Names without a file, which the system frees as soon as their process has ended."""
 
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cores:
-    """The cores of each worker, and of all other threads of the run's processes."""
+    """The cores of the worker, and of all other threads of the run's processes."""
 
-    workers: tuple[tuple[int, ...], ...]
-    rest: tuple[int, ...]
+    own: frozenset[int]
+    rest: frozenset[int]
 
-    def use(self, worker: int) -> None:
-        """Keep this thread, and the Python threads beside it, to a worker's cores.
+    def use(self) -> None:
+        """Keep this thread, and the Python threads beside it, to the worker's own cores.
 
         A thread that prepares batches would hold the interpreter's lock while it waits for a core
-        of the rest. Worker 0 keeps all other threads of the run's processes to the rest.
+        of the rest. All other threads of the run's processes are kept to the rest.
         """
-        os.sched_setaffinity(0, self.workers[worker])
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread() and thread.native_id is not None:
-                with suppress(OSError):  # it has ended
-                    os.sched_setaffinity(thread.native_id, self.workers[worker])
-        if worker == 0:
-            every = {*self.rest}.union(*self.workers)
-            raylet = next(filter(_is_raylet, psutil.Process().parents()))
-            driver = raylet.parent()
-            keep_to([] if driver is None else _family(driver), {*self.rest}, only_from=every)
+        beside = {t.native_id for t in threading.enumerate() if t is not threading.main_thread()}
+        # Of a thread that Python does not know to have ended, another process may have the number.
+        here = {thread.id for thread in psutil.Process().threads()}
+        for thread in here & {threading.get_native_id(), *beside}:
+            _keep(thread, self.own)
+        move(_family(_find_driver()), self.own | self.rest, self.rest)
 
 
 @contextmanager
-def own_cores(num_workers: int, cpus_per_worker: int) -> Iterator[Cores | None]:
-    """Take cores for the workers that this process starts; None if they have none of their own.
+def own_cores(count: int) -> Iterator[Cores | None]:
+    """Take so many cores for the worker that this process starts; None if it has none of its own.
 
-    They have some if Ray is a child of this process, so that nobody else uses it; if there is a
-    rest, which is no larger than what the workers take, since otherwise the system finds room; if
-    no core is half of one; and if no other run has taken one of them. (Runs in containers do not
-    see each other.)
+    It has some if Ray is a child of this process, so that nobody else uses it; if there is a rest,
+    which is no larger than what the worker takes, since otherwise the system finds room; if no two
+    are threads of one core, and no quota says that others have a part of them; and if no other run
+    has taken one. (Runs in containers do not see each other.)
     """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    count = num_workers * cpus_per_worker
-    spare = len(allowed) - count
+    is_small = 0 < len(allowed) - count <= count
     with ExitStack() as stack:
-        is_small = 0 < spare <= count and len(allowed) == psutil.cpu_count(logical=False)
-        if not (is_small and any(map(_is_raylet, _family(psutil.Process())))):
+        if not (
+            is_small
+            and are_whole(allowed)
+            and any(map(_is_raylet, _family(psutil.Process())))
+            and take(allowed[-count:], stack)
+        ):
             yield None
             return
-        taken = allowed[-count:]
-        if not take(taken, stack):
-            yield None
-            return
-        stack.callback(lambda: keep_to(_family(psutil.Process()), {*allowed}))
-        logger.info("the workers train on cores %s of %s", _listed(taken), _listed(allowed))
-        starts = range(0, count, cpus_per_worker)
-        workers = tuple(tuple(taken[first : first + cpus_per_worker]) for first in starts)
-        yield Cores(workers=workers, rest=tuple(allowed[:spare]))
+        cores = Cores(own=frozenset(allowed[-count:]), rest=frozenset(allowed[:-count]))
+        stack.callback(_give_back, cores)
+        listed = ", ".join(map(str, sorted(cores.own)))
+        logger.info("the worker trains on %s of %d cores", listed, len(allowed))
+        yield cores
+
+
+def are_whole(cores: Iterable[int]) -> bool:
+    """Return whether no two are threads of one core, and no quota divides them among others."""
+    with suppress(OSError):
+        if not _QUOTA.read_text().startswith("max"):
+            return False
+    try:
+        siblings = [Path(_SIBLINGS.format(core)).read_text() for core in cores]
+    except OSError:  # unknown here
+        return False
+    return len({*siblings}) == len(siblings)
 
 
 def take(cores: Iterable[int], stack: ExitStack) -> bool:
-    """Take cores until ``stack`` closes; return whether no other process has one of them."""
-    for core in cores:
-        name = stack.enter_context(socket.socket(socket.AF_UNIX))
-        try:
-            name.bind(_NAME.format(core))
-        except OSError:
-            return False
-    return True
+    """Take cores until ``stack`` closes, or none if another process has one; return whether."""
+    with ExitStack() as taken:
+        for core in cores:
+            name = taken.enter_context(socket.socket(socket.AF_UNIX))
+            try:
+                name.bind(_NAME.format(core))
+            except OSError:
+                return False
+        stack.push(taken.pop_all())
+        return True
 
 
-def keep_to(
-    processes: Iterable[psutil.Process], cores: set[int], *, only_from: set[int] | None = None
-) -> None:
-    """Keep all threads of processes, and those that they start from now on, to cores.
-
-    With ``only_from``, only threads that may use exactly these until now.
-    """
+def move(processes: Iterable[psutil.Process], before: Iterable[int], cores: Iterable[int]) -> None:
+    """Keep all threads that may use exactly the cores ``before`` to other ones."""
+    before, cores = {*before}, {*cores}
     for process in processes:
         with suppress(psutil.Error):
             for thread in process.threads():
                 with suppress(OSError):  # it has ended
-                    if only_from in (None, os.sched_getaffinity(thread.id)):
-                        os.sched_setaffinity(thread.id, cores)
+                    if os.sched_getaffinity(thread.id) == before:
+                        _keep(thread.id, cores)
+
+
+def _give_back(cores: Cores) -> None:
+    processes = _family(psutil.Process())
+    for some in (cores.own, cores.rest):
+        move(processes, some, cores.own | cores.rest)
+
+
+def _keep(thread: int, cores: Iterable[int]) -> None:
+    with suppress(OSError):  # it has ended, or the cores are not this process's any more
+        os.sched_setaffinity(thread, cores)
 
 
 def _is_raylet(process: psutil.Process) -> bool:
@@ -108,13 +128,21 @@ def _is_raylet(process: psutil.Process) -> bool:
         return False
 
 
-def _family(process: psutil.Process) -> list[psutil.Process]:
+def _find_driver() -> psutil.Process | None:
+    """Return the process that started the Ray above this one; None if it has ended."""
+    try:
+        above = psutil.Process().parents()
+    except psutil.Error:
+        return None
+    raylets = [number for number, each in enumerate(above[:-1]) if _is_raylet(each)]
+    return above[raylets[0] + 1] if raylets else None
+
+
+def _family(process: psutil.Process | None) -> list[psutil.Process]:
     """Return a process and all below it."""
+    if process is None:
+        return []
     try:
         return [process, *process.children(recursive=True)]
     except psutil.Error:
         return []
-
-
-def _listed(cores: Iterable[int]) -> str:
-    return ", ".join(map(str, cores))

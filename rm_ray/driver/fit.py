@@ -81,11 +81,14 @@ def fit(
 
 
 def cores_of(resolved: ResolvedRun) -> AbstractContextManager[Cores | None]:
-    """Return the workers' own cores while they train, on a small machine without GPUs."""
+    """Return a lone worker's own cores while it trains, on a small machine without GPUs.
+
+    Several workers would wait for the threads between them, which are no Python threads.
+    """
     cluster = resolved.config.cluster
-    if cluster.use_gpu:
+    if cluster.use_gpu or cluster.num_workers > 1:
         return nullcontext()
-    return own_cores(cluster.num_workers, cluster.cpus_per_worker)
+    return own_cores(cluster.cpus_per_worker)
 
 
 def add_late_evaluations(

@@ -50,7 +50,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> dict[str, Any]:
         from rm_ray.worker.loop import train_worker
 
         if job.cores is not None:
-            job.cores.use(rank)
+            job.cores.use()
         with refusing_operations():
             return train_worker(job, found, steps, heartbeat, channel, context)
 

@@ -40,7 +40,7 @@ class TrainJob:
     layout: Layout
     startup: Startup
     cores: Cores | None = None
-    """Of each worker, if they have some of their own."""
+    """The worker's own, if there is one worker and it has some."""
     channel: Any
     """The handle of the ``Channel`` actor."""
     run_key: str

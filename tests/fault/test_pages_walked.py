@@ -1,13 +1,11 @@
 """The pages as a new user walks them: every command as it stands (``walks.py`` says where)."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from hub_server import TOKEN
 from outcomes import result
@@ -83,8 +81,6 @@ def test_every_command_of_the_pages_does_what_they_say(walk: tuple[Path, str]) -
     for name in names - {"mine", *stages}:
         assert result(runs / name)["metrics"]["eval/rm/accuracy"] > 0.9
     assert "reward " in printed.split("snippet.py")[1]
-    if os.cpu_count() == psutil.cpu_count(logical=False) == 2:
-        assert "the workers train on cores 1 of 0, 1" in printed
     assert len(list((runs / "scored" / "rows").glob("*.jsonl"))) == 2  # of 500 rows
     for repo, tags in (("reward-model", 3), ("my-model", 1)):
         repository = json.loads((home / "hub" / f"me--{repo}.json").read_text())

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rm_ray.cluster import cores
-from rm_ray.cluster.cores import own_cores, take
+from rm_ray.cluster.cores import move, own_cores, take
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = psutil.Process()
@@ -32,29 +32,37 @@ def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Two cores, of which this process may use no others, as on a machine of two."""
+    """Two whole cores, of which this process may use no others, as on a machine of two."""
     before = os.sched_getaffinity(0)
     found = sorted(before)[:2]
     os.sched_setaffinity(0, found)
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 2)
+    monkeypatch.setattr(cores, "are_whole", lambda _: True)
     yield found
     os.sched_setaffinity(0, before)
 
 
 WORKER = """
-import json, os, sys, threading, time
+import json, os, sys, threading
 sys.path.insert(0, sys.argv[1])
 from rm_ray.cluster.cores import Cores
 
-helper = threading.Thread(target=sys.stdin.read)
-helper.start()
-first, second = json.loads(sys.argv[2])
-Cores(workers=((second,),), rest=(first,)).use(0)
-later = threading.Thread(target=sys.stdin.read)
-later.start()
-parent = os.getppid()
-threads = [0, helper.native_id, later.native_id, parent, json.loads(sys.argv[3])]
-print(json.dumps([sorted(os.sched_getaffinity(one)) for one in threads]), flush=True)
+def start():
+    thread = threading.Thread(target=sys.stdin.read)
+    thread.start()
+    return thread.native_id
+
+def train():
+    first, second = json.loads(sys.argv[2])
+    stale = threading.Thread()
+    stale._native_id = os.getppid()  # of a thread that has ended, whose number another one has
+    threading._active[-1] = stale
+    Cores(own=frozenset([second]), rest=frozenset([first])).use()
+    del threading._active[-1]
+    threads = [0, helper, start(), os.getpid(), os.getppid(), json.loads(sys.argv[3])]
+    print(json.dumps([sorted(os.sched_getaffinity(one)) for one in threads]), flush=True)
+
+helper = start()
+threading.Thread(target=train).start()
 """
 
 RAYLET = """
@@ -82,42 +90,71 @@ def raylet(called_raylet: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_a_worker_has_the_last_core_until_the_end_and_no_other_run_has_any(raylet, two):
-    with own_cores(1, 1) as found:
+def test_a_worker_has_the_last_core_until_the_end_and_no_other_run_has_it(raylet, two):
+    first, last = two
+    with own_cores(1) as found:
         assert found is not None
-        assert (found.workers, found.rest) == (((two[1],),), (two[0],))
-        with own_cores(1, 1) as other:
+        assert (found.own, found.rest) == ({last}, {first})
+        with own_cores(1) as other:
             assert other is None
-        os.sched_setaffinity(raylet.pid, found.rest)
+        os.sched_setaffinity(raylet.pid, found.own)
     assert os.sched_getaffinity(raylet.pid) == {*two}
-    with own_cores(1, 1) as again:
+    with own_cores(1) as again:
         assert again == found
 
 
-def test_each_worker_has_as_many_as_it_asks_for(raylet, two, monkeypatch):
+def test_a_worker_has_as_many_as_it_asks_for(raylet, two, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(10, 17)})
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 7)
-    with own_cores(2, 2) as found:
+    with own_cores(4) as found:
         assert found is not None
-        assert (found.workers, found.rest) == (((13, 14), (15, 16)), (10, 11, 12))
+        assert (found.own, found.rest) == ({13, 14, 15, 16}, {10, 11, 12})
 
 
-@pytest.mark.parametrize(("num_workers", "allowed", "physical"), [(2, 2, 2), (3, 8, 8), (1, 2, 1)])
-def test_workers_that_leave_no_core_or_many_or_halves_have_none(
-    raylet, two, monkeypatch, num_workers, allowed, physical
-):
+@pytest.mark.parametrize(("count", "allowed"), [(2, 2), (3, 8)])
+def test_a_worker_that_leaves_no_core_or_many_has_none(raylet, two, monkeypatch, count, allowed):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(allowed)})
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: physical)
-    with own_cores(num_workers, 1) as found:
+    with own_cores(count) as found:
         assert found is None
 
 
 def test_a_ray_that_others_use_too_is_left_alone(two):
-    with own_cores(1, 1) as found:
+    with own_cores(1) as found:
         assert found is None
 
 
-def test_all_threads_but_the_worker_s_own_keep_to_the_rest(called_raylet, two):
+@pytest.mark.parametrize(
+    ("quota", "siblings", "is_whole"),
+    [
+        ("max 100000", ["0", "1", "2"], True),
+        (None, ["0", "1", "2"], True),
+        ("200000 100000", ["0", "1", "2"], False),
+        ("max 100000", ["0,2", "1", "0,2"], False),
+        ("max 100000", ["0", "1"], False),
+    ],
+)
+def test_cores_are_whole_without_a_quota_and_without_a_sibling(
+    tmp_path: Path, monkeypatch, quota, siblings, is_whole
+):
+    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores, "_SIBLINGS", str(tmp_path / "{}"))
+    if quota:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    for core, listed in enumerate(siblings):
+        (tmp_path / str(core)).write_text(f"{listed}\n")
+    assert cores.are_whole([0, 1, 2]) == is_whole
+
+
+def test_only_threads_on_the_cores_before_are_moved(raylet, two):
+    first, last = two
+    for before, expected in (([first], [last]), (two, two)):
+        os.sched_setaffinity(raylet.pid, before)
+        move([psutil.Process(raylet.pid)], [first], [last])
+        assert os.sched_getaffinity(raylet.pid) == {*expected}
+
+
+def test_python_threads_beside_the_worker_s_are_on_its_cores_and_all_others_on_the_rest(
+    called_raylet, two
+):
     first, second = two
     arguments = [str(ROOT), json.dumps(two), json.dumps(os.getpid())]
     command = [called_raylet, "-c", RAYLET, sys.executable, "-c", WORKER, *arguments]
@@ -129,9 +166,9 @@ def test_all_threads_but_the_worker_s_own_keep_to_the_rest(called_raylet, two):
         for thread, before in every.items():
             os.sched_setaffinity(thread, before)
         process.communicate(b"", timeout=60)
-    own, helper, later, raylet, driver = json.loads(line)
+    own, helper, later, main, raylet, driver = json.loads(line)
     assert own == helper == later == [second]
-    assert raylet == driver == [first]
+    assert main == raylet == driver == [first]
 
 
 def test_cores_are_free_again_when_their_process_ends():
@@ -141,6 +178,8 @@ def test_cores_are_free_again_when_their_process_ends():
         assert holder.stdout.readline() == b"held\n"
         with ExitStack() as stack:
             assert not take([1, 2, 3], stack)
+            with ExitStack() as other:  # the first two are not kept
+                assert take([1, 2], other)
         holder.kill()
     with ExitStack() as stack:
         assert take([1, 2, 3], stack)
