@@ -1,11 +1,13 @@
 """Pairs per second of a 1-worker Ray run against the same step loop called without Ray.
 
-Both train the debug recipe's model on its pairs, in turn, each in a process of its own; the speed
-is the steady state, the first step left out.
+Both train the debug recipe's model on its pairs, in turn, each in a process of its own, which keeps
+the memory that it frees; the speed is the steady state, the first step left out.
 
     python tests/benchmarks/ray_overhead.py [--runs 5] [--steps 200] [--threads 1]
 
 Leave a core to Ray's own processes: with as many threads as cores, both compete for the last one.
+Where the worker then has cores of its own (``rm_ray/cluster/cores.py``), compare it also with the
+loop that is kept to as many cores: without Ray, it has them for itself as well.
 """
 
 import argparse
@@ -20,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from machine import ROOT, describe_machine
+from report import Spread, markdown_table, print_report
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from rm_ray.allocator import keep_freed_memory  # noqa: E402
 
 RECIPE = ROOT / "jobs" / "recipes" / "debug.yaml"
 
@@ -33,32 +38,45 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--cores", type=int, nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.bare is not None:
+        if options.cores:
+            os.sched_setaffinity(0, options.cores)
         print(json.dumps(train_bare(options.bare, options.steps, options.threads)))
         return
-    with_ray, without, waits = [], [], []
+    keep_freed_memory()
+    allowed = sorted(os.sched_getaffinity(0))
+    beside = {
+        "step loop without Ray": allowed,
+        "the same on as many cores as threads": allowed[-options.threads :],
+    }
+    with_ray, waits = [], []
+    without: dict[str, list[float]] = {title: [] for title in beside}
     with tempfile.TemporaryDirectory(prefix="rm_ray-overhead-") as name:
         for run in range(options.runs):
             result = train_with_ray(Path(name), f"run-{run}", options.steps, options.threads)
             with_ray.append(result["pairs_per_second"])
             waits.append(wait_share(Path(result["folder"])))
-            command = [sys.executable, __file__, "--bare", f"{name}/bare-{run}"]
-            command += ["--steps", str(options.steps), "--threads", str(options.threads)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            without.append(json.loads(done.stdout.splitlines()[-1]))
+            for title, cores in beside.items():
+                command = [sys.executable, __file__, "--bare", f"{name}/bare-{run}-{len(cores)}"]
+                command += ["--steps", str(options.steps), "--threads", str(options.threads)]
+                command += ["--cores", *map(str, cores)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                without[title].append(json.loads(done.stdout.splitlines()[-1]))
     print(
         f"{describe_machine()}; {options.runs} runs of {options.steps} steps each, in turn; "
-        f"{options.threads} threads of arithmetic\n"
+        f"{options.threads} threads of arithmetic; medians (least to most)\n"
     )
-    print("| | pairs/s, median | least | most |\n|---|---|---|---|")
-    for title, speeds in (("one Ray worker", with_ray), ("step loop without Ray", without)):
-        cells = (statistics.median(speeds), min(speeds), max(speeds))
-        print(f"| {title} | {' | '.join(f'{cell:.1f}' for cell in cells)} |")
-    ratios = [a / b for a, b in zip(with_ray, without, strict=True)]
-    print(f"\nratio, median of the turns: {statistics.median(ratios):.3f}")
-    print(f"share of a step spent waiting for data: {statistics.median(waits):.4f}")
-    print(f"\n{json.dumps({'with_ray': with_ray, 'without': without, 'wait_shares': waits})}")
+    rows = [["one Ray worker", Spread.of(with_ray).cell(".0f"), "-"]]
+    for title, speeds in without.items():
+        ratios = Spread.of(a / b for a, b in zip(with_ray, speeds, strict=True))
+        rows.append([title, Spread.of(speeds).cell(".0f"), ratios.cell(".3f")])
+    print_report(
+        markdown_table(["", "pairs/s", "Ray over it, by turns"], rows),
+        f"share of a step spent waiting for data: {statistics.median(waits):.4f}",
+        figures={"with_ray": with_ray, "without": without, "wait_shares": waits},
+    )
 
 
 def train_with_ray(
