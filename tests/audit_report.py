@@ -48,6 +48,7 @@ REPORT: dict[str, Any] = {
         }
     },
     "data_hash": "of the rows",
+    "column_rules": [],
     "rows_with_unfound_near_duplicates": 0,
     "rows_examined_by_models": None,
     "evaluation_sets": {"bench": {"rows": 30, "shared_by": {"prompt": 2, "13-gram": 1}}},

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayError
 
+from rm_ray.audit.audit_sources import AuditSources
 from rm_ray.audit.contamination.evaluation_sets import EvaluationSets
-from rm_ray.audit.contamination.evaluation_sources import read_evaluation_prompts
 from rm_ray.audit.contamination.leaks import KIND as CONTAMINATED
 from rm_ray.audit.contamination.leaks import LeakSpool
-from rm_ray.audit.finding_files import FOLDER, WrittenFindings, file_of, write_findings
+from rm_ray.audit.finding_files import WrittenFindings, file_of, write_findings
 from rm_ray.audit.findings import Finding
 from rm_ray.audit.repeats.matches import MOST_COMPARED
 from rm_ray.audit.repeats.search import KINDS, RepeatSearch
@@ -30,7 +30,6 @@ from rm_ray.audit.row_facts import SCHEMA, read_block
 from rm_ray.audit.suspects import KIND as MISLABELLED
 from rm_ray.audit.tally import Tally
 from rm_ray.config.column_rules import ColumnRules
-from rm_ray.config.sections.data import DataConfig
 from rm_ray.data.cache.exclusions import Exclusions, find_places
 from rm_ray.data.cache.quarantine import QUARANTINE
 from rm_ray.data.rows.column_readings import (
@@ -40,8 +39,6 @@ from rm_ray.data.rows.column_readings import (
     sum_up,
 )
 from rm_ray.data.sources import mixture
-from rm_ray.data.sources.mixture import Selection
-from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.errors import InputError, find_final_error
 from rm_ray.storage import Storage
 
@@ -70,6 +67,8 @@ class Audit:
     """Rows of each evaluation set."""
     data_hash: str
     """Of the rows, as in the record of a run on them."""
+    rules: ColumnRules
+    """By which they were read."""
     leaks: Mapping[str, Mapping[str, int]]
     """Rows of the data by how they share prompts with each evaluation set."""
     num_open: int
@@ -89,53 +88,12 @@ class Audit:
                 for name, rows in self.sets.items()
             },
             "data_hash": self.data_hash,
+            "column_rules": self.rules.key,
             "rows_with_unfound_near_duplicates": self.num_open,
             "rows_examined_by_models": self.num_examined,
             "readings": [reading.to_json() for reading in self.readings],
             "seconds": round(self.seconds, 1),
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditSources:
-    """What an audit reads."""
-
-    selections: Sequence[Selection]
-    origins: tuple[str, ...]
-    """Of the selections."""
-    rules: ColumnRules
-    data_hash: str
-    """Of the rows, as in the record of a run on them."""
-    sets: EvaluationSets
-    exclusions: Exclusions
-
-
-def open_sources(
-    specs: Sequence[str],
-    against: Mapping[str, Sequence[str]],
-    config: DataConfig,
-    folder: Storage,
-    *,
-    seed: int,
-) -> AuditSources:
-    """Find the rows to audit, and read the named evaluation sets and the rows to leave out.
-
-    Raises:
-        InputError: a source or a file cannot be read.
-    """
-    _refuse_own_files(config.exclude, folder)
-    selections = mixture.select(
-        [SourceSpec.parse(text) for text in specs], seed, rules=config.rules
-    )
-    origins = tuple(selection.fragment.origin for selection in selections)
-    return AuditSources(
-        selections=selections,
-        origins=origins,
-        rules=config.rules,
-        data_hash=mixture.mixture_fingerprint(selections),
-        sets=EvaluationSets(read_evaluation_prompts(against, config.rules, seed)),
-        exclusions=Exclusions.read(config.exclude, origins),
-    )
 
 
 def audit_data(sources: AuditSources, folder: Storage, *, similarity: float) -> Audit:
@@ -158,21 +116,6 @@ def audit_data(sources: AuditSources, folder: Storage, *, similarity: float) -> 
     finally:
         if folder.exists(PARTS):
             folder.delete(PARTS)
-
-
-def _refuse_own_files(exclude: Sequence[str], folder: Storage) -> None:
-    """Refuse files to exclude by that an earlier audit wrote where this one writes.
-
-    Rows that are excluded are not searched again, so the new file would not name them.
-    """
-    for name in exclude:
-        file = Storage.open(name)
-        is_near = file.filesystem.equals(folder.filesystem)
-        if is_near and file.path.startswith(folder.join(FOLDER) + "/"):
-            raise InputError(
-                f"data.exclude {name} is in --output, where this audit would replace it without "
-                "the rows it names; choose another --output"
-            )
 
 
 def _search(sources: AuditSources, folder: Storage, similarity: float, began: float) -> Audit:
@@ -213,6 +156,7 @@ def _search(sources: AuditSources, folder: Storage, similarity: float, began: fl
         readings=readings,
         sets=sets.rows,
         data_hash=sources.data_hash,
+        rules=sources.rules,
         leaks=leaks.by_set,
         num_open=repeats.num_open,
         seconds=time.monotonic() - began,

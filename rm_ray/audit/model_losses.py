@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rm_ray.audit.suspects import Suspects, find_most_suspect, join_losses
+from rm_ray.config.column_rules import ColumnRules
 from rm_ray.config.recipe import parse_config
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.config.sections.cluster import ClusterConfig
@@ -67,7 +68,7 @@ def read_losses(
     if run_folder.exists(RUN):
         record = read_record(run_folder)
         kept = RowLosses.read(run_folder)
-        reason = find_obstacle(record["config"], kept) or find_change(record)
+        reason = find_obstacle(record["config"], kept) or find_change(record, rows.rules)
         if kept is not None and reason is None:
             logger.info("%s: using the losses that the run kept", model.model)
             kept = replace(kept, losses=kept.losses[whole_epochs(kept.losses)])
@@ -77,8 +78,11 @@ def read_losses(
     return score_losses(score(model, rows, output, cluster), selections)
 
 
-def find_change(record: dict[str, Any]) -> str | None:
-    """Return why the numbers of a run's training rows may name other rows now; None if not."""
+def find_change(record: dict[str, Any], rules: ColumnRules) -> str | None:
+    """Return why a run's training rows are not what their numbers name now; None if they are.
+
+    ``rules`` are those by which rows are read now.
+    """
     try:
         config = parse_config(record["config"], "the run's record")
         specs = [SourceSpec.parse(text) for text in config.data.train]
@@ -86,7 +90,11 @@ def find_change(record: dict[str, Any]) -> str | None:
         is_same = mixture.mixture_fingerprint(selections) == record["data"]["train"]["data_hash"]
     except InputError as error:
         return f"the rows that it was trained on cannot be read any more ({error})"
-    return None if is_same else "the rows have changed since it was trained on them"
+    if not is_same:
+        return "the rows have changed since it was trained on them"
+    if config.data.rules != rules:
+        return "it read the rows by other settings, such as data.columns"
+    return None
 
 
 def find_obstacle(config: dict[str, Any], kept: RowLosses | None) -> str | None:

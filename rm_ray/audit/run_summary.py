@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rm_ray.audit.finding_files import FOLDER
+from rm_ray.config.recipe import parse_config
 from rm_ray.errors import InputError
 from rm_ray.runs.layout import AUDIT, EXPORT, RUN, read_record
 from rm_ray.storage import Storage
@@ -22,6 +23,7 @@ REPORT = "report.json"
 MOST_LANGUAGES = 5
 
 Report = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
 def default_folder(sources: Sequence[str]) -> str:
@@ -59,9 +61,10 @@ def write_to_run(model: str, report: Report) -> bool:
     if not run_folder.exists(RUN):
         return False
     record = read_record(run_folder)
-    if record["data"]["train"]["data_hash"] != report["data_hash"]:
+    if not _is_of_rows(report, record):
         logger.info(
-            "the audit is not part of the model card of '%s', which was trained on other rows: %s",
+            "the audit is not part of the model card of '%s', which was trained on other rows, or "
+            "read them by other settings: %s",
             model,
             ", ".join(record["config"]["data"]["train"]),
         )
@@ -70,31 +73,36 @@ def write_to_run(model: str, report: Report) -> bool:
     return True
 
 
-def find_audit(
-    sources: Sequence[str], exclude: Sequence[str], data_hash: str
-) -> dict[str, Any] | None:
-    """Return the summary of an audit of the rows with this hash; None if there is none.
+def find_audit(record: Record) -> dict[str, Any] | None:
+    """Return the summary of an audit of the rows of a run's record; None if there is none.
 
-    It is looked for where the files ``exclude`` are, and in the default folder of the sources.
+    It is looked for where the files of ``data.exclude`` are, and in the sources' default folder.
     """
-    folders = [file.rpartition(f"/{FOLDER}/")[0] for file in exclude]
-    for folder in dict.fromkeys([*folders, default_folder(sources)]):
+    data = record["config"]["data"]
+    folders = [file.rpartition(f"/{FOLDER}/")[0] for file in data.get("exclude", ())]
+    for folder in dict.fromkeys([*folders, default_folder(data["train"])]):
         try:
             report = Storage.open(folder).read_json(REPORT) if folder else None
         except (InputError, OSError) as error:  # a card can do without
             logger.info("no audit is read from %s: %s", folder, error)
             continue
-        if isinstance(report, dict) and report.get("data_hash") == data_hash:
+        if isinstance(report, dict) and _is_of_rows(report, record):
             logger.info("an audit of these rows is in %s; the model card sums it up", folder)
             return summarize_audit(report)
     return None
 
 
-def keep_audit(run_folder: Storage, record: Mapping[str, Any]) -> None:
+def _is_of_rows(report: Report, record: Record) -> bool:
+    """Return whether a report is on the rows of a run, as the run read them."""
+    try:
+        rules = parse_config(record["config"], "the run's record").data.rules
+    except InputError:  # of another version
+        return False
+    is_same = report.get("data_hash") == record["data"]["train"]["data_hash"]
+    return bool(is_same and report.get("column_rules", []) == rules.key)
+
+
+def keep_audit(run_folder: Storage, record: Record) -> None:
     """Write the summary of an earlier audit of a run's rows into its folder, if there is one."""
-    if run_folder.exists(AUDIT):
-        return
-    data = record["config"]["data"]
-    found = find_audit(data["train"], data.get("exclude", ()), record["data"]["train"]["data_hash"])
-    if found is not None:
+    if not run_folder.exists(AUDIT) and (found := find_audit(record)) is not None:
         run_folder.write_json(AUDIT, found)

@@ -133,7 +133,8 @@ def audit_sources(command: AuditCommand) -> None:
     folder = Storage.open(command.place)
     folder.check_writable("output")
     with ray_cluster(ClusterConfig(), imports=("rm_ray.audit.audit",)):
-        from rm_ray.audit.audit import audit_data, open_sources
+        from rm_ray.audit.audit import audit_data
+        from rm_ray.audit.audit_sources import open_sources
 
         opened = open_sources(sources, command.sets, config.data, folder, seed=config.run.seed)
         suspects = _find_suspects(command) if command.model else None

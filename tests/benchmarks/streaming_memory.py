@@ -87,7 +87,8 @@ def build_cache(source: Path, folder: Path) -> int:
 
 def audit(source: Path, folder: Path) -> int:
     """Audit the rows against an evaluation set; return how many there are."""
-    from rm_ray.audit.audit import audit_data, open_sources
+    from rm_ray.audit.audit import audit_data
+    from rm_ray.audit.audit_sources import open_sources
     from rm_ray.config.sections.data import DataConfig
     from rm_ray.storage import Storage
 

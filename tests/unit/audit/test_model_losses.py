@@ -18,7 +18,7 @@ from rm_ray.audit.model_losses import (
     score_losses,
     whole_epochs,
 )
-from rm_ray.config.column_rules import NO_RULES
+from rm_ray.config.column_rules import NO_RULES, ColumnRules
 from rm_ray.config.recipe import parse_config
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.config.sections.cluster import ClusterConfig
@@ -168,13 +168,15 @@ def test_losses_of_rows_that_have_changed_since_are_not_used(tmp_path: Path, pai
         "config": config.to_json(),
         "data": {"train": {"data_hash": mixture_fingerprint(selections)}},
     }
-    assert find_change(record) is None
+    assert find_change(record, NO_RULES) is None
+    other_rules = ColumnRules(columns={"chosen": "best"})
+    assert "by other settings" in str(find_change(record, other_rules))
     pair_rows(pairs, 8)  # whatever the rows that are asked about are called
-    assert "have changed" in str(find_change(record))
+    assert "have changed" in str(find_change(record, NO_RULES))
     other.unlink()
-    assert "cannot be read any more" in str(find_change(record))
+    assert "cannot be read any more" in str(find_change(record, NO_RULES))
     record["config"]["data"]["of_another_version"] = 1
-    assert "cannot be read any more" in str(find_change(record))
+    assert "cannot be read any more" in str(find_change(record, NO_RULES))
 
 
 @pytest.mark.parametrize("epochs", [0, 1])

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from audit_report import REPORT
 from made_run import make_run
@@ -43,7 +44,7 @@ def test_an_audit_of_other_rows_says_nothing_of_the_run(tmp_path: Path, caplog):
     made = make_run(tmp_path)
     with caplog.at_level(logging.INFO):
         assert not write_to_run(made.folder, REPORT)
-    assert "which was trained on other rows: builtin:train" in caplog.text
+    assert "which was trained on other rows, or read them by other settings" in caplog.text
     assert made.run.read_json(AUDIT) is None
 
 
@@ -55,6 +56,18 @@ def test_a_model_without_a_run_gets_nothing(tmp_path: Path):
     assert [*export.iterdir()] == []
 
 
+BEST = [[["chosen", "best"]], [], "auto", 32, []]
+"""How a report says that it read another column."""
+
+
+def record_of(**data: Any) -> dict[str, Any]:
+    """Return the record of a run on the rows of ``REPORT``."""
+    return {
+        "config": {"data": {"train": ["pairs.jsonl"], "eval": [], **data}},
+        "data": {"train": {"data_hash": REPORT["data_hash"]}},
+    }
+
+
 def write_report(folder: Path, report: object) -> None:
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(json.dumps(report))
@@ -62,17 +75,19 @@ def write_report(folder: Path, report: object) -> None:
 
 def test_an_earlier_audit_is_found_by_its_rows_where_its_files_are(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(run_summary, "AUDITS", str(tmp_path / "audits"))
-    sources, data_hash = ("pairs.jsonl",), REPORT["data_hash"]
-    files = [str(tmp_path / name / "exclude" / "duplicates.jsonl") for name in "ab"]
-    assert find_audit(sources, files, data_hash) is None
+    files = [str(tmp_path / name / "exclude" / "duplicates.jsonl") for name in "abc"]
+    assert find_audit(record_of(exclude=files)) is None
     write_report(tmp_path / "a", OF_THE_RUN)
-    assert find_audit(sources, files, data_hash) is None
-    write_report(tmp_path / "b", REPORT)
-    assert find_audit(sources, files, data_hash) == summarize_audit(REPORT)
-    assert find_audit(sources, ["rows.jsonl"], data_hash) is None
-    write_report(Path(default_folder(sources)), REPORT)
-    assert find_audit(sources, [], data_hash) == summarize_audit(REPORT)
-    assert find_audit(("other.jsonl",), [], data_hash) is None
+    write_report(tmp_path / "b", {**REPORT, "column_rules": BEST})
+    assert find_audit(record_of(exclude=files)) is None
+    write_report(tmp_path / "c", REPORT)
+    assert find_audit(record_of(exclude=files)) == summarize_audit(REPORT)
+    assert find_audit(record_of(exclude=files[:2], columns=["chosen=best"])) is not None
+    assert find_audit(record_of(exclude=["rows.jsonl"])) is None
+    write_report(Path(default_folder(["pairs.jsonl"])), REPORT)
+    assert find_audit(record_of()) == summarize_audit(REPORT)
+    assert find_audit(record_of(train=["other.jsonl"])) is None
+    assert find_audit(record_of(of_another_version=1)) is None
 
 
 def test_what_is_no_report_is_no_audit(tmp_path: Path, caplog):
@@ -82,7 +97,7 @@ def test_what_is_no_report_is_no_audit(tmp_path: Path, caplog):
     files = [str(tmp_path / name / "exclude" / "x.jsonl") for name in "ab"]
     files += ["nowhere://x/exclude/x.jsonl"]
     with caplog.at_level(logging.INFO):
-        assert find_audit(("no.jsonl",), files, "x") is None
+        assert find_audit(record_of(train=["no.jsonl"], exclude=files)) is None
     assert "no audit is read from" in caplog.text
 
 
