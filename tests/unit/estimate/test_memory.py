@@ -146,7 +146,9 @@ def test_training_a_part_needs_no_more_memory_but_for_adapters(row, setting, par
     rank = part.tuning.rank if part.tuning else 0
     adapters = 4 * part.num_trained * (rank > 0) + 8 * 4 * rank * row.positions * 7
     for one, other in zip(some.moments[1:], every.moments[1:], strict=True):
-        assert one.device <= other.device + adapters + 64
+        # A frozen layer's activations are freed, so they count from the start of the forward pass.
+        most = every.peak if one.name == "start of forward" else other
+        assert one.device <= most.device + adapters + 64
 
 
 llama_8b_of_4 = llama_8b(layers=4)
