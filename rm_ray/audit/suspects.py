@@ -121,16 +121,15 @@ def suspicion(losses: np.ndarray) -> np.ndarray:
 
 
 def find_most_suspect(joint: JointLosses, share: float) -> Suspects:
-    """Return the most suspect share of the rows, the worst first.
+    """Return the most suspect rows, the worst first: at most a share of all.
 
     Rows whose label the models agree with all through the later half of their epochs are not
     suspect, however many are asked for. Agreement on average is not enough, since by the end a
     model knows wrong labels by heart; and in its first epochs it disagrees with many right ones.
     """
     scores = suspicion(joint.losses)
-    most = math.ceil(share * len(scores))
-    order = np.argsort(-scores, kind="stable")[:most]
-    order = order[joint.late.mean(axis=0)[order] > CHANCE]
+    order = np.argsort(-scores, kind="stable")
+    order = order[joint.late.mean(axis=0)[order] > CHANCE][: math.ceil(share * len(scores))]
     return Suspects(findings=_findings(joint, scores, order), num_examined=len(scores))
 
 
@@ -147,7 +146,10 @@ def _findings(joint: JointLosses, scores: np.ndarray, order: np.ndarray) -> Iter
 
 def _describe(losses: np.ndarray, late: np.ndarray) -> str:
     """Return what a person needs to know of a row's losses under the models, both ``[M]``."""
-    mean = f"mean loss {losses.mean():.2f}, late {late.mean():.2f} (chance: {CHANCE:.2f})"
+    mean = (
+        f"mean loss {losses.mean():.2f}, highest in later epochs {late.mean():.2f} "
+        f"(chance: {CHANCE:.2f})"
+    )
     if len(losses) == 1:
         return mean
     against = int((losses > CHANCE).sum())

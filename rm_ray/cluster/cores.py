@@ -20,7 +20,9 @@ import psutil
 _NAME = "\0rm_ray-core-{}"
 """Names without a file, which the system frees as soon as their process has ended."""
 
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_QUOTAS = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
+"""Of a container, by either version of cgroups; it begins with ``max`` or -1 if there is none."""
+
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ class Cores:
 
     own: frozenset[int]
     rest: frozenset[int]
+    driver: int
+    """The process that started the run's Ray."""
 
     def use(self) -> None:
         """Keep this thread, and the Python threads beside it, to the worker's own cores.
@@ -44,7 +48,9 @@ class Cores:
         here = {thread.id for thread in psutil.Process().threads()}
         for thread in here & {threading.get_native_id(), *beside}:
             _keep(thread, self.own)
-        move(_family(_find_driver()), self.own | self.rest, self.rest)
+        for process in psutil.Process().parents():
+            if process.pid == self.driver:  # it may have ended
+                move(_family(process), self.own | self.rest, self.rest)
 
 
 @contextmanager
@@ -67,18 +73,19 @@ def own_cores(count: int) -> Iterator[Cores | None]:
         ):
             yield None
             return
-        cores = Cores(own=frozenset(allowed[-count:]), rest=frozenset(allowed[:-count]))
+        own, rest = frozenset(allowed[-count:]), frozenset(allowed[:-count])
+        cores = Cores(own=own, rest=rest, driver=os.getpid())
         stack.callback(_give_back, cores)
-        listed = ", ".join(map(str, sorted(cores.own)))
-        logger.info("the worker trains on %s of %d cores", listed, len(allowed))
+        logger.info("the worker trains on %d of %d cores", count, len(allowed))
         yield cores
 
 
 def are_whole(cores: Iterable[int]) -> bool:
     """Return whether no two are threads of one core, and no quota divides them among others."""
-    with suppress(OSError):
-        if not _QUOTA.read_text().startswith("max"):
-            return False
+    for quota in _QUOTAS:
+        with suppress(OSError):
+            if not quota.read_text().startswith(("max", "-1")):
+                return False
     try:
         siblings = [Path(_SIBLINGS.format(core)).read_text() for core in cores]
     except OSError:  # unknown here
@@ -128,20 +135,8 @@ def _is_raylet(process: psutil.Process) -> bool:
         return False
 
 
-def _find_driver() -> psutil.Process | None:
-    """Return the process that started the Ray above this one; None if it has ended."""
-    try:
-        above = psutil.Process().parents()
-    except psutil.Error:
-        return None
-    raylets = [number for number, each in enumerate(above[:-1]) if _is_raylet(each)]
-    return above[raylets[0] + 1] if raylets else None
-
-
-def _family(process: psutil.Process | None) -> list[psutil.Process]:
+def _family(process: psutil.Process) -> list[psutil.Process]:
     """Return a process and all below it."""
-    if process is None:
-        return []
     try:
         return [process, *process.children(recursive=True)]
     except psutil.Error:

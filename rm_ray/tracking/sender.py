@@ -94,7 +94,7 @@ class MetricSender:
     def close(self, patience_s: float = 30.0) -> int:
         """Send the rest for up to ``patience_s`` seconds; return the number of unsent items.
 
-        The thread makes no further call after that.
+        The thread begins no further call; what one in progress sends is counted as unsent.
         """
         self._queue.put(None)
         self._thread.join(patience_s)

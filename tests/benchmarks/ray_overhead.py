@@ -46,11 +46,10 @@ def main() -> None:
         print(json.dumps(train_bare(options.bare, options.steps, options.threads)))
         return
     keep_freed_memory()
-    allowed = sorted(os.sched_getaffinity(0))
-    beside = {
-        "step loop without Ray": allowed,
-        "the same on as many cores as threads": allowed[-options.threads :],
-    }
+    beside: dict[str, list[int]] = {"step loop without Ray": []}
+    if hasattr(os, "sched_getaffinity"):
+        own = sorted(os.sched_getaffinity(0))[-options.threads :]
+        beside["the same on as many cores as threads"] = own
     with_ray, waits = [], []
     without: dict[str, list[float]] = {title: [] for title in beside}
     with tempfile.TemporaryDirectory(prefix="rm_ray-overhead-") as name:
@@ -61,7 +60,7 @@ def main() -> None:
             for title, cores in beside.items():
                 command = [sys.executable, __file__, "--bare", f"{name}/bare-{run}-{len(cores)}"]
                 command += ["--steps", str(options.steps), "--threads", str(options.threads)]
-                command += ["--cores", *map(str, cores)]
+                command += ["--cores", *map(str, cores)] if cores else []
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 without[title].append(json.loads(done.stdout.splitlines()[-1]))
     print(

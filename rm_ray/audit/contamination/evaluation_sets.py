@@ -103,14 +103,13 @@ class Turn:
     text: str
 
 
-def _asked(turns: Sequence[Turn]) -> Iterator[tuple[str, list[str]]]:
-    """Yield what may be the prompt of an evaluation set, and its words."""
-    whole = "\n".join(turn.text for turn in turns)
-    yield whole, split_words(whole)
+def _asked(turns: Sequence[Turn]) -> Iterator[tuple[str, int]]:
+    """Yield what may be the prompt of an evaluation set, and the least length for it to be."""
+    yield "\n".join(turn.text for turn in turns), 1
     if len(turns) > 1:
         for turn in turns:
-            if turn.role == "user" and len(words := split_words(turn.text)) >= LEAST_WORDS:
-                yield turn.text, words
+            if turn.role == "user":
+                yield turn.text, LEAST_WORDS
 
 
 def _hash_all(words: Sequence[str]) -> int:
@@ -151,9 +150,12 @@ class EvaluationSets:
         if not self._prompts:
             return []
         same = {*self._by_key.get(key, ())}
-        for text, its_words in _asked(turns):
+        for text, least in _asked(turns):
+            its_words = split_words(text)
             if _hash_all(its_words) in self._worded:
-                same.update(self._by_text.get(plain_text(text), ()))
+                plain = plain_text(text)
+                if max(len(its_words), plain.count(" ") + 1) >= least:
+                    same.update(self._by_text.get(plain, ()))
         found = [self._leak(number, "prompt", 1.0) for number in sorted(same)]
         numbers, positions = self._short.find(words)
         if len(numbers):  # a shared 13-gram has 8-grams, unless those are common

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rm_ray.data.rows.turns import INSTRUCTIONS, Message, texts_of
@@ -17,14 +17,23 @@ def read_text(message: Message) -> str:
 
 def read_all(message: Message) -> str:
     """Return the text of a message with that of its tool calls, without its role."""
-    return " ".join([read_text(message), *map(_read_call, message.get("tool_calls") or ())])
+    calls = message.get("tool_calls") or ()
+    asked = (part for call in calls for part in _values(call["function"]))  # without its id
+    return " ".join([read_text(message), *asked])
 
 
-def _read_call(call: Any) -> str:
-    """Return what a tool call asks for, with its numbers and without its id."""
-    if isinstance(call, dict):
-        call = call.get("function") or {k: v for k, v in call.items() if k not in ("id", "type")}
-    return json.dumps(call, sort_keys=True, ensure_ascii=False)
+def _values(value: Any) -> Iterator[str]:
+    """Yield each value in the order of its keys: texts as they are, all else as JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            yield from _values(value[key])
+    elif isinstance(value, list):
+        for each in value:
+            yield from _values(each)
+    else:
+        yield json.dumps(value)
 
 
 def leave_out_instructions(prompt: Sequence[Message]) -> list[Message]:

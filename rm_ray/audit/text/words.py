@@ -15,17 +15,29 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 
-_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])(.{1,200}?)(?<=[^\s*])\1(?![\w*])")
+_SUPERSCRIPTS = {
+    ord(sign): f"^{digit}"
+    for digit, sign in enumerate("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+}
+"""NFKC makes 52 of a square of 5."""
+
+_EMPHASIS = re.compile(
+    r"(?<![\w*]) (\*{1,3}) (?=[^\W\d_]) (.{1,200}?) (?<=[^\W\d_]|[.!?:,]) \1 (?![\w*])", re.VERBOSE
+)
 """Markdown's, around words."""
 
-_TOKEN = re.compile(
-    r"""
-    (?:(?<![\w.])\.(?=\d))? \w+ (?:(?<=\d)[.,:]\d\w*)*  # a word, or a number with its points
-    (?:(?<=\d)!(?=\s*[-+*/^=)]))?                       # a factorial
-    | [^\w\s]
-    """,
-    re.VERBOSE,
+_IN_FORMULAS = (
+    (re.compile(r"(?<=\d)\s?:\s?(?=\d)"), " \u2236 "),  # a ratio, or a time
+    (
+        re.compile(r"((?<=\d)|(?<=\b[a-z])|(?<=\)))!(?=\s*([-+*/^=)\]}$|<>&%\\]|mod\b))"),
+        "\u203c",  # a factorial
+    ),
+    (re.compile(r"(?<=\w)'(?=\()"), "\u2032"),  # of a derivative
 )
+"""Marks that are none of sentences, and signs for them."""
+
+_TOKEN = re.compile(r"((?<![\w.])\.(?=\d))?\w+((?<=\d)(\.\d\w*|,\d{3}(?!\w)))*|[^\w\s]")
+"""A word, a number with its points, or a symbol."""
 
 _MARKS = frozenset(
     ".,!?;:\"'`\u00a1\u00ab\u00bb\u00bf\u2018\u2019\u201c\u201d\u3001\u3002\u300c\u300d"
@@ -40,9 +52,13 @@ def split_words(text: str) -> list[str]:
 
     In scripts without spaces between words, each letter is a word.
     """
+    return (_ASCII_WORD if text.isascii() else _WORD).findall(_fold(text))
+
+
+def _fold(text: str) -> str:
     if text.isascii():
-        return _ASCII_WORD.findall(text.lower())
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+        return text.lower()
+    return unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).casefold()
 
 
 def hash_words(words: list[str]) -> np.ndarray:
@@ -66,8 +82,10 @@ def plain_text(text: str) -> str:
     Marks of sentences and emphasis are left out. Symbols stay, since ``12 + 7`` asks something else
     than ``12 - 7``, and so do marks within numbers.
     """
-    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    tokens = _TOKEN.findall(_EMPHASIS.sub(r"\2", folded))
+    shown = _EMPHASIS.sub(r"\2", _fold(text))
+    for mark, sign in _IN_FORMULAS:
+        shown = mark.sub(sign, shown)
+    tokens = (token.group() for token in _TOKEN.finditer(shown))
     return " ".join(token for token in tokens if token not in _MARKS)
 
 

@@ -56,7 +56,7 @@ def train():
     stale = threading.Thread()
     stale._native_id = os.getppid()  # of a thread that has ended, whose number another one has
     threading._active[-1] = stale
-    Cores(own=frozenset([second]), rest=frozenset([first])).use()
+    Cores(own=frozenset([second]), rest=frozenset([first]), driver=json.loads(sys.argv[3])).use()
     del threading._active[-1]
     threads = [0, helper, start(), os.getpid(), os.getppid(), json.loads(sys.argv[3])]
     print(json.dumps([sorted(os.sched_getaffinity(one)) for one in threads]), flush=True)
@@ -94,7 +94,7 @@ def test_a_worker_has_the_last_core_until_the_end_and_no_other_run_has_it(raylet
     first, last = two
     with own_cores(1) as found:
         assert found is not None
-        assert (found.own, found.rest) == ({last}, {first})
+        assert (found.own, found.rest, found.driver) == ({last}, {first}, HERE.pid)
         with own_cores(1) as other:
             assert other is None
         os.sched_setaffinity(raylet.pid, found.own)
@@ -123,22 +123,26 @@ def test_a_ray_that_others_use_too_is_left_alone(two):
 
 
 @pytest.mark.parametrize(
-    ("quota", "siblings", "is_whole"),
+    ("quotas", "siblings", "is_whole"),
     [
-        ("max 100000", ["0", "1", "2"], True),
-        (None, ["0", "1", "2"], True),
-        ("200000 100000", ["0", "1", "2"], False),
-        ("max 100000", ["0,2", "1", "0,2"], False),
-        ("max 100000", ["0", "1"], False),
+        (["max 100000"], ["0", "1", "2"], True),
+        ([None, "-1"], ["0", "1", "2"], True),
+        ([], ["0", "1", "2"], True),
+        (["200000 100000"], ["0", "1", "2"], False),
+        ([None, "200000"], ["0", "1", "2"], False),
+        (["max 100000"], ["0,2", "1", "0,2"], False),
+        (["max 100000"], ["0", "1"], False),
     ],
 )
 def test_cores_are_whole_without_a_quota_and_without_a_sibling(
-    tmp_path: Path, monkeypatch, quota, siblings, is_whole
+    tmp_path: Path, monkeypatch, quotas, siblings, is_whole
 ):
-    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
+    files = [tmp_path / f"quota-{version}" for version in (2, 1)]
+    monkeypatch.setattr(cores, "_QUOTAS", files)
     monkeypatch.setattr(cores, "_SIBLINGS", str(tmp_path / "{}"))
-    if quota:
-        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    for file, quota in zip(files, quotas, strict=False):
+        if quota is not None:
+            file.write_text(f"{quota}\n")
     for core, listed in enumerate(siblings):
         (tmp_path / str(core)).write_text(f"{listed}\n")
     assert cores.are_whole([0, 1, 2]) == is_whole

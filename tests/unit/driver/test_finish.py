@@ -44,7 +44,7 @@ def outcome_of(steps: int) -> dict[str, Any]:
 def trained(outcome: dict[str, Any]) -> TrainingOutcome:
     """Return an outcome whose MLflow is unreachable, without any waiting."""
     sender = MetricSender(never)
-    sender.close = lambda _=0.0: MetricSender.close(sender, 0)  # type: ignore[method-assign]
+    sender.close = lambda patience_s=0.0: MetricSender.close(sender, 0)  # type: ignore[method-assign]
     return TrainingOutcome(outcome=outcome, sender=sender)
 
 

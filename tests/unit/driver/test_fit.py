@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,8 +9,10 @@ import ray.exceptions
 import ray.train
 from plain_training import PlainRank, small_config
 
+from rm_ray.config.sections.cluster import ClusterConfig
 from rm_ray.config.sections.evaluation import EvaluationConfig
-from rm_ray.driver.fit import add_late_evaluations, can_read, run_workers
+from rm_ray.driver import fit
+from rm_ray.driver.fit import add_late_evaluations, can_read, cores_of, run_workers
 from rm_ray.driver.hang_detector import Hang
 from rm_ray.errors import InputError, LostError
 from rm_ray.runs.history import History, Record
@@ -47,6 +50,26 @@ def run(outcome: Any, run_folder: Storage, hang: Hang | None = None) -> dict[str
 def test_the_return_value_of_rank_0_is_the_outcome(run_folder: Storage):
     assert run({"steps": 10}, run_folder) == {"steps": 10}
     assert run(None, run_folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "asked"),
+    [
+        (ClusterConfig(cpus_per_worker=3, num_workers=1, use_gpu=False), [3]),
+        (ClusterConfig(cpus_per_worker=3, num_workers=2, use_gpu=False), []),
+        (ClusterConfig(cpus_per_worker=3, num_workers=1, use_gpu=True), []),
+    ],
+)
+def test_only_a_lone_worker_without_gpu_gets_cores_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, cluster: ClusterConfig, asked: list[int]
+):
+    found: list[int] = []
+    own = nullcontext("cores")
+    monkeypatch.setattr(fit, "own_cores", lambda count: found.append(count) or own)
+    resolved: Any = SimpleNamespace(config=SimpleNamespace(cluster=cluster))
+    with cores_of(resolved) as cores:
+        assert cores == ("cores" if asked else None)
+    assert found == asked
 
 
 def test_a_run_that_goes_on_within_keeps_what_was_evaluated_beside(tmp_path: Path):

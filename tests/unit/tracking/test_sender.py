@@ -1,5 +1,6 @@
 import threading
 import time
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -95,8 +96,11 @@ def test_close_gives_up_on_an_unreachable_server():
 
 
 @pytest.mark.parametrize("calls_before", [0, 1])
-def test_a_sender_that_gave_up_makes_no_further_call(caplog, calls_before):
-    called = threading.Semaphore(0)
+def test_a_sender_that_gave_up_begins_no_further_call(caplog, monkeypatch, calls_before):
+    called, gathers = threading.Semaphore(0), threading.Event()
+    monkeypatch.setattr(
+        sender_module, "time", SimpleNamespace(sleep=lambda _: gathers.wait(PATIENCE_S))
+    )
 
     def away() -> MlflowRun:
         called.release()
@@ -105,8 +109,10 @@ def test_a_sender_that_gave_up_makes_no_further_call(caplog, calls_before):
     sender = MetricSender(away)
     sender.send(make_records(1, 1)[0])
     for _ in range(calls_before):
+        gathers.set()
         assert called.acquire(timeout=PATIENCE_S)
     assert sender.close(patience_s=0) == 1
+    gathers.set()
     sender._thread.join(PATIENCE_S)
     assert not sender._thread.is_alive()
     assert not called.acquire(blocking=False)
