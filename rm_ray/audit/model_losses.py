@@ -92,7 +92,7 @@ def find_change(record: dict[str, Any], rules: ColumnRules) -> str | None:
         return f"the rows that it was trained on cannot be read any more ({error})"
     if not is_same:
         return "the rows have changed since it was trained on them"
-    if config.data.rules != rules:
+    if config.data.rules.key != rules.key:
         return "it read the rows by other settings, such as data.columns"
     return None
 

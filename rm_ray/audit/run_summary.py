@@ -63,8 +63,8 @@ def write_to_run(model: str, report: Report) -> bool:
     record = read_record(run_folder)
     if not _is_of_rows(report, record):
         logger.info(
-            "the audit is not part of the model card of '%s', which was trained on other rows, or "
-            "read them by other settings: %s",
+            "the audit is not part of the model card of '%s', which was trained on other rows, "
+            "read them by other settings, or is of another version: %s",
             model,
             ", ".join(record["config"]["data"]["train"]),
         )
@@ -99,7 +99,7 @@ def _is_of_rows(report: Report, record: Record) -> bool:
     except InputError:  # of another version
         return False
     is_same = report.get("data_hash") == record["data"]["train"]["data_hash"]
-    return bool(is_same and report.get("column_rules", []) == rules.key)
+    return bool(is_same and report.get("column_rules") == rules.key)
 
 
 def keep_audit(run_folder: Storage, record: Record) -> None:

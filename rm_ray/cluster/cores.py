@@ -48,9 +48,10 @@ class Cores:
         here = {thread.id for thread in psutil.Process().threads()}
         for thread in here & {threading.get_native_id(), *beside}:
             _keep(thread, self.own)
-        for process in psutil.Process().parents():
-            if process.pid == self.driver:  # it may have ended
-                move(_family(process), self.own | self.rest, self.rest)
+        with suppress(psutil.Error):  # one above has ended meanwhile
+            for process in psutil.Process().parents():
+                if process.pid == self.driver:
+                    move(_family(process), self.own | self.rest, self.rest)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ LEAST_COVERED = 0.5
 has more than a half of them)."""
 
 LEAST_WORDS = 5
-"""Words of a turn in a longer conversation that make it a prompt, and no phrase such as 'go on'."""
+"""Words, numbers and symbols of a turn in a longer conversation that make it a prompt, and no
+phrase such as 'go on'."""
 
 MOST_PROMPTS = 10
 """An n-gram of more evaluation prompts is a phrase of the set's makers, and identifies none

@@ -16,7 +16,10 @@ def read_text(message: Message) -> str:
 
 
 def read_all(message: Message) -> str:
-    """Return the text of a message with that of its tool calls, without its role."""
+    """Return the text of a message with that of its tool calls, without its role.
+
+    Of a tool call that is the name of its function and the values of its arguments.
+    """
     calls = message.get("tool_calls") or ()
     asked = (part for call in calls for part in _values(call["function"]))  # without its id
     return " ".join([read_text(message), *asked])

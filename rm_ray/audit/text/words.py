@@ -15,26 +15,37 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 
-_SUPERSCRIPTS = {
-    ord(sign): f"^{digit}"
-    for digit, sign in enumerate("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
-}
-"""NFKC makes 52 of a square of 5."""
+
+_SUPERSCRIPT = re.compile("([\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f]+)")
+"""Of which NFKC makes 52 of a square of 5."""
 
 _EMPHASIS = re.compile(
-    r"(?<![\w*]) (\*{1,3}) (?=[^\W\d_]) (.{1,200}?) (?<=[^\W\d_]|[.!?:,]) \1 (?![\w*])", re.VERBOSE
+    r"""
+    (?<![\w*])
+    (?: (\*{2,3}) (?=[^\s*]) (.{1,200}?) (?<=[^\s*]) \1
+      | \* (?=[^\W\d_]) (.{1,200}?) (?<=[^\W\d_]|[.!?:,]) \* )
+    (?![\w*])
+    """,
+    re.VERBOSE,
 )
-"""Markdown's, around words."""
+"""Markdown's; what begins with a number may be a product."""
 
 _IN_FORMULAS = (
-    (re.compile(r"(?<=\d)\s?:\s?(?=\d)"), " \u2236 "),  # a ratio, or a time
+    (re.compile(r" ?! ?="), " \u2260 "),
+    (re.compile(r"(?<=\d) ?: ?(?=\d)"), " \u2236 "),  # a ratio, or a time
     (
-        re.compile(r"((?<=\d)|(?<=\b[a-z])|(?<=\)))!(?=\s*([-+*/^=)\]}$|<>&%\\]|mod\b))"),
+        re.compile(
+            r"((?<=[\d)])|(?<=\b[a-z])|(?<=\d[a-z]))!"
+            r"(?= ?([-+*/^=)\]}$|<>&%\\\u00d7\u00f7\u00b7\u2212]|mod\b))"
+        ),
         "\u203c",  # a factorial
     ),
-    (re.compile(r"(?<=\w)'(?=\()"), "\u2032"),  # of a derivative
+    (
+        re.compile(r"((?<=\b[a-z])|(?<=\b[a-z]['\u2019]))['\u2019](?=['\u2019]? ?[(=+*/^-])"),
+        "\u2032",  # of a derivative
+    ),
 )
-"""Marks that are none of sentences, and signs for them."""
+"""Marks that are none of sentences, and signs for them; no two spaces are side by side."""
 
 _TOKEN = re.compile(r"((?<![\w.])\.(?=\d))?\w+((?<=\d)(\.\d\w*|,\d{3}(?!\w)))*|[^\w\s]")
 """A word, a number with its points, or a symbol."""
@@ -58,7 +69,7 @@ def split_words(text: str) -> list[str]:
 def _fold(text: str) -> str:
     if text.isascii():
         return text.lower()
-    return unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).casefold()
+    return unicodedata.normalize("NFKC", _SUPERSCRIPT.sub(r"^\1", text)).casefold()
 
 
 def hash_words(words: list[str]) -> np.ndarray:
@@ -82,7 +93,8 @@ def plain_text(text: str) -> str:
     Marks of sentences and emphasis are left out. Symbols stay, since ``12 + 7`` asks something else
     than ``12 - 7``, and so do marks within numbers.
     """
-    shown = _EMPHASIS.sub(r"\2", _fold(text))
+    shown = " ".join(_fold(text).split())  # and no pattern tries many spaces
+    shown = _EMPHASIS.sub(lambda found: found[2] or found[3], shown)
     for mark, sign in _IN_FORMULAS:
         shown = mark.sub(sign, shown)
     tokens = (token.group() for token in _TOKEN.finditer(shown))

@@ -171,6 +171,8 @@ def test_losses_of_rows_that_have_changed_since_are_not_used(tmp_path: Path, pai
     assert find_change(record, NO_RULES) is None
     other_rules = ColumnRules(columns={"chosen": "best"})
     assert "by other settings" in str(find_change(record, other_rules))
+    record["config"]["data"]["ignore_columns"] = ["b", "a"]
+    assert find_change(record, ColumnRules(ignore=("a", "b"))) is None
     pair_rows(pairs, 8)  # whatever the rows that are asked about are called
     assert "have changed" in str(find_change(record, NO_RULES))
     other.unlink()

@@ -44,7 +44,7 @@ def test_an_audit_of_other_rows_says_nothing_of_the_run(tmp_path: Path, caplog):
     made = make_run(tmp_path)
     with caplog.at_level(logging.INFO):
         assert not write_to_run(made.folder, REPORT)
-    assert "which was trained on other rows, or read them by other settings" in caplog.text
+    assert "which was trained on other rows, read them by other settings" in caplog.text
     assert made.run.read_json(AUDIT) is None
 
 
@@ -75,12 +75,14 @@ def write_report(folder: Path, report: object) -> None:
 
 def test_an_earlier_audit_is_found_by_its_rows_where_its_files_are(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(run_summary, "AUDITS", str(tmp_path / "audits"))
-    files = [str(tmp_path / name / "exclude" / "duplicates.jsonl") for name in "abc"]
+    files = [str(tmp_path / name / "exclude" / "duplicates.jsonl") for name in "abcd"]
     assert find_audit(record_of(exclude=files)) is None
     write_report(tmp_path / "a", OF_THE_RUN)
     write_report(tmp_path / "b", {**REPORT, "column_rules": BEST})
     assert find_audit(record_of(exclude=files)) is None
-    write_report(tmp_path / "c", REPORT)
+    write_report(tmp_path / "c", {**REPORT, "column_rules": None})  # of another version
+    assert find_audit(record_of(exclude=files)) is None
+    write_report(tmp_path / "d", REPORT)
     assert find_audit(record_of(exclude=files)) == summarize_audit(REPORT)
     assert find_audit(record_of(exclude=files[:2], columns=["chosen=best"])) is not None
     assert find_audit(record_of(exclude=["rows.jsonl"])) is None

@@ -163,6 +163,7 @@ def test_python_threads_beside_the_worker_s_are_on_its_cores_and_all_others_on_t
     arguments = [str(ROOT), json.dumps(two), json.dumps(os.getpid())]
     command = [called_raylet, "-c", RAYLET, sys.executable, "-c", WORKER, *arguments]
     every = {thread.id: os.sched_getaffinity(thread.id) for thread in HERE.threads()}
+    above = os.sched_getaffinity(os.getppid())
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout is not None
@@ -171,6 +172,7 @@ def test_python_threads_beside_the_worker_s_are_on_its_cores_and_all_others_on_t
             os.sched_setaffinity(thread, before)
         process.communicate(b"", timeout=60)
     own, helper, later, main, raylet, driver = json.loads(line)
+    assert os.sched_getaffinity(os.getppid()) == above
     assert own == helper == later == [second]
     assert main == raylet == driver == [first]
 

@@ -101,6 +101,14 @@ def test_a_phrase_of_a_longer_conversation_is_no_prompt():
     assert sets.find(b"other", [other], hash_words([])) == []
 
 
+@pytest.mark.parametrize(("prompt", "is_leak"), [("What is 12 + 7?", True), ("Is 5 > 4?", False)])
+def test_symbols_count_towards_the_length_of_a_prompt(prompt: str, is_leak: bool):
+    asked = EvaluationPrompt(name="bench", row=2, key=b"k", text=prompt)
+    turns = [Turn(role="user", text="Hello!"), Turn(role="user", text=prompt)]
+    found = EvaluationSets([asked]).find(b"other", turns, hash_words([]))
+    assert found == ([leak("prompt", 1.0, row=2)] if is_leak else [])
+
+
 def test_marks_and_turns_of_other_scripts_are_known():
     asked = [
         ("¿Por qué es azul el cielo?", "por qué es azul el cielo"),
