@@ -86,7 +86,7 @@ def _score_interval(share: float, count: float, z: float = Z95) -> tuple[float, 
     z2 = z**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = z / (1 + z2 / count)
-    half *= np.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    half *= np.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
