@@ -97,7 +97,6 @@ def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(hub, "LONGEST_DELAY_S", 0.1)
-    monkeypatch.setattr(hub, "ANSWER_S", 0.5)
     monkeypatch.setattr(hub, "FIRST_DELAY_S", 0.02)
     with serving(tmp_path / "hub") as address:
         constants = huggingface_hub.constants

@@ -232,7 +232,7 @@ def give(block: Block, folder: Path) -> list[list[str]]:
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, f"{block.script}\n{done.stdout}{done.stderr}"
     return [call.split("\x1f") for call in calls.read_text().split("\x1e") if call]

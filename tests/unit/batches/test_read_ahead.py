@@ -6,7 +6,7 @@ import pytest
 
 from rm_ray.batches.read_ahead import read_ahead
 
-SECONDS = 30
+SECONDS = 240
 """Seconds after which a thread counts as stuck, even on a busy machine."""
 
 

@@ -1,5 +1,4 @@
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,12 +88,15 @@ def test_older_checkpoints_are_deleted_only_after_the_newest_is_copied(
 def test_a_save_waits_for_the_previous_checkpoint_and_keeps_beating(checkpointer, uploads, content):
     checkpointer.save(content(2), {})
     beats = []
-    checkpointer.on_wait = lambda: beats.append(None)
-    timer = threading.Timer(1.2, uploads.run)
-    timer.start()
-    assert checkpointer.save(content(4), {}) >= 1.0
-    assert beats
-    timer.join()
+
+    def beat() -> None:
+        beats.append(None)
+        if len(beats) == 2:
+            uploads.run()
+
+    checkpointer.on_wait = beat
+    assert checkpointer.save(content(4), {}) >= 2.0
+    assert len(beats) == 2
 
 
 def test_a_part_that_is_not_copied_in_time_is_an_error(checkpointer, content, monkeypatch):

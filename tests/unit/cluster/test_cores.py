@@ -170,7 +170,7 @@ def test_python_threads_beside_the_worker_s_are_on_its_cores_and_all_others_on_t
         line = process.stdout.readline()
         for thread, before in every.items():
             os.sched_setaffinity(thread, before)
-        process.communicate(b"", timeout=60)
+        process.communicate(b"", timeout=240)
     own, helper, later, main, raylet, driver = json.loads(line)
     assert os.sched_getaffinity(os.getppid()) == above
     assert own == helper == later == [second]

@@ -68,6 +68,6 @@ def test_ctrl_c_exits_with_130_and_no_traceback(start, tmp_path):
     process = start(script)
     assert "there are no runs" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=240)
     assert process.returncode == ExitStatus.INTERRUPTED
     assert "Traceback" not in rest

@@ -1,7 +1,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 
 import psutil
@@ -9,7 +8,7 @@ import pytest
 
 from rm_ray.driver.orphans import adopting, end_orphans
 
-SECONDS = 30
+SECONDS = 240
 """How long a process may take on a busy machine before the test fails, in seconds."""
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -93,9 +92,9 @@ def test_a_process_whose_parent_died_is_killed(start: Start, others: list[psutil
     assert not is_running(orphan)
 
 
-def test_without_orphans_nothing_is_waited_for(others: list[psutil.Process]):
-    began = time.monotonic()
+def test_without_orphans_nothing_is_waited_for(
+    others: list[psutil.Process], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(psutil, "wait_procs", lambda *_, **__: pytest.fail("it waits"))
 
     end_orphans(others)
-
-    assert time.monotonic() - began < SECONDS

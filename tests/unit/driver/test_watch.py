@@ -13,7 +13,7 @@ from rm_ray.driver.watch import Watch, describe_progress
 from rm_ray.runs.attempts import Ending
 from rm_ray.tracking.heartbeat import RESIZED, HeartbeatReading
 
-SECONDS = 10.0
+SECONDS = 240.0
 
 
 class Answers:

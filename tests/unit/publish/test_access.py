@@ -26,7 +26,6 @@ def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(hub, "ANSWER_S", 0.5)
     with serving(tmp_path / "hub") as address:
         yield address
 
@@ -111,7 +110,8 @@ def test_a_wrong_or_missing_token_is_an_input_error(endpoint, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["refuse", "hang"])
-def test_a_hub_that_does_not_answer_is_away(endpoint, kind):
+def test_a_hub_that_does_not_answer_is_away(endpoint, kind, monkeypatch):
+    monkeypatch.setattr(hub, "ANSWER_S", 0.5)
     fault(endpoint, match="whoami", kind=kind, seconds=1.0, count=9)
     with pytest.raises(HubAwayError, match="does not answer"):
         find_access(REPO, endpoint=endpoint)

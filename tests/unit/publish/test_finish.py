@@ -9,7 +9,7 @@ from made_run import MadeRun, make_run
 
 from rm_ray.commands.publish import publish_summary
 from rm_ray.errors import InputError
-from rm_ray.publish import finish, version_builder
+from rm_ray.publish import finish, hub, version_builder
 from rm_ray.publish.export_gate import ClientsError, GateResult
 from rm_ray.publish.finish import finish_publishing
 from rm_ray.publish.mirror import Mirror
@@ -72,13 +72,15 @@ def test_publishing_stays_pending_if_clients_do_not_answer(endpoint, tmp_path, m
     assert finish_publishing(made.folder).main == "step-00000010"
 
 
-def test_a_hub_outage_is_reported_with_the_command_that_resumes(endpoint, tmp_path):
+def test_a_hub_outage_is_reported_with_the_command_that_resumes(endpoint, tmp_path, monkeypatch):
     made = make_run(tmp_path, last_step=10, patience_s=3.0)
     made.save(10)
     made.finish()
     mirror_of(made).builder.from_export(made.run.read_json("result.json"))
     ask_for(endpoint, {"match": "/branch/", "kind": "hang", "seconds": 0.6, "count": 99})
-    published = finish_publishing(made.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "ANSWER_S", 0.5)
+        published = finish_publishing(made.folder)
     assert not published.is_complete
     shown = publish_summary(published, made.folder, made.config.hub)
     assert "not published     step-00000010" in shown

@@ -5,6 +5,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,14 +144,18 @@ def test_it_is_asked_again_after_the_delay_that_it_names(monkeypatch: pytest.Mon
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "FIRST_DELAY_S", 0.02)
+    now = [0.0]  # seconds of delays alone, however busy the machine is
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0], sleep=lambda seconds: now.append(now.pop() + seconds)
+    )
+    monkeypatch.setattr(module, "time", clock)
     busy: Answer = lambda _: (503, {"error": {"message": "the queue is full"}}, {})  # noqa: E731
     with answering(busy) as (url, requests):
-        with pytest.raises(RewardServerError, match=r"for 0\.1 s; last, status 503: the queue is"):
-            reward_function(url, patience_s=0.1)(["Why?"], ["a"])
-        assert len(requests) > 1
-    with pytest.raises(RewardServerError, match=r"gave no rewards for 0\.1 s; last, .*refused"):
-        reward_function(url, patience_s=0.1)(["Why?"], ["a"])
+        with pytest.raises(RewardServerError, match=r"for 10 s; last, status 503: the queue is"):
+            reward_function(url, patience_s=10)(["Why?"], ["a"])
+        assert (len(requests), now) == (5, [7.5])  # after 0.5, 1, 2 and 4 s
+    with pytest.raises(RewardServerError, match=r"gave no rewards for 10 s; last, .*refused"):
+        reward_function(url, patience_s=10)(["Why?"], ["a"])
 
 
 @pytest.mark.parametrize(

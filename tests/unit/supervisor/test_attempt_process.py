@@ -3,14 +3,38 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from rm_ray.supervisor import attempt_process
 from rm_ray.supervisor.attempt_process import describe_exit, read_changes
+
+
+@dataclass
+class Clock:
+    """Goes on only when a test says so: no attempt falls silent since the machine is busy."""
+
+    now: float = 1000.0
+
+    def monotonic(self) -> float:
+        """Return the time in seconds."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(attempt_process, "time", found)
+    return found
+
 
 Start = Callable[..., subprocess.Popen[str]]
 """Starts a shell with a script."""
+
+LIVES = """while read go && [ $go = go ]; do echo '{"lives": true}' >&9; done"""
+"""Tells once for each "go" that it lives, until another word."""
 
 
 @pytest.mark.parametrize(
@@ -66,49 +90,56 @@ def test_a_line_may_be_longer_than_one_read(start: Start, tmp_path: Path):
     assert list(read_changes(process, reading)) == [result]
 
 
-def test_an_attempt_that_falls_silent_while_training_is_killed(start: Start):
-    process, reading = telling(start, """echo '{"step": 1}' >&9; trap '' TERM; read never""")
-
-    assert list(filter(None, read_changes(process, reading, every_s=0.05, quiet_for_s=0.2))) == [
-        {"step": 1}
-    ]
-    assert process.returncode == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("last", ['{"num_workers": 2}', '{"step": 3, "ending": "finished"}'])
-def test_an_attempt_that_is_not_training_need_not_report_progress(start: Start, last: str):
-    lives = """for i in 1 2 3 4 5 6; do sleep 0.1; echo '{"lives": true}' >&9; done"""
-    process, reading = telling(
-        start, f"""echo '{last}' >&9; {lives}; echo '{{"cause": "x"}}' >&9"""
-    )
+def test_an_attempt_that_is_not_training_need_not_report_progress(
+    start: Start, clock: Clock, last: str
+):
+    cause = """echo '{"cause": "x"}' >&9"""
+    process, reading = telling(start, f"echo '{last}' >&9; {LIVES}; {cause}")
+    told = filter(None, read_changes(process, reading, every_s=0.02, quiet_for_s=100))
 
-    told = [
-        changed
-        for changed in read_changes(process, reading, every_s=0.02, quiet_for_s=0.4)
-        if changed not in ({}, {"lives": True})
-    ]
-    assert told == [json.loads(last), {"cause": "x"}]
+    assert next(told) == json.loads(last)
+    assert process.stdin is not None
+    for _ in range(3):
+        clock.now += 60
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert next(told) == {"lives": True}
+    process.stdin.write("end\n")
+    process.stdin.flush()
+    assert list(told) == [{"cause": "x"}]
     assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
     "first", ['{"step": 1}', '{"num_workers": 2}', '{"step": 3, "ending": "finished"}']
 )
-def test_an_attempt_without_signs_of_life_is_killed(start: Start, first: str):
+def test_an_attempt_without_signs_of_life_is_killed(start: Start, clock: Clock, first: str):
     process, reading = telling(start, f"""echo '{first}' >&9; trap '' TERM; read never""")
+    told = read_changes(process, reading, every_s=0.02, quiet_for_s=100)
 
-    assert list(filter(None, read_changes(process, reading, every_s=0.05, quiet_for_s=0.2))) == [
-        json.loads(first)
-    ]
+    assert next(filter(None, told)) == json.loads(first)
+    clock.now += 99
+    assert [next(told), next(told)] == [{}, {}]
+    assert process.poll() is None
+    clock.now += 2
+    assert list(filter(None, told)) == []
     assert process.returncode == -signal.SIGKILL
 
 
-def test_an_attempt_that_is_alive_but_makes_no_progress_is_killed(start: Start):
-    lives = """while sleep 0.05; do echo '{"lives": true}' >&9; done"""
-    process, reading = telling(start, f"""echo '{{"step": 1}}' >&9; {lives}""")
+def test_an_attempt_that_is_alive_but_makes_no_progress_is_killed(start: Start, clock: Clock):
+    process, reading = telling(start, f"""echo '{{"step": 1}}' >&9; {LIVES}""")
+    told = filter(None, read_changes(process, reading, every_s=0.02, quiet_for_s=100))
 
-    told = list(read_changes(process, reading, every_s=0.05, quiet_for_s=0.3))
-    assert [changed for changed in told if changed not in ({}, {"lives": True})] == [{"step": 1}]
+    assert next(told) == {"step": 1}
+    assert process.stdin is not None
+    for seconds in (60, 39):
+        clock.now += seconds
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert next(told) == {"lives": True}
+    clock.now += 2
+    assert list(told) == []
     assert process.returncode == -signal.SIGKILL
 
 

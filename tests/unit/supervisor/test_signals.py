@@ -7,7 +7,7 @@ import pytest
 from rm_ray.errors import StoppedError
 from rm_ray.supervisor.signals import Signals, say
 
-SECONDS = 30
+SECONDS = 240
 """How long a process may take on a busy machine before the test fails, in seconds."""
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -43,14 +43,16 @@ def test_a_database_that_takes_the_run_is_not_asked_through_mlflow(target, monke
 
 def test_a_locked_database_is_left_to_mlflow_at_once(target, monkeypatch):
     begin(target)
-    asked = []
+    asked, seconds = [], []
     monkeypatch.setattr(mlflow_run, "ask_mlflow", asked.append)
     with closing(sqlite3.connect(target.sqlite_file)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        began = time.monotonic()
-        EarlyMlflowCheck(target).refuse(PATIENCE_S)
-    assert asked == [target]
-    assert time.monotonic() - began < 4  # SQLite's own patience is 5 s
+        for _ in range(3):  # the quickest says what it waits for, however busy the machine is
+            began = time.monotonic()
+            EarlyMlflowCheck(target).refuse(PATIENCE_S)
+            seconds.append(time.monotonic() - began)
+    assert asked == 3 * [target]
+    assert min(seconds) < 4  # SQLite's own patience is 5 s
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database, whatever its name says"])

@@ -45,7 +45,7 @@ class Driver:
 
     def wait_for(self, count: int) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.beats) >= count, timeout=60)
+            assert self.changed.wait_for(lambda: len(self.beats) >= count, timeout=240)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_thread_ends_with_its_driver(driver):
     driver.is_gone = True
     heartbeat = Heartbeat(LocalActor(driver), rank=0)
     heartbeat.start()
-    heartbeat.join(60)
+    heartbeat.join(240)
     assert not heartbeat.is_alive()
     assert len(driver.beats) == 1
     time.sleep(0.05)

@@ -204,7 +204,7 @@ def test_the_matrix_peak_is_measured_quickly(dtype: torch.dtype):
     seconds = time.perf_counter() - started
 
     assert 1e7 < peak < 1e15  # FLOP/s: more than a microcontroller, less than a cluster
-    assert seconds < 10
+    assert seconds < 60
 
 
 def test_the_matrix_peak_leaves_the_random_numbers_of_the_run_alone():
