@@ -56,7 +56,8 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     share = float(values.mean())
     variance = _between(count) * float(((values - share) ** 2).sum()) / count**2
-    number = share * (1 - share) / variance if variance > 0 else count
+    spread = share * (1 - share)  # 0 also where one of many values is 1e-16 below 1
+    number = spread / variance if variance > 0 and spread > 0 else count
     low, high = _score_interval(share, number, t95(count - 1))
     total = share * count
     return min(low, total / (count + 1)), max(high, (total + 1) / (count + 1))
