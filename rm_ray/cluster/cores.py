@@ -48,10 +48,13 @@ class Cores:
         here = {thread.id for thread in psutil.Process().threads()}
         for thread in here & {threading.get_native_id(), *beside}:
             _keep(thread, self.own)
-        with suppress(psutil.Error):  # one above has ended meanwhile
-            for process in psutil.Process().parents():
-                if process.pid == self.driver:
-                    move(_family(process), self.own | self.rest, self.rest)
+        process = psutil.Process().parent()
+        while process is not None and process.pid != self.driver:
+            process = process.parent()  # above the driver, any may have ended meanwhile
+        if process is None:
+            logger.warning("found no driver with the number %d above this worker", self.driver)
+        else:
+            move(_family(process), self.own | self.rest, self.rest)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 WORKER = """
 import json, os, sys, threading
+import psutil
 sys.path.insert(0, sys.argv[1])
 from rm_ray.cluster.cores import Cores
 
@@ -56,9 +57,18 @@ def train():
     stale = threading.Thread()
     stale._native_id = os.getppid()  # of a thread that has ended, whose number another one has
     threading._active[-1] = stale
-    Cores(own=frozenset([second]), rest=frozenset([first]), driver=json.loads(sys.argv[3])).use()
+    raylet, driver, above = psutil.Process().parents()[:3]
+    find_parent = psutil.Process.parent
+
+    def parent(process):
+        if process.pid == driver.pid:
+            raise psutil.NoSuchProcess(above.pid)  # one that ends at this moment
+        return find_parent(process)
+
+    psutil.Process.parent = parent
+    Cores(own=frozenset([second]), rest=frozenset([first]), driver=driver.pid).use()
     del threading._active[-1]
-    threads = [0, helper, start(), os.getpid(), os.getppid(), json.loads(sys.argv[3])]
+    threads = [0, helper, start(), os.getpid(), raylet.pid, driver.pid, above.pid]
     print(json.dumps([sorted(os.sched_getaffinity(one)) for one in threads]), flush=True)
 
 helper = start()
@@ -160,21 +170,18 @@ def test_python_threads_beside_the_worker_s_are_on_its_cores_and_all_others_on_t
     called_raylet, two
 ):
     first, second = two
-    arguments = [str(ROOT), json.dumps(two), json.dumps(os.getpid())]
-    command = [called_raylet, "-c", RAYLET, sys.executable, "-c", WORKER, *arguments]
-    every = {thread.id: os.sched_getaffinity(thread.id) for thread in HERE.threads()}
-    above = os.sched_getaffinity(os.getppid())
+    driver, raylet = [sys.executable, "-c", RAYLET], [called_raylet, "-c", RAYLET]
+    worker = [sys.executable, "-c", WORKER, str(ROOT), json.dumps(two)]
+    command = [*driver, *raylet, *worker]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        for thread, before in every.items():
-            os.sched_setaffinity(thread, before)
         process.communicate(b"", timeout=240)
-    own, helper, later, main, raylet, driver = json.loads(line)
-    assert os.sched_getaffinity(os.getppid()) == above
+    own, helper, later, *others, above = json.loads(line)
     assert own == helper == later == [second]
-    assert main == raylet == driver == [first]
+    assert others == 3 * [[first]]  # the worker's main thread, raylet and driver
+    assert above == two
 
 
 def test_cores_are_free_again_when_their_process_ends():
