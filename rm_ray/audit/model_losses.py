@@ -16,7 +16,7 @@ from rm_ray.config.column_rules import ColumnRules
 from rm_ray.config.recipe import parse_config
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.config.sections.cluster import ClusterConfig
-from rm_ray.data.cache.exclusions import Exclusions
+from rm_ray.data.cache.exclusions import NO_EXCLUSIONS, Exclusions
 from rm_ray.data.cache.group_columns import binary_entropy
 from rm_ray.data.rows.refusals import RefusedError
 from rm_ray.data.sources import mixture
@@ -231,14 +231,14 @@ def find_suspects(
     cluster: ClusterConfig,
     *,
     share: float,
-    exclude: Sequence[str] = (),
+    exclusions: Exclusions = NO_EXCLUSIONS,
     output: str | None = None,
 ) -> Suspects:
     """Return the share of the rows whose labels are most probably wrong, the worst first.
 
     Each model is a run's folder, an export or a model on the Hub. A model that has to score the
     rows does so on ``cluster`` and into ``output/model-N``, where the next call finds the scores.
-    Rows that the files ``exclude`` name are left out.
+    Rows to exclude are left out.
 
     Raises:
         InputError: a model cannot be read, or the models have no rows in common.
@@ -253,6 +253,8 @@ def find_suspects(
             f"the models {', '.join(model.model for model in models)} have no rows of "
             f"{', '.join(rows.data)} in common"
         )
-    left_out = Exclusions.read(exclude, joint.origins).find(joint.fragment, joint.row)
-    is_kept = np.array([why is None for why in left_out], dtype=bool)
+    is_kept = np.ones(len(joint.row), dtype=bool)
+    for number, origin in enumerate(joint.origins):
+        here = np.flatnonzero(joint.fragment == number)
+        is_kept[here] = [why is None for why in exclusions.find_in(origin, joint.row[here])]
     return find_most_suspect(joint.only(is_kept), share)

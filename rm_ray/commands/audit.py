@@ -21,6 +21,7 @@ from rm_ray.config.train_config import TrainConfig
 if TYPE_CHECKING:  # keep --help fast: these import pyarrow
     from rm_ray.audit.audit import Audit
     from rm_ray.audit.suspects import Suspects
+    from rm_ray.data.cache.exclusions import Exclusions
     from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ def audit_sources(command: AuditCommand) -> None:
         from rm_ray.audit.audit_sources import open_sources
 
         opened = open_sources(sources, command.sets, config.data, folder, seed=config.run.seed)
-        suspects = _find_suspects(command) if command.model else None
+        suspects = _find_suspects(command, opened.exclusions) if command.model else None
         audit = audit_data(opened, folder, similarity=command.similarity)
         if suspects is not None:
             audit = _add_mislabelled(audit, suspects, folder)
@@ -157,7 +158,7 @@ def audit_sources(command: AuditCommand) -> None:
     logger.info("report  %s", folder.join(PAGE))
 
 
-def _find_suspects(command: AuditCommand) -> Suspects:
+def _find_suspects(command: AuditCommand, exclusions: Exclusions) -> Suspects:
     """Return the rows that the models call mislabelled, but for those that are excluded."""
     from rm_ray.audit.model_losses import find_suspects
     from rm_ray.audit.run_summary import short_key
@@ -179,7 +180,7 @@ def _find_suspects(command: AuditCommand) -> Suspects:
         rows,
         command.config.cluster,
         share=command.suspect_share,
-        exclude=data.exclude,
+        exclusions=exclusions,
         output=below(command.place, f"scores-{short_key((*command.model, *command.sources))}"),
     )
 

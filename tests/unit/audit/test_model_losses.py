@@ -22,6 +22,7 @@ from rm_ray.config.column_rules import NO_RULES, ColumnRules
 from rm_ray.config.recipe import parse_config
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.config.sections.cluster import ClusterConfig
+from rm_ray.data.cache.exclusions import Exclusions
 from rm_ray.data.sources.mixture import mixture_fingerprint, select
 from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.errors import InputError
@@ -89,6 +90,25 @@ def test_a_run_that_kept_losses_needs_no_scores(tmp_path: Path, pairs: Path):
     origin = str(pairs)
     assert suspects([made.folder], origin, 1.0) == [(origin, 4, 2.0), (origin, 2, 1.6667)]
     assert suspects([made.folder], origin, 0.25) == [(origin, 4, 2.0)]
+
+
+def test_rows_to_exclude_are_those_of_the_audited_data_whether_or_not_a_model_knows_them(
+    tmp_path: Path, pairs: Path
+):
+    made = make_run_on(tmp_path, pairs)
+    kept(pairs, [[0.5, 3.0, 0.1, 4.0], [0.5, 1.0, 0.1, 1.0]]).write(made.run)
+    other, file = pair_rows(tmp_path / "other.jsonl", 3), tmp_path / "exclude.jsonl"
+    data = (str(other), str(pairs))
+    for origin, expected in ((other, [4, 2]), (pairs, [2])):
+        file.write_text(json.dumps({"origin": str(origin), "row": 4}) + "\n")
+        found = find_suspects(
+            [ScoringModel(model=made.folder)],
+            Rows(data=data),
+            CLUSTER,
+            share=1.0,
+            exclusions=Exclusions.read([str(file)], data),
+        )
+        assert [one.row for one in found.findings] == expected
 
 
 def test_an_epoch_that_half_of_the_rows_went_through_says_nothing(tmp_path: Path, pairs: Path):
