@@ -129,7 +129,8 @@ def find_most_suspect(joint: JointLosses, share: float) -> Suspects:
     """
     scores = suspicion(joint.losses)
     order = np.argsort(-scores, kind="stable")
-    order = order[joint.late.mean(axis=0)[order] > CHANCE][: math.ceil(share * len(scores))]
+    most = math.floor(share * len(scores) + 1e-6)  # 0.07 x 100 is above 7, 0.29 x 100 below 29
+    order = order[joint.late.mean(axis=0)[order] > CHANCE][:most]
     return Suspects(findings=_findings(joint, scores, order), num_examined=len(scores))
 
 

@@ -99,6 +99,14 @@ def test_the_most_suspect_share_comes_with_the_worst_first():
     assert found[0].detail == "mean loss 3.00, highest in later epochs 3.00 (chance: 0.69)"
 
 
+@pytest.mark.parametrize(
+    ("share", "count", "most"), [(0.07, 100, 7), (0.29, 100, 29), (0.15, 6, 0), (0.15, 7, 1)]
+)
+def test_no_more_than_the_share_is_suspect(share: float, count: int, most: int):
+    found = find_most_suspect(joint_of([[3.0] * count]), share)
+    assert len([*found.findings]) == most
+
+
 def test_a_label_that_models_agree_with_is_not_suspect_whatever_the_share():
     found = find_most_suspect(joint_of([[0.1, 0.6, CHANCE, 0.7]]), 1.0)
     assert [one.row for one in found.findings] == [3]
