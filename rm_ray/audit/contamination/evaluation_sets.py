@@ -22,8 +22,8 @@ LEAST_WORDS = 5
 phrase such as 'go on'."""
 
 MOST_PROMPTS = 10
-"""An n-gram of more evaluation prompts is a phrase of the set's makers, and identifies none
-(arXiv:2005.14165 drops those of more than 10 documents)."""
+"""An n-gram of more evaluation prompts, each with other words, is a phrase of the set's makers, and
+identifies none (arXiv:2005.14165 drops those of more than 10 documents)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,8 @@ class _Ngrams:
     positions: np.ndarray
 
     @classmethod
-    def of(cls, prompts: Sequence[np.ndarray], n: int) -> _Ngrams:
+    def of(cls, prompts: Sequence[np.ndarray], texts: np.ndarray, n: int) -> _Ngrams:
+        """Return those of prompts whose words have these numbers ``[P]``, equal for equal words."""
         each = [hash_ngrams(words, n) for words in prompts]
         sizes = np.array([len(one) for one in each], dtype=np.int64)
         hashes = np.concatenate([np.empty(0, np.uint64), *each])
@@ -70,7 +71,7 @@ class _Ngrams:
         positions = np.concatenate([np.empty(0, np.int32), *(np.arange(s) for s in sizes)])
         order = np.argsort(hashes, kind="stable")
         hashes, numbers = hashes[order], numbers[order]
-        common = _common(hashes, numbers)
+        common = _common(hashes, texts[numbers])
         return cls(
             n=n,
             hashes=hashes[~common],
@@ -88,9 +89,9 @@ class _Ngrams:
         return self.prompts[hits], self.positions[hits]
 
 
-def _common(hashes: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """Return which of the sorted ``[G]`` n-grams too many prompts have."""
-    pairs = np.unique(np.stack((hashes, prompts.astype(np.uint64)), axis=1), axis=0)
+def _common(hashes: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Return which of the sorted ``[G]`` n-grams too many prompts with other words have."""
+    pairs = np.unique(np.stack((hashes, texts.astype(np.uint64)), axis=1), axis=0)
     values, counts = np.unique(pairs[:, 0], return_counts=True)
     common: np.ndarray = np.isin(hashes, values[counts > MOST_PROMPTS])
     return common
@@ -132,14 +133,15 @@ class EvaluationSets:
             self._by_key.setdefault(each.key, []).append(number)
         each_words = [split_words(each.text) for each in self._prompts]
         words = [*map(hash_words, each_words)]
-        self._worded = {*map(_hash_all, each_words)}
+        texts = np.array([*map(_hash_all, each_words)], dtype=np.uint64)
+        self._worded = {*texts.tolist()}
         """Of their plain texts' words, since most texts have others."""
         self._by_text: dict[str, list[int]] = {}
         for number, each in enumerate(self._prompts):
             if asked := plain_text(each.text):
                 self._by_text.setdefault(asked, []).append(number)
         self._lengths = np.array([len(one) for one in words], dtype=np.int64)
-        self._long, self._short = _Ngrams.of(words, LONG), _Ngrams.of(words, SHORT)
+        self._long, self._short = (_Ngrams.of(words, texts, n) for n in (LONG, SHORT))
 
     def find(self, key: bytes, turns: Sequence[Turn], words: np.ndarray) -> list[Leak]:
         """Return the worst leak of each set in a row.

@@ -4,56 +4,59 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from functools import lru_cache
 
 import numpy as np
 
+from rm_ray.data.cache.overlap import fold_text
+
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 """Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Kana, Han."""
 
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 
-
-_SUPERSCRIPT = re.compile("([\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f]+)")
-"""Of which NFKC makes 52 of a square of 5."""
-
-_EMPHASIS = re.compile(
-    r"""
-    (?<![\w*])
-    (?: (\*{2,3}) (?=[^\s*]) (.{1,200}?) (?<=[^\s*]) \1
-      | \* (?=[^\W\d_]) (.{1,200}?) (?<=[^\W\d_]|[.!?:,]) \* )
-    (?![\w*])
+_PAIRS = re.compile(
+    rf"""
+    (?: (?<![\w*']) | (?<=[{_UNSPACED}]) )
+    (?: (\*{{2,3}}) (?=[^\s*]) (.{{1,200}}?) (?<=[^\s*]) \1
+      | (\*) (?=[^\W\d_]|["'(]) (.{{1,200}}?) (?<=[^\W\d_]|[.!?:,"')]) \*
+      | (') (?=\w|[("]) (.{{1,200}}?) (?<=\w|[.!?:,)"]) ' )
+    (?: (?![\w*']) | (?=[{_UNSPACED}]) )
     """,
     re.VERBOSE,
 )
-"""Markdown's; what begins with a number may be a product."""
+"""Emphasis of Markdown, and quotes; what begins with a number may be a product."""
 
-_IN_FORMULAS = (
-    (re.compile(r" ?! ?="), " \u2260 "),
-    (re.compile(r"(?<=\d) ?: ?(?=\d)"), " \u2236 "),  # a ratio, or a time
-    (
-        re.compile(
-            r"((?<=[\d)])|(?<=\b[a-z])|(?<=\d[a-z]))!"
-            r"(?= ?([-+*/^=)\]}$|<>&%\\\u00d7\u00f7\u00b7\u2212]|mod\b))"
-        ),
-        "\u203c",  # a factorial
-    ),
-    (
-        re.compile(r"((?<=\b[a-z])|(?<=\b[a-z]['\u2019]))['\u2019](?=['\u2019]? ?[(=+*/^-])"),
-        "\u2032",  # of a derivative
-    ),
+_CALL = re.compile(
+    rf"""
+    (?: (?<=[^\W\d_]{{2}}) | (?<=[{_UNSPACED}]) )
+    [.,;?!:"]*[!:]
+    (?= [\s"'()] | $ | [{_UNSPACED}] ) (?! \s* [-+*/^=<>%|&\\\u00d7\u00f7\u00b7\u2264\u2265] )
+    """,
+    re.VERBOSE,
 )
-"""Marks that are none of sentences, and signs for them; no two spaces are side by side."""
+"""Marks of sentences which, after a number or one letter, are those of a factorial or a ratio."""
 
-_TOKEN = re.compile(r"((?<![\w.])\.(?=\d))?\w+((?<=\d)(\.\d\w*|,\d{3}(?!\w)))*|[^\w\s]")
+_QUOTE = re.compile(r'(?<!\d)"')
+"""But for inches."""
+
+_TYPED = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2260": "!="}
+)
+
+_TOKEN = re.compile(
+    rf"""
+    [{_UNSPACED}]
+    | (?: (?<![\w.]) \. (?=\d) )? [^\W{_UNSPACED}]+ (?: (?<=\d) (?: \.\d\w* | ,\d{{3}} (?!\w) ) )*
+    | != | [^\w\s]
+    """,
+    re.VERBOSE,
+)
 """A word, a number with its points, or a symbol."""
 
-_MARKS = frozenset(
-    ".,!?;:\"'`\u00a1\u00ab\u00bb\u00bf\u2018\u2019\u201c\u201d\u3001\u3002\u300c\u300d"
-)
-"""What ends or quotes sentences, after NFKC."""
+_MARKS = frozenset(".,;?`\u00a1\u00ab\u00bb\u00bf\u3001\u3002\u300c\u300d\u300e\u300f")
+"""What ends or quotes sentences, whatever stands beside it, after NFKC."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -63,13 +66,7 @@ def split_words(text: str) -> list[str]:
 
     In scripts without spaces between words, each letter is a word.
     """
-    return (_ASCII_WORD if text.isascii() else _WORD).findall(_fold(text))
-
-
-def _fold(text: str) -> str:
-    if text.isascii():
-        return text.lower()
-    return unicodedata.normalize("NFKC", _SUPERSCRIPT.sub(r"^\1", text)).casefold()
+    return (_ASCII_WORD if text.isascii() else _WORD).findall(fold_text(text))
 
 
 def hash_words(words: list[str]) -> np.ndarray:
@@ -88,17 +85,25 @@ def hash_bytes(content: bytes) -> int:
 
 
 def plain_text(text: str) -> str:
-    """Return a text's words, numbers and symbols after NFKC and casefolding, a space between them.
+    """Return a text's words, numbers and symbols after ``fold_text``, a space between them.
 
-    Marks of sentences and emphasis are left out. Symbols stay, since ``12 + 7`` asks something else
-    than ``12 - 7``, and so do marks within numbers.
+    Marks of sentences, quotes and emphasis by up to 200 characters between stars are left out.
+    Symbols stay, since ``12 + 7`` asks something else than ``12 - 7``, and so do points within
+    numbers, and marks that may be those of a formula: ``!`` and ``:`` that do not follow a word,
+    and ``'`` that quotes nothing.
     """
-    shown = " ".join(_fold(text).split())  # and no pattern tries many spaces
-    shown = _EMPHASIS.sub(lambda found: found[2] or found[3], shown)
-    for mark, sign in _IN_FORMULAS:
-        shown = mark.sub(sign, shown)
+    shown = " ".join(fold_text(text).translate(_TYPED).split())  # and no pattern tries many spaces
+    for _ in range(3):  # emphasis within emphasis
+        before, shown = shown, _PAIRS.sub(_within, shown)
+        if shown == before:
+            break
+    shown = _QUOTE.sub(" ", _CALL.sub(" ", shown))
     tokens = (token.group() for token in _TOKEN.finditer(shown))
     return " ".join(token for token in tokens if token not in _MARKS)
+
+
+def _within(found: re.Match[str]) -> str:
+    return found[2] or found[4] or found[6]
 
 
 def hash_ngrams(hashes: np.ndarray, n: int) -> np.ndarray:

@@ -48,7 +48,7 @@ from rm_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 8
+FORMAT = 9
 """Version of the cache contents; increase it whenever the same rows would be stored differently."""
 
 FIRST_ROWS = 4

@@ -68,6 +68,15 @@ def test_phrases_of_many_prompts_are_no_leak():
     assert len(find(WORDS, sets=EvaluationSets(prompts[1:]))) == 1
 
 
+def test_a_prompt_that_many_sets_or_instructions_repeat_is_one_prompt():
+    prompts = [
+        EvaluationPrompt(name=f"bench {i % 3}", row=i, key=b"%d" % i, text=" ".join(WORDS))
+        for i in range(2 * MOST_PROMPTS)
+    ]
+    found = find(["a", *WORDS, "b"], sets=EvaluationSets(prompts))
+    assert [each.name for each in found] == ["bench 0", "bench 1", "bench 2"]
+
+
 SHORT = EvaluationPrompt(name="bench", row=2, key=b"short", text="How can I kill a Python process?")
 
 
