@@ -24,7 +24,12 @@ class EarlyMlflowCheck:
         self._refusal: InputError | None = None
         self._thread = threading.Thread(target=self._ask, name="mlflow-check", daemon=True)
         file = target.sqlite_file
-        if file is None or not _accepts(file, target.experiment):
+        if file is not None and file.is_dir():  # MLflow would try to open it for a minute
+            self._refusal = InputError(
+                f"mlflow.tracking_uri '{target.tracking_uri}': {file} is a folder, and runs go to a "
+                "database file; move the folder away, or name another file or a server"
+            )
+        elif file is None or not _accepts(file, target.experiment):
             self._thread.start()
 
     def refuse(self, patience_s: float | None = None) -> None:

@@ -55,6 +55,18 @@ def test_a_locked_database_is_left_to_mlflow_at_once(target, monkeypatch):
     assert min(seconds) < 4  # SQLite's own patience is 5 s
 
 
+def test_a_folder_in_the_place_of_the_database_is_refused_without_asking_mlflow(
+    tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(mlflow_run, "ask_mlflow", asked.append)
+    (tmp_path / "mlflow.db").mkdir()
+    target = MlflowTarget(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tests")
+    with pytest.raises(InputError, match=r"tracking_uri .*mlflow\.db is a folder, .*move the"):
+        EarlyMlflowCheck(target).refuse(PATIENCE_S)
+    assert asked == []
+
+
 @pytest.mark.parametrize("content", [b"", b"not a database, whatever its name says"])
 def test_a_file_that_is_no_database_of_mlflow_is_asked_about_by_mlflow(
     tmp_path, monkeypatch, content
