@@ -26,8 +26,8 @@ class EarlyMlflowCheck:
         file = target.sqlite_file
         if file is not None and file.is_dir():  # MLflow would try to open it for a minute
             self._refusal = InputError(
-                f"mlflow.tracking_uri '{target.tracking_uri}': {file} is a folder, and runs go to a "
-                "database file; move the folder away, or name another file or a server"
+                f"mlflow.tracking_uri '{target.tracking_uri}': {file} is a folder, and runs go to "
+                "a database file; move the folder away, or name another file or a server"
             )
         elif file is None or not _accepts(file, target.experiment):
             self._thread.start()
