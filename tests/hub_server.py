@@ -7,9 +7,8 @@ Hub's HTTP API as huggingface_hub 2.4 needs to create, upload, tag, list and dow
 
 Faults are asked for by ``POST /_faults`` with a list of objects, each with ``match`` (a regex that
 is searched in ``"METHOD /path"``), ``kind`` and ``count``. Kinds: ``refuse`` (the connection is
-closed), ``status`` (with ``status``, ``code`` and ``message``), ``hang`` and ``slow`` (for
-``seconds``, then closed or answered), ``lost`` (done, but not answered), ``corrupt`` (what is
-stored has a byte turned).
+closed), ``status`` (with ``status``, ``code`` and ``message``), ``slow`` (after ``seconds``),
+``lost`` (done, but not answered), ``corrupt`` (what is stored has a byte turned).
 """
 
 import base64
@@ -193,9 +192,9 @@ class Handler(BaseHTTPRequestHandler):
         fault = self._fault_of(what)
         kind = fault["kind"] if fault else ""
         self.hub.log.append(f"{what} {kind}".strip())
-        if kind in ("hang", "slow"):
+        if kind == "slow":
             time.sleep(fault["seconds"])
-        if kind in ("refuse", "hang"):
+        if kind == "refuse":
             self.close_connection = True
             return
         try:

@@ -39,7 +39,7 @@ FAULTS: list[dict[str, Any]] = [
     {"match": "PUT /lfs", "kind": "status", "status": 403},
     {"match": "PUT /lfs", "kind": "lost"},
     {"match": "/preupload/", "kind": "status", "status": 429},
-    {"match": "objects/batch", "kind": "hang", "seconds": 5},
+    {"match": "objects/batch", "kind": "slow", "seconds": 5},
     {"match": "/tree/", "kind": "slow", "seconds": 5},
 ]
 KILLS = ["mirror", "mirror", "mirror", "hub", "hub", "hub", "command", "worker", "driver"]

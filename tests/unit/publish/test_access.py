@@ -109,7 +109,7 @@ def test_a_wrong_or_missing_token_is_an_input_error(endpoint, monkeypatch, tmp_p
         find_access(REPO, endpoint=endpoint)
 
 
-@pytest.mark.parametrize("kind", ["refuse", "hang"])
+@pytest.mark.parametrize("kind", ["refuse", "slow"])
 def test_a_hub_that_does_not_answer_is_away(endpoint, kind, monkeypatch):
     monkeypatch.setattr(hub, "ANSWER_S", 0.5)
     fault(endpoint, match="whoami", kind=kind, seconds=1.0, count=9)

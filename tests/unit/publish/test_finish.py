@@ -77,7 +77,7 @@ def test_a_hub_outage_is_reported_with_the_command_that_resumes(endpoint, tmp_pa
     made.save(10)
     made.finish()
     mirror_of(made).builder.from_export(made.run.read_json("result.json"))
-    ask_for(endpoint, {"match": "/branch/", "kind": "hang", "seconds": 0.6, "count": 99})
+    ask_for(endpoint, {"match": "/branch/", "kind": "slow", "seconds": 0.8, "count": 99})
     with monkeypatch.context() as patch:
         patch.setattr(hub, "ANSWER_S", 0.5)
         published = finish_publishing(made.folder)

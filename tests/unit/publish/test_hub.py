@@ -76,7 +76,7 @@ FAULTS = {
     "500": {"kind": "status", "status": 500},
     "503": {"kind": "status", "status": 503},
     "too many": {"kind": "status", "status": 429},
-    "hangs": {"kind": "hang", "seconds": 0.8},
+    "no answer in time": {"kind": "slow", "seconds": 0.8},
     "slow": {"kind": "slow", "seconds": 0.3},
     "answer lost": {"kind": "lost"},
 }
@@ -104,7 +104,7 @@ CALLS = [
     ],
 )
 def test_a_fault_at_any_call_changes_nothing(endpoint, export, contents, monkeypatch, call, fault):
-    if fault == "hangs":
+    if fault == "no answer in time":
         monkeypatch.setattr(hub, "ANSWER_S", 0.5)
     ask_for(endpoint, {"match": call, **FAULTS[fault]})
     repo = open_repo(endpoint)
@@ -112,6 +112,8 @@ def test_a_fault_at_any_call_changes_nothing(endpoint, export, contents, monkeyp
     repo.promote("step-1", message="best")
     for revision in ("step-1", "main"):
         assert contents(REPO, revision) == expected(export)
+    asked = sum(call in line for line in ask_for(endpoint))
+    assert asked > 1 or fault == "slow"
 
 
 def test_a_corrupted_upload_is_never_tagged(endpoint, export):
