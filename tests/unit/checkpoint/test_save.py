@@ -85,7 +85,10 @@ def test_older_checkpoints_are_deleted_only_after_the_newest_is_copied(
     assert names(run_folder) == [f"checkpoint_0000000{step}_0004" for step in (4, 6)]
 
 
-def test_a_save_waits_for_the_previous_checkpoint_and_keeps_beating(checkpointer, uploads, content):
+def test_a_save_waits_for_the_previous_checkpoint_and_keeps_beating(
+    checkpointer, uploads, content, monkeypatch
+):
+    monkeypatch.setattr(save_module, "UPLOAD_S", 60)
     checkpointer.save(content(2), {})
     beats = []
 

@@ -48,10 +48,7 @@ def join(rank: int, folder: Path) -> None:
     dist.barrier()
     met = connect(CPU, host)
     assert met is not None
-    started = time.perf_counter()
     found["line"], found["bandwidth"] = met.describe(), met.bandwidth
-    connect(CPU, host)
-    found["seconds"] = time.perf_counter() - started
     for name, groups in {
         "between": ranks_across_machines(met.hosts),
         "within": ranks_by_machine(met.hosts),
@@ -104,10 +101,6 @@ def test_connected_ranks_report_their_bandwidth(found: list[dict[str, Any]]):
         shown = f"{one['bandwidth'] / 1e9:.3g}"
         assert one["line"] == f"2 ranks on 2 machines exchange {shown} GB/s"
         assert 1e6 < one["bandwidth"] < 1e12
-
-
-def test_testing_the_network_is_cheap(found: list[dict[str, Any]]):
-    assert max(one["seconds"] for one in found) < 30.0  # about 10 ms on an idle machine
 
 
 def test_a_missing_rank_is_named_with_its_machine(found: list[dict[str, Any]]):
