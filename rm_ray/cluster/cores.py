@@ -48,13 +48,19 @@ class Cores:
         here = {thread.id for thread in psutil.Process().threads()}
         for thread in here & {threading.get_native_id(), *beside}:
             _keep(thread, self.own)
-        process = psutil.Process().parent()
-        while process is not None and process.pid != self.driver:
-            process = process.parent()  # above the driver, any may have ended meanwhile
-        if process is None:
+        driver = self._find_driver()
+        if driver is None:
             logger.warning("found no driver with the number %d above this worker", self.driver)
         else:
-            move(_family(process), self.own | self.rest, self.rest)
+            move(_family(driver), self.own | self.rest, self.rest)
+
+    def _find_driver(self) -> psutil.Process | None:
+        with suppress(psutil.Error):  # one on the way has ended, or above: the driver has
+            process = psutil.Process().parent()
+            while process is not None and process.pid != self.driver:
+                process = process.parent()
+            return process
+        return None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rm_ray.cluster import cores
-from rm_ray.cluster.cores import move, own_cores, take
+from rm_ray.cluster.cores import Cores, move, own_cores, take
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = psutil.Process()
@@ -182,6 +182,19 @@ def test_python_threads_beside_the_worker_s_are_on_its_cores_and_all_others_on_t
     assert own == helper == later == [second]
     assert others == 3 * [[first]]  # the worker's main thread, raylet and driver
     assert above == two
+
+
+def test_a_driver_that_is_not_above_is_reported(two, monkeypatch, caplog):
+    monkeypatch.setattr(cores, "_keep", lambda *_: None)
+    found = Cores(own=frozenset(two[1:]), rest=frozenset(two[:1]), driver=-1)
+    found.use()
+
+    def parent(_):
+        raise psutil.NoSuchProcess(1)
+
+    monkeypatch.setattr(psutil.Process, "parent", parent)
+    found.use()
+    assert caplog.text.count("found no driver with the number -1 above") == 2
 
 
 def test_cores_are_free_again_when_their_process_ends():
