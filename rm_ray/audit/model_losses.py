@@ -16,7 +16,7 @@ from rm_ray.config.column_rules import ColumnRules
 from rm_ray.config.recipe import parse_config
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.config.sections.cluster import ClusterConfig
-from rm_ray.data.cache.exclusions import NO_EXCLUSIONS, Exclusions
+from rm_ray.data.cache.exclusions import Exclusions
 from rm_ray.data.cache.group_columns import binary_entropy
 from rm_ray.data.rows.refusals import RefusedError
 from rm_ray.data.sources import mixture
@@ -231,7 +231,7 @@ def find_suspects(
     cluster: ClusterConfig,
     *,
     share: float,
-    exclusions: Exclusions = NO_EXCLUSIONS,
+    exclusions: Exclusions,
     output: str | None = None,
 ) -> Suspects:
     """Return the share of the rows whose labels are most probably wrong, the worst first.

@@ -22,7 +22,7 @@ from rm_ray.config.column_rules import NO_RULES, ColumnRules
 from rm_ray.config.recipe import parse_config
 from rm_ray.config.scoring import Rows, ScoringModel
 from rm_ray.config.sections.cluster import ClusterConfig
-from rm_ray.data.cache.exclusions import Exclusions
+from rm_ray.data.cache.exclusions import NO_EXCLUSIONS, Exclusions
 from rm_ray.data.sources.mixture import mixture_fingerprint, select
 from rm_ray.data.sources.source_spec import SourceSpec
 from rm_ray.errors import InputError
@@ -67,7 +67,11 @@ def pairs(tmp_path: Path) -> Path:
 
 def suspects(models: list[str], data: str, share: float) -> list[tuple[str, int, float]]:
     found = find_suspects(
-        [ScoringModel(model=name) for name in models], Rows(data=(data,)), CLUSTER, share=share
+        [ScoringModel(model=name) for name in models],
+        Rows(data=(data,)),
+        CLUSTER,
+        share=share,
+        exclusions=NO_EXCLUSIONS,
     )
     return [(one.source, one.row, round(one.score, 4)) for one in found.findings]
 
