@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from rm_ray.data.cache.overlap import fold_text
+from rm_ray.data.text.folding import fold_text
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 """Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Kana, Han."""
@@ -18,45 +18,40 @@ _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 
 _PAIRS = re.compile(
     rf"""
-    (?: (?<![\w*']) | (?<=[{_UNSPACED}]) )
-    (?: (\*{{2,3}}) (?=[^\s*]) (.{{1,200}}?) (?<=[^\s*]) \1
-      | (\*) (?=[^\W\d_]|["'(]) (.{{1,200}}?) (?<=[^\W\d_]|[.!?:,"')]) \*
-      | (') (?=\w|[("]) (.{{1,200}}?) (?<=\w|[.!?:,)"]) ' )
-    (?: (?![\w*']) | (?=[{_UNSPACED}]) )
+    (?: (?<![\w*]) | (?<=[{_UNSPACED}]) ) (?: (\*{{2,3}}) (?=[^\s*]) (.{{1,200}}?) (?<=[^\s*]) \1
+        | (\*) (?=[^\W\d_]|["'(]) (.{{1,200}}?) (?<=[^\W\d_]|[.!?:,"')]) \* )
+    (?: (?![\w*]) | (?=[{_UNSPACED}]) )
+    | (?: ^ | (?<=[\s{_UNSPACED}]) ) (["']) (?=[^\W\d_]|[('"]) (.{{1,200}}?) (?<=[\w.!?,)'"]) \5
+    (?: $ | (?=[\s.,;:?!){_UNSPACED}]) )
     """,
     re.VERBOSE,
 )
-"""Emphasis of Markdown, and quotes; what begins with a number may be a product."""
+"""Emphasis of Markdown, and quotes of words; what begins with a number may be a product or code."""
 
-_CALL = re.compile(
+_OPERATORS = r"-+*/^=<>%|&\\\u00d7\u00f7\u00b7\u2264\u2265"
+"""Before which an exclamation mark is that of a factorial."""
+
+_SENTENCE = re.compile(
     rf"""
-    (?: (?<=[^\W\d_]{{2}}) | (?<=[{_UNSPACED}]) )
-    [.,;?!:"]*[!:]
-    (?= [\s"'()] | $ | [{_UNSPACED}] ) (?! \s* [-+*/^=<>%|&\\\u00d7\u00f7\u00b7\u2264\u2265] )
+    (?: (?<=[^\W\d_]{{2}}) | (?<=[{_UNSPACED}]) ) [.,;:?!]+ (?! [.,;:?!] | \s* [{_OPERATORS}] )
+    | (?<=[^\s.,;:?]) [.,;:?]+ $
     """,
     re.VERBOSE,
 )
-"""Marks of sentences which, after a number or one letter, are those of a factorial or a ratio."""
-
-_QUOTE = re.compile(r'(?<!\d)"')
-"""But for inches."""
+"""Marks of a sentence: after a word, or at the end."""
 
 _TYPED = str.maketrans(
-    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u2260": "!="}
-)
+    {
+        "\u3001": ",", "\u060c": ",", "\u3002": ".", "\u0964": ".", "\u06d4": ".", "\u061f": "?",
+        "\u061b": ";", "\u2260": "!=",
+        **dict.fromkeys("`\u00a1\u00ab\u00bb\u00bf\u300a\u300b\u300c\u300d\u300e\u300f", " "),
+    }
+)  # fmt: skip
 
 _TOKEN = re.compile(
-    rf"""
-    [{_UNSPACED}]
-    | (?: (?<![\w.]) \. (?=\d) )? [^\W{_UNSPACED}]+ (?: (?<=\d) (?: \.\d\w* | ,\d{{3}} (?!\w) ) )*
-    | != | [^\w\s]
-    """,
-    re.VERBOSE,
+    rf"[{_UNSPACED}]|((?<![\w.])\.(?=\d))?[^\W{_UNSPACED}]+((?<=\d)\.\d[^\W{_UNSPACED}]*)*|!=|[^\w\s]"
 )
 """A word, a number with its points, or a symbol."""
-
-_MARKS = frozenset(".,;?`\u00a1\u00ab\u00bb\u00bf\u3001\u3002\u300c\u300d\u300e\u300f")
-"""What ends or quotes sentences, whatever stands beside it, after NFKC."""
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -87,19 +82,16 @@ def hash_bytes(content: bytes) -> int:
 def plain_text(text: str) -> str:
     """Return a text's words, numbers and symbols after ``fold_text``, a space between them.
 
-    Marks of sentences, quotes and emphasis by up to 200 characters between stars are left out.
-    Symbols stay, since ``12 + 7`` asks something else than ``12 - 7``, and so do points within
-    numbers, and marks that may be those of a formula: ``!`` and ``:`` that do not follow a word,
-    and ``'`` that quotes nothing.
+    Marks of sentences, quotes and emphasis are left out where they belong to words: ``12 + 7`` asks
+    something else than ``12 - 7``, and so do ``5!`` than ``5`` and ``f'`` than ``f``. Of quotes and
+    emphasis, that is up to 200 characters.
     """
     shown = " ".join(fold_text(text).translate(_TYPED).split())  # and no pattern tries many spaces
     for _ in range(3):  # emphasis within emphasis
         before, shown = shown, _PAIRS.sub(_within, shown)
         if shown == before:
             break
-    shown = _QUOTE.sub(" ", _CALL.sub(" ", shown))
-    tokens = (token.group() for token in _TOKEN.finditer(shown))
-    return " ".join(token for token in tokens if token not in _MARKS)
+    return " ".join(token.group() for token in _TOKEN.finditer(_SENTENCE.sub(" ", shown)))
 
 
 def _within(found: re.Match[str]) -> str:

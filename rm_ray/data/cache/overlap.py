@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -17,6 +15,7 @@ import pyarrow as pa
 from rm_ray.data.rows.context import NO_CONTEXT
 from rm_ray.data.rows.groups import Group
 from rm_ray.data.rows.turns import Message, without_notes
+from rm_ray.data.text.folding import fold_text
 
 KEY_BYTES = 16
 
@@ -26,23 +25,6 @@ KEY = np.dtype(f"S{KEY_BYTES}")
 _PAIR_KEY = np.dtype(f"S{2 * KEY_BYTES}")
 
 NO_KEYS = np.empty(0, KEY)
-
-_RAISED = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b\u207f"
-
-_IN_ONE_SIGN = (
-    "\u00bc-\u00be\u2150-\u215e\u2189\u2460-\u249b\u24ea-\u24ff\u2776-\u2793"
-    "\u3248-\u324f\u3251-\u325f\u32b1-\u32bf\u32c0-\u32cb\u3358-\u3370\u33e0-\u33fe"
-)
-"""Fractions, and numbers in circles, with a point or with a unit."""
-
-_NUMBERS = (
-    (re.compile(f"(?<=[{_RAISED}])(?=\\d)"), " "),
-    (re.compile(f"([{_RAISED}]+)"), r"^\1"),
-    (re.compile("(?<=\\d)([\u2080-\u208b]+)"), r"_\1"),
-    (re.compile(f"(?<=\\w)([{_IN_ONE_SIGN}\u215f])"), r" \1"),
-    (re.compile(f"([{_IN_ONE_SIGN}])(?=\\w)"), r"\1 "),
-)
-"""What keeps apart numbers that NFKC would join."""
 
 
 def hash_group(group: Group) -> dict[str, Any]:
@@ -93,20 +75,6 @@ def _normalise(value: Any) -> Any:
 @lru_cache(maxsize=1_024)  # rows with the same prompt are often adjacent
 def _normalise_text(text: str) -> str:
     return " ".join(fold_text(text).split())
-
-
-def fold_text(text: str) -> str:
-    """Return a text for comparison: NFKC and casefolded, with each number as it reads.
-
-    NFKC alone makes 52 of a square of 5, 51/2 of five and a half, and 13 of a 3 in point 1. A minus
-    sign becomes the hyphen of keyboards.
-    """
-    if text.isascii():  # NFKC would not change it
-        return text.lower()
-    for pattern, apart in _NUMBERS:
-        text = pattern.sub(apart, text)
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return folded.replace("\u2044", "/").replace("\u2212", "-")
 
 
 def _to_json(value: Any) -> bytes:
