@@ -57,6 +57,7 @@ def _serve(arguments: Sequence[str]) -> int:
         from rm_ray.serving.server import serving
 
         with serving(command.model, command.server) as running:
+            stop.answers()
             logger.info("%s", describe_start(running.model, command.server))
             stop.wait()
             logger.info("answering the requests that were accepted; Ctrl-C again stops at once")
@@ -66,10 +67,10 @@ def _serve(arguments: Sequence[str]) -> int:
 
 
 @contextmanager
-def stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[_Stop]:
     """Yield an event that the first Ctrl-C or SIGTERM sets; the second interrupts.
 
-    Before anything is served there is nothing to answer, so Ctrl-C interrupts: see ``wait``.
+    Before anything is served there is nothing to answer, so the first one interrupts too.
     """
     stop = _Stop()
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -82,20 +83,21 @@ def stop_signal() -> Iterator[threading.Event]:
 
 
 class _Stop(threading.Event):
-    """Set by a signal once somebody waits for it; otherwise the signal interrupts."""
+    """Set by a signal, which interrupts unless it is the first one to a server that answers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_awaited = False
+        self._does_answer = False
 
-    def wait(self, timeout: float | None = None) -> bool:
-        self._is_awaited = True
-        return super().wait(timeout)
+    def answers(self) -> None:
+        """Have the first signal interrupt no more."""
+        self._does_answer = True
 
     def on_signal(self, _number: int, _frame: Any) -> None:
-        if self.is_set() or not self._is_awaited:
-            raise KeyboardInterrupt
+        is_first = not self.is_set()
         self.set()
+        if not (is_first and self._does_answer):
+            raise KeyboardInterrupt
 
 
 def describe_start(model: str, server: Server) -> str:

@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.schema import ApplicationStatus
 
 from rm_ray.cluster.ray_cluster import fit_to_cluster, ray_cluster
 from rm_ray.config.scoring import ScoringModels
@@ -94,6 +95,9 @@ class RunningServer:
 def serving(model: ScoringModels, server: Server) -> Iterator[RunningServer]:
     """Serve models on the running Ray cluster, or a local one, until the context ends.
 
+    An interrupt ends the start, unless the application may have answered requests already: then
+    the context begins, to end as it would later.
+
     Raises:
         InputError: a model, the port or the cluster cannot be used, or a token is missing.
         TrainingError: the application does not start.
@@ -156,6 +160,10 @@ def _run(made: serve.Application) -> None:
         serve.run(made, name=APP, route_prefix="/")
     except RuntimeError as error:
         raise find_refusal(error, _read_status()) from error
+    except KeyboardInterrupt:
+        found = serve.status().applications.get(APP)
+        if found is None or found.status != ApplicationStatus.RUNNING:
+            raise
 
 
 def _read_status() -> str:

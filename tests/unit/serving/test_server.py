@@ -1,10 +1,12 @@
 import shutil
 import socket
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 from made_run import make_run
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 from servers import free_ports
 
 from rm_ray.config.scoring import ScoringModels
@@ -76,6 +78,21 @@ def test_what_serve_says_of_a_replica_reaches_the_user(monkeypatch):
     monkeypatch.setattr(serve, "run", fail)
     monkeypatch.setattr(serve, "status", lambda: status)
     with pytest.raises(InputError, match=r"^--prefix_cache_gib 100 is more$"):
+        server._run(None)
+
+
+@pytest.mark.parametrize(
+    ("status", "goes_on"),
+    [(ApplicationStatus.RUNNING, True), (ApplicationStatus.DEPLOYING, False), (None, False)],
+)
+def test_an_interrupt_ends_the_start_unless_requests_may_be_answered(monkeypatch, status, goes_on):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    applications = {} if status is None else {server.APP: SimpleNamespace(status=status)}
+    monkeypatch.setattr(serve, "run", interrupt)
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
+    with nullcontext() if goes_on else pytest.raises(KeyboardInterrupt):
         server._run(None)
 
 
