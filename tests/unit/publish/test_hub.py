@@ -113,7 +113,8 @@ def test_a_fault_at_any_call_changes_nothing(endpoint, export, contents, monkeyp
     for revision in ("step-1", "main"):
         assert contents(REPO, revision) == expected(export)
     asked = sum(call in line for line in ask_for(endpoint))
-    assert asked > 1 or fault == "slow"
+    usual = 2 if call == "/commit/" else 1  # main is a commit too
+    assert asked > usual or fault in ("slow", "answer lost")  # what was done is not done again
 
 
 def test_a_corrupted_upload_is_never_tagged(endpoint, export):
