@@ -4,37 +4,61 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
 from rm_ray.data.text.folding import fold_text
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-"""Letters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, Kana, Han."""
 
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+def _class_of(kinds: str, *ranges: tuple[int, int]) -> str:
+    """Return the characters of these categories, as they stand within brackets of a pattern."""
+    codes = chain.from_iterable(range(first, last + 1) for first, last in ranges)
+    return "".join(chr(code) for code in codes if unicodedata.category(chr(code))[0] in kinds)
+
+
+_UNSPACED = "\u3400-\u4dbf\u4e00-\u9fff" + _class_of(
+    "LM", (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF)
+)
+"""Letters of scripts without spaces between words: Han, Thai, Lao, Burmese, Khmer, Kana."""
+
+_SIGNS = _class_of("M", (0x0300, 0x0DFF))
+"""Accents, and vowels that are no letters, as in Hindi."""
+
+_OTHER = rf"[^\W{_UNSPACED}]+ (?: [{_SIGNS}]+ [^\W{_UNSPACED}]* )*"
+"""A word of another script."""
+
+_WORD = re.compile(rf"[{_UNSPACED}] | {_OTHER}", re.VERBOSE)
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
+
+_QUOTED = r"(?: (?! \5 (?!\w) ) \S )"
+"""What does not end the quote."""
 
 _PAIRS = re.compile(
     rf"""
-    (?: (?<![\w*]) | (?<=[{_UNSPACED}]) ) (?: (\*{{2,3}}) (?=[^\s*]) (.{{1,200}}?) (?<=[^\s*]) \1
+    (?: (?<![\w*{_SIGNS}]) | (?<=[{_UNSPACED}]) )
+    (?: (\*{{2,3}}) (?=[^\s*]) (.{{1,200}}?) (?<=[^\s*]) \1
         | (\*) (?=[^\W\d_]|["'(]) (.{{1,200}}?) (?<=[^\W\d_]|[.!?:,"')]) \* )
-    (?: (?![\w*]) | (?=[{_UNSPACED}]) )
-    | (?: ^ | (?<=[\s{_UNSPACED}]) ) (["']) (?=[^\W\d_]|[('"]) (.{{1,200}}?) (?<=[\w.!?,)'"]) \5
+    (?: (?![\w*{_SIGNS}]) | (?=[{_UNSPACED}]) )
+    | (?: ^ | (?<=[\s{_UNSPACED}]) ) (["']) (?=[^\W\d_]|[('"])
+        ( {_QUOTED}{{1,99}} (?: [.!?,] | (?: \s {_QUOTED}{{1,99}} ){{1,40}} (?<=[\w.!?,)"']) ) ) \5
     (?: $ | (?=[\s.,;:?!){_UNSPACED}]) )
     """,
     re.VERBOSE,
 )
-"""Emphasis of Markdown, and quotes of words; what begins with a number may be a product or code."""
+"""Emphasis of Markdown, and quotes of more than a word, which may be one of code."""
 
-_OPERATORS = r"-+*/^=<>%|&\\\u00d7\u00f7\u00b7\u2264\u2265"
+_OPERATORS = "-+*/^=<>%|&\u00d7\u00f7\u00b7\u2264\u2265\u2260"
 """Before which an exclamation mark is that of a factorial."""
 
 _SENTENCE = re.compile(
     rf"""
-    (?: (?<=[^\W\d_]{{2}}) | (?<=[{_UNSPACED}]) ) [.,;:?!]+ (?! [.,;:?!] | \s* [{_OPERATORS}] )
-    | (?<=[^\s.,;:?]) [.,;:?]+ $
+    (?: (?: (?<=[^\W\d_{_UNSPACED}]{{2}}) | (?<=[\u0900-\u0dff]) ) [.,;:?!]+ (?= [\s"')] | $ )
+        | (?<=[{_UNSPACED}]) (?: [.,;:?!]*[,;:?!] | \.+(?![.\d]) )
+    ) (?! [.,;:?!] | \s* [{_OPERATORS}] )
+    | (?<=[\w)\]"'!%]) [.,;:?]+ $
     """,
     re.VERBOSE,
 )
@@ -42,14 +66,19 @@ _SENTENCE = re.compile(
 
 _TYPED = str.maketrans(
     {
-        "\u3001": ",", "\u060c": ",", "\u3002": ".", "\u0964": ".", "\u06d4": ".", "\u061f": "?",
-        "\u061b": ";", "\u2260": "!=",
-        **dict.fromkeys("`\u00a1\u00ab\u00bb\u00bf\u300a\u300b\u300c\u300d\u300e\u300f", " "),
+        "\u061f": "?", "\u061b": ";", **dict.fromkeys("\u3001\u060c", ","),
+        **dict.fromkeys("\u3002\u0964\u06d4\u17d4\u104b", "."),
+        **dict.fromkeys("\u00a1\u00ab\u00bb\u00bf\u300a\u300b\u300c\u300d\u300e\u300f", " "),
     }
 )  # fmt: skip
 
 _TOKEN = re.compile(
-    rf"[{_UNSPACED}]|((?<![\w.])\.(?=\d))?[^\W{_UNSPACED}]+((?<=\d)\.\d[^\W{_UNSPACED}]*)*|!=|[^\w\s]"
+    rf"""
+    [{_UNSPACED}]
+    | (?: (?<![^\W{_UNSPACED}]) (?<!\.) \. (?=\d) )? {_OTHER} (?: (?<=\d) \.\d (?: {_OTHER} )? )*
+    | != | [^\w\s]
+    """,
+    re.VERBOSE,
 )
 """A word, a number with its points, or a symbol."""
 
@@ -82,9 +111,9 @@ def hash_bytes(content: bytes) -> int:
 def plain_text(text: str) -> str:
     """Return a text's words, numbers and symbols after ``fold_text``, a space between them.
 
-    Marks of sentences, quotes and emphasis are left out where they belong to words: ``12 + 7`` asks
-    something else than ``12 - 7``, and so do ``5!`` than ``5`` and ``f'`` than ``f``. Of quotes and
-    emphasis, that is up to 200 characters.
+    Marks of sentences, quotes of several words, and emphasis of up to 200 characters are left out
+    where they belong to words: ``12 + 7`` asks something else than ``12 - 7``, and so do ``5!``
+    than ``5`` and ``f'`` than ``f``.
     """
     shown = " ".join(fold_text(text).translate(_TYPED).split())  # and no pattern tries many spaces
     for _ in range(3):  # emphasis within emphasis
