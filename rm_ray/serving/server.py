@@ -15,7 +15,7 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import DeploymentUnavailableError
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ReplicaState
 
 from rm_ray.cluster.ray_cluster import fit_to_cluster, ray_cluster
 from rm_ray.config.scoring import ScoringModels
@@ -161,9 +161,18 @@ def _run(made: serve.Application) -> None:
     except RuntimeError as error:
         raise find_refusal(error, _read_status()) from error
     except KeyboardInterrupt:
-        found = serve.status().applications.get(APP)
-        if found is None or found.status != ApplicationStatus.RUNNING:
+        if not _may_have_answered():
             raise
+
+
+def _may_have_answered() -> bool:
+    """Return whether requests may have reached a model; not all replicas need be there for it."""
+    try:
+        found = serve.status().applications.get(APP)
+    except Exception:  # whatever ended the controller: nobody answers without it
+        return False
+    states = [each.replica_states for each in found.deployments.values()] if found else []
+    return bool(states) and all(each.get(ReplicaState.RUNNING) for each in states)
 
 
 def _read_status() -> str:

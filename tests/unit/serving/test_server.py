@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from made_run import make_run
 from ray import serve
-from ray.serve.schema import ApplicationStatus
+from ray.exceptions import RayActorError
+from ray.serve.schema import ReplicaState
 from servers import free_ports
 
 from rm_ray.config.scoring import ScoringModels
@@ -82,17 +83,34 @@ def test_what_serve_says_of_a_replica_reaches_the_user(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("status", "goes_on"),
-    [(ApplicationStatus.RUNNING, True), (ApplicationStatus.DEPLOYING, False), (None, False)],
+    ("replicas", "goes_on"),
+    [([1, 1], True), ([1, 3], True), ([1, 0], False), ([0, 0], False), (None, False)],
 )
-def test_an_interrupt_ends_the_start_unless_requests_may_be_answered(monkeypatch, status, goes_on):
+def test_an_interrupt_ends_the_start_unless_requests_may_be_answered(
+    monkeypatch, replicas, goes_on
+):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    applications = {} if status is None else {server.APP: SimpleNamespace(status=status)}
+    states = [{ReplicaState.RUNNING: n, ReplicaState.STARTING: 1} for n in replicas or ()]
+    deployments = {str(i): SimpleNamespace(replica_states=each) for i, each in enumerate(states)}
+    found = {server.APP: SimpleNamespace(deployments=deployments)} if replicas else {}
     monkeypatch.setattr(serve, "run", interrupt)
-    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=found))
     with nullcontext() if goes_on else pytest.raises(KeyboardInterrupt):
+        server._run(None)
+
+
+def test_an_interrupt_ends_the_start_if_the_controller_does_not_answer(monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def fail() -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(serve, "run", interrupt)
+    monkeypatch.setattr(serve, "status", fail)
+    with pytest.raises(KeyboardInterrupt):
         server._run(None)
 
 
