@@ -33,7 +33,7 @@ _OTHER = rf"[^\W{_UNSPACED}]+ (?: [{_SIGNS}]+ [^\W{_UNSPACED}]* )*"
 _WORD = re.compile(rf"[{_UNSPACED}] | {_OTHER}", re.VERBOSE)
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 
-_QUOTED = r"(?: (?! \5 (?!\w) ) \S )"
+_QUOTED = rf"(?: (?! \5 (?: (?!\w) | (?=[{_UNSPACED}]) ) ) \S )"
 """What does not end the quote."""
 
 _PAIRS = re.compile(
@@ -42,8 +42,8 @@ _PAIRS = re.compile(
     (?: (\*{{2,3}}) (?=[^\s*]) (.{{1,200}}?) (?<=[^\s*]) \1
         | (\*) (?=[^\W\d_]|["'(]) (.{{1,200}}?) (?<=[^\W\d_]|[.!?:,"')]) \* )
     (?: (?![\w*{_SIGNS}]) | (?=[{_UNSPACED}]) )
-    | (?: ^ | (?<=[\s{_UNSPACED}]) ) (["']) (?=[^\W\d_]|[('"])
-        ( {_QUOTED}{{1,99}} (?: [.!?,] | (?: \s {_QUOTED}{{1,99}} ){{1,40}} (?<=[\w.!?,)"']) ) ) \5
+    | (?: ^ | (?<=[\s{_UNSPACED}]) ) (["']) (?=[^\W\d_]|[('"]) (?=.{{1,200}}?\5)
+        ( {_QUOTED}{{1,50}} (?: [.!?,] | (?: \s {_QUOTED}{{1,50}} ){{1,20}} (?<=[\w.!?,)"']) ) ) \5
     (?: $ | (?=[\s.,;:?!){_UNSPACED}]) )
     """,
     re.VERBOSE,

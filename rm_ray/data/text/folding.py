@@ -39,11 +39,12 @@ _WRITTEN_OUT = str.maketrans(
         "\u33a3": "mm\u00b3", "\u33a4": "cm\u00b3", "\u33a5": "m\u00b3", "\u33a6": "km\u00b3",
         "\u33a8": "m/s\u00b2", "\u33af": "rad/s\u00b2",
         **dict.fromkeys([0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF], None),
-        **dict.fromkeys([*range(0x202A, 0x202F), *range(0x2060, 0x2065)], None),
-        **dict.fromkeys([*range(0x2066, 0x206A), *range(0xFE00, 0xFE10)], None),
+        **dict.fromkeys([*range(0x202A, 0x202F), 0x2060, *range(0x2066, 0x206A)], None),
+        **dict.fromkeys(range(0xFE00, 0xFE10), None),
+        **dict.fromkeys(range(0x2061, 0x2065), " "),
     }
 )  # fmt: skip
-"""Units; of marks that cannot be seen, those of which words do not depend are left out."""
+"""Units; marks that cannot be seen are left out, and a space for a product that cannot."""
 
 _RARE = re.compile(f"[{_RAISED}{_LOWERED}{_IN_ONE_SIGN}\u215f{''.join(map(chr, _WRITTEN_OUT))}]")
 """What is compared otherwise than NFKC has it."""
@@ -78,7 +79,8 @@ def fold_text(text: str) -> str:
 
 def _write_fraction(found: re.Match[str]) -> str:
     """Return ``x^(2/3)`` after a letter, and else ``5 2/3``."""
-    before, after = found.string[: found.start()][-1:], found.string[found.end() :][:1]
+    text, start, end = found.string, *found.span()
+    before, after = text[max(start - 1, 0) : start], text[end : end + 1]
     shown = unicodedata.normalize("NFKC", f"{found[1]}/{found[2]}")
     if before.isalpha():
         return f"^({shown})"

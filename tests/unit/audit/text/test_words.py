@@ -51,6 +51,7 @@ def test_letters_of_scripts_without_spaces_are_words():
         ('**"Why?"** he', "Why he"),
         ("if x!=y", "if x != y"),
         ("say 'yes, please', he", "say yes please he"),
+        ("\u4ed6\u8bf4'hello world'\u5417", "\u4ed6\u8bf4 hello world \u5417"),
         (
             "\u092f\u0939 \u0915\u094d\u092f\u093e \u0939\u0948\u0964 \u0915",
             "\u092f\u0939 \u0915\u094d\u092f\u093e \u0939\u0948 \u0915",
@@ -189,6 +190,8 @@ def test_plain_texts_have_the_words_of_the_texts(text: str):
 
 def test_marks_that_nothing_ends_are_kept_however_many():
     assert plain_text("*a " * 100_000).count("*") == 100_000
+    quoted = ("\u65e5'a" * 33 + " ") * 300  # minutes, if each quote were followed to its end
+    assert plain_text(quoted).count("a") == 33 * 300
 
 
 def test_many_spaces_are_one():
