@@ -3,29 +3,18 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from moved_clock import MovedClock
 
 from rm_ray.supervisor import attempt_process
 from rm_ray.supervisor.attempt_process import describe_exit, read_changes
 
 
-@dataclass
-class Clock:
-    """Goes on only when a test says so: no attempt falls silent since the machine is busy."""
-
-    now: float = 1000.0
-
-    def monotonic(self) -> float:
-        """Return the time in seconds."""
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> MovedClock:
+    found = MovedClock()
     monkeypatch.setattr(attempt_process, "time", found)
     return found
 
@@ -92,7 +81,7 @@ def test_a_line_may_be_longer_than_one_read(start: Start, tmp_path: Path):
 
 @pytest.mark.parametrize("last", ['{"num_workers": 2}', '{"step": 3, "ending": "finished"}'])
 def test_an_attempt_that_is_not_training_need_not_report_progress(
-    start: Start, clock: Clock, last: str
+    start: Start, clock: MovedClock, last: str
 ):
     cause = """echo '{"cause": "x"}' >&9"""
     process, reading = telling(start, f"echo '{last}' >&9; {LIVES}; {cause}")
@@ -114,7 +103,7 @@ def test_an_attempt_that_is_not_training_need_not_report_progress(
 @pytest.mark.parametrize(
     "first", ['{"step": 1}', '{"num_workers": 2}', '{"step": 3, "ending": "finished"}']
 )
-def test_an_attempt_without_signs_of_life_is_killed(start: Start, clock: Clock, first: str):
+def test_an_attempt_without_signs_of_life_is_killed(start: Start, clock: MovedClock, first: str):
     process, reading = telling(start, f"""echo '{first}' >&9; trap '' TERM; read never""")
     told = read_changes(process, reading, every_s=0.02, quiet_for_s=100)
 
@@ -127,7 +116,7 @@ def test_an_attempt_without_signs_of_life_is_killed(start: Start, clock: Clock, 
     assert process.returncode == -signal.SIGKILL
 
 
-def test_an_attempt_that_is_alive_but_makes_no_progress_is_killed(start: Start, clock: Clock):
+def test_an_attempt_that_is_alive_but_makes_no_progress_is_killed(start: Start, clock: MovedClock):
     process, reading = telling(start, f"""echo '{{"step": 1}}' >&9; {LIVES}""")
     told = filter(None, read_changes(process, reading, every_s=0.02, quiet_for_s=100))
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from moved_clock import MovedClock
 from plain_training import PlainHeartbeat
 
 from rm_ray.batches.labels import pair_labels
@@ -16,22 +17,9 @@ from rm_ray.worker import clocks as clocks_module
 from rm_ray.worker.clocks import Clocks
 
 
-class Time:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
-    clock = Time()
+def clock(monkeypatch: pytest.MonkeyPatch) -> MovedClock:
+    clock = MovedClock()
     monkeypatch.setattr(clocks_module, "time", clock)
     return clock
 
@@ -53,7 +41,7 @@ def four_pairs() -> GroupMetrics:
     return metrics
 
 
-def test_seconds_count_for_the_run_and_for_the_attempt(clock: Time):
+def test_seconds_count_for_the_run_and_for_the_attempt(clock: MovedClock):
     progress = Progress(spent={"evaluation": 100.0})
     clocks, heartbeat = make(progress)
     with clocks.spending("evaluation"):
@@ -63,7 +51,7 @@ def test_seconds_count_for_the_run_and_for_the_attempt(clock: Time):
     assert heartbeat.spent == {"evaluation": 5.0, "checkpoints": 2.0}
 
 
-def test_the_heartbeat_thread_never_sees_a_dictionary_change(clock: Time):
+def test_the_heartbeat_thread_never_sees_a_dictionary_change(clock: MovedClock):
     clocks, heartbeat = make()
     clocks.spend("steps", 1.0)
     sent = heartbeat.spent
@@ -71,7 +59,7 @@ def test_the_heartbeat_thread_never_sees_a_dictionary_change(clock: Time):
     assert sent == {"steps": 1.0}
 
 
-def test_a_block_that_raises_does_not_count(clock: Time):
+def test_a_block_that_raises_does_not_count(clock: MovedClock):
     clocks, heartbeat = make()
     with pytest.raises(ValueError), clocks.spending("evaluation"):
         clock.now += 5
@@ -79,7 +67,7 @@ def test_a_block_that_raises_does_not_count(clock: Time):
     assert clocks.progress.spent == heartbeat.spent == {}
 
 
-def test_the_data_wait_excludes_the_work_on_a_step(clock: Time):
+def test_the_data_wait_excludes_the_work_on_a_step(clock: MovedClock):
     clocks, _ = make()
 
     def load():
@@ -94,7 +82,9 @@ def test_the_data_wait_excludes_the_work_on_a_step(clock: Time):
     assert waits == [3.0, 0.5]
 
 
-def test_the_first_step_ends_the_startup_and_later_ones_count_for_the_speed(clock: Time, caplog):
+def test_the_first_step_ends_the_startup_and_later_ones_count_for_the_speed(
+    clock: MovedClock, caplog
+):
     clocks, heartbeat = make(Progress(step=7))
     clocks.start()
     assert heartbeat.first_step == 7
@@ -115,7 +105,7 @@ def test_the_first_step_ends_the_startup_and_later_ones_count_for_the_speed(cloc
     }  # fmt: skip
 
 
-def test_a_run_s_seconds_continue_across_attempts(clock: Time):
+def test_a_run_s_seconds_continue_across_attempts(clock: MovedClock):
     clocks, _ = make(Progress(seconds=50.0))
     clock.now += 30  # while the model is built
     clocks.start()
@@ -126,7 +116,7 @@ def test_a_run_s_seconds_continue_across_attempts(clock: Time):
     assert clocks.progress.seconds == 55.0
 
 
-def test_goodput_is_the_share_of_the_run_s_time_spent_in_steps(clock: Time):
+def test_goodput_is_the_share_of_the_run_s_time_spent_in_steps(clock: MovedClock):
     clocks, _ = make(Progress(spent={"steps": 75.0}))
     assert clocks.goodput == 75 / 100
     clock.now += 200

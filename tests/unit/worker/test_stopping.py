@@ -1,8 +1,8 @@
-import time
 from typing import Any
 
 import pytest
 import torch
+from moved_clock import MovedClock
 from plain_training import PlainContext, PlainHeartbeat
 
 from rm_ray.tracking.heartbeat import RESIZED
@@ -10,19 +10,9 @@ from rm_ray.worker import stopping as stopping_module
 from rm_ray.worker.stopping import CHECK_EVERY_S, PREEMPTED, RESIZE_AGAIN_S, Stopping
 
 
-class Time:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = time.monotonic()
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
-    clock = Time()
+def clock(monkeypatch: pytest.MonkeyPatch) -> MovedClock:
+    clock = MovedClock()
     monkeypatch.setattr(stopping_module, "time", clock)
     return clock
 
@@ -45,7 +35,7 @@ def test_a_rank_votes_to_stop_once_its_heartbeat_has_a_reason():
     assert not stopping.is_stopping  # a vote is not a decision
 
 
-def test_only_rank_0_requests_preemption_checks_every_few_seconds(clock: Time):
+def test_only_rank_0_requests_preemption_checks_every_few_seconds(clock: MovedClock):
     (first, _, context), (second, _, _) = make(), make(rank=1)
     asked = []
     for _ in range(12):
@@ -58,7 +48,7 @@ def test_only_rank_0_requests_preemption_checks_every_few_seconds(clock: Time):
     assert CHECK_EVERY_S == 5
 
 
-def test_every_rank_checks_if_any_rank_requests_it(clock: Time):
+def test_every_rank_checks_if_any_rank_requests_it(clock: MovedClock):
     stopping, _, context = make(rank=1)
     stopping.decide((False, True))
     stopping.decide((False, False))
@@ -66,7 +56,7 @@ def test_every_rank_checks_if_any_rank_requests_it(clock: Time):
     assert not stopping.is_stopping
 
 
-def test_preemption_stops_the_attempt_whatever_the_heartbeat_says(clock: Time):
+def test_preemption_stops_the_attempt_whatever_the_heartbeat_says(clock: MovedClock):
     for reason in (None, RESIZED, "signal"):
         stopping, _, _ = make(reason, rank=1, preempted_at_check=1)
         stopping.decide((False, True))
@@ -84,7 +74,7 @@ def test_a_decision_holds_for_one_step():
     assert not stopping.is_stopping
 
 
-def test_resizing_is_postponed_if_steps_would_be_lost(clock: Time, caplog):
+def test_resizing_is_postponed_if_steps_would_be_lost(clock: MovedClock, caplog):
     stopping, _, _ = make(RESIZED, rank=1)
     stopping.decide(stopping.votes())
     assert stopping.is_stopping
@@ -99,7 +89,7 @@ def test_resizing_is_postponed_if_steps_would_be_lost(clock: Time, caplog):
     }  # fmt: skip
 
 
-def test_a_more_pressing_reason_is_not_postponed_with_the_resize(clock: Time):
+def test_a_more_pressing_reason_is_not_postponed_with_the_resize(clock: MovedClock):
     stopping, heartbeat, _ = make(RESIZED, rank=1)
     assert stopping.end_attempt(10, saved_step=5) is None
     heartbeat.reason_to_stop = "signal"
